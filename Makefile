@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both build .venv when it is missing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   ?= demo
+
+.PHONY: help demo test test-slow lint format docs bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@# torch first and by exact version: a machine with a CPU build at hand then takes that one
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,s3,hpc,spectra]"
+	@touch $(STAMP)
+
+demo: $(STAMP) ## simulate a survey, fit, evaluate, show the report (under 4 minutes on 2 cores)
+	$(BIN)/chemscale demo --out $(DEMO)
+
+test: $(STAMP) ## the default test suite
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not slurm and not browser"
+
+test-slow: $(STAMP) ## the marked tests as well (skips what the machine lacks)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## mend formatting and imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## build the documentation site, warnings are errors
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+bench: $(STAMP) ## the quick benchmarks
+	$(BIN)/chemscale bench scaling --tiny --out benchmarks/results
+
+clean: ## remove the environment and build products
+	rm -rf $(VENV) build dist site *.egg-info

@@ -1,0 +1,280 @@
+"""A run directory: every product of one analysis and the manifest that explains them.
+
+``manifest.json`` is rewritten atomically after every stage, so a run that was killed still
+tells which of its products are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from .._version import __version__
+from ..errors import InputError, StoreError
+
+MANIFEST = "manifest.json"
+RUN_VERSION = 1
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "dask", "distributed", "dask-ml", "xarray", "zarr", "torch", "astropy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of chemscale, Python and the packages results depend on."""
+    found = {"chemscale": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def jsonable(obj: Any) -> Any:
+    """`obj` with NumPy scalars, arrays and paths turned into plain JSON; NaN becomes None."""
+    if isinstance(obj, Mapping):
+        return {str(k): jsonable(v) for k, v in obj.items()}
+    if isinstance(obj, np.ndarray):
+        return jsonable(obj.tolist())
+    if isinstance(obj, (list, tuple, set, frozenset)):
+        return [jsonable(v) for v in obj]
+    if isinstance(obj, np.generic):
+        return jsonable(obj.item())
+    if isinstance(obj, float):
+        return obj if np.isfinite(obj) else None
+    if isinstance(obj, os.PathLike):
+        return os.fspath(obj)
+    return obj
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(jsonable(obj), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, target)
+
+
+class _PeakMemory(threading.Thread):
+    """Largest resident memory of this process and its children, sampled while a stage runs."""
+
+    def __init__(self, interval: float = 0.25):
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._stop_event = threading.Event()
+        self._interval = interval
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while not self._stop_event.wait(self._interval):
+            self.sample(me)
+
+    def sample(self, me: psutil.Process) -> None:
+        try:
+            total = me.memory_info().rss
+            for child in me.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:
+                    continue
+        except psutil.Error:
+            return
+        self.peak = max(self.peak, total)
+
+    def stop(self) -> float:
+        self._stop_event.set()
+        self.join()
+        self.sample(psutil.Process())
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return max(self.peak, 0) or float(own)
+
+
+class Stage:
+    """Handle given to the body of ``with run.stage(...)``; `note` adds facts to the manifest."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.facts: dict[str, Any] = {}
+
+    def note(self, **facts: Any) -> None:
+        """Record facts about this stage (counts, passes, choices made)."""
+        self.facts.update(jsonable(facts))
+
+
+class Run:
+    """A run directory.
+
+    Parameters
+    ----------
+    path : path-like
+        The directory; use :meth:`create` or :meth:`open` rather than the constructor.
+    manifest : dict
+        Contents of ``manifest.json``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], manifest: dict[str, Any]):
+        self.path = Path(path)
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], *, store: str | None = None, overwrite: bool = False) -> Run:
+        """Start a run, or carry on one that works on the same store.
+
+        Raises
+        ------
+        InputError
+            The directory exists and is not a run, or is a run on another store.
+        """
+        target = Path(path)
+        store = cls._resolve(store) if store is not None else None
+        if (target / MANIFEST).exists():
+            run = cls.open(target)
+            if store is None or run.manifest.get("store") in (store, None):
+                if store is not None and run.manifest.get("store") is None:
+                    run.manifest["store"] = store
+                    run.save()
+                return run
+            if not overwrite:
+                raise InputError(
+                    f"{target} is a run on another survey ({run.manifest.get('store')})",
+                    "choose another --run directory, or pass --overwrite to start it anew",
+                )
+            run.manifest = cls._fresh(store)
+            run.save()
+            return run
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"{target} exists and is not a chemscale run", "choose a new or empty --run directory")
+        target.mkdir(parents=True, exist_ok=True)
+        run = cls(target, cls._fresh(store))
+        run.save()
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Open an existing run.
+
+        Raises
+        ------
+        StoreError
+            No manifest there, or one written by a newer chemscale.
+        """
+        file = Path(path) / MANIFEST
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(
+                f"{path} is not a chemscale run (no {MANIFEST})",
+                "start one with `chemscale rsca fit STORE --run RUN`",
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as err:
+            raise StoreError(f"{file} cannot be read: {err}", "restore it or start a new run") from err
+        if manifest.get("run_version", 0) > RUN_VERSION:
+            raise StoreError(f"{path} was made by a newer chemscale", "upgrade chemscale")
+        return cls(path, manifest)
+
+    @staticmethod
+    def _resolve(store: str) -> str:
+        return store if "://" in str(store) else str(Path(store).resolve())
+
+    @staticmethod
+    def _fresh(store: str | None) -> dict[str, Any]:
+        return {
+            "run_version": RUN_VERSION,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "store": store,
+            "versions": versions(),
+            "stages": {},
+        }
+
+    @property
+    def store(self) -> str:
+        """Path or URL of the survey store this run works on."""
+        store = self.manifest.get("store")
+        if not store:
+            raise StoreError(f"{self.path}: no survey store is recorded", "run `chemscale rsca fit STORE --run RUN`")
+        return store
+
+    def file(self, name: str) -> str:
+        """Path of a product inside the run directory."""
+        return str(self.path / name)
+
+    def need(self, name: str, command: str) -> str:
+        """Path of a product that must exist; the error names the command that makes it."""
+        file = self.file(name)
+        if not os.path.exists(file):
+            raise StoreError(f"{self.path} has no {name} yet", f"run `{command}` first")
+        return file
+
+    def has(self, name: str) -> bool:
+        """Whether a product is there."""
+        return os.path.exists(self.file(name))
+
+    def save(self) -> None:
+        """Write the manifest (atomically)."""
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def save_json(self, name: str, obj: Any) -> str:
+        """Write a JSON product atomically and return its path."""
+        file = self.file(name)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, obj)
+        return file
+
+    def load_json(self, name: str) -> Any:
+        """Read a JSON product."""
+        with open(self.file(name), encoding="utf-8") as f:
+            return json.load(f)
+
+    @contextmanager
+    def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[Stage]:
+        """Run a stage and record its settings, wall time, peak memory and outcome.
+
+        Peak memory counts this process and its children (local workers).
+        """
+        stage = Stage(name)
+        entry: dict[str, Any] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": jsonable(dict(settings or {})),
+            "status": "running",
+        }
+        self.manifest["stages"][name] = entry
+        self.save()
+        sampler = _PeakMemory()
+        sampler.start()
+        start = time.perf_counter()
+        try:
+            yield stage
+            entry["status"] = "done"
+        except BaseException as err:
+            entry["status"] = "failed"
+            entry["error"] = f"{type(err).__name__}: {err}"[:2000]
+            raise
+        finally:
+            entry["wall_s"] = round(time.perf_counter() - start, 3)
+            entry["peak_memory_mb"] = round(sampler.stop() / 2**20, 1)
+            entry["facts"] = stage.facts
+            entry["versions"] = versions()
+            self.save()
+
+    def __repr__(self) -> str:
+        done = [k for k, v in self.manifest.get("stages", {}).items() if v.get("status") == "done"]
+        return f"<Run {str(self.path)!r} on {self.manifest.get('store')!r}: {', '.join(done) or 'nothing done yet'}>"
+
+
+def fingerprint(obj: Any) -> str:
+    """SHA-256 of the canonical JSON of `obj`: the key under which work counts as the same."""
+    text = json.dumps(jsonable(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
