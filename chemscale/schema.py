@@ -163,9 +163,9 @@ def check(ds: xr.Dataset, *, ids: bool = True) -> list[str]:
                 problems.append(f"{name}: missing (required, dims {spec.dims}, dtype {spec.dtype})")
             continue
         problems += _check_variable(ds[name], spec)
-    for name in ds.data_vars:
-        if name not in VARIABLES:
-            problems.append(f"{name}: not in the contract; see chemscale.schema.VARIABLES")
+    for extra in ds.data_vars:
+        if extra not in VARIABLES:
+            problems.append(f"{extra}: not in the contract; see chemscale.schema.VARIABLES")
     if "wavelength" in ds.variables and ds["wavelength"].dims == ("wavelength",):
         wave = np.asarray(ds["wavelength"].values)
         if wave.size and not (np.all(np.isfinite(wave)) and np.all(np.diff(wave) > 0)):
@@ -204,7 +204,7 @@ def _check_ids(ids: np.ndarray) -> list[str]:
         problems.append(f"star_id: {int(np.sum(text == ''))} empty identifier(s)")
     unique, counts = np.unique(text, return_counts=True)
     if np.any(counts > 1):
-        some = ", ".join(map(repr, unique[counts > 1][:5]))
+        some = ", ".join(map(repr, unique[counts > 1][:5].tolist()))
         problems.append(f"star_id: {int(np.sum(counts > 1))} duplicate identifier(s), e.g. {some}")
     return problems
 

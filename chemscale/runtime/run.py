@@ -43,6 +43,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def invocation() -> dict[str, Any]:
+    """The command that is running and the CHEMSCALE_* environment: how to do it again."""
+    command = ["chemscale", *sys.argv[1:]] if Path(sys.argv[0]).name == "chemscale" else [Path(sys.argv[0]).name]
+    environment = {k: v for k, v in os.environ.items() if k.startswith("CHEMSCALE_")}
+    return {"command": command, "environment": environment}
+
+
 def jsonable(obj: Any) -> Any:
     """`obj` with NumPy scalars, arrays and paths turned into plain JSON; NaN becomes None."""
     if isinstance(obj, Mapping):
@@ -248,6 +255,7 @@ class Run:
         entry: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": jsonable(dict(settings or {})),
+            "invocation": invocation(),
             "status": "running",
         }
         self.manifest["stages"][name] = entry
