@@ -1,0 +1,82 @@
+"""`chemscale study`: figures and tables of the papers, from a run."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the app."""
+
+    @app.command("study")
+    def study(
+        names: list[str] = typer.Argument(
+            None, metavar="[NAME...]", help="Studies to run; `all` for every one; none lists them."
+        ),
+        run: str = typer.Option("", "--run", metavar="RUN", help="Run directory of `chemscale rsca fit`."),
+        option: list[str] = typer.Option(
+            [], "--option", metavar="NAME.KEY=VALUE", help="A study's own setting, e.g. dataset_size.repeats=20."
+        ),
+        json: bool = typer.Option(False, "--json", help="Print the summaries as JSON on stdout."),
+    ) -> None:
+        """Run studies: each writes figure.pdf, figure.png, data.csv and summary.json below RUN/studies/NAME.
+
+        Examples:
+
+        chemscale study                          # what there is
+        chemscale study ablation --run run       # Figure 4 of de Mijolla & Ness (2021)
+        chemscale study all --run run            # every study this run can answer
+        """
+        from rich.markup import escape
+        from rich.table import Table
+
+        from ..errors import DataError, InputError
+        from ..studies import registry
+        from . import console, echo_json
+
+        if not names:
+            studies = [registry.get(n) for n in registry.names()]
+            if json:
+                echo_json({s.name: {"title": s.title, "source": s.source, "settings": s.defaults} for s in studies})
+                return
+            table = Table("study", "what", "source", "settings", box=None)
+            for s in studies:
+                table.add_row(s.name, s.title, s.source, ", ".join(f"{k}={v}" for k, v in s.defaults.items()))
+            console.print(table)
+            return
+        if not run:
+            raise InputError(
+                "no run directory was given", "pass --run RUN, made by `chemscale rsca fit STORE --run RUN`"
+            )
+        wanted = registry.names() if "all" in names else list(dict.fromkeys(names))
+        for name in wanted:
+            registry.get(name)  # refuse a typo before minutes of work
+        summaries, skipped = registry.run_studies(run, wanted, _settings(option, wanted))
+        for name, summary in summaries.items():
+            numbers = ", ".join(f"{k} {_short(v)}" for k, v in summary["numbers"].items())
+            console.print(f"[bold]{escape(name)}[/] ({summary['seconds']:.1f} s) {escape(numbers)}", highlight=False)
+        for name, reason in skipped.items():
+            console.print(f"[yellow]{escape(name)} left out:[/] {escape(reason)}", highlight=False)
+        if json:
+            echo_json({"studies": summaries, "left_out": skipped})
+        if not summaries:
+            raise DataError("none of these studies could be made from this run", "the reasons are listed above")
+
+
+def _settings(options: list[str], wanted: list[str]) -> dict[str, dict[str, object]]:
+    """``name.key=value`` as settings by study."""
+    from ..config import parse_assignment
+    from ..errors import InputError
+
+    settings: dict[str, dict[str, object]] = {}
+    for text in options:
+        key, value = parse_assignment(text)
+        study, dot, setting = key.partition(".")
+        if not dot or study not in wanted:
+            raise InputError(f"--option {text!r}: not of the form NAME.KEY=VALUE for a study that is run", "see --help")
+        settings.setdefault(study, {})[setting] = value
+    return settings
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,240 @@
+"""The studies chemscale knows, and how one is run.
+
+A study is one module with a constant ``STUDY``::
+
+    from .registry import Study, StudyContext, StudyResult
+
+    def compute(context: StudyContext) -> StudyResult: ...
+
+    STUDY = Study("dimensionality", "Doppelganger rate against PCA dimensionality", "de Mijolla & Ness, Figure 2", compute)
+
+and one line in :data:`MODULES` (or, in another package, an entry point in the group ``chemscale.studies`` that names
+the ``STUDY`` object). Running it writes ``RUN/studies/NAME/`` with ``figure.pdf``, ``figure.png``, ``data.csv`` and
+``summary.json``; the report shows whatever is there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..errors import ChemscaleError, InputError
+from ..runtime.run import Run, versions
+
+#: Modules of this package that define a ``STUDY``, by the study's name, in the order of the papers.
+MODULES = {
+    "dimensionality": "dimensionality",
+    "features": "features",
+    "ablation": "ablation",
+    "abundances": "abundances",
+    "kept_dimensions": "kept_dimensions",
+    "dataset_size": "dataset_size",
+    "interstellar": "interstellar",
+    "velocity": "velocity",
+    "together": "together",
+    "per_cluster": "per_cluster",
+}
+ENTRY_POINT_GROUP = "chemscale.studies"
+
+
+@dataclass
+class StudyResult:
+    """What a study hands back.
+
+    Attributes
+    ----------
+    figure : matplotlib.figure.Figure
+        Made by :func:`chemscale.studies.style.figure`.
+    table : mapping of str to array
+        Columns of equal length: the numbers the figure shows, with their uncertainty.
+    columns : mapping of str to str
+        Meaning and unit of every column.
+    numbers : mapping
+        The few numbers a reader wants first.
+    caption : str
+        One to three plain sentences below the figure.
+    """
+
+    figure: Any
+    table: Mapping[str, Any]
+    columns: Mapping[str, str]
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One figure or table.
+
+    Attributes
+    ----------
+    name : str
+        What the user types.
+    title : str
+        Heading in the report.
+    source : str
+        The figure or table of the paper it reproduces.
+    compute : callable
+        ``compute(context) -> StudyResult``; raises :class:`~chemscale.errors.DataError` where the run cannot
+        answer the question.
+    defaults : mapping
+        Settings the study reads, with their defaults; any other setting is refused.
+    """
+
+    name: str
+    title: str
+    source: str
+    compute: Callable[[StudyContext], StudyResult]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StudyContext:
+    """A run as a study sees it: products opened once and shared between studies.
+
+    Parameters
+    ----------
+    run : Run
+    settings : mapping
+        The study's settings (its defaults, overridden by the caller's).
+    cache : dict, optional
+        Shared between the contexts of one session, so ten studies read the embedding once.
+    """
+
+    def __init__(self, run: Run, settings: Mapping[str, Any] | None = None, cache: dict[str, Any] | None = None):
+        self.run = run
+        self.settings = dict(settings or {})
+        self.cache: dict[str, Any] = {} if cache is None else cache
+
+    def shared(self, key: str, make: Callable[[], Any]) -> Any:
+        """The value of `make()`, computed once a session."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
+
+    @cached_property
+    def sample(self) -> Any:
+        """Coordinates, membership and covariates of the run: a :class:`chemscale.studies.sample.Sample`."""
+        from .sample import Sample
+
+        return self.shared("sample", lambda: Sample.read(self.run))
+
+    @cached_property
+    def survey(self) -> Any:
+        """The survey Dataset (lazy)."""
+        from ..survey.store import open_survey
+
+        return self.shared("survey", lambda: open_survey(self.run.store))
+
+
+def names() -> list[str]:
+    """Names of every study, those of other packages last."""
+    return [*MODULES, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP) if e.name not in MODULES)]
+
+
+def get(name: str) -> Study:
+    """The study called `name`.
+
+    Raises
+    ------
+    InputError
+        No such study; the message names the nearest one.
+    """
+    if name in MODULES:
+        return importlib.import_module(f"{__package__}.{MODULES[name]}").STUDY
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == name:
+            return entry.load()
+    known = names()
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"there is no study called {name!r}", f"{hint}studies: {', '.join(known)}")
+
+
+def run_study(
+    name: str,
+    run: Run | str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    cache: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run one study and write its products; returns the summary (``summary.json``).
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`names`.
+    run : Run or path-like
+        A run directory with the products of `chemscale rsca fit`.
+    settings : mapping, optional
+        Overrides of the study's defaults.
+    cache : dict, optional
+        Shared between calls to read products once.
+
+    Raises
+    ------
+    InputError
+        Unknown study or setting.
+    DataError
+        The run lacks what the study needs (no visits, no abundances, too few stars at high extinction, ...).
+    """
+    from . import style
+
+    study = get(name)
+    given = dict(settings or {})
+    for key in given:
+        if key not in study.defaults:
+            known = ", ".join(study.defaults) or "none"
+            raise InputError(f"study {name} has no setting {key!r}", f"its settings: {known}")
+    run = run if isinstance(run, Run) else Run.open(run)
+    chosen = {**study.defaults, **given}
+    with run.stage(f"study.{name}", settings=chosen) as stage:
+        start = time.perf_counter()
+        with style.context():
+            result = study.compute(StudyContext(run, chosen, cache))
+            folder = run.path / "studies" / name
+            style.save(result.figure, folder)
+        missing = set(result.table) - set(result.columns)
+        if missing:
+            raise ValueError(f"study {name}: columns without a meaning: {sorted(missing)}")
+        style.write_csv(folder / "data.csv", result.table)
+        summary = {
+            "name": name,
+            "title": study.title,
+            "source": study.source,
+            "caption": result.caption,
+            "numbers": dict(result.numbers),
+            "columns": dict(result.columns),
+            "settings": chosen,
+            "seconds": round(time.perf_counter() - start, 2),
+            "versions": versions(),
+        }
+        run.save_json(f"studies/{name}/summary.json", summary)
+        stage.note(**result.numbers)
+    return summary
+
+
+def run_studies(
+    run: Run | str, wanted: Iterable[str] | None = None, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Run several studies (all by default), reading the run's products once.
+
+    Returns
+    -------
+    (dict, dict)
+        Summaries by name, and for each study that this run cannot answer the reason.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    cache: dict[str, Any] = {}
+    summaries, skipped = {}, {}
+    for name in names() if wanted is None else [get(n).name for n in wanted]:
+        try:
+            summaries[name] = run_study(name, run, (settings or {}).get(name), cache=cache)
+        except ChemscaleError as err:
+            skipped[name] = f"{err.message}. {err.remedy}" if err.remedy else err.message
+    return summaries, skipped
