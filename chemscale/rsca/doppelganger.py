@@ -1,0 +1,489 @@
+"""Doppelganger rates (section 4.2): how often a field star looks as alike as a stellar sibling.
+
+A cluster's rate is the fraction of (member, field star) pairs whose distance is at most the median distance of
+the cluster's member pairs, over pairs of similar extinction and radial velocity.
+
+:class:`Evaluation` holds what does not change between metrics (which pairs may be compared), so that a study
+can rate thousands of metrics; :func:`doppelganger_rates` is the one-call form.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+from dask import compute, delayed
+from scipy.spatial.distance import pdist
+
+from chemscale.errors import DataError, InputError
+from chemscale.rsca.metric import RSCA, FieldMoments, Raw, Scaled, check_members, field_blocks, field_moments
+
+#: Rows of the field compared with a cluster at a time: bounds memory at rows x (members + features) doubles.
+BLOCK_ROWS = 16384
+
+
+class LinearMetric(Protocol):
+    """A metric that a doppelganger rate can be measured for."""
+
+    def fit(self, field: Any, members: Any, clusters: Any) -> Any:
+        """Learn from field coordinates or their moments, members and cluster names."""
+        ...
+
+    def matrix(self, n_features: int | None = None) -> np.ndarray:
+        """Linear map (K, n_features) from coordinates to features."""
+        ...
+
+
+#: Metrics by name; the values make a fresh, unfitted metric.
+METHODS: dict[str, Callable[[], LinearMetric]] = {"rsca": RSCA, "scaled": Scaled, "raw": Raw}
+
+
+@dataclass(frozen=True)
+class DoppelgangerRates:
+    """Doppelganger rates of one metric.
+
+    Attributes
+    ----------
+    overall : float
+        Mean of the clusters' rates, weighted by their number of members.
+    per_cluster : dict of str to float
+        NaN for a cluster none of whose pairs passes the cuts; `overall` leaves it out.
+    n_members, n_pairs : dict of str to int
+        Members of a cluster, and (member, field) pairs that passed the cuts.
+    median_distance : dict of str to float
+        Median distance of the member pairs: the threshold.
+    method : str
+    n_features : int or None
+    leave_one_out : bool
+    """
+
+    overall: float
+    per_cluster: dict[str, float]
+    n_members: dict[str, int] = field(default_factory=dict)
+    n_pairs: dict[str, int] = field(default_factory=dict)
+    median_distance: dict[str, float] = field(default_factory=dict)
+    method: str = ""
+    n_features: int | None = None
+    leave_one_out: bool = True
+
+
+@dataclass(frozen=True)
+class PairCuts:
+    """Which pairs of stars may be compared. A pair with a missing (NaN) covariate does not pass a cut on it."""
+
+    max_delta_extinction: float = 0.05
+    max_delta_velocity: float = 5.0
+
+
+class Candidates:
+    """The field stars of one block that each cluster may be compared with.
+
+    Parameters
+    ----------
+    velocity, extinction : array (n_block,) or None
+        Covariates of the field stars of the block; None = no cut.
+    member_velocity, member_extinction : array (n_members,) or None
+    groups : list of index arrays
+        Rows of the members of each cluster.
+    cuts : PairCuts
+    """
+
+    def __init__(
+        self,
+        n: int,
+        velocity: np.ndarray | None,
+        extinction: np.ndarray | None,
+        member_velocity: np.ndarray | None,
+        member_extinction: np.ndarray | None,
+        groups: Sequence[np.ndarray],
+        cuts: PairCuts,
+    ):
+        self.rows: list[np.ndarray | slice] = []
+        self.allowed: list[np.ndarray | None] = []
+        limits = [
+            (np.asarray(f, dtype=float), np.asarray(m, dtype=float), limit)
+            for f, m, limit in (
+                (velocity, member_velocity, cuts.max_delta_velocity),
+                (extinction, member_extinction, cuts.max_delta_extinction),
+            )
+            if f is not None and m is not None
+        ]
+        if not limits:
+            self.rows = [slice(None)] * len(groups)
+            self.allowed = [None] * len(groups)
+            return
+        order = np.argsort(limits[0][0], kind="stable")  # NaN last, never inside a window
+        ordered = limits[0][0][order]
+        for group in groups:
+            member = limits[0][1][group]
+            member = member[np.isfinite(member)]
+            if not len(member):
+                lo = hi = 0
+            else:
+                lo = np.searchsorted(ordered, member.min() - limits[0][2], side="left")
+                hi = np.searchsorted(ordered, member.max() + limits[0][2], side="right")
+            rows = np.sort(order[lo:hi])
+            allowed = np.ones((len(rows), len(group)), dtype=bool)
+            for values, members, limit in limits:
+                allowed &= np.abs(values[rows][:, None] - members[group][None, :]) < limit
+            keep = allowed.any(axis=1)
+            self.rows.append(rows[keep])
+            self.allowed.append(allowed[keep])
+
+
+def count_close(
+    field_rows: np.ndarray, members: np.ndarray, threshold: float, allowed: np.ndarray | None
+) -> tuple[int, int]:
+    """Pairs at or under `threshold`, and pairs compared.
+
+    Distances come from one matrix product; the pairs for which its rounding could matter are recomputed from
+    differences, so the counts are those of exact arithmetic on the features.
+
+    Parameters
+    ----------
+    field_rows : (n, d) float64 features of field stars
+    members : (m, d) float64 features of members
+    threshold : float
+    allowed : (n, m) bool or None
+    """
+    n_close = n_pairs = 0
+    centre = members.mean(axis=0) if len(members) else 0.0
+    members = members - centre
+    size_m = np.einsum("ij,ij->i", members, members)
+    limit = threshold**2
+    for start in range(0, len(field_rows), BLOCK_ROWS):
+        x = field_rows[start : start + BLOCK_ROWS] - centre
+        ok = None if allowed is None else allowed[start : start + BLOCK_ROWS]
+        size = np.einsum("ij,ij->i", x, x)[:, None] + size_m
+        gap = size - 2.0 * (x @ members.T) - limit
+        close = gap <= 0
+        unsure = np.abs(gap) <= 1e-11 * (size + limit)
+        if unsure.any():
+            i, j = np.nonzero(unsure)
+            close[i, j] = np.sqrt(np.sum((x[i] - members[j]) ** 2, axis=1)) <= threshold
+        if ok is None:
+            n_close += int(close.sum())
+            n_pairs += close.size
+        else:
+            n_close += int(np.sum(close & ok))
+            n_pairs += int(ok.sum())
+    return n_close, n_pairs
+
+
+def median_pair_distance(features: np.ndarray) -> float:
+    """Median Euclidean distance over the pairs of rows."""
+    return float(np.median(pdist(features)))
+
+
+class Evaluation:
+    """Rates any number of metrics on the same field, members and pair cuts.
+
+    Parameters
+    ----------
+    field : array or dask array, shape (n_field, K)
+        Coordinates (or any features); a dask array is read block by block on each call of :meth:`rates`.
+    members : array, shape (n_members, K)
+    clusters : sequence of str
+    field_extinction, member_extinction, field_velocity, member_velocity : array, optional
+        Covariates of the pair cuts; leaving a pair out = no cut on it. NaN never passes a cut.
+    max_delta_extinction, max_delta_velocity : float
+        Strict limits (paper: 0.05 mag in A_K, 5 km/s).
+
+    Raises
+    ------
+    InputError, DataError
+        As :meth:`chemscale.rsca.metric.RSCA.fit`; a covariate given on one side only or of another length.
+    """
+
+    def __init__(
+        self,
+        field: Any,
+        members: Any,
+        clusters: Sequence[str] | np.ndarray,
+        *,
+        field_extinction: Any = None,
+        member_extinction: Any = None,
+        field_velocity: Any = None,
+        member_velocity: Any = None,
+        max_delta_extinction: float = 0.05,
+        max_delta_velocity: float = 5.0,
+    ):
+        self.field = field if isinstance(field, da.Array) else np.asarray(field)
+        self.moments = field_moments(self.field)
+        self.members, self.clusters = check_members(members, clusters)
+        if self.members.shape[1] != self.field.shape[1]:
+            raise InputError(
+                f"members have {self.members.shape[1]} components, field stars {self.field.shape[1]}",
+                "transform both with the same basis",
+            )
+        self.names = [str(c) for c in np.unique(self.clusters)]
+        self.groups = [np.flatnonzero(self.clusters == c) for c in self.names]
+        self.cuts = PairCuts(max_delta_extinction, max_delta_velocity)
+        n, m = self.field.shape[0], len(self.members)
+        self._velocity = _covariate_pair("velocity", field_velocity, member_velocity, n, m)
+        self._extinction = _covariate_pair("extinction", field_extinction, member_extinction, n, m)
+        self._blocks = field_blocks(self.field)
+        sizes = self.field.chunks[0] if isinstance(self.field, da.Array) else [len(b) for b in self._blocks]
+        edges = np.cumsum([0, *sizes])
+        self._spans = list(pairwise(edges))
+        self._cache: list[tuple[Candidates, list[np.ndarray]]] | None = None
+
+    def _candidates(self, start: int, stop: int) -> Candidates:
+        velocity, extinction = self._velocity[0], self._extinction[0]
+        return Candidates(
+            stop - start,
+            None if velocity is None else velocity[start:stop],
+            None if extinction is None else extinction[start:stop],
+            self._velocity[1],
+            self._extinction[1],
+            self.groups,
+            self.cuts,
+        )
+
+    def fit(self, method: str | Callable[[], LinearMetric] = "rsca", *, k: int | None = None, train: Any = None) -> Any:
+        """A metric fitted on the first `k` components and the members selected by the boolean `train`."""
+        k = self.members.shape[1] if k is None else k
+        use = np.ones(len(self.members), bool) if train is None else np.asarray(train, bool)
+        moments: FieldMoments = self.moments.leading(k)
+        return _make(method).fit(moments, self.members[use, :k], self.clusters[use])
+
+    def rates(
+        self,
+        method: str | Callable[[], LinearMetric] = "rsca",
+        *,
+        n_features: int | None = None,
+        k: int | None = None,
+        leave_one_out: bool = True,
+        matrices: Mapping[str, np.ndarray] | None = None,
+    ) -> DoppelgangerRates:
+        """Doppelganger rates of one metric.
+
+        Parameters
+        ----------
+        method : str or callable
+            Name in :data:`METHODS`, or a callable that makes an unfitted metric.
+        n_features : int, optional
+            Keep the most scaled features only.
+        k : int, optional
+            Use the first `k` components only.
+        leave_one_out : bool
+            Fit the metric for a cluster without that cluster (the sphering on the field stays as it is).
+        matrices : dict of str to (k, d) array, optional
+            Linear maps to rate instead of fitting `method`, one a cluster; clusters without one are skipped.
+        """
+        k = self.members.shape[1] if k is None else k
+        if matrices is None:
+            matrices = self.matrices(method, n_features=n_features, k=k, leave_one_out=leave_one_out)
+        members = self.members[:, :k] - self.moments.mean[:k]
+        wanted, maps, features, thresholds = [], [], [], []
+        for j, name in enumerate(self.names):
+            if name in matrices:
+                x = members[self.groups[j]] @ matrices[name]
+                wanted.append(j)
+                maps.append(matrices[name])
+                features.append(x)
+                thresholds.append(median_pair_distance(x))
+        counts = self._count(wanted, maps, features, thresholds)
+        label = method if isinstance(method, str) else getattr(method, "__name__", "custom")
+        return self._summary(wanted, counts, thresholds, label, n_features, leave_one_out)
+
+    def matrices(
+        self,
+        method: str | Callable[[], LinearMetric] = "rsca",
+        *,
+        n_features: int | None = None,
+        k: int | None = None,
+        leave_one_out: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """The linear map (k, n_features) used for each cluster."""
+        if not leave_one_out:
+            matrix = self.fit(method, k=k).matrix(n_features)
+            return dict.fromkeys(self.names, matrix)
+        if len(self.names) < 2:
+            raise DataError(
+                "leave-one-cluster-out needs two clusters, there is one",
+                "add clusters, or ask for the rate without cross-validation (leave_one_out=False)",
+            )
+        return {c: self.fit(method, k=k, train=self.clusters != c).matrix(n_features) for c in self.names}
+
+    def _count(
+        self,
+        wanted: list[int],
+        maps: list[np.ndarray],
+        features: list[np.ndarray],
+        thresholds: list[float],
+    ) -> np.ndarray:
+        if isinstance(self.field, da.Array):
+            parts = [
+                delayed(_count_block)(
+                    b, self.moments.mean, delayed(self._candidates)(i, j), wanted, maps, features, thresholds
+                )
+                for b, (i, j) in zip(self._blocks, self._spans, strict=True)
+            ]
+            return np.sum(compute(*parts), axis=0)
+        if self._velocity[0] is None and self._extinction[0] is None:
+            total = np.zeros((len(wanted), 2), dtype=np.int64)
+            for block, (i, j) in zip(self._blocks, self._spans, strict=True):
+                total += _count_block(
+                    block, self.moments.mean, self._candidates(i, j), wanted, maps, features, thresholds
+                )
+            return total
+        if self._cache is None:  # the rows each cluster may be compared with, gathered once
+            candidates = self._candidates(0, len(self.field))
+            rows = [self.field[r].astype(np.float64) - self.moments.mean for r in candidates.rows]
+            self._cache = [(candidates, rows)]
+        candidates, rows = self._cache[0]
+        return np.array(
+            [
+                count_close(rows[j][:, : len(a)] @ a, x, t, candidates.allowed[j])
+                for j, a, x, t in zip(wanted, maps, features, thresholds, strict=True)
+            ]
+        ).reshape(-1, 2)
+
+    def _summary(
+        self,
+        wanted: list[int],
+        counts: np.ndarray,
+        thresholds: list[float],
+        method: str,
+        n_features: int | None,
+        leave_one_out: bool,
+    ) -> DoppelgangerRates:
+        names = [self.names[j] for j in wanted]
+        sizes = np.array([len(self.groups[j]) for j in wanted])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rates = np.where(counts[:, 1] > 0, counts[:, 0] / counts[:, 1], np.nan)
+        rated = np.isfinite(rates)
+        if not rated.any():
+            raise DataError(
+                "no pair of a member and a field star passes the extinction and velocity cuts",
+                "check the covariates `extinction` and `radial_velocity`, or widen or drop the cuts",
+            )
+        if not rated.all():
+            lost = ", ".join(n for n, ok in zip(names, rated, strict=True) if not ok)
+            warnings.warn(f"no field star passes the pair cuts for: {lost}; left out of the average", stacklevel=3)
+        return DoppelgangerRates(
+            overall=float(np.average(rates[rated], weights=sizes[rated])),
+            per_cluster=dict(zip(names, rates.tolist(), strict=True)),
+            n_members=dict(zip(names, sizes.tolist(), strict=True)),
+            n_pairs=dict(zip(names, counts[:, 1].tolist(), strict=True)),
+            median_distance=dict(zip(names, thresholds, strict=True)),
+            method=method,
+            n_features=n_features,
+            leave_one_out=leave_one_out,
+        )
+
+
+def _count_block(
+    block: np.ndarray,
+    mean: np.ndarray,
+    candidates: Candidates,
+    wanted: list[int],
+    maps: list[np.ndarray],
+    features: list[np.ndarray],
+    thresholds: list[float],
+) -> np.ndarray:
+    """Counts (close, compared) of each wanted cluster over one block of field rows, shape (n_wanted, 2)."""
+    out = np.zeros((len(wanted), 2), dtype=np.int64)
+    centred = np.asarray(block, dtype=np.float64) - mean
+    shared: tuple[np.ndarray, np.ndarray] | None = None
+    for i, j in enumerate(wanted):
+        rows = candidates.rows[j]
+        if isinstance(rows, slice):  # no cuts: all clusters see the block; reuse its features if the map is the same
+            if shared is None or shared[0] is not maps[i]:
+                shared = (maps[i], centred[:, : len(maps[i])] @ maps[i])
+            x = shared[1]
+        else:
+            x = centred[rows][:, : len(maps[i])] @ maps[i]
+        out[i] = count_close(x, features[i], thresholds[i], candidates.allowed[j])
+    return out
+
+
+def _make(method: str | Callable[[], LinearMetric]) -> LinearMetric:
+    if not isinstance(method, str):
+        return method()
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}", f"choose one of: {', '.join(METHODS)}")
+    return METHODS[method]()
+
+
+def _covariate_pair(name: str, of_field: Any, of_members: Any, n: int, m: int) -> tuple[Any, Any]:
+    if of_field is None and of_members is None:
+        return None, None
+    if of_field is None or of_members is None:
+        side, other = ("member", "field") if of_field is None else ("field", "member")
+        raise InputError(f"{side}_{name} is given without {other}_{name}", "pass both, or neither for no cut")
+    f = np.asarray(of_field, dtype=np.float64)
+    g = np.asarray(of_members, dtype=np.float64)
+    if f.shape != (n,) or g.shape != (m,):
+        raise InputError(
+            f"{name}: shapes {f.shape} and {g.shape} for {n} field stars and {m} members", "pass one value per star"
+        )
+    return f, g
+
+
+def doppelganger_rates(
+    field: Any,
+    members: Any,
+    clusters: Sequence[str] | np.ndarray,
+    *,
+    method: str | Callable[[], LinearMetric] = "rsca",
+    n_features: int | None = None,
+    leave_one_out: bool = True,
+    field_extinction: Any = None,
+    member_extinction: Any = None,
+    field_velocity: Any = None,
+    member_velocity: Any = None,
+    max_delta_extinction: float = 0.05,
+    max_delta_velocity: float = 5.0,
+) -> DoppelgangerRates:
+    """Doppelganger rates of a metric on field stars and clusters (section 4.2).
+
+    Members x field is never formed: the field goes through in blocks, of which a cluster meets only the stars
+    inside its extinction and velocity windows. A dask field is read twice (moments, counts) and stays out of core.
+
+    Parameters
+    ----------
+    field : array or dask array, shape (n_field, K)
+    members : array, shape (n_members, K)
+    clusters : sequence of str, length n_members
+    method : {"rsca", "scaled", "raw"} or callable
+        The paper's metric, step 4 alone on the coordinates, or plain Euclidean distance; a callable makes a metric
+        with ``fit`` and ``matrix``.
+    n_features : int, optional
+        Keep the most scaled features only (for "raw": the first coordinates).
+    leave_one_out : bool
+        Fit steps 3 and 4 without the cluster being rated; basis and sphering stay as they are.
+    field_extinction, member_extinction, field_velocity, member_velocity : array, optional
+        Left out in pairs = no cut. A NaN never passes a cut: such pairs are not compared.
+    max_delta_extinction, max_delta_velocity : float
+        Pairs must differ by less.
+
+    Returns
+    -------
+    DoppelgangerRates
+        ``overall`` (weighted by members) and ``per_cluster``.
+
+    Raises
+    ------
+    InputError, DataError
+        Shapes that do not match, no field stars, clusters with one member, more components than the data allow,
+        a single cluster with `leave_one_out`, or cuts that no pair passes.
+    """
+    evaluation = Evaluation(
+        field,
+        members,
+        clusters,
+        field_extinction=field_extinction,
+        member_extinction=member_extinction,
+        field_velocity=field_velocity,
+        member_velocity=member_velocity,
+        max_delta_extinction=max_delta_extinction,
+        max_delta_velocity=max_delta_velocity,
+    )
+    return evaluation.rates(method, n_features=n_features, leave_one_out=leave_one_out)
