@@ -1,0 +1,348 @@
+"""Seeing what a run does: logs, progress, memory, Dask's performance report, and an estimate beforehand.
+
+Everything goes to stderr; progress bars appear on a terminal only, and nothing here changes a result.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+#: Share of a worker's memory limit the work may plan for; the rest is for imports and the unforeseen.
+PLANNED_SHARE = 0.6
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what was passed as ``extra={"facts": {...}}``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        facts = getattr(record, "facts", None)
+        if facts:
+            entry["facts"] = facts
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def setup_logging(level: str = "INFO", file: str | os.PathLike[str] | None = None) -> None:
+    """Log to stderr (for people) and, with `file`, to a file of JSON lines (for programs).
+
+    May be called again; the handlers of the call before are replaced.
+    """
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    root = logging.getLogger("chemscale")
+    root.setLevel(level.upper())
+    for handler in list(root.handlers):
+        if getattr(handler, "_chemscale", False):
+            root.removeHandler(handler)
+            handler.close()
+    handlers: list[logging.Handler] = [
+        RichHandler(console=Console(stderr=True), show_path=False, markup=False, rich_tracebacks=False)
+        if sys.stderr.isatty()
+        else _plain_handler()
+    ]
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file.setFormatter(JsonFormatter())
+        handlers.append(to_file)
+    for handler in handlers:
+        handler._chemscale = True  # type: ignore[attr-defined]
+        root.addHandler(handler)
+
+
+def _plain_handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    return handler
+
+
+class Progress:
+    """Handle of a running bar: `advance` by a number of units, `describe` anew."""
+
+    def __init__(self, total: float | None, description: str, unit: str):
+        self.total, self.description, self.unit = total, description, unit
+        self.done = 0.0
+        self.started = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def advance(self, n: float = 1) -> None:
+        """Count `n` more units as done."""
+        self.done += n
+        if self._bar is not None:
+            self._bar.update(self._task, advance=n, rate=f"{human(self.rate)} {self.unit}/s")
+
+    def describe(self, text: str) -> None:
+        """Change the text before the bar."""
+        self.description = text
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+
+    @property
+    def seconds(self) -> float:
+        """Since the bar was started."""
+        return time.monotonic() - self.started
+
+    @property
+    def rate(self) -> float:
+        """Units a second so far."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+
+@contextmanager
+def progress_bar(
+    total: float | None, description: str = "", *, unit: str = "it", show: bool | None = None
+) -> Iterator[Progress]:
+    """A bar on stderr with rate and time left; silent when stderr is not a terminal (or `show` is False)."""
+    handle = Progress(total, description, unit)
+    if not (sys.stderr.isatty() if show is None else show):
+        yield handle
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        handle._bar = bar
+        handle._task = bar.add_task(description, total=total, rate="")
+        yield handle
+
+
+def progress(
+    items: Iterable[T], description: str = "", *, total: int | None = None, unit: str = "it", show: bool | None = None
+) -> Iterator[T]:
+    """Yield from `items` under a bar (see :func:`progress_bar`)."""
+    if total is None:
+        total = len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+    with progress_bar(total, description, unit=unit, show=show) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def human(value: float) -> str:
+    """A number with an SI letter: 12.3k, 4.56M."""
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def human_bytes(value: float) -> str:
+    """Bytes in powers of 1024: 3.4 GiB."""
+    for limit, letter in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f} {letter}"
+    return f"{value:.0f} B"
+
+
+def human_seconds(value: float) -> str:
+    """A duration: 12 s, 3 min, 2.1 h, 1.4 d."""
+    for limit, unit in ((172800, "d"), (5400, "h"), (90, "min")):
+        if value >= limit:
+            return f"{value / {'d': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"
+    return f"{value:.1f} s"
+
+
+def peak_memory(children: bool = True) -> int:
+    """Resident memory of this process now, and of its children (local workers), in bytes."""
+    me = psutil.Process()
+    total = me.memory_info().rss
+    for child in me.children(recursive=True) if children else []:
+        try:
+            total += child.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
+def _own_peak() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def worker_peaks(client: Client) -> dict[str, int]:
+    """Largest resident memory each worker has had, in bytes, by worker address."""
+    return {str(k): int(v) for k, v in client.run(_own_peak, on_error="ignore").items() if isinstance(v, int)}
+
+
+@contextmanager
+def performance_report(client: Client | None, file: str | os.PathLike[str]) -> Iterator[None]:
+    """Dask's performance report (HTML) of the block, written to `file`. Nothing without a client.
+
+    A report that cannot be written (the scheduler is gone, Bokeh is not installed) is a
+    warning: it must not lose the work it describes.
+    """
+    if client is None or not _has_bokeh():
+        if client is not None:
+            logger.debug("no performance report: bokeh is not installed")
+        yield
+        return
+    from distributed import performance_report as report
+
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    inner = report(filename=str(file))
+    inner.__enter__()
+    try:
+        yield
+    except BaseException:
+        raise
+    else:
+        try:
+            inner.__exit__(None, None, None)
+        except Exception as err:
+            logger.warning("no performance report %s: %s", file, err)
+
+
+def _has_bokeh() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("bokeh") is not None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory a stage is expected to need in each worker, and how many workers fit."""
+
+    bytes_per_task: int
+    tasks_at_once: int
+    fixed_bytes: int
+
+    @property
+    def bytes_per_worker(self) -> int:
+        """Model and imports, and one block for every thread."""
+        return self.fixed_bytes + self.bytes_per_task * self.tasks_at_once
+
+
+def estimate_memory(
+    stars: int, pixels: int, *, threads: int = 1, copies: float = 3.0, fixed: int = 400_000_000, itemsize: int = 9
+) -> Estimate:
+    """Memory of a worker that works through blocks of `stars` spectra.
+
+    Parameters
+    ----------
+    stars, pixels : int
+        Shape of a block.
+    threads : int
+        Blocks worked on at once.
+    copies : float
+        Times a block exists while it is worked on (read, unpacked, float64 products).
+    fixed : int
+        Imports and models, bytes.
+    itemsize : int
+        Bytes a pixel: flux and ivar float32, flags uint8.
+    """
+    return Estimate(int(stars * pixels * itemsize * copies), threads, fixed)
+
+
+def clamp_workers(workers: int, need: Estimate, memory: int | None = None) -> int:
+    """As many of `workers` as fit into `memory` (this machine's limit by default), at least one.
+
+    Raises
+    ------
+    DataError
+        Not even one fits.
+    """
+    from distributed.system import MEMORY_LIMIT
+
+    memory = memory or MEMORY_LIMIT
+    fit = int(memory // need.bytes_per_worker)
+    if fit < 1:
+        raise DataError(
+            f"one worker needs {human_bytes(need.bytes_per_worker)}, and there are {human_bytes(memory)}",
+            "use smaller chunks (fewer stars each) or a machine with more memory",
+        )
+    if fit < workers:
+        logger.warning("%d workers rather than %d: memory (%s each)", fit, workers, human_bytes(need.bytes_per_worker))
+    return min(workers, fit)
+
+
+def check_worker_memory(client: Client, need: Estimate) -> None:
+    """Refuse work that will not fit into the workers' limits, before it starts.
+
+    Raises
+    ------
+    DataError
+        Names the smallest worker, its limit and what is needed.
+    """
+    limits = {a: w["memory_limit"] for a, w in client.scheduler_info(n_workers=-1)["workers"].items()}
+    small = {a: m for a, m in limits.items() if m and m * PLANNED_SHARE < need.bytes_per_worker}
+    if small:
+        address, limit = min(small.items(), key=lambda pair: pair[1])
+        raise DataError(
+            f"worker {address} may use {human_bytes(limit)}; this work plans for "
+            f"{human_bytes(need.bytes_per_worker)} in each worker",
+            "fewer and larger workers (workers, memory in [cluster]), or smaller chunks",
+        )
+
+
+def storage_speed(path: str | os.PathLike[str], *, seconds: float = 2.0, sample: int = 64) -> float | None:
+    """Bytes a second the files below `path` can be read at by one process, measured; None where there are none.
+
+    Largest files first, dropped from the page cache as far as the system allows.
+    """
+    if "://" in str(path):
+        return None
+    sizes = sorted(((f.stat().st_size, f) for f in Path(path).rglob("*") if f.is_file()), reverse=True)[:sample]
+    read, start = 0, time.perf_counter()
+    for _, file in sizes:
+        with open(file, "rb", buffering=0) as f:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while chunk := f.read(1 << 22):
+                read += len(chunk)
+                if time.perf_counter() - start > seconds:
+                    break
+        if time.perf_counter() - start > seconds:
+            break
+    elapsed = time.perf_counter() - start
+    return read / elapsed if read else None
+
+
+def summary_line(done: str, n: int, unit: str, seconds: float, n_bytes: int = 0, limit: float | None = None) -> str:
+    """The line at the end: what was done, how fast, and against the storage's own limit."""
+    line = f"{done}: {n:,} {unit} in {human_seconds(seconds)} ({human(n / max(seconds, 1e-9))} {unit}/s"
+    if n_bytes:
+        rate = n_bytes / max(seconds, 1e-9)
+        line += f", {human_bytes(rate)}/s"
+        if limit:
+            line += f", {100 * rate / limit:.0f} % of what the storage gives one reader"
+    return line + ")"
