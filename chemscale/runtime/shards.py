@@ -1,0 +1,421 @@
+"""Work through the shards of a survey on a cluster: bounded, resumable, and blaming the right one.
+
+The contract between this module and those who use it (ingestion, embedding, inference):
+
+- a *shard* is a piece of work with a key and a small description (a range of stars, a
+  list of files), never the spectra themselves;
+- ``func(item)`` runs on a worker, reads what it needs, **writes its own output** (aligned
+  with the store's shards, so nobody else writes there) and returns a small summary. Doing
+  a shard twice gives the same bytes, so a retry is always safe;
+- models and other large constants are not part of `func`: it gets them with
+  :func:`per_worker`, which loads them once a process;
+- whoever calls keeps the ledger: ``done`` lists the keys that need no work, ``on_result``
+  is called on the client, in order of completion, for each finished shard. What was
+  handed to `on_result` is never computed again; a run that is stopped loses at most what
+  each worker thread had in hand.
+
+What happens when things go wrong:
+
+==================================  =====================================================
+a worker dies, is killed, loses     Dask moves its shards to other workers; the dead one
+its network, runs out of memory     is replaced by its nanny or supervisor
+a shard raises                      tried again `retries` times; a `ChemscaleError`
+                                    (bad data, not bad luck) is not
+a shard's workers die               after Dask's own limit it runs again **alone**, so that
+                                    neighbours are not blamed; if it kills once more it is
+                                    named as poison, and the rest completes
+the scheduler is gone               `ClusterError`; the same command resumes
+no worker for `stall_timeout`       `ClusterError`
+SIGTERM, Ctrl-C                     finished shards go to `on_result`, the others are
+                                    cancelled, the exception goes on
+==================================  =====================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ..errors import ChemscaleError, ClusterError
+from .observe import Progress, progress_bar
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger(__name__)
+K = TypeVar("K", bound=Hashable)
+
+#: Shards submitted ahead, as a multiple of the cluster's threads: enough to keep every
+#: thread busy while a result travels, little enough that a dying worker takes few along.
+AHEAD = 1.5
+#: Seconds between looks at the cluster (size, connection) while results arrive.
+TICK = 1.0
+#: Times one shard may lose its worker or connection before that counts as its own failure.
+MAX_LOSSES = 10
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """A shard that could not be done. `kind` is 'error' (it raised) or 'killed' (its workers died)."""
+
+    key: Any
+    kind: Literal["error", "killed"]
+    attempts: int
+    message: str
+    remedy: str = ""
+
+
+class ShardsFailed(ChemscaleError):
+    """Some shards could not be done; the others were. `failures` names them."""
+
+    def __init__(self, message: str, remedy: str = "", failures: Iterable[ShardFailure] = ()):
+        super().__init__(message, remedy)
+        self.failures = list(failures)
+
+    def __reduce__(self):
+        return type(self), (self.message, self.remedy, self.failures)
+
+
+@dataclass
+class ShardReport:
+    """What became of the shards."""
+
+    total: int
+    done: int = 0
+    skipped: int = 0
+    retried: int = 0
+    failures: list[ShardFailure] = field(default_factory=list)
+    seconds: float = 0.0
+    #: results by key, kept only where no `on_result` was given
+    results: dict[Any, Any] = field(default_factory=dict)
+
+    def raise_for_failures(self, what: str = "shard") -> ShardReport:
+        """Return self, or raise :class:`ShardsFailed` that names every failed shard."""
+        if not self.failures:
+            return self
+        lines = []
+        for f in self.failures:
+            how = f"killed its worker {f.attempts} times" if f.kind == "killed" else f"failed {f.attempts} times"
+            lines.append(f"{what} {f.key}: {how}: {f.message}")
+        remedy = next((f.remedy for f in self.failures if f.remedy), "")
+        if not remedy:
+            killed = any(f.kind == "killed" for f in self.failures)
+            remedy = "more memory for each worker, or a look at its input; " if killed else "a look at its input; "
+            remedy += "the same command with --resume tries only these again"
+        raise ShardsFailed(
+            f"{len(self.failures)} of {self.total} {what}s could not be done (the others are):\n  "
+            + "\n  ".join(lines),
+            remedy,
+            self.failures,
+        )
+
+
+_CACHE: dict[Hashable, Any] = {}
+_CACHE_LOCK = threading.Lock()
+
+
+def per_worker(key: Hashable, make: Callable[[], Any]) -> Any:
+    """``make()``, once for each worker process and key; later calls get the same object."""
+    with _CACHE_LOCK:
+        if key not in _CACHE:
+            _CACHE[key] = make()
+        return _CACHE[key]
+
+
+def map_shards(
+    func: Callable[[Any], Any],
+    shards: Mapping[K, Any] | Iterable[K],
+    client: Client | None = None,
+    *,
+    done: Collection[K] = (),
+    on_result: Callable[[K, Any], None] | None = None,
+    retries: int = 2,
+    policy: Literal["finish", "stop"] = "finish",
+    resources: Mapping[str, float] | None = None,
+    ahead: float = AHEAD,
+    stall_timeout: float = 600.0,
+    description: str = "",
+    unit: str = "shard",
+    weight: Callable[[K], float] | None = None,
+    show: bool | None = None,
+) -> ShardReport:
+    """Run `func` over every shard that is not `done`.
+
+    Parameters
+    ----------
+    func : callable
+        ``func(item) -> small result``; importable on the workers, see the contract above.
+    shards : mapping or iterable
+        Key -> item, or keys that are their own items.
+    client : distributed.Client, optional
+        Without one the shards are done here, one after the other, under the same rules.
+    done : collection of keys
+        Already done (from the caller's ledger): skipped.
+    on_result : callable, optional
+        ``on_result(key, result)``, on the client, as soon as a shard is finished: mark it there.
+    retries : int
+        Further attempts for a shard that raises.
+    policy : {'finish', 'stop'}
+        After a shard has failed for good: finish the others and report it (the caller decides,
+        usually with :meth:`ShardReport.raise_for_failures`), or stop at once.
+    resources : mapping, optional
+        Worker resources a shard needs, such as ``{"GPU": 1}``.
+    ahead : float
+        Shards in flight, as a multiple of the cluster's threads (of the units of `resources`).
+    stall_timeout : float
+        Seconds without a worker before giving up.
+    weight : callable, optional
+        Units of progress of a shard (its stars), for the bar.
+
+    Returns
+    -------
+    ShardReport
+
+    Raises
+    ------
+    ClusterError
+        The scheduler is gone, or no worker is left. Finished shards have been handed over.
+    ShardsFailed
+        With ``policy="stop"``, at the first shard that failed for good.
+    """
+    items = dict(shards) if isinstance(shards, Mapping) else {k: k for k in shards}
+    skip = set(done)
+    todo = [k for k in items if k not in skip]
+    report = ShardReport(total=len(items), skipped=len(items) - len(todo))
+    size = weight or (lambda key: 1.0)
+    start = time.monotonic()
+    with progress_bar(sum(size(k) for k in todo), description, unit=unit, show=show) as bar:
+        work = _Work(func, items, report, on_result, retries, policy, bar, size)
+        if client is None:
+            work.serial(todo)
+        else:
+            work.on_cluster(todo, client, resources, ahead, stall_timeout)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+@dataclass
+class _Work:
+    """State of one :func:`map_shards` call."""
+
+    func: Callable[[Any], Any]
+    items: dict[Any, Any]
+    report: ShardReport
+    on_result: Callable[[Any, Any], None] | None
+    retries: int
+    policy: str
+    bar: Progress
+    size: Callable[[Any], float]
+    attempts: dict[Any, int] = field(default_factory=dict)
+    pending: deque[Any] = field(default_factory=deque)
+    suspects: deque[Any] = field(default_factory=deque)
+    alone: Any = None
+    flight: dict[Any, Any] = field(default_factory=dict)
+    finished: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+
+    def serial(self, todo: list[Any]) -> None:
+        self.pending.extend(todo)
+        while self.pending:
+            key = self.pending.popleft()
+            try:
+                result = self.func(self.items[key])
+            except Exception as err:
+                self.failed(key, err)
+            else:
+                self.succeeded(key, result)
+
+    def succeeded(self, key: Any, result: Any) -> None:
+        if self.on_result is not None:
+            self.on_result(key, result)
+        else:
+            self.report.results[key] = result
+        self.report.done += 1
+        self.bar.advance(self.size(key))
+
+    def failed(self, key: Any, err: BaseException) -> None:
+        """Retry a shard that raised, or give it up."""
+        self.attempts[key] = self.attempts.get(key, 0) + 1
+        hopeless = isinstance(err, ChemscaleError)
+        if not hopeless and self.attempts[key] <= self.retries:
+            logger.warning("shard %s: %s: %s; trying again", key, type(err).__name__, err)
+            self.report.retried += 1
+            self.pending.append(key)
+            return
+        message = err.message if isinstance(err, ChemscaleError) else f"{type(err).__name__}: {err}"
+        remedy = err.remedy if isinstance(err, ChemscaleError) else ""
+        self.give_up(ShardFailure(key, "error", self.attempts[key], message, remedy))
+
+    def killed(self, key: Any, err: BaseException) -> None:
+        """A shard whose workers died: once more with nothing beside it, then it is poison."""
+        deaths = self.attempts.get(("deaths", key), 0) + _allowed_failures(err) + 1
+        self.attempts[("deaths", key)] = deaths
+        if self.alone == key:
+            self.give_up(
+                ShardFailure(key, "killed", deaths, "its workers died, the last time with nothing else running")
+            )
+            return
+        logger.warning("shard %s: %d workers died while it was in hand; it will run alone", key, deaths)
+        self.report.retried += 1
+        self.suspects.append(key)
+
+    def give_up(self, failure: ShardFailure) -> None:
+        self.report.failures.append(failure)
+        logger.error("shard %s given up (%s): %s", failure.key, failure.kind, failure.message)
+        if self.policy == "stop":
+            self.report.raise_for_failures()
+
+    def on_cluster(
+        self,
+        todo: list[Any],
+        client: Client,
+        resources: Mapping[str, float] | None,
+        ahead: float,
+        stall_timeout: float,
+    ) -> None:
+        self.pending.extend(todo)
+        slots, seen, looked = 0, time.monotonic(), 0.0
+        try:
+            while self.pending or self.flight or self.suspects:
+                now = time.monotonic()
+                if now - looked > TICK or not slots:
+                    slots, looked = _slots(client, resources), now
+                    if slots:
+                        seen = now
+                    elif now - seen > stall_timeout:
+                        raise ClusterError(
+                            f"no worker for {stall_timeout:.0f} s; {self.report.done} shards are done",
+                            "look at the workers' logs or the queue; the same command with --resume carries on",
+                        )
+                self._submit(client, resources, max(1, int(slots * ahead + 0.999)) if slots else 0)
+                try:
+                    key, future = self.finished.get(timeout=TICK)
+                except queue.Empty:
+                    continue
+                self._settle(key, future, client)
+        except BaseException:
+            self._hand_over()
+            raise
+        finally:
+            if self.flight:
+                _cancel(client, list(self.flight.values()))
+                self.flight.clear()
+
+    def _submit(self, client: Client, resources: Mapping[str, float] | None, window: int) -> None:
+        """Keep `window` shards in flight; suspects only one at a time and with nothing beside them."""
+        if not self.pending and not self.flight and self.suspects and window:
+            self.alone = self.suspects.popleft()
+            self.pending.append(self.alone)
+            window = 1
+        elif self.alone is not None and self.flight:
+            return
+        while self.pending and len(self.flight) < window:
+            key = self.pending.popleft()
+            future = client.submit(self.func, self.items[key], pure=False, resources=dict(resources or {}) or None)
+            self.flight[key] = future
+            # the callback only passes the future on: results are looked at in this thread
+            future.add_done_callback(lambda f, k=key: self.finished.put((k, f)))
+
+    def _settle(self, key: Any, future: Any, client: Client) -> None:
+        """Deal with a future that ended."""
+        from concurrent.futures import CancelledError
+
+        from distributed import KilledWorker
+
+        if self.flight.get(key) is not future:
+            return  # of an attempt that was given up
+        del self.flight[key]
+        try:
+            result = future.result(timeout=60)
+        except KilledWorker as err:
+            self.killed(key, err)
+        except (CancelledError, ConnectionError) as err:
+            if not _connected_again(client):
+                raise _lost(self.report) from err
+            # its worker or the network was lost, not its doing: again, but not for ever
+            losses = self.attempts.get(("losses", key), 0) + 1
+            self.attempts["losses", key] = losses
+            if losses > MAX_LOSSES:
+                self.failed(key, err)
+            else:
+                self.report.retried += 1
+                self.pending.append(key)
+        except Exception as err:
+            self.failed(key, err)
+        else:
+            self.succeeded(key, result)
+        future.release()
+        if self.alone == key and key not in self.pending:
+            self.alone = None
+
+    def _hand_over(self) -> None:
+        """Before leaving early: what has finished goes to `on_result`, so that it need not be done again."""
+        while True:
+            try:
+                key, future = self.finished.get_nowait()
+            except queue.Empty:
+                return
+            if self.flight.get(key) is not future:
+                continue
+            del self.flight[key]
+            try:
+                if future.status == "finished":
+                    self.succeeded(key, future.result(timeout=5))
+            except Exception as err:
+                logger.warning("shard %s had finished but its result is lost: %s", key, err)
+
+
+def _lost(report: ShardReport) -> ClusterError:
+    return ClusterError(
+        f"the connection to the scheduler is lost; {report.done} shards are done",
+        "start the cluster again; the same command with --resume carries on",
+    )
+
+
+def _slots(client: Client, resources: Mapping[str, float] | None) -> int:
+    """Shards the cluster can work on at once now: threads, or units of the scarcest resource asked for."""
+    if client.status == "closed":
+        raise ClusterError("the connection to the scheduler is lost", "the same command with --resume carries on")
+    info = _identity(client, n_workers=-1 if resources else 0)
+    if info is None:
+        return 0
+    if not resources:
+        return int(info["total_threads"])
+    units = (
+        min(w["nthreads"], *((w.get("resources") or {}).get(r, 0) / n for r, n in resources.items()))
+        for w in info["workers"].values()
+    )
+    return int(sum(units))
+
+
+def _identity(client: Client, n_workers: int = 0) -> dict[str, Any] | None:
+    """What the scheduler says of itself (totals only unless workers are asked for); None when it does not answer."""
+    scheduler: Any = client.scheduler
+    try:
+        return client.sync(scheduler.identity, n_workers=n_workers, callback_timeout=10)
+    except Exception as err:
+        logger.debug("the scheduler does not answer: %s", err)
+        return None
+
+
+def _connected_again(client: Client) -> bool:
+    """Wait while the client tries to reconnect (its own timeout applies); whether it did."""
+    while client.status == "connecting":
+        time.sleep(0.2)
+    return client.status == "running" and _identity(client) is not None
+
+
+def _cancel(client: Client, futures: list[Future]) -> None:
+    try:
+        client.cancel(futures, asynchronous=False, force=True)
+    except Exception as err:
+        logger.debug("cancelling: %s", err)
+
+
+def _allowed_failures(err: BaseException) -> int:
+    return int(getattr(err, "allowed_failures", 0) or 0)
