@@ -1,0 +1,223 @@
+"""One small view of a folder, on disk or in an object store.
+
+Writes are atomic (temporary name, then rename; object stores put whole objects), so a
+reader never meets half a file. Credentials of object stores come from the environment of
+the process that reads or writes; nothing here stores or ships them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chemscale.errors import StoreError
+
+_T = TypeVar("_T")
+#: Waits in seconds before a failed call to an object store is tried again.
+RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_PARTIAL = ".partial-"
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """True for URLs such as ``s3://bucket/key``."""
+    return "://" in os.fspath(path)
+
+
+class Folder:
+    """Files below one root, addressed by relative names with forward slashes.
+
+    Parameters
+    ----------
+    root : str or path
+        A directory, or a URL that fsspec understands (``s3://bucket/prefix``).
+
+    Instances hold the root only and may be shipped to workers.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        text = os.fspath(root)
+        self.remote = is_remote(text)
+        self.root = text.rstrip("/") if self.remote else os.path.abspath(os.path.expanduser(text))
+
+    def __repr__(self) -> str:
+        return f"Folder({self.root!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.root,)
+
+    def sub(self, name: str) -> Folder:
+        """The folder `name` below this one ('' = itself)."""
+        return Folder(self.where(name)) if name else self
+
+    def where(self, name: str) -> str:
+        """Full path or URL of `name`."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def _fs(self) -> tuple[Any, str]:
+        import fsspec
+
+        try:
+            fs, base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        except (ImportError, ValueError) as err:
+            raise StoreError(f"{self.root}: {err}", "check the URL; s3:// needs `pip install 'chemscale[s3]'`") from err
+        return fs, base
+
+    def _remote(self, call: Callable[[Any, str], _T]) -> _T:
+        """Run `call(fs, base)`, waiting out interruptions of the server."""
+        fs, base = self._fs()
+        for wait in (*RETRY_WAITS, None):
+            try:
+                return call(fs, base)
+            except (FileNotFoundError, PermissionError, NotImplementedError):
+                raise
+            except OSError as err:
+                failure = err
+            except Exception as err:
+                if not _is_transport_error(err):
+                    raise
+                failure = OSError(str(err))
+            if wait is None:
+                raise StoreError(
+                    f"{self.root}: no answer from the object store ({failure})",
+                    "check the server and the credentials in the environment, then run again with --resume",
+                ) from failure
+            time.sleep(wait)
+            fs.invalidate_cache()
+        raise AssertionError("unreachable")
+
+    def exists(self, name: str = "") -> bool:
+        """Whether file or folder `name` exists."""
+        if not self.remote:
+            return os.path.lexists(self.where(name))
+        return self._remote(lambda fs, base: fs.exists(_join(base, name)))
+
+    def read(self, name: str) -> bytes:
+        """Whole content of a file.
+
+        Raises
+        ------
+        FileNotFoundError
+        """
+        if not self.remote:
+            return Path(self.where(name)).read_bytes()
+        return self._remote(lambda fs, base: fs.cat_file(_join(base, name)))
+
+    def write(self, name: str, data: bytes | memoryview, *, sync: bool = False) -> None:
+        """Write a file atomically.
+
+        Parameters
+        ----------
+        name : str
+            Relative name; parent folders are made.
+        data : bytes-like
+            Content.
+        sync : bool
+            Ask the operating system to put it on the disk before the rename.
+
+        Raises
+        ------
+        StoreError
+            No space left, read-only file system, quota.
+        """
+        if self.remote:
+            self._remote(lambda fs, base: fs.pipe_file(_join(base, name), bytes(data)))
+            return
+        path = Path(self.where(name))
+        temporary = path.with_name(f"{path.name}{_PARTIAL}{uuid.uuid4().hex[:12]}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as f:
+                f.write(data)
+                if sync:
+                    f.flush()
+                    os.fsync(f.fileno())
+            os.replace(temporary, path)
+        except OSError as err:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise StoreError(
+                f"cannot write {path}: {err.strerror or err}",
+                "make room (or mend the permissions), then run again with --resume",
+            ) from err
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        if not self.remote:
+            return os.stat(self.where(name)).st_size
+        return int(self._remote(lambda fs, base: fs.size(_join(base, name))))
+
+    def list(self, name: str = "") -> list[str]:
+        """Names of the entries directly below `name`, sorted; [] where there is no such folder."""
+        if not self.remote:
+            try:
+                return sorted(os.listdir(self.where(name)))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        try:
+            found = self._remote(lambda fs, base: fs.ls(_join(base, name), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted({str(f).rstrip("/").rsplit("/", 1)[-1] for f in found} - {""})
+
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """Every file below the root: (relative name, bytes)."""
+        if not self.remote:
+            for folder, _, names in os.walk(self.root):
+                for n in names:
+                    full = os.path.join(folder, n)
+                    yield os.path.relpath(full, self.root).replace(os.sep, "/"), os.lstat(full).st_size
+            return
+        found, base = self._remote(lambda fs, base: (fs.find(base, detail=True), base))
+        for full, info in found.items():
+            yield str(full)[len(base) :].lstrip("/"), int(info.get("size") or 0)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        if not self.remote:
+            Path(self.where(name)).unlink(missing_ok=True)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._remote(lambda fs, base: fs.rm_file(_join(base, name)))
+
+    def remove_tree(self, name: str = "") -> None:
+        """Remove a folder and everything below it."""
+        if not self.remote:
+            shutil.rmtree(self.where(name), ignore_errors=False) if os.path.isdir(self.where(name)) else None
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._remote(lambda fs, base: fs.rm(_join(base, name), recursive=True))
+
+    def remove_partials(self) -> int:
+        """Remove what interrupted writes left under temporary names; returns how many."""
+        if self.remote:
+            return 0
+        left = [n for n, _ in self.walk() if _PARTIAL in n.rsplit("/", 1)[-1]]
+        for n in left:
+            self.remove(n)
+        return len(left)
+
+    def zarr_store(self, *, read_only: bool = True) -> Any:
+        """A Zarr store on this folder."""
+        if not self.remote:
+            from zarr.storage import LocalStore
+
+            return LocalStore(self.root, read_only=read_only)
+        from zarr.storage import FsspecStore
+
+        self._fs()  # a clear error for an unknown protocol
+        return FsspecStore.from_url(self.root, read_only=read_only)
+
+
+def _join(base: str, name: str) -> str:
+    return f"{base.rstrip('/')}/{name}" if name else base
+
+
+def _is_transport_error(err: Exception) -> bool:
+    """Errors of the HTTP layers below fsspec that are not OSErrors (aiohttp, botocore, urllib3)."""
+    return type(err).__module__.split(".")[0] in {"aiohttp", "botocore", "aiobotocore", "urllib3", "fsspec", "asyncio"}

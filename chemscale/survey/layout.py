@@ -1,0 +1,153 @@
+"""How a survey is cut into chunks and shards, and the codecs that write them.
+
+A chunk is what one read decodes, a shard is one file and one writer's task. Both hold
+whole spectra. Sizes follow from a memory target and from the number of stars, never from
+the number of workers: the same input gives the same bytes on any machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import InputError
+
+#: Bytes of flux + ivar + flags of one star and pixel.
+BYTES_PER_PIXEL = 4 + 4 + 1
+PIXEL_VARIABLES = ("flux", "ivar", "flags")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Chunking of a store.
+
+    Parameters
+    ----------
+    chunk_stars : int
+        Stars in a Zarr chunk of `flux`, `ivar`, `flags` (the unit of reading).
+    shard_stars : int
+        Stars in a shard (one file a variable, the unit of writing); a multiple of `chunk_stars`.
+    label_stars : int
+        Stars in a chunk of the per-star variables; a multiple of `shard_stars`.
+    """
+
+    chunk_stars: int
+    shard_stars: int
+    label_stars: int
+
+    def __post_init__(self) -> None:
+        ok = (
+            self.chunk_stars > 0
+            and self.shard_stars > 0
+            and self.shard_stars % self.chunk_stars == 0
+            and self.label_stars > 0
+            and self.label_stars % self.shard_stars == 0
+        )
+        if not ok:
+            raise InputError(
+                f"layout {asdict(self)}: shard_stars must be a multiple of chunk_stars, label_stars of shard_stars",
+                "leave the layout out to have one chosen",
+            )
+
+    def n_shards(self, n_slots: int) -> int:
+        """Number of shards for `n_slots` rows."""
+        return -(-n_slots // self.shard_stars)
+
+    def rows(self, shard: int, n_slots: int) -> tuple[int, int]:
+        """Rows ``[start, stop)`` of a shard."""
+        return shard * self.shard_stars, min((shard + 1) * self.shard_stars, n_slots)
+
+
+def choose_layout(n_slots: int, n_pixels: int, *, shard_bytes: int = 320 << 20, chunk_bytes: int = 40 << 20) -> Layout:
+    """Layout for a survey.
+
+    A shard's pixels (all three variables) stay under `shard_bytes`, which is what a writer
+    holds; a chunk's under `chunk_bytes`. Small surveys get smaller shards, so that at least
+    eight tasks can share the work.
+
+    Parameters
+    ----------
+    n_slots, n_pixels : int
+        Planned stars and pixels a spectrum.
+    """
+    row = max(1, n_pixels) * BYTES_PER_PIXEL
+    target = int(np.clip(_floor_power(chunk_bytes // row), 64, 4096))
+    chunk = int(np.clip(_floor_power(n_slots // 8), 64, target))
+    largest = max(1, shard_bytes // (row * chunk))
+    wanted = max(1, -(-n_slots // (8 * chunk)))
+    shard = chunk * min(largest, wanted, 64)
+    label = shard * max(1, min(262_144 // shard, -(-n_slots // shard)))
+    return Layout(chunk, shard, label)
+
+
+def _floor_power(n: int) -> int:
+    return 1 << max(0, int(n).bit_length() - 1)
+
+
+def pixel_codecs(name: str) -> list[Any]:
+    """Compressors of a pixel variable's chunks.
+
+    Bit-shuffled LZ4 for floats: noise leaves only the exponents to squeeze, where LZ4 gets
+    as far as Zstandard in less than half the time. Flags are mostly constant: Zstandard. A CRC32C
+    on every chunk, because the compressors do not notice a flipped bit.
+    """
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    if name == "flags":
+        return [BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1), Crc32cCodec()]
+    return [BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle", typesize=4), Crc32cCodec()]
+
+
+def label_codecs() -> list[Any]:
+    """Compressors of the per-star variables."""
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return [ZstdCodec(level=3, checksum=True), Crc32cCodec()]
+
+
+def array_spec(name: str, dtype: str, shape: tuple[int, ...], layout: Layout) -> dict[str, Any]:
+    """Keyword arguments of :func:`zarr.create_array` for a variable of the store."""
+    import zarr
+
+    if name in PIXEL_VARIABLES:
+        return {
+            "shape": shape,
+            "dtype": dtype,
+            "chunks": (layout.chunk_stars, *shape[1:]),
+            "shards": (layout.shard_stars, *shape[1:]),
+            "compressors": pixel_codecs(name),
+            "fill_value": 0,
+            "dimension_names": ("star", "wavelength"),
+        }
+    is_text = dtype == "str"
+    return {
+        "shape": shape,
+        "dtype": zarr.dtype.VariableLengthUTF8() if is_text else dtype,
+        "chunks": (layout.label_stars, *shape[1:]),
+        "compressors": label_codecs(),
+        "fill_value": "" if is_text else (np.nan if dtype.startswith("float") else 0),
+    }
+
+
+def encode(name: str, dtype: str, values: np.ndarray, layout: Layout) -> bytes:
+    """The bytes of one shard (pixels) or chunk (labels) holding `values`.
+
+    Encoding in memory first means that what was written can be compared with what was
+    meant, and that a file appears under its name complete or not at all.
+    """
+    import zarr
+    from zarr.storage import MemoryStore
+
+    memory: dict[str, Any] = {}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = zarr.create_array(MemoryStore(memory), **array_spec(name, dtype, values.shape, layout))
+        array[...] = values
+    key = "c/" + "/".join("0" * values.ndim)
+    return memory[key].to_bytes()
+
+
+def chunk_file(name: str, index: int, ndim: int) -> str:
+    """Name of the file of a shard or label chunk below the store."""
+    return f"{name}/c/{index}" + "/0" * (ndim - 1)

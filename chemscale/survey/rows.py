@@ -1,0 +1,127 @@
+"""Rows of a survey over the slots of its stores.
+
+A store is written as slots, one for every planned star. Slots that were quarantined, or
+superseded by a later revision, are hidden: the rows a user sees are the others, in order.
+Chunks stay whole: a block of rows is one block of slots less its hidden ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from chemscale.errors import StoreError
+from chemscale.runtime.files import Folder
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One group of arrays: its URL, its number of slots, and the hidden ones (sorted)."""
+
+    url: str
+    slots: int
+    hidden: np.ndarray
+    #: identifies the content, so that caches never mix two stores at one path
+    token: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Visible rows."""
+        return self.slots - len(self.hidden)
+
+    def slot_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Slots ``[first, last)`` that hold the visible rows ``[start, stop)``."""
+        if stop <= start:
+            return 0, 0
+        before = self.hidden - np.arange(len(self.hidden))
+        first = start + int(np.searchsorted(before, start, side="right"))
+        last = stop - 1 + int(np.searchsorted(before, stop - 1, side="right"))
+        return first, last + 1
+
+    def row_chunks(self, size: int) -> list[int]:
+        """Visible rows in each block of `size` slots (blocks without any are left out)."""
+        edges = np.arange(0, self.slots + size, size).clip(max=self.slots)
+        edges = np.unique(edges)
+        counts = np.diff(edges) - np.diff(np.searchsorted(self.hidden, edges))
+        return [int(c) for c in counts if c]
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Visible rows ``[start, stop)`` of a variable."""
+        first, last = self.slot_range(start, stop)
+        array = _open_array(self.url, name, self.token)
+        try:
+            values = np.asarray(array[first:last])
+        except Exception as err:
+            raise StoreError(
+                f"{self.url}: cannot read {name}, slots {first} to {last}: {err}",
+                "`chemscale verify STORE` names what is broken, `--repair` ingests it again",
+            ) from err
+        lo, hi = np.searchsorted(self.hidden, (first, last))
+        if hi > lo:
+            values = np.delete(values, self.hidden[lo:hi] - first, axis=0)
+        return values.astype(object) if values.dtype.kind == "T" else values
+
+
+@lru_cache(maxsize=512)
+def _open_array(url: str, name: str, token: str) -> Any:
+    import zarr
+
+    return zarr.open_array(Folder(url).zarr_store(), path=name, mode="r")
+
+
+class Rows:
+    """Rows of one variable over all segments; what dask blocks and lazy columns read from."""
+
+    def __init__(self, segments: tuple[Segment, ...], name: str, shape: tuple[int, ...], dtype: Any):
+        self.segments = segments
+        self.name = name
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.ndim = len(shape)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``[start, stop)``."""
+        out, offset = [], 0
+        for segment in self.segments:
+            lo, hi = max(start - offset, 0), min(stop - offset, segment.rows)
+            if hi > lo:
+                out.append(segment.read(self.name, lo, hi))
+            offset += segment.rows
+        if len(out) == 1:
+            return out[0]
+        return np.concatenate(out) if out else np.empty((0, *self.shape[1:]), self.dtype)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        key = key if isinstance(key, tuple) else (key,)
+        start, stop, step = key[0].indices(self.shape[0])
+        return self.read(start, stop)[(slice(None, None, step), *key[1:])]
+
+    def __dask_tokenize__(self) -> Any:
+        return (self.name, self.shape, tuple((s.url, s.token, s.slots, len(s.hidden)) for s in self.segments))
+
+
+class Column(BackendArray):
+    """Lazy per-star variable for xarray: read when its values are asked for."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        self.shape = rows.shape
+        self.dtype = rows.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
+
+    def _get(self, key: tuple[Any, ...]) -> Any:
+        first = key[0]
+        if isinstance(first, slice):
+            start, stop, step = first.indices(self.shape[0])
+            if step > 0:
+                return self.rows.read(start, stop)[(slice(None, None, step), *key[1:])]
+            return self.rows.read(0, self.shape[0])[key]
+        first = int(first) % self.shape[0]
+        return self.rows.read(first, first + 1)[(0, *key[1:])]
