@@ -1,0 +1,422 @@
+"""APOGEE: aspcapStar and apStar spectra, allStar labels, OCCAM or any other membership table.
+
+Layouts (SDSS data model; the repository's tests read real DR13 files and DR16 tables):
+
+* ``aspcapStar-<apred>[-<aspcap>]-<id>.fits``: HDU1 pseudo-continuum-normalised flux, HDU2
+  error, HDU3 best model, HDU4 a one-row table of labels; 8575 pixels,
+  ``log10(lambda) = 4.179 + 6e-6 i``, vacuum, rest frame. No mask: error >= 1e10 is bad.
+* ``apStar-<apred>[-<telescope>]-<id>.fits`` (``asStar-`` in the south): HDU1 flux, HDU2
+  error, HDU3 APOGEE_PIXMASK; with more than one visit the first row is the combination.
+* ``allStar``: HDU1, one row a star and field; 26 abundances up to DR16, 20 in DR17 (named in
+  HDU3 ``ELEM_SYMBOL`` where the file has it).
+
+DR17's allStar has no VISITS column; `visits` is then empty.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import InputError
+from chemscale.schema import APOGEE_ELEMENTS, Flag
+from chemscale.survey.continuum import running_quantile
+from chemscale.survey.sources import apogee_labels as labelling
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
+from chemscale.survey.sources.files import find_files, id_problem, printable
+from chemscale.survey.sources.fits import HDU, FitsError, Header, read_bytes, scan
+from chemscale.survey.sources.labels import RowLabels, block_labels, contract_labels, number
+from chemscale.survey.sources.members import Membership, read_members
+from chemscale.survey.sources.pixels import inverse_variance, usable
+
+N_PIXELS = 8575
+LOG_START, LOG_STEP = 4.179, 6e-6
+#: Pixel ranges [start, stop) of the three detectors in ASPCAP products (7514 pixels).
+CHIPS = ((246, 3274), (3585, 6080), (6344, 8335))
+#: Interstellar features the RSCA paper censors (section 4.1), pixel ranges [start, stop).
+INTERSTELLAR_WINDOWS = ((720, 910), (2370, 2470), (2600, 2750), (4300, 4600))
+#: An error at or above this marks a bad pixel.
+BAD_ERROR = 1e10
+#: APOGEE_PIXMASK bits that make a pixel bad: BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT,
+#: BADERR, NOSKY, and SIG_SKYLINE (12), as in the survey's own badPixMask plus its sky-line bit.
+BAD_PIXMASK = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7, 12))
+PRODUCTS = ("aspcapStar", "apStar")
+
+_NAME = re.compile(
+    r"^(?P<product>aspcapStar|ap1mStar|apStar|asStar)-(?P<apred>[A-Za-z0-9.]+)"
+    r"(?:-(?P<aspcap>l\d[A-Za-z0-9.]*))?(?:-(?:apo25m|lco25m|apo1m))?-(?P<id>.+?)(?:\.fits|\.fits\.gz)$",
+    re.DOTALL,
+)
+
+
+def wavelength_grid() -> np.ndarray:
+    """The apStar grid, (8575,) float64, vacuum Angstrom."""
+    return 10.0 ** (LOG_START + LOG_STEP * np.arange(N_PIXELS))
+
+
+class ApogeeSource:
+    """APOGEE spectra of one release.
+
+    Parameters
+    ----------
+    spectra : str or sequence of str
+        Folder(s) holding the files at any depth; fsspec URLs work.
+    allstar : str, optional
+        The release's allStar file. Without it labels come from each file's own table.
+    members : str, optional
+        Membership table, FITS or CSV. Stars in it above `min_probability` get its cluster.
+    member_key, member_column : str
+        Columns with the identifier and the cluster.
+    probability_column : str, optional
+        Column with the membership probability; ``CG_PROB`` where the table has it.
+    min_probability : float, optional
+        Default 0.8 (paper, section 4.1) when there is a probability column.
+    product : {"aspcapStar", "apStar"}
+        apStar spectra are not continuum normalised: a running quantile is applied chip by chip.
+
+    Notes
+    -----
+    One pass over the directory tree and one over allStar for :meth:`plan`; each spectrum is
+    read once by :meth:`read`.
+    """
+
+    name = "apogee"
+
+    def __init__(
+        self,
+        spectra: str | Sequence[str],
+        allstar: str | None = None,
+        members: str | None = None,
+        *,
+        member_key: str = "APOGEE_ID",
+        member_column: str = "CLUSTER",
+        probability_column: str | None = None,
+        min_probability: float | None = None,
+        product: str = "aspcapStar",
+    ):
+        if product not in PRODUCTS:
+            raise InputError(f"product is {product!r}", f"use one of {', '.join(PRODUCTS)}")
+        self.spectra = (
+            [str(spectra)]
+            if isinstance(spectra, (str, bytes)) or not hasattr(spectra, "__iter__")
+            else [str(s) for s in spectra]
+        )
+        self.allstar, self.members = (str(p) if p else None for p in (allstar, members))
+        self.member_key, self.member_column = member_key, member_column
+        self.probability_column, self.min_probability = probability_column, min_probability
+        self.product = product
+
+    def describe(self) -> dict[str, Any]:
+        """Settings, JSON-able."""
+        return {
+            "source": self.name,
+            "spectra": self.spectra,
+            "allstar": self.allstar,
+            "members": self.members,
+            "member_key": self.member_key,
+            "member_column": self.member_column,
+            "probability_column": self.probability_column,
+            "min_probability": self.min_probability,
+            "product": self.product,
+        }
+
+    # ------------------------------------------------------------------ plan
+
+    def plan(self) -> SurveyPlan:
+        """List the stars; read catalogues, and of the spectra only those needed to settle duplicates."""
+        rejected: list[Rejection] = []
+        files = self._files(rejected)
+        membership = self._membership()
+        if self.allstar:
+            items, elements, names, notes = self._items_from_catalogue(files, membership, rejected)
+        else:
+            items, elements, names, notes = self._items_from_files(files, membership, rejected)
+        held = {item.star_id for item in items}
+        for star, (cluster, _) in membership.stars.items():
+            if star not in held:
+                reason = f"member of {cluster} in the membership table, but without a spectrum"
+                if self.allstar and star not in notes["catalogue_ids"]:
+                    reason = f"member of {cluster} in the membership table, but not in allStar"
+                rejected.append(Rejection(printable(str(self.members)), reason, star_id=printable(star), stage="plan"))
+        notes.pop("catalogue_ids", None)
+        attrs = {
+            "survey": "APOGEE",
+            "product": self.product,
+            "resolution": 22500,
+            "frame": "rest (the survey's own radial velocities)",
+            "normalisation": _NORMALISATION[self.product],
+            "gap_rule": "flux exactly 0 outside the three detectors' pixel ranges",
+            "chips": [list(c) for c in CHIPS],
+            "interstellar_windows": [list(w) for w in INTERSTELLAR_WINDOWS],
+            "quality": "ASPCAPFLAG; bit 23 is STAR_BAD",
+            "membership": {
+                "rows": membership.n_rows,
+                "below_minimum": membership.n_below,
+                "repeated": membership.n_repeated,
+                "probability_column": membership.probability_column,
+            },
+            **notes,
+        }
+        labels = contract_labels([*names, "source_file", "abundance", "abundance_error", "cluster_probability"])
+        return SurveyPlan("apogee", wavelength_grid(), "vacuum", items, tuple(elements), labels, attrs, rejected)
+
+    def _files(self, rejected: list[Rejection]) -> dict[str, list[tuple[str, str]]]:
+        """Star id -> [(full path, path relative to the release), ...]."""
+        prefixes = ("aspcapStar-",) if self.product == "aspcapStar" else ("apStar-", "asStar-", "ap1mStar-")
+
+        def accept(name: str) -> bool:
+            return name.startswith(prefixes) and name.endswith((".fits", ".fits.gz"))
+
+        files: dict[str, list[tuple[str, str]]] = {}
+        for root in self.spectra:
+            for path, relative in find_files(root, accept, broken=rejected):
+                star = star_id_of(relative.rsplit("/", 1)[-1])
+                problem = id_problem(star) if star else "file name does not follow <product>-<version>-<id>.fits"
+                if problem:
+                    rejected.append(Rejection(printable(path), problem, star_id=printable(star), stage="plan"))
+                else:
+                    files.setdefault(star, []).append((path, relative))
+        if not files:
+            raise InputError(
+                f"no {self.product} files under {', '.join(map(printable, self.spectra))}"
+                + (f" ({len(rejected)} unusable names)" if rejected else ""),
+                f"expected names like {prefixes[0]}<version>-<id>.fits, at any depth",
+            )
+        return files
+
+    def _membership(self) -> Membership:
+        if not self.members:
+            return Membership()
+        column, minimum = self.probability_column, self.min_probability
+        if column is None:
+            column = labelling.default_probability_column(self.members)
+        if minimum is None and column:
+            minimum = 0.8
+        return read_members(
+            self.members,
+            key=self.member_key,
+            column=self.member_column,
+            probability_column=column,
+            min_probability=minimum,
+        )
+
+    def _items_from_catalogue(
+        self, files: dict[str, list[tuple[str, str]]], membership: Membership, rejected: list[Rejection]
+    ) -> tuple[list[Item], tuple[str, ...], list[str], dict[str, Any]]:
+        catalogue = labelling.read_allstar(str(self.allstar))
+        items: list[Item] = []
+        absent = 0
+        for star, rows in catalogue.rows.items():  # rows of a star: best S/N first
+            found = files.get(star)
+            if not found:
+                absent += 1
+                continue
+            row, (path, relative) = _match(catalogue, rows, found)
+            extra = membership.labels(star) | {"source_file": printable(relative)}
+            items.append(Item(star, path, RowLabels(catalogue.columns, row, extra)))
+            for other, _ in found:
+                if other != path:
+                    reason = "duplicate: another file of this star belongs to the allStar entry of highest S/N"
+                    rejected.append(Rejection(printable(other), reason, star_id=star, stage="plan"))
+        unlisted = sorted(files.keys() - catalogue.rows.keys())
+        for star in unlisted:
+            # a spectrum without catalogue entry keeps the labels of its own table
+            path, relative = self._best_file(star, files[star], rejected)
+            items.append(Item(star, path, membership.labels(star) | {"source_file": printable(relative)}))
+        notes = {
+            "allstar_rows": catalogue.n_rows,
+            "allstar_repeated": catalogue.n_rows - len(catalogue.rows),
+            "allstar_without_spectrum": absent,
+            "spectra_without_allstar": len(unlisted),
+            "catalogue_ids": catalogue.rows.keys(),
+        }
+        return items, catalogue.elements, list(catalogue.columns), notes
+
+    def _items_from_files(
+        self, files: dict[str, list[tuple[str, str]]], membership: Membership, rejected: list[Rejection]
+    ) -> tuple[list[Item], tuple[str, ...], list[str], dict[str, Any]]:
+        items = []
+        for star, found in files.items():
+            path, relative = self._best_file(star, found, rejected)
+            items.append(Item(star, path, membership.labels(star) | {"source_file": printable(relative)}))
+        elements: tuple[str, ...] = APOGEE_ELEMENTS
+        for item in items[:20]:  # the first readable table tells which release this is
+            try:
+                unit = labelling.table_unit(scan(read_bytes(item.path)))
+            except FitsError:
+                continue
+            if unit is not None:
+                elements = labelling.elements_of(unit.table().dtype, printable(item.path)) or APOGEE_ELEMENTS
+                break
+        return items, elements, list(labelling.FILE_LABELS), {}
+
+    def _best_file(self, star: str, found: list[tuple[str, str]], rejected: list[Rejection]) -> tuple[str, str]:
+        """The file of highest S/N among those of one star (read only when there is a choice)."""
+        if len(found) == 1:
+            return found[0]
+        ranked = sorted(found, key=lambda f: (-_signal_to_noise(f[0]), f[1]))
+        for path, _ in ranked[1:]:
+            reason = f"duplicate of {printable(ranked[0][1])}, which has the higher S/N"
+            rejected.append(Rejection(printable(path), reason, star_id=star, stage="plan"))
+        return ranked[0]
+
+    # ------------------------------------------------------------------ read
+
+    def read(self, items: Sequence[Item], wavelength: np.ndarray, elements: Sequence[str]) -> StarBlock:
+        """Read the spectra of `items`; each file is read once, whole.
+
+        Returns
+        -------
+        StarBlock
+            Flags hold GAP (between the chips) and SURVEY_BAD (error >= 1e10, flux 0 inside a
+            chip, impossible values, APOGEE_PIXMASK for apStar).
+
+        Raises
+        ------
+        InputError
+            `wavelength` is not the apStar grid.
+        """
+        if len(wavelength) != N_PIXELS or not np.allclose(wavelength, wavelength_grid(), rtol=1e-7, atol=0):
+            raise InputError("the store's wavelength grid is not APOGEE's", "ingest APOGEE into a store of its own")
+        flux = np.empty((len(items), N_PIXELS), np.float32)
+        error = np.empty_like(flux)
+        bad = np.zeros(flux.shape, bool)
+        kept: list[Item] = []
+        own: list[dict[str, Any]] = []
+        rejected: list[Rejection] = []
+        for item in items:
+            row = len(kept)
+            try:
+                units = scan(read_bytes(item.path))
+                _check_identity(units, item.star_id)
+                flux[row], error[row] = _spectrum(units, 1, "flux"), _spectrum(units, 2, "error")
+                if self.product == "apStar":
+                    bad[row] = (_spectrum(units, 3, "mask") & BAD_PIXMASK) != 0
+                usable(flux[row], error[row], BAD_ERROR)
+                # the catalogue's labels count; a file's own are read where it has none
+                own.append({} if "teff" in item.labels else labelling.file_labels(units, elements))
+            except FitsError as problem:
+                bad[row] = False
+                rejected.append(Rejection(printable(item.path), str(problem), item.star_id))
+                continue
+            kept.append(item)
+        n = len(kept)
+        block = _finish(flux[:n], error[:n], bad[:n], normalise=self.product == "apStar")
+        empty = [i for i in range(n) if not np.any(block[1][i] > 0)]
+        for i in empty:
+            rejected.append(Rejection(printable(kept[i].path), "no usable pixel", kept[i].star_id))
+        rows = np.setdiff1d(np.arange(n), empty)
+        if empty:
+            kept, own = [kept[i] for i in rows], [own[i] for i in rows]
+            block = (block[0][rows], block[1][rows], block[2][rows])
+        return StarBlock([i.star_id for i in kept], *block, labels=block_labels(kept, own, elements), rejected=rejected)
+
+
+_NORMALISATION = {
+    "aspcapStar": "pseudo-continuum, as normalised by ASPCAP",
+    "apStar": "running quantile of each detector: 90 % of 10-Angstrom means over 100 Angstrom",
+}
+
+
+def star_id_of(name: str) -> str:
+    """Star identifier in a file name; '' where the name does not follow the survey's pattern."""
+    match = _NAME.match(name)
+    return match["id"] if match else ""
+
+
+def _match(
+    catalogue: labelling.AllStar, rows: Sequence[int], found: list[tuple[str, str]]
+) -> tuple[int, tuple[str, str]]:
+    """The allStar row of highest S/N that has a spectrum, and that spectrum.
+
+    Where the tree is `<telescope>/<field>/<file>` row and file must agree; in a flat folder
+    any file of the star serves the best row.
+    """
+    for row in rows:
+        telescope, field = catalogue.place(row)
+        for path, relative in found:
+            parts = relative.split("/")
+            if telescope and field and parts[-3:-1] == [telescope, field]:
+                return row, (path, relative)
+    return rows[0], found[0]
+
+
+def _signal_to_noise(path: str) -> float:
+    try:
+        units = scan(read_bytes(path))
+        snr = number(units[0].header.get("SNR"))
+        if snr != snr:
+            snr = labelling.file_labels(units, ()).get("snr", np.nan)
+        return snr if snr == snr else -1.0
+    except FitsError:
+        return -np.inf
+
+
+def _check_identity(units: list[HDU], star_id: str) -> None:
+    for key in ("OBJ", "OBJID"):
+        claimed = units[0].header.text(key)
+        if claimed and claimed != star_id:
+            raise FitsError(f"file name says {star_id!r}, its {key} keyword says {printable(claimed)!r}")
+
+
+def _spectrum(units: list[HDU], index: int, what: str) -> np.ndarray:
+    """The (first row of the) 8575-pixel image in HDU `index`, its grid checked."""
+    if len(units) <= index:
+        raise FitsError(f"file has {len(units)} HDUs, {what} is expected in HDU {index}")
+    unit = units[index]
+    if unit.kind != "IMAGE":
+        raise FitsError(f"HDU {index} ({what}) is a {unit.kind}, not an image")
+    if not unit.shape or unit.shape[-1] != N_PIXELS or len(unit.shape) > 2 or 0 in unit.shape:
+        raise FitsError(f"HDU {index} ({what}) has shape {unit.shape}, expected {N_PIXELS} pixels")
+    bitpix = unit.header.get("BITPIX")
+    if (bitpix < 0) == (what == "mask"):
+        raise FitsError(f"HDU {index} ({what}) has BITPIX {bitpix}, expected {'integers' if bitpix < 0 else 'floats'}")
+    _check_grid(unit.header, units[0].header, index)
+    image = unit.image()
+    return image if image.ndim == 1 else image[0]
+
+
+def _check_grid(header: Header, primary: Header, index: int) -> None:
+    found = [header.number(k, primary.number(k)) for k in ("CRVAL1", "CDELT1", "CRPIX1")]
+    start, step, reference = found[0], found[1], found[2] if found[2] == found[2] else 1.0
+    first = start - (reference - 1.0) * step
+    # a tenth of a pixel at either end
+    if not (abs(first - LOG_START) < 0.1 * LOG_STEP and abs(step - LOG_STEP) * N_PIXELS < 0.1 * LOG_STEP):
+        raise FitsError(
+            f"HDU {index} is on another wavelength grid: CRVAL1 {start}, CDELT1 {step}, CRPIX1 {reference};"
+            f" expected log10(lambda) = {LOG_START} + {LOG_STEP} i"
+        )
+
+
+def _finish(
+    flux: np.ndarray, error: np.ndarray, bad: np.ndarray, *, normalise: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flux, ivar and flags of a block from what the files hold (all stars at once)."""
+    zero = flux == 0
+    inside = np.zeros(N_PIXELS, bool)
+    for start, stop in CHIPS:
+        inside[start:stop] = True
+    flags = np.where(zero & ~inside, Flag.GAP, 0).astype(np.uint8)
+    with np.errstate(invalid="ignore"):
+        bad = bad | (zero & inside) | (error >= BAD_ERROR)
+    flags[bad] |= np.uint8(Flag.SURVEY_BAD)
+    ivar = inverse_variance(error)
+    ivar[bad | zero] = 0.0
+    if normalise:
+        grid = wavelength_grid()
+        for start, stop in CHIPS:
+            part = slice(start, stop)
+            flux[:, part], ivar[:, part], _ = running_quantile(
+                grid[part], flux[:, part], ivar[:, part], bin_width=10.0, window=100.0, quantile=0.9
+            )
+        outside = ~inside
+        flux[:, outside], ivar[:, outside] = 0.0, 0.0
+        flags[:, outside] |= np.uint8(Flag.GAP)
+    with np.errstate(invalid="ignore"):
+        absurd = ~(np.abs(flux) <= 1e3) & np.isfinite(flux)  # continuum is 1: no star does this
+    ivar[absurd] = 0.0
+    flags[absurd] |= np.uint8(Flag.SURVEY_BAD)
+    return flux, ivar, flags

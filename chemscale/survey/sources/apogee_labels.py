@@ -1,0 +1,226 @@
+"""Labels of APOGEE stars: from allStar, or from the one-row table of each file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import InputError
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.sources.fits import HDU, FitsError, iter_table, native, table_columns
+from chemscale.survey.sources.labels import clean
+from chemscale.survey.sources.members import read_csv_columns
+
+#: DR17's 20 species (HDU3 `ELEM_SYMBOL` of allStar-dr17).
+DR17_ELEMENTS = tuple(e for e in APOGEE_ELEMENTS if e not in {"P", "Cu", "Ge", "Rb", "Nd", "Yb"})
+
+#: contract name -> allStar columns, the first present wins.
+_COLUMNS = {
+    "ra": ("RA",),
+    "dec": ("DEC",),
+    "teff": ("TEFF",),
+    "logg": ("LOGG",),
+    "fe_h": ("FE_H",),
+    "alpha_m": ("ALPHA_M",),
+    "vmicro": ("VMICRO",),
+    "snr": ("SNR",),
+    "radial_velocity": ("VHELIO_AVG", "VHELIO"),
+    "velocity_scatter": ("VSCATTER",),
+    "extinction": ("AK_TARG",),
+    "reddening": ("SFD_EBV",),
+    "n_visits": ("NVISITS",),
+}
+#: sensible range (exclusive) of each label; what lies outside is a sentinel
+_RANGES = {
+    "ra": (-0.001, 360.001),
+    "dec": (-90.001, 90.001),
+    "teff": (0.0, 1e6),
+    "radial_velocity": (-5000.0, 5000.0),
+    "velocity_scatter": (-1e-9, 5000.0),
+    "vmicro": (0.0, 100.0),
+    "snr": (0.0, 1e5),
+    "reddening": (-1.0, 900.0),
+    "n_visits": (-0.5, 1e5),
+}
+#: what a file's own table and header can tell
+FILE_LABELS = (*_COLUMNS, "quality", "visits")
+
+
+@dataclass
+class AllStar:
+    """The columns chemscale needs of an allStar file.
+
+    `rows[id]` lists the rows of a star, highest S/N first.
+    """
+
+    columns: dict[str, np.ndarray]
+    rows: dict[str, list[int]]
+    elements: tuple[str, ...]
+    telescope: np.ndarray
+    field: np.ndarray
+    n_rows: int
+
+    def place(self, row: int) -> tuple[str, str]:
+        """(telescope, field) of a row, '' where the catalogue does not say."""
+        return str(self.telescope[row]), str(self.field[row])
+
+
+def default_probability_column(members: str) -> str | None:
+    """``CG_PROB`` when the membership table is an OCCAM table, else None."""
+    if members.lower().endswith((".csv", ".csv.gz", ".txt")):
+        names = tuple(read_csv_columns(members))
+    else:
+        try:
+            names = table_columns(members)
+        except FitsError as error:
+            raise InputError(f"{members}: {error}", "give a FITS table (HDU 1) or a .csv file") from error
+    return next((n for n in names if n.upper() == "CG_PROB"), None)
+
+
+def read_allstar(path: str) -> AllStar:
+    """Read an allStar file, DR13 to DR17: one pass, needed columns only.
+
+    Sentinels (-9999, -9999.99, -999.99) become NaN. `fe_h` is X_H of Fe where FE_H is absent.
+
+    Raises
+    ------
+    InputError
+        Not a FITS table, no APOGEE_ID, or an X_H array of unknown length.
+    """
+    wanted = ["APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "VISITS", "X_H", "X_H_ERR"]
+    wanted += [name for names in _COLUMNS.values() for name in names]
+    try:
+        blocks = list(iter_table(path, wanted))
+    except FitsError as error:
+        raise InputError(f"{path}: {error}", "give the release's allStar file") from error
+    if not blocks or "APOGEE_ID" not in blocks[0]:
+        raise InputError(f"{path}: no APOGEE_ID column or no rows", "give the release's allStar file")
+    raw = {name: np.concatenate([b.pop(name) for b in blocks]) for name in list(blocks[0])}
+    ids = raw["APOGEE_ID"]
+    columns = _labels(raw)
+    elements: tuple[str, ...] = ()
+    if "X_H" in raw:
+        elements = _symbols(path)
+        if raw["X_H"].shape[1:] != (len(elements),):  # no (readable) list of symbols
+            elements = elements_of(np.dtype([("X_H", "f4", raw["X_H"].shape[1:])]), path)
+        columns |= _abundances(raw, elements)
+    snr = columns["snr"] if "snr" in columns else np.zeros(len(ids))
+    order = np.argsort(-np.nan_to_num(snr, nan=-np.inf), kind="stable")
+    # ties keep the catalogue's order; the stars themselves too
+    rows: dict[str, list[int]] = {star: [] for star in ids.tolist() if star}
+    for row in order.tolist():
+        if ids[row]:
+            rows[str(ids[row])].append(row)
+    blank = np.full(len(ids), "")
+    return AllStar(columns, rows, elements, raw.get("TELESCOPE", blank), raw.get("FIELD", blank), len(ids))
+
+
+def _labels(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for name, sources in _COLUMNS.items():
+        source = next((s for s in sources if s in raw), None)
+        if source is not None:
+            low, high = _RANGES.get(name, (-900.0, np.inf))
+            kind = np.float64 if name in {"ra", "dec"} else np.float32
+            out[name] = clean(raw[source], below=low, above=high).astype(kind)
+    if "ASPCAPFLAG" in raw:
+        out["quality"] = raw["ASPCAPFLAG"].astype(np.int64)
+    if "VISITS" in raw:
+        out["visits"] = raw["VISITS"]
+    return out
+
+
+def _abundances(raw: dict[str, np.ndarray], elements: tuple[str, ...]) -> dict[str, np.ndarray]:
+    out = {"abundance": clean(raw["X_H"]).astype(np.float32)}
+    if "X_H_ERR" in raw and raw["X_H_ERR"].shape == raw["X_H"].shape:
+        out["abundance_error"] = clean(raw["X_H_ERR"], below=-1e-9, above=900.0).astype(np.float32)
+    if "FE_H" not in raw and "Fe" in elements:
+        out["fe_h"] = out["abundance"][..., elements.index("Fe")]
+    return out
+
+
+def elements_of(dtype: np.dtype, path: str) -> tuple[str, ...]:
+    """Names of the X_H entries from their number; () without such a column.
+
+    Raises
+    ------
+    InputError
+        Neither 26 (DR13-DR16) nor 20 (DR17) entries.
+    """
+    if "X_H" not in (dtype.names or ()):
+        return ()
+    count = int(np.prod(dtype["X_H"].shape)) if dtype["X_H"].shape else 1
+    known = {len(APOGEE_ELEMENTS): APOGEE_ELEMENTS, len(DR17_ELEMENTS): DR17_ELEMENTS}
+    if count not in known:
+        raise InputError(f"{path}: X_H has {count} entries; known layouts have {sorted(known)}", "name the release")
+    return known[count]
+
+
+def _symbols(path: str) -> tuple[str, ...]:
+    """`ELEM_SYMBOL` of HDU3, where the file has it."""
+    try:
+        block = next(iter_table(path, ["ELEM_SYMBOL"], hdu=3), {})
+    except FitsError:
+        return ()
+    symbols = block.get("ELEM_SYMBOL", np.array([], dtype=str))
+    return tuple(" ".join(str(s) for s in np.ravel(symbols)).replace("\x00", " ").split())
+
+
+def table_unit(units: list[HDU]) -> HDU | None:
+    """The one-row label table of an aspcapStar file (HDU4), None when there is none."""
+    for unit in units[3:6]:
+        if unit.kind == "BINTABLE" and unit.shape[0] >= 1 and unit.shape[1] > 0:
+            return unit
+    return None
+
+
+def file_labels(units: list[HDU], elements: Sequence[str]) -> dict[str, Any]:
+    """Labels of one star from its own file: HDU4 table, then the primary header.
+
+    Releases up to DR14 order the last four of their 26 abundances differently from DR16;
+    for those (reduction ``r8`` and older) the last four stay undefined.
+    """
+    header = units[0].header
+    raw: dict[str, np.ndarray] = {}
+    unit = table_unit(units)
+    if unit is not None:
+        table = unit.table()
+        names = table.dtype.names or ()
+        wanted = {"ASPCAPFLAG", "VISITS", "X_H", "X_H_ERR", "PARAM", "FILE"} | {
+            c for cs in _COLUMNS.values() for c in cs
+        }
+        raw = {name: native(table[name][:1]) for name in names if name in wanted}
+    else:
+        keys = {"SNR": "SNR", "VHELIO": "VHELIO", "VSCATTER": "VSCATTER", "NVISITS": "NVISITS", "AK_TARG": "AKTARG"}
+        keys |= {"RA": "RA", "DEC": "DEC", "SFD_EBV": "SFD_EBV"}
+        raw = {name: np.array([header.number(key)]) for name, key in keys.items() if header.get(key) is not None}
+    param = raw.pop("PARAM", None)
+    if param is not None and param.ndim == 2 and param.shape[1] >= 7:
+        # ASPCAP parameter order: Teff, log g, log10 vmicro, [M/H], [C/M], [N/M], [alpha/M], ...
+        vmicro = 10.0 ** np.clip(param[:, 2], -50, 3) if param[0, 2] > -900 else np.array([np.nan])
+        fallback = {"TEFF": param[:, 0], "LOGG": param[:, 1], "VMICRO": vmicro, "ALPHA_M": param[:, 6]}
+        raw = fallback | raw
+    raw = {k: v for k, v in raw.items() if v.ndim == 1 or k in {"X_H", "X_H_ERR"}}
+    out: dict[str, Any] = {name: values[0].tolist() for name, values in _labels(raw).items()}
+    if "X_H" in raw and raw["X_H"].ndim == 2 and elements:
+        out |= _file_abundances(raw, units, elements)
+    return out
+
+
+def _file_abundances(raw: dict[str, np.ndarray], units: list[HDU], elements: Sequence[str]) -> dict[str, Any]:
+    count = raw["X_H"].shape[1]
+    names: tuple[str, ...] = {26: APOGEE_ELEMENTS, 20: DR17_ELEMENTS}.get(count, ())
+    if count == 26 and str(raw.get("FILE", [""])[0]).split("-")[1:2] in (["r5"], ["r6"], ["r7"], ["r8"]):
+        names = APOGEE_ELEMENTS[:22]
+    values = _abundances({k: v[:, : len(names)] for k, v in raw.items() if k in {"X_H", "X_H_ERR"}}, names)
+    out: dict[str, Any] = {}
+    for name in ("abundance", "abundance_error"):
+        if name in values:
+            by_element = dict(zip(names, values[name][0].tolist()))
+            out[name] = [by_element.get(e, float("nan")) for e in elements]
+    if "FE_H" not in raw and "Fe" in names:
+        out["fe_h"] = float(values["abundance"][0, names.index("Fe")])
+    return out
