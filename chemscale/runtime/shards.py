@@ -327,7 +327,7 @@ class _Work:
 
         from distributed import KilledWorker
 
-        if self.flight.get(key) is not future:
+        if key not in self.flight or self.flight[key] is not future:
             return  # of an attempt that was given up
         del self.flight[key]
         try:
@@ -360,7 +360,7 @@ class _Work:
                 key, future = self.finished.get_nowait()
             except queue.Empty:
                 return
-            if self.flight.get(key) is not future:
+            if key not in self.flight or self.flight[key] is not future:
                 continue
             del self.flight[key]
             try:
@@ -410,7 +410,7 @@ def _connected_again(client: Client) -> bool:
     return client.status == "running" and _identity(client) is not None
 
 
-def _cancel(client: Client, futures: list[Future]) -> None:
+def _cancel(client: Client, futures: list[Any]) -> None:
     try:
         client.cancel(futures, asynchronous=False, force=True)
     except Exception as err:

@@ -50,7 +50,7 @@ def test_bad_data_is_not_retried_and_the_rest_completes(client, parallel, tmp_pa
     assert report.done == 5
     assert faultwork.attempts(tmp_path).count(2) == 1
     faultwork.check(tmp_path, 6, missing=(2,))
-    with pytest.raises(ShardsFailed, match="shard-002.*the grid is wrong") as caught:
+    with pytest.raises(ShardsFailed, match=r"shard-002.*the grid is wrong") as caught:
         report.raise_for_failures()
     assert caught.value.remedy == "give it another"
     assert pickle.loads(pickle.dumps(caught.value)).failures == [
