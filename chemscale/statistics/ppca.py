@@ -1,0 +1,501 @@
+"""Probabilistic PCA of spectra with missing pixels and, optionally, per-pixel errors.
+
+=====================  =======================================================================
+``noise="shared"``     one noise variance for every pixel: Tipping & Bishop (1999), the PPCA of the
+                       RSCA paper's section 3.2 (de Mijolla & Ness 2021)
+``noise="per-pixel"``  known variance ``1 / ivar`` of every pixel plus an intrinsic variance,
+                       Gaussian prior on the latents: Bailey (2012), Tsalmantza & Hogg (2012)
+=====================  =======================================================================
+
+Both accept NumPy and Dask arrays; a fit of Dask arrays holds a few blocks in memory at a time.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, Self
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from chemscale.errors import DataError, InputError
+from chemscale.statistics.ppca_kernels import (
+    Model,
+    SharedPass,
+    Stats,
+    centred,
+    pixel_weights,
+    shared_posterior,
+    shared_stats,
+    weighted_posterior,
+    weighted_stats,
+)
+from chemscale.statistics.ppca_shared import SharedState, Trace, orthonormal, signed, solve_shared
+from chemscale.statistics.ppca_source import (
+    ArraySource,
+    DaskSource,
+    Source,
+    check_shapes,
+    prepare,
+    rows_per_block,
+    select,
+)
+from chemscale.statistics.ppca_weighted import solve_weighted
+
+Noise = Literal["shared", "per-pixel"]
+Intrinsic = Literal["none", "global", "pixel"]
+
+#: Problems with fewer values than this are solved in float64 whatever the dtype of the flux.
+SMALL = 20_000_000
+#: Stars of the subsample the full passes start from, as a multiple of K and at least.
+SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 250, 3000
+#: Stars and rows per batch of the incremental PCA that starts everything.
+WARM_STARS, WARM_BATCH = 1024, 256
+
+
+class MaskedPPCA:
+    """Maximum-likelihood probabilistic PCA with missing pixels.
+
+    Parameters
+    ----------
+    n_components : int
+        K, the number of latent dimensions.
+    noise : {"shared", "per-pixel"}
+        Noise model; ``"per-pixel"`` needs `ivar` in :meth:`fit` and :meth:`transform`.
+    tol : float
+        Stop when the estimated largest principal angle (radian) between the components and the
+        maximum-likelihood ones falls below this.
+    loglike_tol : float, optional
+        Stop, too, when the log-likelihood changed by less than this relative amount over the last three
+        passes. Default: 1e-13 in float64, 1e-9 in float32 (the noise of its sums).
+    max_iter : int
+        Largest number of passes at each level (subsample, all stars).
+    intrinsic : {"pixel", "global", "none"}
+        Per-pixel noise only: variance learned on top of ``1 / ivar``, for every pixel or one for all.
+    random_state : int
+        Seed of the subsample. The result does not depend on it beyond the tolerance.
+
+    Attributes
+    ----------
+    components_ : ndarray, (K, P)
+        Principal axes, orthonormal over the used pixels, ordered by variance; NaN at unused pixels. The
+        entry of largest magnitude of each is positive.
+    mean_ : ndarray, (P,)
+        Mean spectrum; NaN at unused pixels.
+    pixel_used_ : ndarray of bool, (P,)
+        False for a pixel no star has.
+    noise_variance_ : float or ndarray
+        Shared: the noise variance. Per-pixel: the intrinsic variance, scalar or (P,).
+    explained_variance_ : ndarray, (K,)
+        Eigenvalues of the model covariance ``W W^T + sigma^2`` along the components. Per-pixel noise: of ``W W^T``.
+    loglike_ : list of float
+        Observed-data log-likelihood before each pass over all stars.
+    angle_ : list of float
+        Estimated largest principal angle to the solution after each pass over all stars.
+    n_passes_ : int
+        Passes over all stars, the one that counts valid pixels included. A well-separated spectrum of 3 % missing needs
+        about 5 with shared noise; `converged_` tells why it stopped.
+    n_stars_ : int
+        Stars with at least one valid pixel.
+
+    Notes
+    -----
+    Coordinates are posterior means *in the basis of the components*, in units of the flux:
+    ``mean_ + coords @ components_`` is the posterior mean spectrum. Divide by
+    ``sqrt(explained_variance_ - noise_variance_)`` for unit-variance latents.
+    """
+
+    components_: np.ndarray
+    mean_: np.ndarray
+    pixel_used_: np.ndarray
+    noise_variance_: float | np.ndarray
+    explained_variance_: np.ndarray
+    loglike_: list[float]
+    angle_: list[float]
+    n_passes_: int
+    n_stars_: int
+    converged_: str
+
+    def __init__(
+        self,
+        n_components: int = 30,
+        *,
+        noise: Noise = "shared",
+        tol: float = 1e-5,
+        loglike_tol: float | None = None,
+        max_iter: int = 200,
+        intrinsic: Intrinsic = "pixel",
+        random_state: int = 0,
+    ):
+        if noise not in ("shared", "per-pixel"):
+            raise InputError(f"unknown noise model {noise!r}", "use 'shared' or 'per-pixel'")
+        if intrinsic not in ("none", "global", "pixel"):
+            raise InputError(f"unknown intrinsic variance {intrinsic!r}", "use 'pixel', 'global' or 'none'")
+        if int(n_components) != n_components or n_components < 1:
+            raise InputError(f"n_components = {n_components!r}, must be a positive integer", "30 is the paper's choice")
+        self.n_components = int(n_components)
+        self.noise: Noise = noise
+        self.tol = float(tol)
+        self.loglike_tol = loglike_tol
+        self.max_iter = int(max_iter)
+        self.intrinsic: Intrinsic = intrinsic
+        self.random_state = random_state
+
+    # ---------------------------------------------------------------- fit
+
+    def fit(self, flux: Any, mask: Any = None, ivar: Any = None) -> Self:
+        """Fit to spectra; computes.
+
+        Parameters
+        ----------
+        flux : array (n, P), NumPy or Dask
+            NaN and infinities count as missing.
+        mask : array of bool (n, P), optional
+            True = missing (:mod:`numpy.ma` convention).
+        ivar : array (n, P), optional
+            Inverse variances; values that are not positive and finite count as missing. Required for per-pixel noise.
+
+        Raises
+        ------
+        InputError
+            Shapes that differ, or `ivar` missing for per-pixel noise.
+        DataError
+            Too few stars or pixels for K components.
+        """
+        flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
+        check_shapes(flux, mask, ivar)
+        if self.noise == "per-pixel" and ivar is None:
+            raise InputError("per-pixel noise needs inverse variances", "pass ivar=, or use noise='shared'")
+        lazy = any(isinstance(a, da.Array) for a in (flux, mask, ivar))
+        weights = ivar if self.noise == "per-pixel" else None
+        if lazy:
+            if ivar is not None and weights is None:
+                valid = ~(da.asarray(ivar) > 0)
+                mask = valid if mask is None else da.asarray(mask) | valid
+            source: Source = DaskSource(da.asarray(flux), mask, weights)
+        else:
+            block = prepare(flux, mask, ivar)
+            source = ArraySource(block[0], block[1], block[2] if weights is not None else None)
+        moments = source.reduce(moment_stats)
+        used = moments["count"] > 0
+        if isinstance(source, DaskSource):
+            source = DaskSource(da.asarray(flux), mask, weights, keep=used)
+        elif isinstance(source, ArraySource) and not used.all():
+            source = ArraySource(*select((source.flux, source.missing, source.ivar), used))
+        return self.fit_source(source, moments, used)
+
+    def fit_source(self, source: Source, moments: Stats, used: np.ndarray) -> Self:
+        """Fit from any :class:`~chemscale.statistics.ppca_source.Source` already restricted to the pixels `used`."""
+        k = self.n_components
+        n_stars, n_pixels = int(moments["n"]), int(used.sum())
+        if n_pixels <= k or n_stars <= k:
+            raise DataError(
+                f"{n_stars} star(s) with valid pixels and {n_pixels} used pixels cannot give {k} components",
+                "lower n_components, or check the masks",
+            )
+        values = moments["count"].sum()
+        spread = (moments["square"][used] - moments["sum"][used] ** 2 / moments["count"][used]).sum() / values
+        if not spread > 0:
+            raise DataError("the flux does not vary from star to star", "check the input: are all spectra alike?")
+        # A power of two: dividing by it is exact, so scaled data give exactly scaled results.
+        unit = 2.0 ** np.round(np.log2(np.sqrt(spread)))
+        small = source.n_stars * n_pixels <= SMALL
+        dtype = np.dtype(np.float64 if small or source.dtype == np.float64 else np.float32)
+        runner = _Runner(source, unit, dtype, self.random_state)
+        loglike_tol = self.loglike_tol or (1e-13 if dtype == np.float64 else 1e-9)
+        solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
+        model, trace = solve(runner, loglike_tol)
+        self._store(model, trace, used, unit, n_stars, values)
+        return self
+
+    def _levels(self, runner: _Runner) -> list[Source]:
+        size = max(SUBSAMPLE_PER_COMPONENT * self.n_components, SUBSAMPLE_MIN)
+        levels: list[Source] = [runner.source]
+        if runner.source.n_stars > 3 * size:
+            levels.insert(0, runner.subsample(size))
+        return levels
+
+    def _solve_shared(self, runner: _Runner, loglike_tol: float) -> tuple[Model, Trace]:
+        guards = max(5, self.n_components // 3)
+        model, extra = warm_start(runner, self.n_components, guards)
+        state = SharedState(model, extra)
+        trace = Trace()
+        for level in self._levels(runner):
+            full = level is runner.source
+            state, trace = solve_shared(
+                partial(runner.shared, level),
+                state,
+                tol=self.tol if full else max(self.tol, 0.02),
+                loglike_tol=loglike_tol if full else 1e-7,
+                max_iter=self.max_iter if full else 30,
+                guards=guards,
+            )
+        return state.model, trace
+
+    def _solve_weighted(self, runner: _Runner, loglike_tol: float) -> tuple[Model, Trace]:
+        model, _ = warm_start(runner, self.n_components, 0)
+        noise = np.zeros_like(model.mean) if self.intrinsic == "pixel" else 0.0
+        model = Model(model.mean, model.basis, model.scale, noise)
+        trace = Trace()
+        for level in self._levels(runner):
+            full = level is runner.source
+            model, trace = solve_weighted(
+                partial(runner.weighted, level, self.intrinsic != "none"),
+                model,
+                tol=self.tol if full else max(self.tol, 0.02),
+                loglike_tol=loglike_tol if full else 1e-7,
+                max_iter=self.max_iter if full else 30,
+                intrinsic=self.intrinsic,
+            )
+        return model, trace
+
+    def _store(self, model: Model, trace: Trace, used: np.ndarray, unit: float, n_stars: int, values: float) -> None:
+        sign = signed(model.basis)
+        self.pixel_used_ = used.copy()
+        self.mean_ = np.full(used.size, np.nan)
+        self.mean_[used] = model.mean * unit
+        self.components_ = np.full((self.n_components, used.size), np.nan)
+        self.components_[:, used] = (model.basis * sign).T
+        self.latent_scale_ = model.scale * unit
+        noise = np.asarray(model.noise) * unit**2
+        if noise.ndim:
+            self.noise_variance_ = np.full(used.size, np.nan)
+            self.noise_variance_[used] = noise
+        else:
+            self.noise_variance_ = float(noise)
+        self.explained_variance_ = self.latent_scale_**2
+        if self.noise == "shared":
+            self.explained_variance_ = self.explained_variance_ + self.noise_variance_
+        self.loglike_ = [v - values * float(np.log(unit)) for v in trace.loglike]
+        self.angle_ = list(trace.angle)
+        self.converged_ = trace.converged
+        self.n_passes_ = len(trace.loglike) + 1
+        self.n_stars_ = n_stars
+
+    # ---------------------------------------------------------- transform
+
+    def model(self) -> Model:
+        """Fitted parameters on the used pixels, in units of the flux."""
+        if not hasattr(self, "components_"):
+            raise InputError("this MaskedPPCA has not been fitted", "call fit first")
+        used = self.pixel_used_
+        noise = self.noise_variance_
+        return Model(
+            self.mean_[used],
+            self.components_[:, used].T,
+            self.latent_scale_,
+            noise[used] if isinstance(noise, np.ndarray) else noise,
+        )
+
+    def transform(self, flux: Any, mask: Any = None, ivar: Any = None) -> Any:
+        """Posterior mean coordinates (n, K), float64; lazy for Dask input, one pass when computed.
+
+        Parameters as in :meth:`fit`. A star without a valid pixel gets NaN coordinates.
+        """
+        both = self._embed(flux, mask, ivar)
+        return both[:, : self.n_components]
+
+    def transform_with_variance(self, flux: Any, mask: Any = None, ivar: Any = None) -> tuple[Any, Any]:
+        """Posterior mean and posterior variance (diagonal of the covariance) of the coordinates, both (n, K)."""
+        both = self._embed(flux, mask, ivar)
+        return both[:, : self.n_components], both[:, self.n_components :]
+
+    def _embed(self, flux: Any, mask: Any, ivar: Any) -> Any:
+        model = self.model()
+        flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
+        check_shapes(flux, mask, ivar)
+        if flux.shape[1] != self.pixel_used_.size:
+            raise InputError(
+                f"flux has {flux.shape[1]} pixels, the model {self.pixel_used_.size}", "use the grid of the fit"
+            )
+        if self.noise == "per-pixel" and ivar is None:
+            raise InputError("per-pixel noise needs inverse variances", "pass ivar=")
+        kernel = partial(embed, model=model, used=self.pixel_used_, weighted=self.noise == "per-pixel")
+        if not any(isinstance(a, da.Array) for a in (flux, mask, ivar)):
+            step = rows_per_block(flux.shape[1], 8)
+            parts = [slice(s, s + step) for s in range(0, flux.shape[0], step)]
+            blocks = [kernel(flux[p], *(None if a is None else a[p] for a in (mask, ivar))) for p in parts]
+            return np.concatenate(blocks) if blocks else np.zeros((0, 2 * self.n_components))
+        flux = da.asarray(flux).rechunk({1: -1})
+        others = {
+            name: da.asarray(a).rechunk({0: flux.chunks[0], 1: -1})
+            for name, a in (("mask", mask), ("ivar", ivar))
+            if a is not None
+        }
+        return da.map_blocks(
+            _embed_block,
+            flux,
+            *others.values(),
+            names=tuple(others),
+            kernel=kernel,
+            dtype=np.float64,
+            chunks=(flux.chunks[0], (2 * self.n_components,)),
+            meta=np.zeros((0, 0)),
+        )
+
+    # ------------------------------------------------------------ storage
+
+    def to_dataset(self) -> xr.Dataset:
+        """The fitted model as a Dataset (dims component, wavelength), for :meth:`from_dataset`."""
+        noise = self.noise_variance_
+        ds = xr.Dataset(
+            {
+                "components": (("component", "wavelength"), self.components_),
+                "mean": ("wavelength", self.mean_),
+                "pixel_used": ("wavelength", self.pixel_used_),
+                "latent_scale": ("component", self.latent_scale_),
+                "explained_variance": ("component", self.explained_variance_),
+                "noise_variance": (("wavelength",), noise) if isinstance(noise, np.ndarray) else ((), noise),
+                "loglike": ("full_pass", np.asarray(self.loglike_, dtype=np.float64)),
+                "angle": ("full_pass", np.asarray(self.angle_, dtype=np.float64)),
+            }
+        )
+        ds.attrs = {
+            "model": "masked PPCA",
+            "n_components": self.n_components,
+            "noise": self.noise,
+            "intrinsic": self.intrinsic,
+            "tol": self.tol,
+            "max_iter": self.max_iter,
+            "random_state": self.random_state,
+            "n_passes": self.n_passes_,
+            "n_stars": self.n_stars_,
+            "converged": self.converged_,
+        }
+        return ds
+
+    @classmethod
+    def from_dataset(cls, ds: xr.Dataset) -> Self:
+        """Model written by :meth:`to_dataset`."""
+        if ds.attrs.get("model") != "masked PPCA":
+            raise InputError("the dataset does not hold a masked PPCA", "pass what MaskedPPCA.to_dataset gave")
+        a = ds.attrs
+        out = cls(
+            int(a["n_components"]),
+            noise=a["noise"],
+            tol=float(a["tol"]),
+            max_iter=int(a["max_iter"]),
+            intrinsic=a["intrinsic"],
+            random_state=int(a["random_state"]),
+        )
+        out.components_ = ds["components"].values
+        out.mean_ = ds["mean"].values
+        out.pixel_used_ = ds["pixel_used"].values.astype(bool)
+        out.latent_scale_ = ds["latent_scale"].values
+        out.explained_variance_ = ds["explained_variance"].values
+        noise = ds["noise_variance"].values
+        out.noise_variance_ = noise if noise.ndim else float(noise)
+        out.loglike_ = ds["loglike"].values.tolist()
+        out.angle_ = ds["angle"].values.tolist()
+        out.n_passes_, out.n_stars_ = int(a["n_passes"]), int(a["n_stars"])
+        out.converged_ = str(a["converged"])
+        return out
+
+
+def _embed_block(flux: np.ndarray, *others: np.ndarray, names: tuple[str, ...], kernel: Any) -> np.ndarray:
+    return kernel(flux, **dict(zip(names, others)))
+
+
+def embed(
+    flux: np.ndarray, mask: Any = None, ivar: Any = None, *, model: Model, used: np.ndarray, weighted: bool
+) -> np.ndarray:
+    """Posterior means and variances of one block, side by side: (n, 2K); NaN for a star with no valid pixel."""
+    block, missing, errors = select(prepare(flux, mask, ivar), used)
+    small = block.size <= SMALL // 10
+    dtype = np.dtype(np.float64 if small or block.dtype == np.float64 else np.float32)
+    basis = model.basis.astype(dtype)
+    x = centred(block, missing, model.mean.astype(dtype))
+    if weighted:
+        assert errors is not None
+        weight = pixel_weights(errors, missing, model.noise, dtype)
+        post = weighted_posterior(x, weight, model, basis)
+    else:
+        post = shared_posterior(x, np.logical_not(missing).astype(dtype), model, basis)
+    out = np.concatenate([post.latent, np.diagonal(post.covariance, axis1=1, axis2=2)], axis=1)
+    out[missing.all(axis=1)] = np.nan
+    return out
+
+
+def moment_stats(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None) -> Stats:
+    """Count, sum and sum of squares per pixel over the valid entries, and the number of stars with any."""
+    filled = np.where(missing, 0, flux)
+    wide = filled.astype(np.float64)
+    return {
+        "count": np.count_nonzero(~missing, axis=0).astype(np.float64),
+        "sum": wide.sum(axis=0),
+        "square": np.einsum("np,np->p", wide, wide),
+        "n": np.array(float(np.count_nonzero(~missing.all(axis=1)))),
+    }
+
+
+class _Runner:
+    """Runs the kernels over a source in working units (flux divided by `unit`)."""
+
+    def __init__(self, source: Source, unit: float, dtype: np.dtype, seed: int):
+        self.source, self.unit, self.dtype = source, unit, dtype
+        self.seed = seed
+
+    def subsample(self, size: int) -> ArraySource:
+        rng = np.random.default_rng(self.seed)
+        index = np.sort(rng.choice(self.source.n_stars, min(size, self.source.n_stars), replace=False))
+        return ArraySource(*self.source.rows(index))
+
+    def shared(self, source: Source, task: SharedPass) -> Stats:
+        return source.reduce(partial(_shared_kernel, task=task, unit=self.unit, dtype=self.dtype))
+
+    def weighted(self, source: Source, jitter: bool, model: Model) -> Stats:
+        return source.reduce(partial(_weighted_kernel, model=model, unit=self.unit, dtype=self.dtype, jitter=jitter))
+
+
+def _shared_kernel(
+    flux: np.ndarray, missing: np.ndarray, ivar: Any, *, task: SharedPass, unit: float, dtype: np.dtype
+) -> Stats:
+    return shared_stats(np.multiply(flux, 1 / unit, dtype=dtype), missing, task, dtype)
+
+
+def _weighted_kernel(
+    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray, *, model: Model, unit: float, dtype: np.dtype, jitter: bool
+) -> Stats:
+    scaled = np.multiply(ivar, unit**2, dtype=dtype)
+    return weighted_stats(np.multiply(flux, 1 / unit, dtype=dtype), missing, scaled, model, dtype, jitter)
+
+
+def warm_start(runner: _Runner, k: int, guards: int) -> tuple[Model, np.ndarray]:
+    """First model from dask-ml's IncrementalPCA on mean-filled blocks of a subsample.
+
+    Its `noise_variance_` is biased low for small batches and is not used: the noise comes from the
+    variance the components leave.
+    """
+    from dask_ml.decomposition import IncrementalPCA
+
+    sample = runner.subsample(max(WARM_STARS, 8 * (k + guards)))
+    alive = ~sample.missing.all(axis=1)
+    missing = sample.missing[alive]
+    flux = np.where(missing, 0.0, sample.flux[alive]) / runner.unit
+    seen = np.maximum((~missing).sum(axis=0), 1)
+    mean = flux.sum(axis=0) / seen
+    flux -= mean
+    flux[missing] = 0.0
+    n, p = flux.shape
+    want = max(1, min(k + guards, n - 1, p - 1))
+    batch = min(n, max(WARM_BATCH, 2 * want))
+    model = IncrementalPCA(n_components=want, batch_size=batch)
+    chunks = tuple(len(part) for part in np.array_split(np.arange(n), max(1, n // batch)))
+    # A thousand stars: not worth a trip to the cluster, and dask-ml divides 0 by 0 in its first batch.
+    with dask.config.set(scheduler="synchronous"), np.errstate(divide="ignore", invalid="ignore"):
+        model.fit(da.from_array(flux, chunks=(chunks, -1)))
+    basis, _ = np.linalg.qr(np.asarray(model.components_).T)
+    if basis.shape[1] < k:
+        rng = np.random.default_rng(runner.seed)
+        fill = orthonormal(basis, rng.standard_normal((p, k - basis.shape[1])))
+        basis = np.concatenate([basis, fill], axis=1)
+    variance = np.var(flux @ basis, axis=0)
+    order = np.argsort(variance)[::-1]
+    basis, variance = basis[:, order], variance[order]
+    left = max(float((flux**2).sum() / n - variance[:k].sum()), 1e-12) / max(p - k, 1)
+    noise = left * missing.size / max(float((~missing).sum()), 1.0)
+    scale = np.sqrt(np.maximum(variance[:k] - noise, 1e-3 * noise))
+    mean = mean + flux.mean(axis=0)
+    return Model(mean, basis[:, :k], scale, noise), basis[:, k:]

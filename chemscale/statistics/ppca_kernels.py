@@ -1,0 +1,312 @@
+"""Block kernels of masked probabilistic PCA, on plain NumPy arrays.
+
+A kernel takes one block of stars and the current model and returns only sums over the
+stars (*sufficient statistics*), so that blocks may be visited in any order, on any number
+of workers, and added up.  Nothing here knows of Dask, Zarr or xarray.
+
+The model is ``x = mean + basis @ u + noise`` with orthonormal columns in ``basis`` (P, K) and
+independent latents ``u_k ~ N(0, scale_k**2)``.  Tipping & Bishop's (1999) loadings are
+``W = basis * scale``.  Writing the posterior for ``u`` instead of for unit-variance latents keeps
+the per-star systems well conditioned: they are ``basis_o^T basis_o + noise / scale**2``, with
+eigenvalues near one whatever the ratio of the first to the last component, which is
+what lets the big matrix products run in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Stats = dict[str, np.ndarray]
+LOG_2PI = float(np.log(2.0 * np.pi))
+
+
+@dataclass
+class Model:
+    """Parameters of a masked PPCA in working units (float64).
+
+    Parameters
+    ----------
+    mean : ndarray, (P,)
+    basis : ndarray, (P, K)
+        Orthonormal columns, ordered by decreasing `scale`.
+    scale : ndarray, (K,)
+        Standard deviation of each latent.
+    noise : float
+        Noise variance: of every pixel for the shared model; the variance added to
+        ``1 / ivar`` of every pixel for the per-pixel model, where it may also be (P,).
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    scale: np.ndarray
+    noise: float | np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.basis.shape[0], self.basis.shape[1]
+
+
+@dataclass
+class SharedPass:
+    """What one pass of the shared-noise solver sends to the blocks.
+
+    `extra` (P, L) holds search directions orthonormal to the basis; `pixel_cov` asks for
+    the sums of posterior covariances over the stars missing each pixel; `rare` lists
+    pixels missing so often that they are fitted by regression instead.
+    """
+
+    model: Model
+    extra: np.ndarray
+    pixel_cov: bool = True
+    rare: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+def packed_size(k: int) -> int:
+    """Number of distinct entries of a symmetric (k, k) matrix."""
+    return k * (k + 1) // 2
+
+
+def pack_outer(rows: np.ndarray) -> np.ndarray:
+    """Upper triangles of the outer products of `rows` (N, K) with themselves: (N, K(K+1)/2)."""
+    n, k = rows.shape
+    out = np.empty((n, packed_size(k)), dtype=rows.dtype)
+    start = 0
+    for i in range(k):
+        np.multiply(rows[:, i : i + 1], rows[:, i:], out=out[:, start : start + k - i])
+        start += k - i
+    return out
+
+
+def pack(matrices: np.ndarray) -> np.ndarray:
+    """Upper triangles (N, K(K+1)/2) of symmetric `matrices` (N, K, K)."""
+    i, j = np.triu_indices(matrices.shape[-1])
+    return matrices[:, i, j]
+
+
+def unpack(packed: np.ndarray, k: int) -> np.ndarray:
+    """Symmetric matrices (N, K, K), float64, from their upper triangles (N, K(K+1)/2)."""
+    i, j = np.triu_indices(k)
+    position = np.empty((k, k), dtype=np.intp)
+    position[i, j] = position[j, i] = np.arange(i.size)
+    return packed.astype(np.float64)[:, position.ravel()].reshape(-1, k, k)
+
+
+def invert_spd(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverses and log-determinants of symmetric positive definite `matrices` (N, K, K)."""
+    chol = np.linalg.cholesky(matrices)
+    logdet = 2.0 * np.log(np.diagonal(chol, axis1=1, axis2=2)).sum(axis=1)
+    inverse = np.linalg.inv(matrices)
+    return 0.5 * (inverse + inverse.transpose(0, 2, 1)), logdet
+
+
+def centred(flux: np.ndarray, missing: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """``flux - mean`` with 0 where `missing`; a new array of the dtype of `mean`."""
+    out = np.subtract(flux, mean, dtype=mean.dtype)
+    np.copyto(out, 0, where=missing)
+    return out
+
+
+@dataclass
+class Posterior:
+    """Posterior of the latents of a block: mean (n, K), covariance (n, K, K), and by-products."""
+
+    latent: np.ndarray
+    covariance: np.ndarray
+    logdet: np.ndarray  # log det of the K x K system, in units of the prior precision
+
+
+def shared_posterior(centred_flux: np.ndarray, observed: np.ndarray, model: Model, basis: np.ndarray) -> Posterior:
+    """Posterior under shared noise (Tipping & Bishop 1999, section 3.2, on each star's own pixels).
+
+    Parameters
+    ----------
+    centred_flux : ndarray, (n, P)
+        0 at missing pixels.
+    observed : ndarray, (n, P)
+        1 or 0 in the working dtype.
+    basis : ndarray, (P, K)
+        ``model.basis`` in the working dtype.
+    """
+    k = basis.shape[1]
+    noise = float(model.noise)
+    system = unpack(observed @ pack_outer(basis), k)
+    system[:, np.arange(k), np.arange(k)] += noise / model.scale**2
+    inverse, logdet = invert_spd(system)
+    right = (centred_flux @ basis).astype(np.float64)
+    latent = np.einsum("nij,nj->ni", inverse, right)
+    return Posterior(latent, noise * inverse, logdet + np.sum(2 * np.log(model.scale) - np.log(noise)))
+
+
+def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype: np.dtype) -> Stats:
+    """Sufficient statistics of one block under shared noise.
+
+    The missing pixels are imputed by their posterior mean, ``x_hat = mean + basis u`` there, so that the
+    centred, completed star is ``r + basis u`` with a residual `r` that is 0 at missing pixels.
+    Only sums of products of the *small* residual go through float32; the part along the basis
+    is K x K algebra in float64. That is why float32 suffices.
+
+    Returns
+    -------
+    dict of ndarray, all float64
+        ``n`` stars used; ``count`` (P,) observed; ``resid`` (P,) sum of r; ``resid_proj`` (P, K+L) sum of
+        r (r^T [basis, extra]); ``resid_latent`` (P, K) sum of r u^T; ``latent`` (K,), ``latent2`` (K, K) sums of
+        u and u u^T; ``latent_proj`` (K, K+L) sum of u (r^T [basis, extra]); ``cov`` (K, K) sum of posterior
+        covariances;        ``rss`` sum of r^2; ``loglike``; optional ``pixel_cov`` (P, K(K+1)/2) and ``rare_*``.
+    """
+    model = task.model
+    basis = model.basis.astype(dtype)
+    directions = np.concatenate([basis, task.extra.astype(dtype)], axis=1)
+    k = basis.shape[1]
+    noise = float(model.noise)
+    x = centred(flux, missing, model.mean.astype(dtype))
+    observed = np.logical_not(missing).astype(dtype)
+    seen = observed.sum(axis=1, dtype=np.float64)
+    valid = seen > 0
+    post = shared_posterior(x, observed, model, basis)
+    latent = post.latent.astype(dtype)
+
+    out: Stats = {}
+    if task.rare.size:
+        out |= _rare_stats(x, observed, post, valid, task.rare, dtype)
+    x -= latent @ basis.T  # x becomes the residual, in place
+    np.copyto(x, 0, where=missing)
+    proj = x @ directions
+    rss_star = np.einsum("np,np->n", x, x, dtype=np.float64) if dtype == np.float64 else _row_squares(x)
+    distance = rss_star / noise + np.sum((post.latent / model.scale) ** 2, axis=1)
+    loglike = -0.5 * (seen * (LOG_2PI + np.log(noise)) + post.logdet + distance)
+    back = x.T @ np.concatenate([proj, latent, np.ones((len(x), 1), dtype=dtype)], axis=1)
+    back = back.astype(np.float64)
+    width = directions.shape[1]
+    u = post.latent[valid]
+    out |= {
+        "n": np.array(float(valid.sum())),
+        "count": observed.sum(axis=0, dtype=np.float64),
+        "resid_proj": back[:, :width],
+        "resid_latent": back[:, width : width + k],
+        "resid": back[:, -1],
+        "latent": u.sum(axis=0),
+        "latent2": u.T @ u,
+        "latent_proj": u.T @ proj[valid].astype(np.float64),
+        "cov": post.covariance[valid].sum(axis=0),
+        "rss": np.array(rss_star.sum()),
+        "loglike": np.array(loglike[valid].sum()),
+    }
+    if task.pixel_cov:
+        packed = pack(post.covariance / noise).astype(dtype)
+        packed[~valid] = 0
+        unseen = np.subtract(1, observed, dtype=dtype)
+        out["pixel_cov"] = noise * (unseen.T @ packed).astype(np.float64)
+    return out
+
+
+def _row_squares(x: np.ndarray) -> np.ndarray:
+    # einsum with a float64 accumulator would convert the whole block; a batched dot product
+    # per row in float32 keeps 1e-6 relative accuracy over some thousand pixels.
+    return np.matmul(x[:, None, :], x[:, :, None])[:, 0, 0].astype(np.float64)
+
+
+def _rare_stats(
+    x: np.ndarray, observed: np.ndarray, post: Posterior, valid: np.ndarray, rare: np.ndarray, dtype: np.dtype
+) -> Stats:
+    """Regression sums of seldom observed pixels on the latents (the usual EM M-step of PPCA)."""
+    seen = observed[:, rare]
+    second = pack(np.einsum("ni,nj->nij", post.latent, post.latent) + post.covariance).astype(dtype)
+    latent1 = np.concatenate([post.latent, np.ones((len(x), 1))], axis=1).astype(dtype)
+    second[~valid] = 0
+    latent1[~valid] = 0
+    return {
+        "rare_second": (seen.T @ second).astype(np.float64),
+        "rare_first": (seen.T @ latent1).astype(np.float64),
+        "rare_cross": (x[:, rare].T @ latent1).astype(np.float64),
+    }
+
+
+def add_stats(*parts: Stats) -> Stats:
+    """Sum of the statistics of several blocks (tree-reduction step)."""
+    total = {key: np.array(value, dtype=np.float64) for key, value in parts[0].items()}
+    for part in parts[1:]:
+        for key, value in part.items():
+            total[key] += value
+    return total
+
+
+def pixel_weights(ivar: np.ndarray, missing: np.ndarray, extra: np.ndarray | float, dtype: np.dtype) -> np.ndarray:
+    """Weights ``1 / (1 / ivar + extra)``, 0 where `missing`; written so that ivar = 0 needs no division."""
+    weight = ivar.astype(dtype)
+    np.copyto(weight, 0, where=missing)
+    extra = np.asarray(extra, dtype=dtype)
+    if np.any(extra > 0):
+        weight /= 1 + weight * extra
+    return weight
+
+
+def weighted_posterior(centred_flux: np.ndarray, weight: np.ndarray, model: Model, basis: np.ndarray) -> Posterior:
+    """Posterior when every pixel has its own variance ``1 / weight``; 0 = missing."""
+    k = basis.shape[1]
+    system = unpack(weight @ pack_outer(basis), k)
+    # In units of the prior the systems are 1 + (signal / noise)^2 >= 1: always invertible.
+    system *= model.scale[:, None] * model.scale
+    system[:, np.arange(k), np.arange(k)] += 1.0
+    inverse, logdet = invert_spd(system)
+    right = ((centred_flux * weight) @ basis).astype(np.float64) * model.scale
+    latent = np.einsum("nij,nj->ni", inverse, right) * model.scale
+    return Posterior(latent, inverse * model.scale[:, None] * model.scale, logdet)
+
+
+def weighted_stats(
+    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray, model: Model, dtype: np.dtype, jitter: bool = True
+) -> Stats:
+    """Sufficient statistics of one block of the per-pixel noise model.
+
+    Returns
+    -------
+    dict of ndarray, all float64
+        With z = u / scale: ``second`` (P, K(K+1)/2) sum of w (z z^T + Cov z), ``first`` (P, K+1) sum of w [z, 1],
+        ``cross`` (P, K+1) sum of w x [z, 1] (x centred on the old mean); ``latent``, ``latent2`` sums of
+        z and z z^T + Cov z over stars; ``n``, ``count``, ``loglike``; and for the intrinsic variance
+        ``w2r2``, ``w2`` (P,): sums of w^2 E[residual^2] - w and of w^2.
+    """
+    basis = model.basis.astype(dtype)
+    x = centred(flux, missing, model.mean.astype(dtype))
+    weight = pixel_weights(ivar, missing, model.noise, dtype)
+    seen = np.count_nonzero(weight, axis=1)
+    valid = seen > 0
+    post = weighted_posterior(x, weight, model, basis)
+    z = post.latent / model.scale
+    cov = post.covariance / (model.scale[:, None] * model.scale)
+    second = np.einsum("ni,nj->nij", z, z) + cov
+    second[~valid] = 0
+    z1 = np.concatenate([z, np.ones((len(x), 1))], axis=1).astype(dtype)
+    x *= weight
+    cross = (x.T @ z1).astype(np.float64)
+    first = (weight.T @ z1).astype(np.float64)
+    pixel_second = (weight.T @ pack(second).astype(dtype)).astype(np.float64)
+    x -= weight * (post.latent.astype(dtype) @ basis.T)  # now weight * residual
+    with np.errstate(divide="ignore"):
+        logw = np.log(weight)
+    logw[weight == 0] = 0
+    np.square(x, out=x)
+    out: Stats = {"w2r2": x.sum(axis=0, dtype=np.float64), "w2": np.einsum("np,np->p", weight, weight)}
+    np.divide(x, weight, out=x, where=weight > 0)
+    chi2 = x.sum(axis=1, dtype=np.float64) + np.sum(z**2, axis=1)
+    loglike = -0.5 * (seen * LOG_2PI - logw.sum(axis=1, dtype=np.float64) + post.logdet + chi2)
+    if jitter:
+        # E[residual^2] also holds the posterior variance of the prediction, here with the
+        # weighted mean covariance of the block: a correction of order K / P.
+        strength = np.einsum("np,np->n", weight, weight).astype(np.float64)
+        typical = np.einsum("n,nij->ij", strength, post.covariance) / max(strength.sum(), 1e-300)
+        lever = np.einsum("pi,ij,pj->p", model.basis, typical, model.basis)
+        out["w2r2"] = out["w2r2"] + out["w2"] * lever - first[:, -1]
+    out |= {
+        "second": pixel_second,
+        "first": first,
+        "cross": cross,
+        "latent": z[valid].sum(axis=0),
+        "latent2": second.sum(axis=0),
+        "n": np.array(float(valid.sum())),
+        "count": np.count_nonzero(weight, axis=0).astype(np.float64),
+        "loglike": np.array(loglike[valid].sum()),
+    }
+    return {key: np.asarray(value, dtype=np.float64) for key, value in out.items()}

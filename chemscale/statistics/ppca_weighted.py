@@ -1,0 +1,157 @@
+"""Solver of the per-pixel noise model: parameter-expanded EM with Anderson mixing.
+
+Model of Bailey (2012) and Tsalmantza & Hogg (2012) with a Gaussian prior on the latents:
+``x = mean + W z + noise``, ``noise ~ N(0, 1 / ivar + intrinsic)``, ``z ~ N(0, 1)``.  The M-step is one (K+1) x (K+1)
+system per pixel; the covariance of the latents is expanded and folded back into the loadings (PX-EM,
+Liu, Rubin & Wu 1998), which removes the slow growth of weak components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from chemscale.statistics.ppca_kernels import Model, Stats, unpack
+from chemscale.statistics.ppca_shared import Trace, _stalled, principal
+
+
+def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
+    """Loadings, mean and intrinsic variance that maximise the expected complete log-likelihood."""
+    k = model.basis.shape[1]
+    n = float(stats["n"])
+    system = np.empty((len(model.mean), k + 1, k + 1))
+    system[:, :k, :k] = unpack(stats["second"], k)
+    system[:, :, k] = stats["first"]
+    system[:, k, :] = stats["first"]
+    # A pixel seen in no star, or in fewer than K, keeps its system invertible by a tiny ridge
+    # towards zero: it cannot then carry signal.
+    diagonal = np.einsum("pii->p", system) / (k + 1)
+    system[:, np.arange(k + 1), np.arange(k + 1)] += (1e-9 * diagonal + np.where(diagonal > 0, 0, 1))[:, None]
+    rows = np.linalg.solve(system, stats["cross"][:, :, None])[:, :, 0]
+    centre = stats["latent"] / n
+    covariance = stats["latent2"] / n - np.outer(centre, centre)
+    values, vectors = np.linalg.eigh(covariance)
+    loadings = rows[:, :k] @ (vectors * np.sqrt(np.maximum(values, 0)))
+    mean = model.mean + rows[:, k] + rows[:, :k] @ centre
+    return principal(mean, loadings, _intrinsic(model, stats, intrinsic))
+
+
+def _intrinsic(model: Model, stats: Stats, kind: str) -> np.ndarray | float:
+    """Fisher-scoring step of the variance added to 1 / ivar (never negative)."""
+    if kind == "none":
+        return model.noise
+    if kind == "global":
+        step = stats["w2r2"].sum() / max(stats["w2"].sum(), 1e-300)
+        return max(float(model.noise) + step, 0.0)
+    step = np.divide(stats["w2r2"], stats["w2"], out=np.zeros_like(stats["w2"]), where=stats["w2"] > 0)
+    return np.maximum(model.noise + step, 0.0)
+
+
+def solve_weighted(
+    run: Callable[[Model], Stats],
+    model: Model,
+    *,
+    tol: float,
+    loglike_tol: float,
+    max_iter: int,
+    intrinsic: str,
+    memory: int = 5,
+    trace: Trace | None = None,
+) -> tuple[Model, Trace]:
+    """Iterate passes until the basis turns by less than `tol` (extrapolated to the limit).
+
+    Anderson mixing (Walker & Ni 2011) over the last `memory` iterates of loadings and mean; an extrapolated
+    point with a lower likelihood than the one before it is discarded in favour of the plain EM step.
+    """
+    trace = trace or Trace()
+    mixer = Anderson(memory)
+    fallback: Model | None = None
+    best = -np.inf
+    for _ in range(max_iter):
+        stats = run(model)
+        loglike = float(stats["loglike"])
+        trace.loglike.append(loglike)
+        trace.count = stats["count"]
+        if loglike < best and fallback is not None:
+            model, fallback = fallback, None
+            mixer.clear()
+            trace.angle.append(np.inf)
+            continue
+        best = max(best, loglike)
+        step = m_step(model, stats, intrinsic)
+        angle = mixer.rate_corrected(turned(model.basis, step.basis))
+        trace.angle.append(angle)
+        if angle < tol:
+            model = step
+            trace.converged = "angle"
+            break
+        if len(trace.loglike) > 2 and _stalled(trace.loglike, loglike_tol):
+            model = step
+            trace.converged = "loglike"
+            break
+        fallback = step
+        model = mixer.next(model, step)
+    return model, trace
+
+
+def turned(before: np.ndarray, after: np.ndarray) -> float:
+    """Sine of the largest principal angle between two orthonormal bases."""
+    rest = after - before @ (before.T @ after)
+    return float(np.linalg.norm(rest, 2))
+
+
+class Anderson:
+    """Anderson mixing of loadings expressed in one common gauge.
+
+    W and W R (R orthogonal) are the same model, so every step's loadings are first rotated
+    onto the point they came from (orthogonal Procrustes); differences then mean something.
+    """
+
+    def __init__(self, memory: int):
+        self.memory = memory
+        self.points: list[np.ndarray] = []
+        self.residuals: list[np.ndarray] = []
+        self.turns: list[float] = []
+
+    def clear(self) -> None:
+        self.points.clear()
+        self.residuals.clear()
+
+    def rate_corrected(self, turn: float) -> float:
+        """Distance to the limit from the last steps' lengths, if they shrink geometrically."""
+        self.turns.append(turn)
+        if len(self.turns) < 3:
+            return np.inf
+        rate = min(max((self.turns[-1] / max(self.turns[-3], 1e-300)) ** 0.5, 0.3), 0.98)
+        return turn / (1 - rate)
+
+    def next(self, model: Model, step: Model) -> Model:
+        point = self._vector(model)
+        if self.points:
+            point = self._aligned(point, self.points[-1])
+        image = self._aligned(self._vector(step), point)
+        self.points.append(point)
+        self.residuals.append(image - point)
+        self.points, self.residuals = self.points[-self.memory :], self.residuals[-self.memory :]
+        if len(self.points) < 2:
+            return step
+        last = self.residuals[-1]
+        d_residual = np.stack([(last - r).ravel() for r in self.residuals[:-1]], axis=1)
+        d_point = np.stack([(self.points[-1] - p).ravel() for p in self.points[:-1]], axis=1)
+        gram = d_residual.T @ d_residual
+        gram[np.diag_indices_from(gram)] *= 1 + 1e-8
+        gamma = np.linalg.lstsq(gram, d_residual.T @ last.ravel(), rcond=1e-12)[0]
+        mixed = (image.ravel() - (d_point + d_residual) @ gamma).reshape(image.shape)
+        return principal(mixed[:, -1] * 1.0, mixed[:, :-1], step.noise)
+
+    @staticmethod
+    def _vector(model: Model) -> np.ndarray:
+        return np.concatenate([model.basis * model.scale, model.mean[:, None]], axis=1)
+
+    @staticmethod
+    def _aligned(moving: np.ndarray, target: np.ndarray) -> np.ndarray:
+        u, _, vt = np.linalg.svd(moving[:, :-1].T @ target[:, :-1])
+        out = moving.copy()
+        out[:, :-1] = moving[:, :-1] @ (u @ vt)
+        return out
