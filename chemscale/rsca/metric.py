@@ -388,18 +388,17 @@ def sphering(moments: FieldMoments) -> np.ndarray:
 def encoder(ppca: Any) -> np.ndarray:
     """Matrix (K, n_pixels) that takes a complete spectrum less the mean to its PPCA coordinates.
 
-    The posterior mean of Tipping & Bishop (1999, eq. 8) in the orthonormal basis: with loadings W (n_pixels, K)
-    and noise variance Psi, coordinates = root(W' W) M^-1 W' Psi^-1 (x - mean), M = I + W' Psi^-1 W.
-    Pixels that the basis never saw have weight zero.
+    Shared noise: the posterior mean of Tipping & Bishop (1999), which shrinks axis i of model variance lambda_i by
+    ``(lambda_i - sigma^2) / lambda_i``. Per-pixel noise: the projection on the components, which the posterior mean
+    tends to for small errors. Pixels that the basis never saw have weight zero.
+
+    Parameters
+    ----------
+    ppca : MaskedPPCA
+        Fitted: `components_` (K, P), `explained_variance_` (K,), `noise_variance_`.
     """
-    if hasattr(ppca, "encoder"):
-        return np.asarray(ppca.encoder())
-    basis = np.asarray(ppca.components_, dtype=float)
-    amplitude = np.sqrt(np.asarray(ppca.explained_variance_, dtype=float))
-    noise = np.broadcast_to(np.asarray(ppca.noise_variance_, dtype=float), basis.shape[1])
-    used = getattr(ppca, "pixel_used_", None)
-    good = (np.isfinite(noise) & (noise > 0)) if used is None else np.asarray(used, bool)
-    loadings = np.where(good, basis, 0.0) * amplitude[:, None]
-    weighted = loadings / np.where(good, noise, 1.0)
-    m = np.eye(len(basis)) + weighted @ loadings.T
-    return amplitude[:, None] * np.linalg.solve(m, weighted)
+    basis = np.nan_to_num(np.asarray(ppca.components_, dtype=float))
+    if getattr(ppca, "noise", "shared") != "shared":
+        return basis
+    variance = np.asarray(ppca.explained_variance_, dtype=float)
+    return basis * ((variance - float(ppca.noise_variance_)) / variance)[:, None]
