@@ -26,9 +26,10 @@ from chemscale.schema import APOGEE_ELEMENTS, Flag
 from chemscale.survey.continuum import running_quantile
 from chemscale.survey.sources import apogee_labels as labelling
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
+from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, printable
 from chemscale.survey.sources.fits import HDU, FitsError, Header, read_bytes, scan
-from chemscale.survey.sources.labels import RowLabels, block_labels, contract_labels, number
+from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.members import Membership, read_members
 from chemscale.survey.sources.pixels import inverse_variance, usable
 
@@ -281,6 +282,9 @@ class ApogeeSource:
         """
         if len(wavelength) != N_PIXELS or not np.allclose(wavelength, wavelength_grid(), rtol=1e-7, atol=0):
             raise InputError("the store's wavelength grid is not APOGEE's", "ingest APOGEE into a store of its own")
+        return read_in_batches(items, N_PIXELS, elements, lambda part: self._read_batch(part, elements))
+
+    def _read_batch(self, items: Sequence[Item], elements: Sequence[str]) -> Batch:
         flux = np.empty((len(items), N_PIXELS), np.float32)
         error = np.empty_like(flux)
         bad = np.zeros(flux.shape, bool)
@@ -293,26 +297,18 @@ class ApogeeSource:
                 units = scan(read_bytes(item.path))
                 _check_identity(units, item.star_id)
                 flux[row], error[row] = _spectrum(units, 1, "flux"), _spectrum(units, 2, "error")
-                if self.product == "apStar":
-                    bad[row] = (_spectrum(units, 3, "mask") & BAD_PIXMASK) != 0
+                mask = _spectrum(units, 3, "mask") if self.product == "apStar" else np.zeros(1, np.int16)
                 usable(flux[row], error[row], BAD_ERROR)
                 # the catalogue's labels count; a file's own are read where it has none
                 own.append({} if "teff" in item.labels else labelling.file_labels(units, elements))
             except FitsError as problem:
-                bad[row] = False
                 rejected.append(Rejection(printable(item.path), str(problem), item.star_id))
                 continue
+            bad[row] = (mask & BAD_PIXMASK) != 0
             kept.append(item)
         n = len(kept)
-        block = _finish(flux[:n], error[:n], bad[:n], normalise=self.product == "apStar")
-        empty = [i for i in range(n) if not np.any(block[1][i] > 0)]
-        for i in empty:
-            rejected.append(Rejection(printable(kept[i].path), "no usable pixel", kept[i].star_id))
-        rows = np.setdiff1d(np.arange(n), empty)
-        if empty:
-            kept, own = [kept[i] for i in rows], [own[i] for i in rows]
-            block = (block[0][rows], block[1][rows], block[2][rows])
-        return StarBlock([i.star_id for i in kept], *block, labels=block_labels(kept, own, elements), rejected=rejected)
+        pixels = _finish(flux[:n], error[:n], bad[:n], normalise=self.product == "apStar")
+        return Batch(kept, own, *pixels, rejected=rejected)
 
 
 _NORMALISATION = {
