@@ -70,8 +70,8 @@ def censor(
         A pixel whose error ``1/sqrt(ivar)`` exceeds this is LARGE_ERROR (so is ``ivar <= 0``).
         None: only pixels without information (``ivar <= 0``).
     gaps : ndarray (P,) bool, optional
-        Pixels between detectors. Pixels whose flux is exactly 0 are gaps in any case:
-        that is how surveys write "no detector here".
+        Pixels between detectors. Pixels whose flux is exactly 0 are gaps in any case (unless
+        the survey says they are bad): that is how surveys write "no detector here".
     windows : iterable of (start, stop)
         Pixel ranges with interstellar absorption.
 
@@ -84,7 +84,7 @@ def censor(
     out = flags.copy()
     # comparisons with NaN are False: "not small" therefore catches NaN, infinities and absurd values at once
     bad = ~((np.abs(flux) < _FLUX_LIMIT) & (np.abs(ivar) < _IVAR_LIMIT))
-    gap = flux == 0
+    gap = (flux == 0) & ((out & np.uint8(Flag.SURVEY_BAD)) == 0)
     if gaps is not None:
         gap |= gaps
     limit = 0.0 if max_error is None else 1.0 / float(max_error) ** 2

@@ -17,7 +17,7 @@ import numpy as np
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES, variable_attrs
-from chemscale.survey.layout import array_spec, chunk_file, encode
+from chemscale.survey.layout import chunk_file, encode, metadata
 from chemscale.survey.shards import (
     BOOK,
     COVERAGE_BINS,
@@ -141,23 +141,13 @@ def _read_part(folder: Folder, marker: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _create_label(folder: Folder, header: Header, name: str) -> None:
-    import zarr
-
     if name == "status":
         dims: tuple[str, ...] = ("star",)
         dtype, attrs = "uint8", {"long_name": "1 where the slot holds a star, 0 where it was quarantined"}
     else:
         dims, dtype, attrs = VARIABLES[name].dims, VARIABLES[name].dtype, variable_attrs(name)
     shape = (header.n_slots, len(header.elements))[: len(dims)]
-    spec = array_spec(name, dtype, shape, header.layout)
-    zarr.create_array(
-        folder.zarr_store(read_only=False),
-        name=name,
-        dimension_names=dims,
-        attributes=json.loads(dump(attrs)),
-        overwrite=True,
-        **spec,
-    )
+    folder.write(f"{name}/zarr.json", metadata(name, dtype, shape, header.layout, dims, attrs))
 
 
 def _statistics(
@@ -205,16 +195,8 @@ def read_column(folder: Folder, name: str) -> np.ndarray:
 
 
 def consolidate(folder: Folder) -> None:
-    """Consolidated Zarr metadata with sorted keys: one read opens the group, and equal stores have equal bytes."""
-    import warnings
-
-    import zarr
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        zarr.consolidate_metadata(folder.zarr_store(read_only=False))
-    raw = json.loads(folder.read("zarr.json"))
-    inline = raw.get("consolidated_metadata")
-    if inline:
-        inline["metadata"] = dict(sorted(inline["metadata"].items()))
-    folder.write("zarr.json", (json.dumps(raw, indent=1, sort_keys=True) + "\n").encode(), sync=True)
+    """Consolidated Zarr metadata, names sorted: one read opens the group, and equal stores have equal bytes."""
+    group = json.loads(folder.read("zarr.json"))
+    arrays = {n: json.loads(folder.read(f"{n}/zarr.json")) for n in folder.list() if folder.exists(f"{n}/zarr.json")}
+    group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    folder.write("zarr.json", dump(group), sync=True)

@@ -119,16 +119,32 @@ def array_spec(name: str, dtype: str, shape: tuple[int, ...], layout: Layout) ->
             "shards": (layout.shard_stars, *shape[1:]),
             "compressors": pixel_codecs(name),
             "fill_value": 0,
-            "dimension_names": ("star", "wavelength"),
         }
     is_text = dtype == "str"
+    if name in ("wavelength", "element"):
+        chunks = tuple(max(1, n) for n in shape)
+    else:
+        chunks = (layout.label_stars, *shape[1:])
     return {
         "shape": shape,
         "dtype": zarr.dtype.VariableLengthUTF8() if is_text else dtype,
-        "chunks": (layout.label_stars, *shape[1:]),
+        "chunks": chunks,
         "compressors": label_codecs(),
         "fill_value": "" if is_text else (np.nan if dtype.startswith("float") else 0),
     }
+
+
+def metadata(
+    name: str, dtype: str, shape: tuple[int, ...], layout: Layout, dims: tuple[str, ...], attrs: dict[str, Any]
+) -> bytes:
+    """The ``zarr.json`` of a variable."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    memory: dict[str, Any] = {}
+    spec = array_spec(name, dtype, shape, layout)
+    zarr.create_array(MemoryStore(memory), dimension_names=dims, attributes=attrs, **spec)
+    return memory["zarr.json"].to_bytes()
 
 
 def encode(name: str, dtype: str, values: np.ndarray, layout: Layout) -> bytes:

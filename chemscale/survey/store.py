@@ -8,12 +8,9 @@ which of them a reader sees. No byte that a reader may be reading is ever change
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,9 +19,10 @@ import xarray as xr
 
 from chemscale.errors import InputError, StoreError
 from chemscale.runtime.files import Folder
+from chemscale.runtime.jobs import digest
 from chemscale.schema import STAR_VARIABLES, STORE_VERSION, VARIABLES, SchemaError, check, variable_attrs
 from chemscale.survey.finalise import consolidate, finalise_segment
-from chemscale.survey.layout import PIXEL_VARIABLES, Layout, array_spec, choose_layout
+from chemscale.survey.layout import PIXEL_VARIABLES, Layout, choose_layout, chunk_file, encode, metadata
 from chemscale.survey.rows import Column, Rows, Segment
 from chemscale.survey.shards import (
     BOOK,
@@ -100,44 +98,23 @@ def create_store(folder: Folder, header: Header, wavelength: np.ndarray) -> None
     Writing the same header again gives the same bytes, so several partition jobs may start
     at once. The header comes last: without it there is no store.
     """
-    import zarr
-
-    store = folder.zarr_store(read_only=False)
     attrs = {"chemscale_store": STORE_VERSION, **header.attrs}
-    with _store_errors(folder), zarr.config.set({"array.write_empty_chunks": True}):
-        group = zarr.create_group(store, attributes=json.loads(dump(attrs)), overwrite=False)
-        for name in PIXEL_VARIABLES:
-            spec = array_spec(name, VARIABLES[name].dtype, (header.n_slots, header.n_pixels), header.layout)
-            group.create_array(name, attributes=variable_attrs(name), **spec)
-        group.create_array(
-            "wavelength",
-            data=np.asarray(wavelength, "f8"),
-            chunks=(max(1, header.n_pixels),),
-            dimension_names=("wavelength",),
-            attributes=variable_attrs("wavelength") | {"medium": header.medium},
-        )
-        if header.elements:
-            dtype: Any = zarr.dtype.VariableLengthUTF8()
-            elements = group.create_array(
-                "element",
-                shape=(len(header.elements),),
-                dtype=dtype,
-                chunks=(len(header.elements),),
-                dimension_names=("element",),
-                attributes=variable_attrs("element"),
-            )
-            elements[:] = np.array(header.elements, dtype=object)
+    folder.write("zarr.json", dump({"attributes": attrs, "node_type": "group", "zarr_format": 3}))
+    small: dict[str, np.ndarray] = {"wavelength": np.asarray(wavelength, "f8")}
+    if header.elements:
+        small["element"] = np.array(header.elements, dtype=object)
+    for name, values in small.items():
+        spec = VARIABLES[name]
+        extra = {"medium": header.medium} if name == "wavelength" else {}
+        meta = metadata(name, spec.dtype, values.shape, header.layout, spec.dims, variable_attrs(name) | extra)
+        folder.write(f"{name}/zarr.json", meta)
+        folder.write(chunk_file(name, 0, 1), encode(name, spec.dtype, values, header.layout))
+    for name in PIXEL_VARIABLES:
+        spec = VARIABLES[name]
+        shape = (header.n_slots, header.n_pixels)
+        meta = metadata(name, spec.dtype, shape, header.layout, spec.dims, variable_attrs(name))
+        folder.write(f"{name}/zarr.json", meta)
     folder.write(PLAN, header.to_json(), sync=True)
-
-
-@contextlib.contextmanager
-def _store_errors(folder: Folder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise StoreError(
-            f"cannot write {folder.root}: {err.strerror or err}", "make room (or mend the permissions), then run again"
-        ) from err
 
 
 def prepare_path(path: str | os.PathLike[str], *, overwrite: bool) -> Folder:
@@ -159,7 +136,7 @@ def prepare_path(path: str | os.PathLike[str], *, overwrite: bool) -> Folder:
         raise StoreError(
             f"{folder.root}: already exists", "choose another path, or pass --overwrite to replace the store"
         )
-    if not is_store and not _half_made(folder):
+    if not is_store and not is_begun(folder):
         raise StoreError(
             f"{folder.root}: exists and is not a chemscale store, so it is not overwritten",
             "choose another path or remove it yourself",
@@ -169,8 +146,10 @@ def prepare_path(path: str | os.PathLike[str], *, overwrite: bool) -> Folder:
     return folder
 
 
-def _half_made(folder: Folder) -> bool:
-    """Whether `folder` holds the first steps of :func:`create_store` (interrupted before the header)."""
+def is_begun(folder: Folder) -> bool:
+    """Whether `folder` holds a store, or the first steps of one (interrupted before the header was written)."""
+    if folder.exists(PLAN) or any(n in folder.list(BOOK) for n in ("inputs.npz", "rejected-plan.json")):
+        return True
     try:
         return "chemscale_store" in json.loads(folder.read("zarr.json")).get("attributes", {})
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -229,11 +208,6 @@ def tidy(folder: Folder) -> None:
     for name in ("parts", "shards"):
         folder.remove_tree(f"{BOOK}/{name}")
     folder.remove_partials()
-
-
-def digest(obj: Any) -> str:
-    """SHA-256 of canonical JSON."""
-    return hashlib.sha256(dump(obj)).hexdigest()
 
 
 def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None) -> xr.Dataset:
