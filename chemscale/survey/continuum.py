@@ -108,10 +108,37 @@ def _continuum(
         means = np.add.reduceat(np.where(good, flux, 0.0) * weight, edges, axis=1) / total
     means[(count < 0.3 * widths) | ~(total > 0)] = np.nan
     half = max(round(window / bin_width / 2), 1)
-    level = _windowed_quantile(means, half, quantile)
+    # a slope within the window biases its quantile, most of all in the half windows at the
+    # ends: take out the broad shape first, then the rest
+    shape = _broad_shape(centres, _smooth_quantile(means, half, quantile))
+    level = shape * _smooth_quantile(means / shape, half, quantile)
+    return _interpolate(wave, centres, level)
+
+
+def _smooth_quantile(values: np.ndarray, half: int, quantile: float) -> np.ndarray:
+    level = _windowed_quantile(values, half, quantile)
     for _ in range(2):
         level = _windowed_mean(level, max(half // 2, 1))
-    return _interpolate(wave, centres, level)
+    return level
+
+
+def _broad_shape(centres: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Cubic fit to the logarithm of each row of `level`; 1 for rows of which too little is positive."""
+    x = np.linspace(-1.0, 1.0, len(centres)) if len(centres) > 1 else np.zeros(1)
+    basis = np.polynomial.chebyshev.chebvander(x, 3)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.log(level)
+    known = np.isfinite(logs)
+    weighted = np.where(known, logs, 0.0)
+    normal = np.einsum("ij,jk,jl->ikl", known.astype(float), basis, basis) + 1e-9 * np.eye(4)
+    coefficients = np.linalg.solve(normal, (weighted @ basis)[..., None])[..., 0]
+    # a fit to part of the axis says nothing about the rest
+    enough = known.sum(axis=1) >= max(0.5 * len(centres), 8)
+    fitted = coefficients @ basis.T
+    lowest = np.min(fitted, axis=1, where=known, initial=np.inf, keepdims=True)
+    highest = np.max(fitted, axis=1, where=known, initial=-np.inf, keepdims=True)
+    fitted = np.clip(fitted, lowest, np.maximum(highest, lowest))  # no extrapolation beyond what was seen
+    return np.where(enough[:, None], np.exp(np.clip(fitted, -300, 300)), 1.0)
 
 
 def _padded_windows(values: np.ndarray, half: int) -> np.ndarray:
