@@ -21,6 +21,8 @@ from chemscale.survey.layout import chunk_file, encode, metadata
 from chemscale.survey.shards import (
     BOOK,
     COVERAGE_BINS,
+    INPUTS,
+    PLAN,
     REJECTED,
     SHARDS,
     STATISTICS,
@@ -89,7 +91,7 @@ def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
     empty: list[np.ndarray] = []
     names = (*header.variables(), "status")
     for name in names:
-        _create_label(folder, header, name)
+        folder.write(f"{name}/zarr.json", label_metadata(header, name))
     per_chunk = header.layout.label_stars // header.layout.shard_stars
     for index, first in enumerate(range(0, header.n_shards, per_chunk)):
         parts = []
@@ -112,9 +114,22 @@ def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
     folder.write(REJECTED, dump([asdict(r) for r in rejected]))
     write_npy(folder, USED_PER_PIXEL, used)
     folder.write(STATISTICS, dump(_statistics(folder, header, markers, len(hidden), len(rejected))))
+    consolidate(folder)
     kept = [{k: m[k] for k in ("shard", "rows", "fingerprint", "files", "statistics")} for m in markers]
-    folder.write(SHARDS, dump({"shards": kept, "labels": files}), sync=True)
+    checks = {
+        n: {"bytes": len(d), "crc32c": checksum(d)} for n, d in ((n, folder.read(n)) for n in small_files(folder))
+    }
+    folder.write(SHARDS, dump({"shards": kept, "labels": files, "small": checks}), sync=True)
     return {"hidden": hidden, "n_stars": header.n_slots - len(hidden), "rejected": rejected}
+
+
+def small_files(folder: Folder) -> list[str]:
+    """Files of a finalised segment besides shards, label chunks, the list of markers and the root record."""
+    names = ["zarr.json", PLAN, INPUTS, PLANNED_REJECTIONS, REJECTED, STATISTICS, USED_PER_PIXEL]
+    for array in folder.list():
+        names.append(f"{array}/zarr.json")
+    names += [chunk_file("wavelength", 0, 1), chunk_file("element", 0, 1)]
+    return [n for n in names if folder.exists(n)]
 
 
 def write_npy(folder: Folder, name: str, values: np.ndarray) -> None:
@@ -140,14 +155,15 @@ def _read_part(folder: Folder, marker: dict[str, Any]) -> dict[str, np.ndarray]:
     return unpack(data)
 
 
-def _create_label(folder: Folder, header: Header, name: str) -> None:
+def label_metadata(header: Header, name: str) -> bytes:
+    """The ``zarr.json`` of a per-star variable."""
     if name == "status":
         dims: tuple[str, ...] = ("star",)
         dtype, attrs = "uint8", {"long_name": "1 where the slot holds a star, 0 where it was quarantined"}
     else:
         dims, dtype, attrs = VARIABLES[name].dims, VARIABLES[name].dtype, variable_attrs(name)
     shape = (header.n_slots, len(header.elements))[: len(dims)]
-    folder.write(f"{name}/zarr.json", metadata(name, dtype, shape, header.layout, dims, attrs))
+    return metadata(name, dtype, shape, header.layout, dims, attrs)
 
 
 def _statistics(

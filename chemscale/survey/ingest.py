@@ -88,6 +88,7 @@ def ingest(
     resume: bool = False,
     partition: tuple[int, int] | str | None = None,
     progress: bool | None = None,
+    job: Job | None = None,
 ) -> IngestSummary:
     """Write a source's survey as a store.
 
@@ -112,6 +113,8 @@ def ingest(
         Write only the k-th (from 1) of n parts; :func:`finalise` closes the store.
     progress : bool, optional
         Show a bar; by default where stderr is a terminal.
+    job : Job, optional
+        The plan of this source, when :func:`plan_ingest` has already been called.
 
     Returns
     -------
@@ -134,7 +137,7 @@ def ingest(
 
         partition = parse_partition(partition)
     folder = _open_path(out, overwrite=overwrite, resume=resume or partition is not None)
-    job = plan_ingest(source, layout=layout, max_error=max_error)
+    job = job or plan_ingest(source, layout=layout, max_error=max_error)
     if folder.exists(PLAN):
         check_same(folder, job)
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,16 @@ from chemscale.errors import InputError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import digest
 from chemscale.schema import STAR_VARIABLES, STORE_VERSION, VARIABLES, SchemaError, check, variable_attrs
-from chemscale.survey.finalise import consolidate, finalise_segment
+from chemscale.survey.finalise import finalise_segment
 from chemscale.survey.layout import PIXEL_VARIABLES, Layout, choose_layout, chunk_file, encode, metadata
 from chemscale.survey.rows import Column, Rows, Segment
 from chemscale.survey.shards import (
     BOOK,
     PLAN,
     ROOT,
+    SHARDS,
     Header,
+    checksum,
     clean_text,
     done_shards,
     dump,
@@ -48,6 +50,8 @@ class RootRecord:
     segments: list[dict[str, Any]]
     revision: int = 0
     fingerprint: str = ""
+    #: CRC32C of each segment's list of markers, and of every hidden-slot file: name -> checksum
+    checksums: dict[str, int] = field(default_factory=dict)
     format: str = "chemscale-survey"
     version: int = STORE_VERSION
 
@@ -72,11 +76,18 @@ class RootRecord:
                 f"this chemscale reads version {STORE_VERSION}",
                 "use the chemscale that wrote it, or ingest again",
             )
-        return cls(**raw)
+        try:
+            record = cls(**{k: v for k, v in raw.items() if k != "checksum"})
+        except TypeError as err:
+            raise StoreError(f"{folder.root}: {ROOT} is damaged ({err})", "restore it or ingest again") from err
+        if raw.get("checksum") != checksum(dump(asdict(record))):
+            raise StoreError(f"{folder.root}: {ROOT} is damaged (checksum)", "restore it or ingest again")
+        return record
 
     def write(self, folder: Folder) -> None:
         """Publish: from here on readers see this record."""
-        folder.write(ROOT, dump(asdict(self)), sync=True)
+        content = asdict(self)
+        folder.write(ROOT, dump(content | {"checksum": checksum(dump(content))}), sync=True)
 
 
 def _why_not(folder: Folder) -> StoreError:
@@ -169,7 +180,6 @@ def finalise_store(folder: Folder) -> RootRecord:
     header = Header.read(folder)
     if not folder.exists(ROOT):
         summary = finalise_segment(folder, header)
-        consolidate(folder)
         publish_first(folder, header, summary["hidden"])
     tidy(folder)
     return RootRecord.read(folder)
@@ -177,12 +187,20 @@ def finalise_store(folder: Folder) -> RootRecord:
 
 def publish_first(folder: Folder, header: Header, hidden: np.ndarray) -> None:
     """Write the root record of a store's first revision."""
-    record = RootRecord(
-        n_stars=header.n_slots - len(hidden),
-        segments=[segment_entry(folder, "", header.n_slots, hidden, revision=0)],
-        fingerprint=digest(header.fingerprint),
-    )
-    record.write(folder)
+    publish(folder, [("", header.n_slots, hidden)], revision=0, fingerprint=digest(header.fingerprint))
+
+
+def publish(folder: Folder, segments: list[tuple[str, int, np.ndarray]], *, revision: int, fingerprint: str) -> None:
+    """Write the root record: (path, slots, hidden slots) of every segment. Until then readers see the one before."""
+    entries = [segment_entry(folder, path, slots, hidden, revision=revision) for path, slots, hidden in segments]
+    names = [f"{path}/{SHARDS}".lstrip("/") for path, _, _ in segments] + [e["hidden"] for e in entries if e["hidden"]]
+    RootRecord(
+        n_stars=sum(slots - len(hidden) for _, slots, hidden in segments),
+        segments=entries,
+        revision=revision,
+        fingerprint=fingerprint,
+        checksums={name: checksum(folder.read(name)) for name in names},
+    ).write(folder)
 
 
 def segment_entry(folder: Folder, path: str, slots: int, hidden: np.ndarray, *, revision: int) -> dict[str, Any]:

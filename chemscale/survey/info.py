@@ -1,0 +1,227 @@
+"""A page about a store, from what ingestion recorded: nothing but small files is read."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from chemscale.runtime.files import Folder
+from chemscale.survey.shards import REJECTED, STATISTICS, Header
+
+#: Bins of the coverage over wavelength.
+WAVELENGTH_BINS = 40
+
+
+def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Facts about a complete store, JSON-able.
+
+    Raises
+    ------
+    StoreError
+        No complete store at `path`.
+    """
+    from chemscale.survey.finalise import USED_PER_PIXEL
+    from chemscale.survey.store import RootRecord, _small_array
+
+    top = Folder(path)
+    record = RootRecord.read(top)
+    header = Header.read(top)
+    per_segment = [json.loads(top.sub(e["path"]).read(STATISTICS)) for e in record.segments]
+    total = per_segment[0]
+    for other in per_segment[1:]:
+        total = _add(total, other)
+    rejected: list[dict[str, str]] = []
+    used = np.zeros(header.n_pixels, np.int64)
+    for entry in record.segments:
+        folder = top.sub(entry["path"])
+        rejected += json.loads(folder.read(REJECTED))
+        used += np.load(io.BytesIO(folder.read(USED_PER_PIXEL)), allow_pickle=False)
+    sizes = [size for _, size in top.walk()]
+    wave = _small_array(top, "wavelength", "").values
+    n_values = max(1, total["n_stars"] * header.n_pixels)
+    by_wavelength = [
+        float(b.mean()) / max(1, total["n_stars"]) for b in np.array_split(used, WAVELENGTH_BINS) if b.size
+    ]
+    superseded = sum(e["n_hidden"] for e in record.segments) - sum(s["n_slots"] - s["n_stars"] for s in per_segment)
+    return {
+        "path": top.root,
+        "survey": header.attrs.get("survey", header.survey),
+        "normalisation": header.attrs.get("normalisation", ""),
+        "revision": record.revision,
+        "n_stars": record.n_stars,
+        "n_slots": sum(int(e["slots"]) for e in record.segments),
+        "n_superseded": superseded,
+        "n_rejected": len(rejected),
+        "rejected_by_reason": _reasons(rejected),
+        "rejected": rejected,
+        "n_pixels": header.n_pixels,
+        "wavelength": {"first": float(wave[0]), "last": float(wave[-1]), "medium": header.medium, "unit": "Angstrom"},
+        "used_fraction": total["n_used"] / n_values,
+        "censored_fraction": {k: v / n_values for k, v in total["flagged"].items()},
+        "coverage_histogram": total["coverage"],
+        "coverage_by_wavelength": by_wavelength,
+        "flux_range": total["flux_range"],
+        "labels": total["labels"],
+        "elements": list(header.elements),
+        "clusters": total.get("clusters", {}),
+        "layout": {
+            "chunk_stars": header.layout.chunk_stars,
+            "shard_stars": header.layout.shard_stars,
+            "n_shards": header.n_shards,
+        },
+        "size_bytes": sum(sizes),
+        "n_files": len(sizes),
+        "uncompressed_bytes": 9 * n_values,
+        "attrs": {k: v for k, v in header.attrs.items() if k not in ("survey", "normalisation", "provenance")},
+        "provenance": header.attrs.get("provenance", {}),
+    }
+
+
+def _reasons(rejected: list[dict[str, str]], most: int = 12) -> dict[str, int]:
+    """Counts by reason; digits are levelled so that "has 3751 values" and "has 3820 values" count together."""
+    import re
+
+    counts: dict[str, int] = {}
+    example: dict[str, str] = {}
+    for r in rejected:
+        kind = re.sub(r"'[^']*'|\d+", "#", r["reason"])[:160]
+        example.setdefault(kind, r["reason"])
+        counts[kind] = counts.get(kind, 0) + 1
+    ranked = sorted(counts, key=lambda k: -counts[k])
+    out = {example[k]: counts[k] for k in ranked[:most]}
+    if len(ranked) > most:
+        out["other reasons"] = sum(counts[k] for k in ranked[most:])
+    return out
+
+
+def _add(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    out = dict(a)
+    for key in ("n_stars", "n_slots", "n_rejected", "n_used", "pixel_bytes"):
+        out[key] = a[key] + b[key]
+    out["flagged"] = {k: a["flagged"].get(k, 0) + b["flagged"].get(k, 0) for k in a["flagged"] | b["flagged"]}
+    out["coverage"] = [x + y for x, y in zip(a["coverage"], b["coverage"])]
+    ranges = [r for r in (a["flux_range"], b["flux_range"]) if r]
+    out["flux_range"] = [min(r[0] for r in ranges), max(r[1] for r in ranges)] if ranges else None
+    out["labels"] = {k: _add_label(a["labels"].get(k), b["labels"].get(k)) for k in a["labels"] | b["labels"]}
+    clusters = dict(a.get("clusters", {}))
+    for name, n in b.get("clusters", {}).items():
+        clusters[name] = clusters.get(name, 0) + n
+    out["clusters"] = clusters
+    return out
+
+
+def _add_label(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, Any]:
+    """Extremes of two segments; percentiles only where one of them holds all values."""
+    if not a or not a.get("present"):
+        return b or a or {}
+    if not b or not b.get("present"):
+        return a
+    out: dict[str, Any] = {"present": a["present"] + b["present"]}
+    for key, pick in (("min", min), ("max", max), ("columns", max), ("distinct", max)):
+        if key in a and key in b:
+            out[key] = pick(a[key], b[key])
+    if "units" in a:
+        out["units"] = a["units"]
+    return out
+
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def bars(values: list[float] | np.ndarray) -> str:
+    """A line of block characters, scaled to the largest value."""
+    top = max([float(v) for v in values] + [1e-300])
+    return "".join(_BARS[min(8, int(np.ceil(8 * float(v) / top)))] for v in values)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+def render(info: dict[str, Any], console: Any) -> None:
+    """Print :func:`store_info` for a person."""
+    from rich.markup import escape
+    from rich.panel import Panel
+    from rich.table import Table
+
+    from chemscale.runtime.observe import human_bytes
+
+    wave = info["wavelength"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column()
+    rows = [
+        ("survey", f"{info['survey']} (revision {info['revision']})"),
+        ("stars", f"{info['n_stars']:,}   quarantined inputs {info['n_rejected']:,}"),
+        ("pixels", f"{info['n_pixels']:,}, {wave['first']:.1f} to {wave['last']:.1f} Angstrom, {wave['medium']}"),
+        ("flux", info["normalisation"] or "as the survey gives it"),
+        ("usable", f"{100 * info['used_fraction']:.1f} % of all pixels"),
+        (
+            "on disk",
+            f"{human_bytes(info['size_bytes'])} in {info['n_files']:,} files"
+            f" ({info['uncompressed_bytes'] / max(1, info['size_bytes']):.2f} x smaller than in memory)",
+        ),
+        (
+            "layout",
+            f"{info['layout']['n_shards']} shards of {info['layout']['shard_stars']} stars,"
+            f" chunks of {info['layout']['chunk_stars']}",
+        ),
+    ]
+    if info["n_superseded"]:
+        rows.append(("superseded", f"{info['n_superseded']:,} stars replaced by later revisions"))
+    if info["clusters"]:
+        members = sum(info["clusters"].values())
+        rows.append(("clusters", f"{len(info['clusters'])} with {members:,} members"))
+    for key, value in rows:
+        facts.add_row(key, escape(str(value)))
+    console.print(Panel(facts, title=escape(str(info["path"])), expand=False))
+
+    causes = Table(title="pixels censored, by cause (a pixel may have several)", title_justify="left")
+    causes.add_column("cause")
+    causes.add_column("fraction", justify="right")
+    causes.add_column("")
+    for name, fraction in sorted(info["censored_fraction"].items(), key=lambda kv: -kv[1]):
+        if fraction:
+            causes.add_row(name.replace("_", " "), f"{100 * fraction:.2f} %", "█" * max(1, round(40 * fraction)))
+    console.print(causes)
+
+    console.print(f"[bold]usable share over wavelength[/]   {bars(info['coverage_by_wavelength'])}")
+    console.print(f"[bold]stars by usable share, 0 to 1[/]  {bars(np.sqrt(info['coverage_histogram']))}  (square root)")
+
+    labels = Table(title="labels", title_justify="left")
+    for column in ("", "present", "min", "5 %", "median", "95 %", "max"):
+        labels.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for name, entry in info["labels"].items():
+        if not entry.get("present"):
+            continue
+        numbers = [_number(entry.get(k)) for k in ("min", "p5", "median", "p95", "max")]
+        if "distinct" in entry:
+            numbers[2] = f"{entry['distinct']:,} distinct"
+        unit = escape(f" [{entry['units']}]") if entry.get("units") else ""
+        labels.add_row(name + unit, f"{entry['present']:,}", *numbers)
+    console.print(labels)
+    absent = [n for n, e in info["labels"].items() if not e.get("present")]
+    if absent:
+        console.print(f"[dim]without any value: {', '.join(absent)}[/]")
+
+    if info["rejected_by_reason"]:
+        quarantined = Table(title="quarantined inputs", title_justify="left")
+        quarantined.add_column("n", justify="right")
+        quarantined.add_column("reason", overflow="fold")
+        for reason, n in info["rejected_by_reason"].items():
+            quarantined.add_row(f"{n:,}", escape(reason))
+        console.print(quarantined)
+    source = info["provenance"].get("source") if isinstance(info["provenance"], dict) else None
+    if source:
+        console.print("[bold]provenance[/]")
+        for key, value in source.items():
+            if value not in (None, "", [], {}):
+                console.print(f"  {escape(str(key))}: {escape(str(value))}", highlight=False)
+        software = info["provenance"].get("software", {})
+        console.print("  " + ", ".join(f"{k} {v}" for k, v in software.items()), highlight=False)
