@@ -32,9 +32,7 @@ def test_equals_specutils(seed):
         before, after = grids(seed)
         rng = np.random.default_rng(seed + 100)
         flux, ivar = rng.normal(1, 0.3, len(before)), rng.uniform(1, 50, len(before))
-        spectrum = Spectrum(
-            flux=flux * u.Jy, spectral_axis=before * u.AA, uncertainty=InverseVariance(ivar / u.Jy**2)
-        )
+        spectrum = Spectrum(flux=flux * u.Jy, spectral_axis=before * u.AA, uncertainty=InverseVariance(ivar / u.Jy**2))
         theirs = FluxConservingResampler()(spectrum, after * u.AA)
     mine, mine_ivar, _ = rebin(before, flux, ivar, after)
     inside = slice(1, -1)  # specutils estimates the outermost edges in its own way
