@@ -226,12 +226,14 @@ def select_stars(ds: xr.Dataset, settings: SelectionSettings | None = None, **ch
 def _cut_range(cuts: _Cuts, ds: xr.Dataset, name: str, limits: Range | None) -> None:
     if limits is None:
         return
-    values = np.asarray(ds[name].values, np.float64) if name in ds else np.full(len(cuts.keep), np.nan)
+    values = np.asarray(ds[name].values) if name in ds else np.full(len(cuts.keep), np.nan)
     if not np.isfinite(values).any():
         cuts.skip(f"no star has {name}: the cut {limits[0]:g} < {name} < {limits[1]:g} is skipped")
         return
     with np.errstate(invalid="ignore"):
-        outside = ~((values > limits[0]) & (values < limits[1]))
+        # in the label's own precision: 0.8 as float32 is above 0.8 as float64
+        low, high = (values.dtype.type(limit) for limit in limits)
+        outside = ~((values > low) & (values < high))
     cuts.drop(~np.isfinite(values), f"{name} missing")
     cuts.drop(outside, f"{name} outside {limits[0]:g} to {limits[1]:g}")
 
@@ -266,12 +268,10 @@ def _cut_elements(cuts: _Cuts, ds: xr.Dataset, wanted: Iterable[str]) -> None:
 
 def _cut_probability(cuts: _Cuts, ds: xr.Dataset, listed: np.ndarray, minimum: float) -> None:
     values = (
-        np.asarray(ds["cluster_probability"].values, np.float64)
-        if "cluster_probability" in ds
-        else np.full(len(cuts.keep), np.nan)
+        np.asarray(ds["cluster_probability"].values) if "cluster_probability" in ds else np.full(len(cuts.keep), np.nan)
     )
     if not np.isfinite(values[listed]).any():
         cuts.skip(f"no member has a probability: the cut cluster_probability > {minimum:g} is skipped")
         return
     with np.errstate(invalid="ignore"):
-        cuts.drop(listed & (values <= minimum), f"membership probability at or below {minimum:g}")
+        cuts.drop(listed & (values <= values.dtype.type(minimum)), f"membership probability at or below {minimum:g}")

@@ -51,7 +51,7 @@ def test_real_aspcap_files(shared_data):
 
 
 def test_real_apstar_files(shared_data):
-    plan, block = read_all(ApogeeSource(str(shared_data / "apogee" / "apStar"), product="apStar"))
+    _, block = read_all(ApogeeSource(str(shared_data / "apogee" / "apStar"), product="apStar"))
     assert len(block.star_id) == 4 and not block.rejected
     for row, star in enumerate(block.star_id):
         with fits.open(shared_data / "apogee" / "apStar" / f"apStar-r6-{star}.fits") as reference:
@@ -258,10 +258,10 @@ def test_wrong_arguments(tmp_path):
     path = write_aspcap(tmp_path / "aspcapStar-r12-2M1.fits", "2M1")
     with pytest.raises(InputError, match="not APOGEE's"):
         ApogeeSource(str(tmp_path)).read([], wavelength_grid()[:-1], ())
-    with pytest.raises(InputError, match="no APOGEE_ID|holds no table"):
+    with pytest.raises(InputError, match=r"no APOGEE_ID|holds no table"):
         ApogeeSource(str(tmp_path), str(path)).plan()
     (tmp_path / "text.fits").write_text("nothing")
-    with pytest.raises(InputError, match="text.fits"):
+    with pytest.raises(InputError, match=r"text\.fits"):
         ApogeeSource(str(tmp_path), str(tmp_path / "text.fits")).plan()
 
 
