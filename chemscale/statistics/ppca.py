@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import DataError, InputError
+from chemscale.statistics.blocks import share_cores
 from chemscale.statistics.ppca_kernels import (
     Model,
     SharedPass,
@@ -49,6 +50,8 @@ Intrinsic = Literal["none", "global", "pixel"]
 
 #: Problems with fewer values than this are solved in float64 whatever the dtype of the flux.
 SMALL = 20_000_000
+#: Beyond this many values the covariance term of missing pixels is computed in the first full pass only.
+FRESH = 200_000_000
 #: Stars of the subsample the full passes start from, as a multiple of K and at least.
 SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 250, 3000
 #: Stars and rows per batch of the incremental PCA that starts everything.
@@ -169,52 +172,54 @@ class MaskedPPCA:
         if self.noise == "per-pixel" and ivar is None:
             raise InputError("per-pixel noise needs inverse variances", "pass ivar=, or use noise='shared'")
         lazy = any(isinstance(a, da.Array) for a in (flux, mask, ivar))
-        weights = ivar if self.noise == "per-pixel" else None
+        weighted = self.noise == "per-pixel"
         if lazy:
-            if ivar is not None and weights is None:
-                valid = ~(da.asarray(ivar) > 0)
-                mask = valid if mask is None else da.asarray(mask) | valid
-            source: Source = DaskSource(da.asarray(flux), mask, weights)
+            source: Source = DaskSource(da.asarray(flux), mask, ivar, weighted=weighted)
         else:
             block = prepare(flux, mask, ivar)
-            source = ArraySource(block[0], block[1], block[2] if weights is not None else None)
-        moments = source.reduce(moment_stats)
-        used = moments["count"] > 0
-        if isinstance(source, DaskSource):
-            source = DaskSource(da.asarray(flux), mask, weights, keep=used)
-        elif isinstance(source, ArraySource) and not used.all():
-            source = ArraySource(*select((source.flux, source.missing, source.ivar), used))
-        return self.fit_source(source, moments, used)
+            source = ArraySource(block[0], block[1], block[2] if weighted else None)
+        return self.fit_source(source)
 
-    def fit_source(self, source: Source, moments: Stats, used: np.ndarray) -> Self:
-        """Fit from any :class:`~chemscale.statistics.ppca_source.Source` already restricted to the pixels `used`."""
+    def fit_source(self, source: Source, *, keep_bytes: int = 0) -> Self:
+        """Fit from any :class:`~chemscale.statistics.ppca_source.Source`; see :func:`.embedding.fit_survey`.
+
+        Parameters
+        ----------
+        keep_bytes : int
+            Keep the used pixels in the cluster's memory between passes if they take at most this.
+        """
         k = self.n_components
-        n_stars, n_pixels = int(moments["n"]), int(used.sum())
+        size = max(SUBSAMPLE_PER_COMPONENT * k, SUBSAMPLE_MIN)
+        if source.n_stars <= 3 * size:
+            size = max(WARM_STARS, 16 * k)
+        rng = np.random.default_rng(self.random_state)
+        index = np.sort(rng.choice(source.n_stars, min(size, source.n_stars), replace=False))
+        counts, block = source.survey(index)
+        used = counts["count"] > 0
+        n_stars, n_pixels = int(counts["n"]), int(used.sum())
         if n_pixels <= k or n_stars <= k:
             raise DataError(
                 f"{n_stars} star(s) with valid pixels and {n_pixels} used pixels cannot give {k} components",
                 "lower n_components, or check the masks",
             )
-        values = moments["count"].sum()
-        spread = (moments["square"][used] - moments["sum"][used] ** 2 / moments["count"][used]).sum() / values
-        if not spread > 0:
-            raise DataError("the flux does not vary from star to star", "check the input: are all spectra alike?")
-        # A power of two: dividing by it is exact, so scaled data give exactly scaled results.
-        unit = 2.0 ** np.round(np.log2(np.sqrt(spread)))
+        sample = ArraySource(*select(block, used))
+        if not used.all():
+            source = source.using(used)
+        if isinstance(source, DaskSource) and source.nbytes <= keep_bytes:
+            source.cache()
         small = source.n_stars * n_pixels <= SMALL
         dtype = np.dtype(np.float64 if small or source.dtype == np.float64 else np.float32)
-        runner = _Runner(source, unit, dtype, self.random_state)
+        runner = _Runner(source, sample, sample_unit(sample), dtype, self.random_state)
         loglike_tol = self.loglike_tol or (1e-13 if dtype == np.float64 else 1e-9)
         solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
         model, trace = solve(runner, loglike_tol)
-        self._store(model, trace, used, unit, n_stars, values)
+        self._store(model, trace, used, runner.unit, n_stars, float(counts["count"].sum()))
         return self
 
     def _levels(self, runner: _Runner) -> list[Source]:
-        size = max(SUBSAMPLE_PER_COMPONENT * self.n_components, SUBSAMPLE_MIN)
         levels: list[Source] = [runner.source]
-        if runner.source.n_stars > 3 * size:
-            levels.insert(0, runner.subsample(size))
+        if runner.source.n_stars > 3 * runner.sample.n_stars >= 3 * SUBSAMPLE_MIN:
+            levels.insert(0, runner.sample)
         return levels
 
     def _solve_shared(self, runner: _Runner, loglike_tol: float) -> tuple[Model, Trace]:
@@ -231,6 +236,7 @@ class MaskedPPCA:
                 loglike_tol=loglike_tol if full else 1e-7,
                 max_iter=self.max_iter if full else 30,
                 guards=guards,
+                fresh_cov=level.n_stars * level.n_pixels <= FRESH,
             )
         return state.model, trace
 
@@ -418,35 +424,45 @@ def embed(
     return out
 
 
-def moment_stats(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None) -> Stats:
-    """Count, sum and sum of squares per pixel over the valid entries, and the number of stars with any."""
-    filled = np.where(missing, 0, flux)
-    wide = filled.astype(np.float64)
-    return {
-        "count": np.count_nonzero(~missing, axis=0).astype(np.float64),
-        "sum": wide.sum(axis=0),
-        "square": np.einsum("np,np->p", wide, wide),
-        "n": np.array(float(np.count_nonzero(~missing.all(axis=1)))),
-    }
+def sample_unit(sample: ArraySource) -> float:
+    """Power of two near the standard deviation of the flux about its mean spectrum.
+
+    Working in this unit keeps float32 away from its limits; a power of two divides exactly, so scaled data give
+    exactly scaled results.
+    """
+    filled = np.where(sample.missing, 0.0, sample.flux)
+    seen = (~sample.missing).sum(axis=0)
+    mean = filled.sum(axis=0) / np.maximum(seen, 1)
+    filled -= mean
+    filled[sample.missing] = 0.0
+    largest = np.abs(filled).max(initial=0.0)
+    if not largest > 1e-12 * np.abs(mean).max(initial=0.0):
+        raise DataError("the flux does not vary from star to star", "check the input: are all spectra alike?")
+    spread = largest * np.sqrt(np.sum((filled / largest) ** 2) / seen.sum())
+    return float(2.0 ** np.round(np.log2(spread)))
 
 
 class _Runner:
     """Runs the kernels over a source in working units (flux divided by `unit`)."""
 
-    def __init__(self, source: Source, unit: float, dtype: np.dtype, seed: int):
-        self.source, self.unit, self.dtype = source, unit, dtype
-        self.seed = seed
+    def __init__(self, source: Source, sample: ArraySource, unit: float, dtype: np.dtype, seed: int):
+        self.source, self.sample, self.unit, self.dtype, self.seed = source, sample, unit, dtype, seed
 
-    def subsample(self, size: int) -> ArraySource:
-        rng = np.random.default_rng(self.seed)
-        index = np.sort(rng.choice(self.source.n_stars, min(size, self.source.n_stars), replace=False))
-        return ArraySource(*self.source.rows(index))
+    def warm_sample(self, size: int) -> ArraySource:
+        """A part of the sample, spread evenly."""
+        n = self.sample.n_stars
+        index = np.unique(np.linspace(0, n - 1, min(size, n)).round().astype(int))
+        return ArraySource(self.sample.flux[index], self.sample.missing[index])
 
     def shared(self, source: Source, task: SharedPass) -> Stats:
-        return source.reduce(partial(_shared_kernel, task=task, unit=self.unit, dtype=self.dtype))
+        out = source.reduce(partial(_shared_kernel, task=task, unit=self.unit, dtype=self.dtype))
+        share_cores(1)  # the algebra between passes has the machine to itself
+        return out
 
     def weighted(self, source: Source, jitter: bool, model: Model) -> Stats:
-        return source.reduce(partial(_weighted_kernel, model=model, unit=self.unit, dtype=self.dtype, jitter=jitter))
+        out = source.reduce(partial(_weighted_kernel, model=model, unit=self.unit, dtype=self.dtype, jitter=jitter))
+        share_cores(1)
+        return out
 
 
 def _shared_kernel(
@@ -470,7 +486,7 @@ def warm_start(runner: _Runner, k: int, guards: int) -> tuple[Model, np.ndarray]
     """
     from dask_ml.decomposition import IncrementalPCA
 
-    sample = runner.subsample(max(WARM_STARS, 8 * (k + guards)))
+    sample = runner.warm_sample(max(WARM_STARS, 8 * (k + guards)))
     alive = ~sample.missing.all(axis=1)
     missing = sample.missing[alive]
     flux = np.where(missing, 0.0, sample.flux[alive]) / runner.unit

@@ -223,12 +223,21 @@ def _rare_stats(
     }
 
 
+def add_into(total: Stats | None, part: Stats) -> Stats:
+    """Add `part` to `total` in place (a copy of `part` when there is no total yet)."""
+    if total is None:
+        return {key: np.array(value, dtype=np.float64) for key, value in part.items()}
+    for key, value in part.items():
+        total[key] += value
+    return total
+
+
 def add_stats(*parts: Stats) -> Stats:
-    """Sum of the statistics of several blocks (tree-reduction step)."""
-    total = {key: np.array(value, dtype=np.float64) for key, value in parts[0].items()}
-    for part in parts[1:]:
-        for key, value in part.items():
-            total[key] += value
+    """Sum of the statistics of several blocks (tree-reduction step); inputs are left alone."""
+    total: Stats | None = None
+    for part in parts:
+        total = add_into(total, part)
+    assert total is not None
     return total
 
 

@@ -7,7 +7,10 @@ pass over the data.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import dask
@@ -16,16 +19,15 @@ import numpy as np
 from dask.delayed import Delayed
 
 from chemscale.errors import InputError
-from chemscale.statistics.ppca_kernels import Stats, add_stats
+from chemscale.statistics import blocks
+from chemscale.statistics.ppca_kernels import Stats, add_into, add_stats
 
 #: A block of stars: flux (n, P), missing (n, P) bool, ivar (n, P) or None; no entry is NaN where not missing.
 Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray | None], Stats]
 
 #: Bytes of one block's flux; some ten arrays of this size exist at once inside a kernel.
-BLOCK_BYTES = 48 * 2**20
-#: Partial sums added in one task.
-FAN_IN = 8
+BLOCK_BYTES = 16 * 2**20
 
 
 class Source(Protocol):
@@ -39,8 +41,12 @@ class Source(Protocol):
         """Sum of `kernel` over all blocks: one pass."""
         ...
 
-    def rows(self, index: np.ndarray) -> Block:
-        """The stars `index` (sorted) in memory."""
+    def survey(self, index: np.ndarray) -> tuple[Stats, Block]:
+        """Valid stars of each pixel (``count``), valid stars (``n``), and the stars `index` in memory: one pass."""
+        ...
+
+    def using(self, keep: np.ndarray) -> Source:
+        """The same stars restricted to the pixels `keep`."""
         ...
 
 
@@ -98,57 +104,203 @@ class ArraySource:
             yield self.flux[part], self.missing[part], None if self.ivar is None else self.ivar[part]
 
     def reduce(self, kernel: Kernel) -> Stats:
-        total: Stats | None = None
-        for block in self._blocks():
-            part = kernel(*block)
-            total = part if total is None else add_stats(total, part)
-        if total is None:
+        threads = blocks.available_cores()
+        if self.flux.nbytes < 4 * BLOCK_BYTES:
+            threads = 1
+        blocks.share_cores(threads)
+        parts = list(self._blocks())
+        if not parts:
             raise InputError("flux has no star", "pass at least two stars")
+        if threads == 1:
+            return add_stats(*(kernel(*part) for part in parts))
+        total: Stats | None = None
+        with ThreadPoolExecutor(threads) as pool:
+            # A window of blocks in flight: results are added in order and forgotten at once.
+            queue = deque(pool.submit(kernel, *part) for part in parts[: 2 * threads])
+            for i in range(len(parts)):
+                part = queue.popleft().result()
+                if i + 2 * threads < len(parts):
+                    queue.append(pool.submit(kernel, *parts[i + 2 * threads]))
+                total = add_into(total, part)
+        assert total is not None
         return total
 
-    def rows(self, index: np.ndarray) -> Block:
-        return self.flux[index], self.missing[index], None if self.ivar is None else self.ivar[index]
+    def using(self, keep: np.ndarray) -> ArraySource:
+        return ArraySource(*select((self.flux, self.missing, self.ivar), keep))
+
+    def survey(self, index: np.ndarray) -> tuple[Stats, Block]:
+        sample = self.flux[index], self.missing[index], None if self.ivar is None else self.ivar[index]
+        return self.reduce(count_stats), sample
 
 
 class DaskSource:
     """Dask arrays, chunked along stars in any way; pixels are merged into one chunk.
 
-    A pass is one graph: per block the loading tasks of the caller's arrays, one kernel task, and
-    1/8 of a summing task.  Nothing is kept between passes unless the caller persisted the arrays.
+    A pass is one graph of one task per block plus 1/3 of an adding task (see :mod:`.blocks`). Nothing is kept between
+    passes unless :meth:`cache` is called.
+
+    Parameters
+    ----------
+    mask : array, optional
+        Boolean (True = missing), or flag bits of which `bits` count.
+    chosen : ndarray of bool (star,), optional
+        Stars to use; blocks without any are not read.
+    keep : ndarray of bool (pixel,), optional
+        Pixels to use.
     """
 
-    def __init__(self, flux: da.Array, mask: Any = None, ivar: Any = None, keep: np.ndarray | None = None):
-        self.n_stars, self.n_pixels = flux.shape
-        if np.isnan(self.n_stars):
+    def __init__(
+        self,
+        flux: da.Array,
+        mask: Any = None,
+        ivar: Any = None,
+        *,
+        weighted: bool = True,
+        bits: int | None = None,
+        chosen: np.ndarray | None = None,
+        keep: np.ndarray | None = None,
+    ):
+        if np.isnan(flux.shape[0]):
             raise InputError("flux has chunks of unknown size", "call flux.compute_chunk_sizes() first")
+        self.flux, self.mask, self.ivar = flux, mask, ivar
+        self.weighted, self.bits, self.chosen, self.keep = weighted, bits, chosen, keep
+        self.n_stars = int(flux.shape[0] if chosen is None else np.count_nonzero(chosen))
+        self.n_pixels = int(flux.shape[1] if keep is None else np.count_nonzero(keep))
         self.dtype = np.dtype(flux.dtype if flux.dtype.kind == "f" else np.float64)
-        flux = flux.rechunk({1: -1})
-        rows = flux.chunks[0]
-        self._rows = rows
-        self._parts = [flux, _like(mask, rows), _like(ivar, rows)]
-        self.keep = keep
-        if keep is not None:
-            self.n_pixels = int(keep.sum())
+        self._cached: list[Delayed] | None = None
 
-    def _delayed(self) -> Iterator[tuple[Delayed | None, ...]]:
-        columns = [None if p is None else p.to_delayed().ravel() for p in self._parts]
-        for i in range(len(self._rows)):
-            yield tuple(None if c is None else c[i] for c in columns)
+    def using(self, keep: np.ndarray) -> DaskSource:
+        """The same stars restricted to the pixels `keep`."""
+        return DaskSource(
+            self.flux,
+            self.mask,
+            self.ivar,
+            weighted=self.weighted,
+            bits=self.bits,
+            chosen=self.chosen,
+            keep=keep,
+        )
+
+    def _parts(self, function: Callable[..., Any], extra: np.ndarray | None = None) -> list[Delayed]:
+        """Delayed ``function(flux, missing, ivar[, extra])`` of every block with a chosen star; `extra` is per star."""
+        rows = self.flux.chunks[0]
+        chosen = np.ones(self.flux.shape[0], dtype=bool) if self.chosen is None else self.chosen
+        stars = chosen[:, None] if extra is None else np.stack([chosen, extra], axis=1)
+        arrays = [a for a in (self.flux, self.mask, self.ivar) if a is not None]
+        load = partial(
+            load_block,
+            function=function,
+            has=(self.mask is not None, self.ivar is not None),
+            bits=self.bits,
+            keep=self.keep,
+            weighted=self.weighted,
+        )
+        parts = blocks.map_blocks(load, [stars, *arrays], rows)
+        starts = np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)
+        return [p for p, s, n in zip(parts, starts, rows) if chosen[s : s + n].any()]
 
     def reduce(self, kernel: Kernel) -> Stats:
-        call = dask.delayed(_apply, pure=False)
-        shared = dask.delayed(kernel, pure=False)
-        return compute_sum([call(shared, *block, self.keep) for block in self._delayed()])
+        if self._cached is not None:
+            shared = dask.delayed(kernel, pure=False)
+            call = dask.delayed(_on_cached, pure=False)
+            parts = [call(block, shared) for block in self._cached]
+        else:
+            parts = self._parts(kernel)
+        if not parts:
+            raise InputError("no star is selected", "check the selection")
+        return dask.compute(blocks.tree(parts, add_stats))[0]
 
-    def rows(self, index: np.ndarray) -> Block:
-        parts = dask.compute(*[None if p is None else p[index] for p in self._parts])
-        return select(prepare(*parts), self.keep)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the used pixels of the chosen stars in memory (flux, packed mask, ivar)."""
+        per_value = self.dtype.itemsize + 0.125 + (4 if self.weighted and self.ivar is not None else 0)
+        return int(self.n_stars * self.n_pixels * per_value)
+
+    def cache(self) -> None:
+        """Keep the used pixels of every block in the cluster's memory from now on (one pass)."""
+        self._cached = list(dask.persist(*self._parts(_compact)))
+
+    def survey(self, index: np.ndarray) -> tuple[Stats, Block]:
+        chosen = np.flatnonzero(self.chosen) if self.chosen is not None else np.arange(self.flux.shape[0])
+        wanted = np.zeros(self.flux.shape[0], dtype=bool)
+        wanted[chosen[index]] = True
+        parts = self._parts(count_and_sample, wanted)
+        total, pieces = dask.compute(blocks.tree(parts, merge_samples))[0]
+        flux, missing, ivar = (  # sorted, like `index`
+            None if pieces[0][i] is None else np.concatenate([piece[i] for piece in pieces]) for i in range(3)
+        )
+        assert flux is not None and missing is not None
+        return total, (flux, missing, ivar)
 
 
-def _like(array: Any, rows: tuple[int, ...]) -> da.Array | None:
-    if array is None:
-        return None
-    return da.asarray(array).rechunk({0: rows, 1: -1})
+def count_stats(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None) -> Stats:
+    """Valid stars of each pixel, and stars with any valid pixel."""
+    return {
+        "count": len(missing) - np.count_nonzero(missing, axis=0).astype(np.float64),
+        "n": np.array(float(np.count_nonzero(~missing.all(axis=1)))),
+    }
+
+
+def count_and_sample(
+    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None, wanted: np.ndarray
+) -> tuple[Stats, list[Block]]:
+    """Counts of a block and copies of the `wanted` stars in it."""
+    sample = flux[wanted], missing[wanted], None if ivar is None else ivar[wanted]
+    return count_stats(flux, missing), [sample]
+
+
+def merge_samples(*parts: tuple[Stats, list[Block]]) -> tuple[Stats, list[Block]]:
+    """Combine counts; samples stay in the order of the blocks."""
+    return add_stats(*(p[0] for p in parts)), [piece for p in parts for piece in p[1]]
+
+
+def load_block(
+    stars: np.ndarray,
+    flux: Any,
+    *others: Any,
+    function: Callable[..., Any],
+    has: tuple[bool, bool],
+    bits: int | None,
+    keep: np.ndarray | None,
+    weighted: bool,
+) -> Any:
+    """Select stars and pixels of one block, fold the reasons for missing pixels, call `function`."""
+    rest = list(others)
+    parts: list[Any] = [flux, rest.pop(0) if has[0] else None, rest.pop(0) if has[1] else None]
+    chosen = stars[:, 0]
+    if not chosen.all():
+        parts = [None if a is None else a[chosen] for a in parts]
+        stars = stars[chosen]
+    flux, mask, ivar = (None if a is None else columns(a, keep) for a in parts)
+    if mask is not None and bits is not None:
+        mask = (mask & np.asarray(bits, dtype=mask.dtype)) != 0
+    flux, missing, ivar = prepare(flux, mask, ivar)
+    return function(flux, missing, ivar if weighted else None, *stars[:, 1:].T)
+
+
+def columns(array: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+    """The pixels `keep`: a view when they are one run, copies of runs otherwise (faster than a boolean index)."""
+    if keep is None or keep.all():
+        return array
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.view(np.int8), [0]])))
+    runs = [array[:, a:b] for a, b in zip(edges[::2], edges[1::2])]
+    if len(runs) == 1:
+        return runs[0]
+    return np.concatenate(runs, axis=1) if runs and len(runs) < 200 else array[:, keep]
+
+
+def _plain(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None) -> Block:
+    return flux, missing, ivar
+
+
+def _compact(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None) -> Any:
+    return np.ascontiguousarray(flux), np.packbits(missing, axis=1), ivar
+
+
+def _on_cached(block: Any, kernel: Kernel) -> Stats:
+    blocks.share_cores(blocks.task_threads())
+    flux, packed, ivar = block
+    return kernel(flux, np.unpackbits(packed, axis=1, count=flux.shape[1]).view(bool), ivar)
 
 
 def select(block: Block, keep: np.ndarray | None) -> Block:
@@ -156,16 +308,4 @@ def select(block: Block, keep: np.ndarray | None) -> Block:
     if keep is None or keep.all():
         return block
     flux, missing, ivar = block
-    return flux[:, keep], missing[:, keep], None if ivar is None else ivar[:, keep]
-
-
-def _apply(kernel: Kernel, flux: Any, mask: Any, ivar: Any, keep: np.ndarray | None) -> Stats:
-    return kernel(*select(prepare(flux, mask, ivar), keep))
-
-
-def compute_sum(parts: list[Delayed]) -> Stats:
-    """Add up delayed statistics in a tree of fan-in :data:`FAN_IN` and compute the total."""
-    add = dask.delayed(add_stats, pure=False)
-    while len(parts) > 1:
-        parts = [add(*parts[i : i + FAN_IN]) for i in range(0, len(parts), FAN_IN)]
-    return dask.compute(parts[0])[0]
+    return columns(flux, keep), columns(missing, keep), None if ivar is None else columns(ivar, keep)

@@ -1,0 +1,333 @@
+"""Masked PPCA of a whole survey: fit out of core, embed every star.
+
+Both functions work on a Dataset of the data contract (:func:`chemscale.open_survey`), with
+whatever Dask scheduler is active: a distributed client, or threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from chemscale.errors import InputError, ResumeError, StoreError
+from chemscale.schema import STAR_VARIABLES, Flag, flag_mask
+from chemscale.statistics import blocks
+from chemscale.statistics.ppca import MaskedPPCA, embed
+from chemscale.statistics.ppca_source import DaskSource, load_block
+
+#: Stars in a chunk of the embedding, and between two marks a resumed run can start from (about).
+PART_STARS = 65_536
+#: Version of the product's layout.
+EMBEDDING_VERSION = 1
+
+
+def fit_survey(
+    ds: xr.Dataset,
+    selection: Any = None,
+    *,
+    n_components: int = 30,
+    noise: str = "shared",
+    flags: str | int | Iterable[str] = "all",
+    keep_bytes: int = 2 * 2**30,
+    tol: float = 1e-3,
+    **settings: Any,
+) -> MaskedPPCA:
+    """Fit a :class:`~chemscale.statistics.ppca.MaskedPPCA` to the stars of a survey; computes.
+
+    Passes over the store: one that counts the valid stars of each pixel and draws the subsample, then
+    one per iteration (``n_passes_`` in all, typically 4 to 8). If the used pixels take at most `keep_bytes`, they
+    are read once and kept in the cluster's memory, otherwise every pass streams from the store.
+
+    Memory: each task thread holds some eight arrays of one block (1024 APOGEE spectra: 35 MB each), independent of
+    the number of stars; the client holds the subsample (250 K stars).
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A survey with Dask-backed `flux`, `ivar`, `flags`.
+    selection : array of bool (star,), optional
+        Stars to fit. Default: all.
+    flags : str, int or iterable of str
+        Flag bits that make a pixel missing (:func:`chemscale.schema.flag_mask`); NON_FINITE always does.
+    keep_bytes : int
+        Memory the used pixels may take between passes; 0 = always stream.
+    tol : float
+        Principal angle (radian) to the exact solution at which to stop.
+    **settings
+        Further arguments of :class:`MaskedPPCA`.
+
+    Raises
+    ------
+    InputError, DataError
+        Wrong selection; too few stars or pixels.
+    """
+    n = ds.sizes["star"]
+    chosen = None
+    if selection is not None:
+        chosen = np.asarray(selection)
+        if chosen.shape != (n,) or chosen.dtype != bool:
+            raise InputError(
+                f"selection has shape {chosen.shape} and dtype {chosen.dtype}, the survey {n} stars",
+                "pass one boolean per star",
+            )
+    flux, ivar, bits = _pixels(ds)
+    source = DaskSource(flux, bits, ivar, weighted=noise == "per-pixel", bits=_bits(flags), chosen=chosen)
+    ppca = MaskedPPCA(n_components, noise=noise, tol=tol, **settings)  # type: ignore[arg-type]
+    return ppca.fit_source(source, keep_bytes=keep_bytes)
+
+
+def _bits(flags: str | int | Iterable[str]) -> int:
+    return flag_mask(flags) | int(Flag.NON_FINITE)
+
+
+def _pixels(ds: xr.Dataset) -> tuple[da.Array, da.Array, da.Array]:
+    missing = [name for name in ("flux", "ivar", "flags") if name not in ds.variables]
+    if missing:
+        raise InputError(f"the dataset has no {', '.join(missing)}", "open it with chemscale.open_survey")
+    flux, ivar, flags = (da.asarray(ds[name].data) for name in ("flux", "ivar", "flags"))
+    return flux, ivar, flags
+
+
+def embed_survey(
+    ds: xr.Dataset,
+    model: MaskedPPCA,
+    path: str | os.PathLike[str],
+    *,
+    flags: str | int | Iterable[str] = "all",
+    extra: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Write the posterior mean and variance of every star's coordinates to a Zarr product: one pass.
+
+    Blocks are embedded on the workers; a block's result (240 bytes a star at K = 30) travels to the client,
+    the only writer, which writes some 65,000 stars at a time and marks them done.
+
+    Parameters
+    ----------
+    model : MaskedPPCA
+        Fitted on the same wavelength grid.
+    path : str or path
+        New Zarr group. Until it is complete, readers are refused (:func:`open_embedding`).
+    extra : mapping of name to array (star,), optional
+        Per-star variables to store as well, such as a star's role in a run.
+    overwrite : bool
+        Replace an embedding that is there.
+    resume : bool
+        Continue an interrupted run; parts already written are kept.
+    progress : callable, optional
+        Called with (stars done, stars in all) after every part.
+
+    Returns
+    -------
+    xarray.Dataset
+        The product, lazy: `coords`, `coords_variance` (star, component) float32, NaN where `valid` (star,) is
+        False because a star has no valid pixel; and the survey's per-star variables.
+
+    Raises
+    ------
+    StoreError
+        `path` exists (pass `overwrite` or `resume`) or is not an embedding.
+    ResumeError
+        `path` was begun with another model, survey or setting.
+    """
+    flux, ivar, bits = _pixels(ds)
+    if flux.shape[1] != model.pixel_used_.size:
+        raise InputError(
+            f"the survey has {flux.shape[1]} pixels, the model {model.pixel_used_.size}",
+            "use the survey it was fitted to",
+        )
+    rows = flux.chunks[0]
+    parts = plan_parts(rows)
+    root = os.fspath(path)
+    columns = _columns(ds, extra)
+    fingerprint = _fingerprint(ds, model, columns, _bits(flags), parts)
+    done = _begin(root, ds, model, columns, parts, fingerprint, overwrite=overwrite, resume=resume)
+
+    kernel = partial(_embed_loaded, model=model.model(), weighted=model.noise == "per-pixel")
+    load = partial(
+        load_block,
+        function=kernel,
+        has=(True, True),
+        bits=_bits(flags),
+        keep=model.pixel_used_,
+        weighted=model.noise == "per-pixel",
+    )
+    everyone = np.ones((flux.shape[0], 1), dtype=bool)
+    delayed = blocks.map_blocks(load, [everyone, flux, bits, ivar], rows)
+    import zarr
+
+    group = zarr.open_group(root, mode="r+")
+    k = model.n_components
+    for number, (first, last, start, stop) in enumerate(parts):
+        if done[number]:
+            continue
+        both = np.concatenate(dask.compute(*delayed[first:last]))
+        group["coords"][start:stop] = both[:, :k]  # type: ignore[index]
+        group["coords_variance"][start:stop] = both[:, k:]  # type: ignore[index]
+        group["valid"][start:stop] = np.isfinite(both[:, 0])  # type: ignore[index]
+        done[number] = True
+        group.attrs["parts_done"] = np.flatnonzero(done).tolist()
+        if progress is not None:
+            progress(stop, flux.shape[0])
+    group.attrs["complete"] = True
+    return open_embedding(root)
+
+
+def _embed_loaded(flux: np.ndarray, missing: np.ndarray, ivar: Any, *, model: Any, weighted: bool) -> np.ndarray:
+    used = np.ones(flux.shape[1], dtype=bool)
+    return embed(flux, missing, ivar, model=model, used=used, weighted=weighted).astype(np.float32)
+
+
+def plan_parts(rows: tuple[int, ...], size: int | None = None) -> list[tuple[int, int, int, int]]:
+    """Group blocks into parts of about `size` stars: (first block, last block, first star, last star)."""
+    size = size or PART_STARS
+    edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
+    parts, first = [], 0
+    for i in range(1, len(edges)):
+        if edges[i] - edges[first] >= size or i == len(edges) - 1:
+            parts.append((first, i, int(edges[first]), int(edges[i])))
+            first = i
+    return parts
+
+
+def _columns(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    names = [name for name in STAR_VARIABLES if name in ds.variables]
+    columns = {name: np.asarray(ds[name].values) for name in names}
+    for name, values in (extra or {}).items():
+        values = np.asarray(values)
+        if values.shape != (ds.sizes["star"],):
+            raise InputError(f"extra variable {name!r} has shape {values.shape}", "pass one value per star")
+        columns[name] = values
+    return columns
+
+
+def _fingerprint(
+    ds: xr.Dataset, model: MaskedPPCA, columns: Mapping[str, np.ndarray], bits: int, parts: Sequence[tuple[int, ...]]
+) -> str:
+    digest = hashlib.sha256()
+    for array in (model.components_, model.mean_, model.latent_scale_, np.asarray(model.noise_variance_)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for name, values in columns.items():
+        text = values.dtype.kind in "OUT"
+        digest.update(name.encode())
+        digest.update("\0".join(map(str, values)).encode() if text else np.ascontiguousarray(values).tobytes())
+    # The store's name is left out on purpose: a survey that moved is still the same survey.
+    digest.update(json.dumps([model.noise, bits, list(map(list, parts)), str(ds.attrs.get("revision", ""))]).encode())
+    return digest.hexdigest()
+
+
+def _begin(
+    root: str,
+    ds: xr.Dataset,
+    model: MaskedPPCA,
+    columns: Mapping[str, np.ndarray],
+    parts: list[tuple[int, int, int, int]],
+    fingerprint: str,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> np.ndarray:
+    """Create the product, or check the one that is there; which parts are done."""
+    attrs = _attributes(root)
+    if attrs is not None:
+        if "chemscale_embedding" not in attrs:
+            raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
+        if resume:
+            if attrs.get("fingerprint") != fingerprint:
+                raise ResumeError(
+                    f"{root}: was begun with another model, survey or setting", "pass overwrite to start again"
+                )
+            done = np.zeros(len(parts), dtype=bool)
+            done[list(attrs.get("parts_done", []))] = True
+            return done
+        if not overwrite:
+            raise StoreError(f"{root}: already exists", "pass overwrite to replace it, or resume to continue it")
+        _remove(root)
+    elif "://" not in root and os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
+        raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
+    n, k = ds.sizes["star"], model.n_components
+    chunk = min(PART_STARS, max(n, 1))
+    lazy = da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32)
+    template = xr.Dataset(
+        {
+            "coords": (
+                ("star", "component"),
+                lazy,
+                {"long_name": "posterior mean of the coordinates along the principal axes", "units": "flux"},
+            ),
+            "coords_variance": (
+                ("star", "component"),
+                da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32),
+                {"long_name": "posterior variance of the coordinates"},
+            ),
+            "valid": (("star",), da.zeros(n, chunks=chunk, dtype=bool), {"long_name": "star has a valid pixel"}),
+        }
+    )
+    for name, values in columns.items():
+        values = values.astype(object) if values.dtype.kind in "UT" else values
+        template[name] = (("star",), values, dict(ds[name].attrs) if name in ds.variables else {})
+    template.attrs = {
+        "chemscale_embedding": EMBEDDING_VERSION,
+        "complete": False,
+        "fingerprint": fingerprint,
+        "noise": model.noise,
+        "n_components": k,
+        "survey": str(ds.attrs.get("survey", "")),
+        "parts_done": [],
+    }
+    encoding = {name: {"chunks": (chunk,)} for name in columns}
+    template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+    return np.zeros(len(parts), dtype=bool)
+
+
+def _attributes(root: str) -> dict[str, Any] | None:
+    import zarr
+
+    try:
+        return dict(zarr.open_group(root, mode="r").attrs)
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+        return None
+
+
+def _remove(root: str) -> None:
+    if "://" not in root:
+        shutil.rmtree(root)
+        return
+    import fsspec
+
+    fs, where = fsspec.core.url_to_fs(root)
+    fs.rm(where, recursive=True)
+
+
+def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open a complete embedding product lazily.
+
+    Raises
+    ------
+    StoreError
+        Nothing there, not an embedding, or one whose run was interrupted.
+    """
+    root = os.fspath(path)
+    attrs = _attributes(root)
+    if attrs is None:
+        raise StoreError(f"no embedding at {root}", "check the path; `chemscale rsca fit` makes one")
+    if "chemscale_embedding" not in attrs:
+        raise StoreError(f"{root}: not an embedding", "check the path")
+    if not attrs.get("complete"):
+        raise StoreError(
+            f"{root}: unfinished embedding, {len(attrs.get('parts_done', []))} parts are written",
+            "run the embedding again with resume",
+        )
+    return xr.open_zarr(root, chunks={}, consolidated=False)
