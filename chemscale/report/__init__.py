@@ -1,0 +1,7 @@
+"""One self-contained HTML page from the results of a run."""
+
+from __future__ import annotations
+
+from .html import build_report
+
+__all__ = ["build_report"]

@@ -6,7 +6,7 @@ A study is one module with a constant ``STUDY``::
 
     def compute(context: StudyContext) -> StudyResult: ...
 
-    STUDY = Study("dimensionality", "Doppelganger rate against PCA dimensionality", "de Mijolla & Ness, Figure 2", compute)
+    STUDY = Study("dimensionality", "Rate against PCA dimensionality", "de Mijolla & Ness, Figure 2", compute)
 
 and one line in :data:`MODULES` (or, in another package, an entry point in the group ``chemscale.studies`` that names
 the ``STUDY`` object). Running it writes ``RUN/studies/NAME/`` with ``figure.pdf``, ``figure.png``, ``data.csv`` and
@@ -39,6 +39,7 @@ MODULES = {
     "velocity": "velocity",
     "together": "together",
     "per_cluster": "per_cluster",
+    "controls": "controls",
 }
 ENTRY_POINT_GROUP = "chemscale.studies"
 

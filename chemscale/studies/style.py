@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -42,7 +43,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (
 SEQUENTIAL = "viridis"
 FIELD, MEMBERS = "#7A7A7A", COLOURS["orange"]
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.size": 8.0,
     "axes.labelsize": 8.0,
     "axes.titlesize": 8.0,
@@ -52,7 +53,7 @@ _RC: dict[str, Any] = {
     "legend.frameon": False,
     "legend.handlelength": 2.2,
     "axes.linewidth": 0.6,
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "lines.linewidth": 1.1,
     "lines.markersize": 3.2,
     "xtick.direction": "in",

@@ -1,0 +1,184 @@
+"""Plotly figures of the report, and how arrays and text travel into the page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io as pio
+
+from ..studies.style import COLOURS
+
+#: Names readers see, in the order of the chart.
+METHODS = {
+    "raw": "PPCA coordinates as they are",
+    "scaled": "scaled only",
+    "rsca": "RSCA, every feature",
+    "rsca_top": "RSCA, top features",
+    "auto": "best method, nested choice",
+    "abundances": "abundances (RSCA)",
+    "abundances_subset": "7 abundances (RSCA)",
+    "floor": "noise-free abundances",
+}
+_KEY = {"rsca_top", "auto"}
+
+
+def plain(text: Any) -> str:
+    """Text from catalogues on its way into Plotly, which reads a little HTML."""
+    return html.escape(str(text), quote=False)
+
+
+def script_json(obj: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(obj, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def pack(values: Any, dtype: str = "f4") -> dict[str, str]:
+    """An array as base64 of little-endian numbers: "f4", "u2" or "i4"."""
+    data = np.ascontiguousarray(values, dtype="<" + dtype)
+    return {"dtype": dtype, "data": base64.b64encode(data.tobytes()).decode("ascii")}
+
+
+def figure(fig: go.Figure) -> dict[str, Any]:
+    """Data and layout of a Plotly figure as plain JSON, without its colour template (the page has its own)."""
+    fig.update_layout(template=None)
+    loaded = json.loads(pio.to_json(fig, validate=False))
+    return {"data": loaded["data"], "layout": loaded["layout"]}
+
+
+def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, Any]:
+    """Global rates by method on a logarithmic axis, with standard errors over clusters."""
+    names = [m for m in METHODS if m in values] + [m for m in values if m not in METHODS]
+    x = [values[m] for m in names]
+    # on a logarithmic axis an error bar as long as the value would reach minus infinity
+    minus = [min(errors.get(m, 0.0), 0.95 * values[m]) for m in names]
+    fig = go.Figure(
+        go.Scatter(
+            x=x,
+            y=[plain(METHODS.get(m, m.replace("_", " "))) for m in names],
+            mode="markers+text",
+            text=[f"{v:.3f}" if v >= 0.001 else f"{v:.1e}" for v in x],
+            textposition="top center",
+            marker={
+                "size": 13,
+                "color": [COLOURS["vermilion"] if m in _KEY else COLOURS["sky"] for m in names],
+                "symbol": ["diamond" if m in _KEY else "circle" for m in names],
+            },
+            error_x={"array": [errors.get(m, 0.0) for m in names], "arrayminus": minus, "color": "#8a8a8a"},
+            hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+        )
+    )
+    fig.update_layout(
+        height=110 + 46 * len(names),
+        margin={"l": 210, "r": 30, "t": 20, "b": 50},
+        xaxis={"type": "log", "title": {"text": "doppelganger rate (leave-one-cluster-out)"}, "dtick": 1},
+        yaxis={"autorange": "reversed", "automargin": True},
+    )
+    return figure(fig)
+
+
+def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dict[str, Any]:
+    """Rate of each cluster by method."""
+    order = np.argsort([-s for s in sizes], kind="stable")
+    labels = [f"{plain(names[i])} ({sizes[i]})" if sizes[i] else plain(names[i]) for i in order]
+    look = {
+        "raw": ("circle-open", COLOURS["sky"]),
+        "scaled": ("square-open", COLOURS["green"]),
+        "rsca": ("triangle-up", COLOURS["orange"]),
+        "rsca_top": ("diamond", COLOURS["vermilion"]),
+    }
+    fig = go.Figure()
+    for method, values in columns.items():
+        symbol, colour = look.get(method, ("x", COLOURS["purple"]))
+        # a rate of zero has no place on a logarithmic axis: it sits at the left edge, and the hover text says 0
+        y = np.array([values[i] for i in order], float)
+        fig.add_trace(
+            go.Scatter(
+                x=labels,
+                y=np.where(y > 0, y, 1e-5),
+                customdata=y,
+                mode="markers",
+                name=METHODS.get(method, method),
+                marker={"symbol": symbol, "color": colour, "size": 9, "line": {"width": 1.5, "color": colour}},
+                hovertemplate="%{x}: %{customdata:.4f}<extra></extra>",
+            )
+        )
+    fig.update_layout(
+        height=420,
+        margin={"l": 70, "r": 20, "t": 40, "b": 110},
+        yaxis={"type": "log", "title": {"text": "doppelganger rate"}, "dtick": 1},
+        xaxis={"tickangle": -45, "automargin": True},
+        legend={"orientation": "h", "y": 1.12, "x": 0},
+    )
+    return figure(fig)
+
+
+def spectra(wave: np.ndarray, mean: np.ndarray, censored: np.ndarray, unit: str) -> dict[str, Any]:
+    """Mean spectrum above, fraction of stars whose pixel is censored below."""
+    fig = go.Figure()
+    fig.add_trace(go.Scatter(x=wave, y=mean, mode="lines", line={"width": 1, "color": COLOURS["blue"]}, name="mean"))
+    fig.add_trace(
+        go.Scatter(
+            x=wave,
+            y=100 * censored,
+            mode="lines",
+            line={"width": 1, "color": COLOURS["vermilion"]},
+            yaxis="y2",
+            name="censored",
+        )
+    )
+    fig.update_traces(hovertemplate="%{x:.1f}: %{y:.3f}<extra></extra>")
+    fig.update_layout(
+        height=430,
+        margin={"l": 70, "r": 20, "t": 20, "b": 50},
+        showlegend=False,
+        xaxis={"title": {"text": unit}, "anchor": "y2"},
+        yaxis={"title": {"text": "mean flux"}, "domain": [0.42, 1]},
+        yaxis2={"title": {"text": "censored (%)"}, "domain": [0, 0.32], "range": [0, 102]},
+    )
+    return figure(fig)
+
+
+def variance(explained: np.ndarray, noise: float) -> dict[str, Any]:
+    """Variance of each component against the noise of a pixel."""
+    k = np.arange(1, len(explained) + 1)
+    fig = go.Figure(
+        go.Scatter(
+            x=k,
+            y=explained,
+            mode="lines+markers",
+            marker={"size": 6, "color": COLOURS["blue"]},
+            hovertemplate="component %{x}: %{y:.3g}<extra></extra>",
+        )
+    )
+    if np.isfinite(noise) and noise > 0:
+        fig.add_hline(y=noise, line={"dash": "dash", "color": COLOURS["vermilion"]}, annotation_text="noise of a pixel")
+    fig.update_layout(
+        height=360,
+        margin={"l": 70, "r": 20, "t": 30, "b": 50},
+        xaxis={"title": {"text": "component"}},
+        yaxis={"type": "log", "title": {"text": "explained variance (flux²)"}, "exponentformat": "power", "dtick": 1},
+    )
+    return figure(fig)
+
+
+def scales(sigma: np.ndarray) -> dict[str, Any]:
+    """Scatter inside clusters of each sphered feature: the lower, the more it tells clusters apart."""
+    k = np.arange(1, len(sigma) + 1)
+    fig = go.Figure(
+        go.Bar(x=k, y=sigma, marker={"color": COLOURS["blue"]}, hovertemplate="feature %{x}: %{y:.3f}<extra></extra>")
+    )
+    fig.add_hline(y=1.0, line={"dash": "dash", "color": COLOURS["vermilion"]}, annotation_text="no information")
+    fig.update_layout(
+        height=360,
+        margin={"l": 70, "r": 20, "t": 30, "b": 50},
+        xaxis={"title": {"text": "RSCA feature"}},
+        yaxis={"title": {"text": "scatter in clusters / scatter in field"}},
+    )
+    return figure(fig)

@@ -1,0 +1,267 @@
+"""The interactive parts of the report: a bounded sample of stars with coordinates, labels and some spectra.
+
+Spectra of stars whose observation is not embedded are rebuilt in the browser from their PPCA coordinates, so any star
+of the sample can be looked at; features are the metric's linear map of the same coordinates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import StoreError
+from ..runtime.run import Run
+from ..schema import VARIABLES
+from ..studies.sample import open_embedding, read_rows
+from . import charts, products
+
+#: Features shown and compared at most.
+MAX_FEATURES = 30
+
+
+@dataclass
+class Model:
+    """Basis and metric of a run as plain arrays."""
+
+    mean: np.ndarray
+    components: np.ndarray
+    explained_variance: np.ndarray
+    noise: float
+    centre: np.ndarray | None = None
+    matrix: np.ndarray | None = None
+    sigma_clust: np.ndarray | None = None
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return len(self.components)
+
+
+@dataclass
+class Stars:
+    """The embedded sample; `payload` is what the page's script reads."""
+
+    payload: dict[str, Any]
+    note: str
+    n: str
+    survey_name: str
+    n_survey: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    n_spectra: int = 0
+    bin_factor: int = 1
+    wavelength: np.ndarray = field(default_factory=lambda: np.empty(0))
+    wavelength_title: str = ""
+    mean_flux: np.ndarray | None = None
+    censored: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass
+class Gallery:
+    """Stars that the models reconstruct worst."""
+
+    payload: dict[str, Any]
+    stars: list[dict[str, str]]
+    note: str
+
+
+def load_model(run: Run) -> Model | None:
+    """Basis (and metric, where there is one) of a run, or None where nothing was fitted."""
+    ds = products.open_product(run, "ppca.zarr")
+    if ds is None:
+        return None
+    from ..statistics.ppca import MaskedPPCA
+
+    ppca = MaskedPPCA.from_dataset(ds)
+    model = Model(
+        mean=np.asarray(ppca.mean_, float),
+        components=np.asarray(ppca.components_, float),
+        explained_variance=np.asarray(ppca.explained_variance_, float),
+        noise=float(np.nanmedian(np.asarray(ppca.noise_variance_, float))),
+    )
+    metric = products.open_product(run, "rsca.zarr")
+    if metric is not None:
+        values = {name: np.asarray(metric[name].values, float) for name in ("mean", "sphering", "rotation", "scale")}
+        model.centre = values["mean"]
+        model.matrix = values["sphering"] @ (values["rotation"] * values["scale"])
+        model.sigma_clust = np.asarray(metric["sigma_clust"].values, float)
+    return model
+
+
+def gather(run: Run, model: Model | None, n_stars: int, n_spectra: int, evaluation: dict[str, Any]) -> Stars | None:
+    """The sample of the interactive figures, or None where the run has no embedding or no metric."""
+    if model is None or model.matrix is None or model.centre is None or not run.has("embedding.zarr"):
+        return None
+    embedding = open_embedding(run)
+    rows = products.choose_rows(embedding, n_stars)
+    cluster = read_rows(embedding["cluster"], rows).astype(str)
+    role = read_rows(embedding["role"], rows).astype(str)
+    ids = read_rows(embedding["star_id"], rows).astype(str)
+    cluster = np.where(role == "member", cluster, "")
+    coords = read_rows(embedding["coords"], rows).astype(np.float32)
+    n_features = min(MAX_FEATURES, model.matrix.shape[1])
+    columns = [
+        {"name": name, "title": axis_title(name), "values": charts.pack(values)}
+        for name, values in products.star_columns(embedding, rows).items()
+    ]
+    columns += _latents(run, ids, rows)
+    payload: dict[str, Any] = {
+        "star_id": ids.tolist(),
+        "cluster": cluster.tolist(),
+        "n_components": model.n_components,
+        "n_features": n_features,
+        "n_kept": int(min(evaluation.get("n_features") or 3, n_features)),
+        "coords": charts.pack(coords),
+        "mean": model.centre.tolist(),
+        "matrix": charts.pack(model.matrix[:, :n_features]),
+        "columns": columns,
+        "spectra": None,
+    }
+    stars = Stars(
+        payload=payload,
+        note=_note(len(rows), int(np.sum(role == "member")), len(ids)),
+        n=f"{len(rows):,}",
+        survey_name="survey",
+        n_survey=int(embedding.sizes["star"]),
+    )
+    _add_spectra(run, model, stars, rows, ids, cluster != "", n_spectra)
+    return stars
+
+
+def _note(n: int, members: int, total: int) -> str:
+    return (
+        f"{n - members:,} field stars and {members:,} cluster members. Click a star for its spectrum and its nearest "
+        "stars; drag to move, or choose the lasso to mark stars in both panels. Diamonds are cluster members."
+    )
+
+
+def axis_title(name: str) -> str:
+    """Axis title of a label in plain text, with its unit."""
+    symbols = {"fe_h": "[Fe/H]", "alpha_m": "[α/M]", "c_fe": "[C/Fe]", "teff": "Teff", "logg": "log g"}
+    spec = VARIABLES.get(name)
+    text = symbols.get(name, name.replace("_", " "))
+    unit = {"Angstrom": "Å"}.get(spec.units, spec.units) if spec else ""
+    return f"{text} ({unit})" if unit else text
+
+
+def _add_spectra(
+    run: Run, model: Model, stars: Stars, rows: np.ndarray, ids: np.ndarray, is_member: np.ndarray, n: int
+) -> None:
+    from ..survey.store import open_survey
+
+    try:
+        survey = open_survey(run.store)
+    except (StoreError, OSError) as err:  # the page is still worth having; it says what is missing
+        stars.note += f" Spectra are left out: {err}"
+        return
+    stars.survey_name = str(survey.attrs.get("survey", "survey"))
+    stars.n_survey = int(survey.sizes["star"])
+    stars.provenance = {k: _readable(v) for k, v in survey.attrs.items()}
+    wave = survey["wavelength"].values
+    factor = max(1, -(-len(wave) // products.MAX_PIXELS))
+    medium = survey["wavelength"].attrs.get("medium", "")
+    stars.wavelength_title = f"wavelength (Å, {medium})" if medium else "wavelength (Å)"
+    stars.bin_factor, stars.wavelength = factor, products.bin_pixels(wave, factor)
+    chosen = products.spectra_rows(survey, rows, is_member, n)
+    if len(chosen) and np.array_equal(read_rows(survey["star_id"], rows[chosen]).astype(str), ids[chosen]):
+        flux, missing = products.read_spectra(survey, rows[chosen])
+    else:  # the embedding covers other rows than the survey: spectra cannot be matched by position
+        chosen, flux = chosen[:0], np.full((0, len(wave)), np.nan, np.float32)
+        missing = np.ones_like(flux, bool)
+    if len(chosen):
+        used = ~missing
+        with np.errstate(invalid="ignore"):
+            total = np.where(used.any(0), np.nansum(flux, 0) / used.sum(0), np.nan)
+        stars.mean_flux = products.bin_pixels(total, factor)
+        stars.censored = products.bin_pixels(missing.mean(0), factor)
+    binned = products.bin_pixels(flux, factor)
+    codes, low, step = products.quantise(binned)
+    stars.n_spectra = len(chosen)
+    mean = products.bin_pixels(np.where(np.isfinite(model.mean), model.mean, np.nan), factor)
+    stars.payload["spectra"] = {
+        "title": stars.wavelength_title,
+        "wavelength": charts.pack(stars.wavelength),
+        "mean": charts.pack(mean),
+        "basis": charts.pack(products.bin_pixels(model.components, factor)),
+        "rows": chosen.tolist(),
+        "flux": charts.pack(codes, "u2"),
+        "low": low,
+        "step": step,
+    }
+
+
+def _readable(value: Any) -> Any:
+    text = value if isinstance(value, str | int | float | bool) or value is None else repr(value)
+    return text if not isinstance(text, str) or len(text) < 2000 else text[:2000] + " ..."
+
+
+def _latents(run: Run, ids: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Latent variables of the VAE for the chosen stars, as further columns."""
+    ds = products.open_product(run, "latents.zarr")
+    if ds is None or ds.sizes.get("star", 0) <= int(rows[-1]):
+        return []
+    if not np.array_equal(read_rows(ds["star_id"], rows).astype(str), ids):
+        return []
+    columns = []
+    for name, var in ds.data_vars.items():
+        if var.dims and var.dims[0] == "star" and np.issubdtype(var.dtype, np.floating) and var.ndim <= 2:
+            values = read_rows(var, rows)
+            parts = [values] if var.ndim == 1 else list(values.T)
+            if len(parts) > 8:
+                continue
+            other = var.dims[1] if var.ndim == 2 else ""
+            names = (
+                [str(v) for v in ds[other].values] if other in ds.coords else [str(i + 1) for i in range(len(parts))]
+            )
+            for part, tag in zip(parts, names, strict=True):
+                title = f"{str(name).replace('_', ' ')} {tag}" if var.ndim == 2 else str(name).replace("_", " ")
+                columns.append({"name": title, "title": title, "values": charts.pack(part)})
+    return columns
+
+
+def per_cluster(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rates as {method: {cluster: rate}}, whichever way round the evaluation nests them."""
+    table = evaluation.get("per_cluster") or {}
+    if not table:
+        return {}
+    first = next(iter(table.values()))
+    if not isinstance(first, dict):
+        return {"rsca": table}
+    if set(table) & set(charts.METHODS):
+        return {m: v for m, v in table.items() if m in charts.METHODS}
+    methods = [m for m in charts.METHODS if any(m in v for v in table.values())]
+    return {m: {c: v.get(m) for c, v in table.items()} for m in methods}
+
+
+def cluster_sizes(evaluation: dict[str, Any], table: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Members of each cluster, where the evaluation tells."""
+    for key in ("cluster_sizes", "members_per_cluster"):
+        if isinstance(evaluation.get(key), dict):
+            return {c: int(v) for c, v in evaluation[key].items()}
+    nested = evaluation.get("per_cluster") or {}
+    return {c: int(v["n_members"]) for c, v in nested.items() if isinstance(v, dict) and "n_members" in v}
+
+
+def global_rates(run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Rates by method: those of the evaluation and the abundance baselines of the ablation study."""
+    values = {m: evaluation[m] for m in charts.METHODS if isinstance(evaluation.get(m), int | float)}
+    study = products.load_json(run, "studies/ablation/summary.json").get("numbers", {})
+    for key, name in (
+        ("all_abundances_transformed", "abundances"),
+        ("abundance_subset_transformed", "abundances_subset"),
+    ):
+        if isinstance(study.get(key), int | float):
+            values.setdefault(name, study[key])
+    return values
+
+
+def anomalies(run: Run) -> Gallery | None:
+    """The gallery of the VAE's anomalies, where the run has one."""
+    return None
+
+
+def open_or_none(run: Run, name: str) -> xr.Dataset | None:
+    """A product of the run, lazy, or None."""
+    return products.open_product(run, name)

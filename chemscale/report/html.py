@@ -1,0 +1,294 @@
+"""`build_report`: one HTML page that needs no network, from whatever a run holds.
+
+Every text on the page comes through Jinja's escaping or, inside data, through JSON that cannot end its element;
+catalogue text that Plotly shows is escaped as well, since Plotly reads a little HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from .._version import __version__
+from ..runtime.run import Run
+from ..studies import registry
+from . import charts, explore, products
+
+_MISSING = """<div class="missing">{{ what }} is not in this run yet. Add it with <code>{{ command }}</code>.</div>"""
+
+
+def build_report(
+    run_dir: str | os.PathLike[str] | Run,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    n_stars: int = 6000,
+    n_spectra: int = 400,
+) -> Path:
+    """Write the report of a run.
+
+    Parts whose products are absent are left out, or replaced by the command that makes them. Reads the per-star
+    products once and the spectra of at most :data:`chemscale.report.products.MAX_CHUNKS` chunks.
+
+    Parameters
+    ----------
+    run_dir : path-like or Run
+        A run directory (one with a ``manifest.json``).
+    out : path-like, optional
+        Where to write; ``RUN/report.html`` by default.
+    n_stars : int
+        Field stars embedded for the interactive figures; cluster members come on top.
+    n_spectra : int
+        Observed spectra embedded.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    StoreError
+        `run_dir` is not a run.
+    """
+    run = run_dir if isinstance(run_dir, Run) else Run.open(run_dir)
+    target = Path(out) if out is not None else run.path / "report.html"
+    page = _Page(run, n_stars, n_spectra).render()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, target)
+    return target
+
+
+class _Page:
+    """Gathers the parts of the page from one run."""
+
+    def __init__(self, run: Run, n_stars: int, n_spectra: int):
+        self.run = run
+        self.evaluation = products.load_json(run, "evaluation.json")
+        self.model = explore.load_model(run)
+        self.stars = explore.gather(run, self.model, n_stars, n_spectra, self.evaluation)
+        self.charts: dict[str, Any] = {}
+        self.text: dict[str, Any] = {"rates_note": "", "spectra_note": "", "variance_note": ""}
+
+    def render(self) -> str:
+        """The whole page as text."""
+        env = Environment(loader=PackageLoader("chemscale.report"), autoescape=True, undefined=StrictUndefined)
+        rows, columns = self._rates()
+        self._spectra()
+        shown = [self._study(s) for s in products.studies(self.run)]
+        absent = [n for n in registry.names() if n not in {s["name"] for s in shown}]
+        gallery = explore.anomalies(self.run)
+        run_path = os.fspath(self.run.path)
+        template = env.from_string(_MISSING)
+
+        def missing(what: str, command: str) -> Markup:
+            return Markup(template.render(what=what, command=command))  # noqa: S704 - rendered with escaping
+
+        assets = {name: env.loader.get_source(env, name)[0] for name in ("report.css", "report.js")}  # type: ignore[union-attr]
+        data = {
+            "charts": self.charts,
+            "explore": self.stars.payload if self.stars else None,
+            "anomalies": gallery.payload if gallery else None,
+        }
+        return env.get_template("report.html").render(
+            title=self._title(),
+            lead=self._lead(),
+            tiles=self._tiles(),
+            nav=self._nav(bool(shown or absent), gallery is not None),
+            charts=self.charts,
+            cuts=self._cuts(),
+            cluster_rows=rows,
+            cluster_columns=columns,
+            explore=self.stars,
+            studies=shown,
+            studies_missing=absent,
+            anomalies=gallery,
+            stages=self._stages(),
+            provenance=json.dumps(self._provenance(), indent=2),
+            commands={
+                "fit": f"chemscale rsca fit STORE --run {run_path}",
+                "evaluate": f"chemscale rsca evaluate --run {run_path}",
+            },
+            missing=missing,
+            run_path=run_path,
+            version=__version__,
+            now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            css=Markup(assets["report.css"]),  # noqa: S704 - our own files
+            js=Markup(assets["report.js"]),  # noqa: S704
+            plotly=Markup(_plotly()),  # noqa: S704
+            data=Markup(charts.script_json(data)),  # noqa: S704 - escaped for its script element
+            **self.text,
+        )
+
+    def _title(self) -> str:
+        return f"{self.stars.survey_name} · {self.run.path.name}" if self.stars else self.run.path.name
+
+    def _lead(self) -> str:
+        created = str(self.run.manifest.get("created", "")).replace("T", " ")[:16]
+        what = "Chemical likeness of stars: a metric learned from open clusters, applied to spectra."
+        return f"{what} Run started {created} UTC on {self.run.manifest.get('store') or 'no store'}."
+
+    def _nav(self, studies: bool, anomalies: bool) -> list[tuple[str, str]]:
+        parts = [
+            ("rates", "Rates", True),
+            ("explore", "Explore", self.stars is not None),
+            ("studies", "Studies", studies),
+        ]
+        parts += [("anomalies", "Anomalies", anomalies), ("spectra", "Spectra", True), ("run", "Run", True)]
+        return [(id_, name) for id_, name, there in parts if there]
+
+    def _tiles(self) -> list[dict[str, Any]]:
+        ev, tiles = self.evaluation, []
+
+        def tile(name: str, value: str, key: bool = False) -> None:
+            tiles.append({"name": name, "value": value, "key": key})
+
+        if self.stars:
+            tile("stars in the survey", f"{self.stars.n_survey:,}")
+        for key, name in (("n_field", "field stars"), ("n_members", "cluster members"), ("n_clusters", "clusters")):
+            if key in ev:
+                tile(name, f"{ev[key]:,}")
+        if self.model is not None:
+            tile("components", str(self.model.n_components))
+        for key in ("raw", "rsca", "rsca_top", "auto"):
+            if isinstance(ev.get(key), int | float):
+                error = self._errors().get(key)
+                value = f"{ev[key]:.4f}" + (f" ± {error:.4f}" if error else "")
+                label = "rate, " + charts.METHODS[key]
+                if key == "rsca_top" and ev.get("n_features"):
+                    label += f" ({ev['n_features']})"
+                tile(label, value, key in {"rsca_top", "auto"})
+        return tiles
+
+    def _errors(self) -> dict[str, float]:
+        """Standard errors over clusters, from the rates by cluster."""
+        from ..studies.sample import bootstrap
+
+        table = explore.per_cluster(self.evaluation)
+        sizes = explore.cluster_sizes(self.evaluation, table)
+        out = {}
+        for method, by_cluster in table.items():
+            names = [c for c in by_cluster if by_cluster[c] is not None]
+            weights = np.array([sizes.get(c) or 1 for c in names], float)
+            if len(names) > 1:
+                out[method] = bootstrap((np.array([by_cluster[c] for c in names], float), weights))[0]
+        return out
+
+    def _cuts(self) -> str:
+        cuts = self.evaluation.get("cuts") or []
+        names = list(cuts) if not isinstance(cuts, str) else [cuts]
+        return " and ".join(str(c).replace("_", " ") for c in names)
+
+    def _rates(self) -> tuple[list[list[str]], list[str]]:
+        ev = self.evaluation
+        values = {k: float(v) for k, v in explore.global_rates(self.run, ev).items() if v is not None and v > 0}
+        if not values:
+            return [], []
+        self.charts["rates"] = charts.rates(values, self._errors())
+        self.text["rates_note"] = (
+            "Bars are standard errors from clusters drawn with replacement. The axis is logarithmic: "
+            "a step of the grid is a factor of ten."
+        )
+        table = explore.per_cluster(ev)
+        if not table:
+            return [], []
+        names = sorted({c for by_cluster in table.values() for c in by_cluster})
+        sizes = explore.cluster_sizes(ev, table)
+        nan = float("nan")
+        columns = {m: [nan if t.get(c) is None else float(t[c]) for c in names] for m, t in table.items()}
+        self.charts["clusters"] = charts.clusters(names, columns, [sizes.get(c, 0) for c in names])
+        rows = []
+        for i, c in enumerate(names):
+            cells = [_rate(columns[m][i]) for m in columns]
+            rows.append([c, str(sizes[c]) if c in sizes else "–", *cells])
+        return rows, ["cluster", "members", *(charts.METHODS.get(m, m) for m in columns)]
+
+    def _spectra(self) -> None:
+        if self.stars is not None and self.stars.mean_flux is not None:
+            s = self.stars
+            self.charts["spectra"] = charts.spectra(s.wavelength, s.mean_flux, s.censored, s.wavelength_title)
+            self.text["spectra_note"] = (
+                f"From {s.n_spectra:,} spectra embedded in this page ({s.bin_factor} pixel(s) a point). Censored "
+                "pixels are gaps between detectors, large errors, pixels the survey flags and interstellar windows."
+            )
+        if self.model is not None:
+            self.charts["variance"] = charts.variance(self.model.explained_variance, self.model.noise)
+            total = float(np.sum(self.model.explained_variance))
+            k = self.model.n_components
+            self.text["variance_note"] = (
+                f"Variance of the field along each of the {k} components (sum {total:.3g}), against the variance that "
+                "noise puts into one pixel."
+            )
+            if self.model.sigma_clust is not None:
+                self.charts["scales"] = charts.scales(self.model.sigma_clust)
+
+    def _study(self, summary: dict[str, Any]) -> dict[str, Any]:
+        folder = summary["folder"]
+        image = (folder / "figure.png").read_bytes()
+        width, height = (int.from_bytes(image[i : i + 4], "big") for i in (16, 20))  # PNG header
+        csv = folder / "data.csv"
+        small = csv.exists() and csv.stat().st_size < 200_000
+        return {
+            "name": summary["name"],
+            "title": summary["title"],
+            "source": summary["source"],
+            "caption": summary.get("caption", ""),
+            "numbers": [(k.replace("_", " "), _short(v)) for k, v in summary.get("numbers", {}).items()],
+            "image": _uri("image/png", image),
+            "width": width,
+            "height": height,
+            "wide": width > 1.6 * height and width > 1500,
+            "csv": _uri("text/csv", csv.read_bytes()) if small else "",
+        }
+
+    def _stages(self) -> list[dict[str, Any]]:
+        rows = []
+        for name, entry in self.run.manifest.get("stages", {}).items():
+            facts = {k: v for k, v in (entry.get("facts") or {}).items() if not isinstance(v, dict | list)}
+            text = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in facts.items())
+            rows.append(
+                {
+                    "name": name,
+                    "status": entry.get("status", ""),
+                    "failed": entry.get("status") == "failed",
+                    "time": f"{entry['wall_s']:.1f} s" if entry.get("wall_s") is not None else "–",
+                    "memory": f"{entry['peak_memory_mb'] / 1024:.2f} GiB" if entry.get("peak_memory_mb") else "–",
+                    "facts": entry.get("error") or text,
+                }
+            )
+        return rows
+
+    def _provenance(self) -> dict[str, Any]:
+        manifest = self.run.manifest
+        stages = {k: v.get("settings", {}) for k, v in manifest.get("stages", {}).items()}
+        keep = {k: v for k, v in manifest.items() if k not in {"stages"}}
+        return {**keep, "settings by stage": stages, "survey": self.stars.provenance if self.stars else {}}
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("</script", "<\\/script")
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.4f}" if np.isfinite(value) else "–"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,270 @@
+"use strict";
+(function () {
+  const DATA = JSON.parse(document.getElementById("report-data").textContent);
+  const $ = (id) => document.getElementById(id);
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["toImage"] };
+  const TYPES = { f4: Float32Array, u2: Uint16Array, i4: Int32Array };
+
+  // text from catalogues reaches Plotly only through this: Plotly reads a little HTML
+  const plain = (t) => String(t).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+  function decode(packed) {
+    const raw = atob(packed.data), bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+    return new TYPES[packed.dtype](bytes.buffer);
+  }
+
+  function webgl() {
+    try {
+      const c = document.createElement("canvas");
+      return !!(window.WebGLRenderingContext && (c.getContext("webgl2") || c.getContext("webgl")));
+    } catch (e) { return false; }
+  }
+
+  /* ---- theme ---- */
+  function themed() {
+    const grid = css("--grid"), ink = css("--ink");
+    const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: ink, tickcolor: ink };
+    return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 13 },
+             hoverlabel: { bgcolor: css("--panel"), font: { color: ink }, bordercolor: css("--rule") }, axis };
+  }
+  function withTheme(layout) {
+    const t = themed(), out = Object.assign({}, layout, { paper_bgcolor: t.paper_bgcolor, plot_bgcolor: t.plot_bgcolor, font: t.font, hoverlabel: t.hoverlabel });
+    for (const key of Object.keys(out)) if (/^[xy]axis\d*$/.test(key)) out[key] = Object.assign({}, t.axis, out[key]);
+    return out;
+  }
+  const drawn = new Set();
+  function retheme() {
+    const t = themed();
+    for (const id of drawn) {
+      const el = typeof id === "string" ? $(id) : id;
+      const update = { paper_bgcolor: t.paper_bgcolor, plot_bgcolor: t.plot_bgcolor, "font.color": t.font.color, hoverlabel: t.hoverlabel };
+      for (const key of Object.keys(el.layout)) if (/^[xy]axis\d*$/.test(key)) {
+        update[key + ".gridcolor"] = t.axis.gridcolor; update[key + ".zerolinecolor"] = t.axis.zerolinecolor;
+        update[key + ".linecolor"] = t.axis.linecolor; update[key + ".tickcolor"] = t.axis.tickcolor;
+      }
+      Plotly.relayout(el, update);
+    }
+  }
+  $("theme").addEventListener("click", () => {
+    const root = document.documentElement;
+    root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+    retheme();
+  });
+
+  /* ---- charts made in Python: drawn when they come near the screen, all of them before printing ---- */
+  const later = new Map();
+  function drawStatic(el) {
+    const make = later.get(el);
+    if (!make) return;
+    later.delete(el);
+    make();
+    drawn.add(el);
+  }
+  const watch = new IntersectionObserver((entries) => {
+    for (const e of entries) if (e.isIntersecting) { watch.unobserve(e.target); drawStatic(e.target); }
+  }, { rootMargin: "300px" });
+  function defer(el, make) { later.set(el, make); watch.observe(el); }
+  for (const [id, fig] of Object.entries(DATA.charts)) {
+    const el = $("chart-" + id);
+    if (el) defer(el, () => Plotly.newPlot(el, fig.data, withTheme(fig.layout), CONFIG));
+  }
+  window.addEventListener("beforeprint", () => { for (const el of [...later.keys()]) drawStatic(el); });
+
+  /* ---- sortable tables ---- */
+  for (const table of document.querySelectorAll("table.sortable")) {
+    table.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {
+      const th = button.parentElement, up = th.getAttribute("aria-sort") !== "ascending";
+      table.querySelectorAll("th").forEach((h) => h.removeAttribute("aria-sort"));
+      th.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const value = (row) => { const t = row.cells[column].textContent, v = parseFloat(t); return isNaN(v) ? t : v; };
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const x = value(a), y = value(b);
+        return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
+      });
+      table.tBodies[0].append(...rows);
+    }));
+  }
+
+  /* ---- explore ---- */
+  if (DATA.explore) explore(DATA.explore);
+  if (DATA.anomalies) anomalies(DATA.anomalies);
+
+  function explore(E) {
+    const n = E.star_id.length, K = E.n_components, P = E.wavelength ? 0 : 0;
+    const coords = decode(E.coords), M = decode(E.matrix), F = E.n_features;
+    const features = new Float32Array(n * F);           // (z - mean) M, the linear map of the metric
+    for (let i = 0; i < n; i++) for (let k = 0; k < K; k++) {
+      const z = coords[i * K + k] - E.mean[k];
+      for (let f = 0; f < F; f++) features[i * F + f] += z * M[k * F + f];
+    }
+    const columns = {};                                  // name -> {title, values}
+    for (let f = 0; f < Math.min(F, 10); f++) columns["feature " + (f + 1)] = { title: "RSCA feature " + (f + 1), values: Float32Array.from({ length: n }, (_, i) => features[i * F + f]) };
+    for (const c of E.columns) columns[c.name] = { title: c.title, values: decode(c.values) };
+    const member = E.cluster.map((c) => c !== "");
+    const index = new Map(E.star_id.map((s, i) => [s, i]));
+    const gl = webgl(), kind = gl ? "scattergl" : "scatter";
+    const field = [], members = [];
+    for (let i = 0; i < n; i++) (member[i] ? members : field).push(i);
+    const shownField = gl ? field : field.slice(0, 2000);
+
+    function fill(select, names, chosen) {
+      for (const name of names) { const o = document.createElement("option"); o.value = o.textContent = name; select.append(o); }
+      if (names.includes(chosen)) select.value = chosen;
+    }
+    const names = Object.keys(columns), labelled = E.columns.map((c) => c.name);
+    const first = (list, other) => list.find((x) => names.includes(x)) || other;
+    fill($("x-axis"), names, "feature 1");
+    fill($("y-axis"), names, F > 1 ? "feature 2" : "feature 1");
+    fill($("colour"), names, first(["fe_h", "teff"], names[0]));
+    fill($("n-features"), Array.from({ length: F }, (_, i) => String(i + 1)), String(E.n_kept));
+    const labelX = first(["fe_h", "teff", "snr"], names[0]), labelY = first(["alpha_m", "logg", "radial_velocity"], names[names.length - 1]);
+    const hover = E.star_id.map((s, i) => plain(s) + (member[i] ? "<br>" + plain(E.cluster[i]) : ""));
+
+    function range(v) {                                  // the central 98 %: one odd label must not wash out the colours
+      const ok = [...v].filter(Number.isFinite).sort((a, b) => a - b);
+      return ok.length ? [ok[Math.floor(0.01 * (ok.length - 1))], ok[Math.ceil(0.99 * (ok.length - 1))]] : [0, 1];
+    }
+    const pick = (v, rows) => rows.map((i) => v[i]);
+    function traces(x, y, bar) {
+      const colour = columns[$("colour").value], [lo, hi] = range(colour.values);
+      const scale = { colorscale: "Viridis", cmin: lo, cmax: hi };
+      const marker = (rows) => Object.assign({ color: pick(colour.values, rows) }, scale);
+      return [
+        { type: kind, mode: "markers", name: "field", x: pick(x, shownField), y: pick(y, shownField), customdata: shownField, text: pick(hover, shownField), hovertemplate: "%{text}<extra></extra>",
+          marker: Object.assign(marker(shownField), { size: 4, opacity: 0.75, showscale: bar, colorbar: { title: { text: colour.title, side: "right" }, thickness: 12, outlinewidth: 0 } }) },
+        { type: kind, mode: "markers", name: "cluster members", x: pick(x, members), y: pick(y, members), customdata: members, text: pick(hover, members), hovertemplate: "%{text}<extra></extra>",
+          marker: Object.assign(marker(members), { size: 8, symbol: "diamond", line: { width: 1.2, color: css("--warm") } }) },
+        { type: kind, mode: "markers", name: "chosen", x: [], y: [], hoverinfo: "skip", showlegend: false, marker: { size: 15, symbol: "circle-open", color: css("--bad"), line: { width: 2.5, color: css("--bad") } } },
+        { type: kind, mode: "markers", name: "nearest", x: [], y: [], hoverinfo: "skip", showlegend: false, marker: { size: 11, symbol: "square-open", color: css("--ink"), line: { width: 1.5, color: css("--ink") } } },
+      ];
+    }
+    const panels = [{ id: "scatter", x: () => columns[$("x-axis").value], y: () => columns[$("y-axis").value], bar: false },
+                    { id: "scatter-labels", x: () => columns[labelX], y: () => columns[labelY], bar: true }];
+    let chosen = -1, nearest = [], drawnPanels = false;
+    function layoutFor(x, y) {
+      return withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 430, dragmode: "pan", hovermode: "closest", uirevision: x.title + y.title,
+        xaxis: { title: { text: x.title }, zeroline: false, range: pad(x.values) }, yaxis: { title: { text: y.title }, zeroline: false, range: pad(y.values) },
+        legend: { orientation: "h", x: 0, y: 1.08 } });
+    }
+    function pad(values) {
+      const ok = [...values].filter(Number.isFinite).sort((a, b) => a - b);
+      if (!ok.length) return [0, 1];
+      const lo = ok[Math.floor(0.001 * (ok.length - 1))], hi = ok[Math.ceil(0.999 * (ok.length - 1))], m = 0.05 * (hi - lo) || 0.5;
+      return [lo - m, hi + m];
+    }
+    function drawPanels() {
+      for (const p of panels) {
+        const x = p.x(), y = p.y(), el = $(p.id);
+        Plotly.react(el, traces(x.values, y.values, p.bar), layoutFor(x, y), Object.assign({ scrollZoom: false }, CONFIG));
+        drawn.add(el);
+        if (!drawnPanels) {
+          el.on("plotly_click", (e) => { if (e.points.length) choose(e.points[0].customdata); });
+          el.on("plotly_selected", (e) => select(e ? new Set(e.points.map((q) => q.customdata)) : null));
+        }
+      }
+      drawnPanels = true;
+      mark();
+    }
+    function select(rows) {                              // lasso in one panel, seen in both
+      const one = (list) => rows ? list.map((i, k) => rows.has(i) ? k : -1).filter((k) => k >= 0) : null;
+      for (const p of panels) Plotly.restyle($(p.id), { selectedpoints: [one(shownField), one(members)] }, [0, 1]);
+    }
+    function mark() {
+      for (const p of panels) {
+        const x = p.x().values, y = p.y().values, near = nearest.map((s) => s.i);
+        Plotly.restyle($(p.id), { x: [chosen < 0 ? [] : [x[chosen]], near.map((i) => x[i])], y: [chosen < 0 ? [] : [y[chosen]], near.map((i) => y[i])] }, [2, 3]);
+      }
+    }
+    for (const id of ["x-axis", "y-axis", "colour"]) $(id).addEventListener("change", drawPanels);
+    $("n-features").addEventListener("change", () => chosen >= 0 && choose(chosen));
+
+    function neighbours(i, count) {
+      const kept = parseInt($("n-features").value, 10), all = [];
+      for (let j = 0; j < n; j++) {
+        if (j === i) continue;
+        let d = 0;
+        for (let f = 0; f < kept; f++) { const t = features[i * F + f] - features[j * F + f]; d += t * t; }
+        if (Number.isFinite(d)) all.push({ i: j, d: Math.sqrt(d) });
+      }
+      return all.sort((a, b) => a.d - b.d).slice(0, count);
+    }
+
+    const S = E.spectra ? { wave: decode(E.spectra.wavelength), mean: decode(E.spectra.mean), basis: decode(E.spectra.basis), rows: new Map(E.spectra.rows.map((r, k) => [r, k])), flux: decode(E.spectra.flux) } : null;
+    function observed(i) {
+      if (!S || !S.rows.has(i)) return null;
+      const P = S.wave.length, k = S.rows.get(i), { low, step } = E.spectra;
+      return Array.from({ length: P }, (_, p) => { const q = S.flux[k * P + p]; return q === 65535 ? null : low + step * q; });
+    }
+    function rebuilt(i) {
+      const P = S.wave.length, out = Float32Array.from(S.mean);
+      for (let k = 0; k < K; k++) { const z = coords[i * K + k]; for (let p = 0; p < P; p++) out[p] += z * S.basis[k * P + p]; }
+      return [...out].map((v) => Number.isFinite(v) ? v : null);
+    }
+    function drawSpectrum() {
+      if (!S || chosen < 0) return;
+      const wave = [...S.wave], data = [], line = (name, y, colour, extra) => data.push(Object.assign({ type: "scatter", mode: "lines", name: plain(name), x: wave, y, connectgaps: false, line: { width: 1, color: colour }, hovertemplate: "%{x:.1f} Å  %{y:.3f}<extra></extra>" }, extra));
+      const seen = observed(chosen);
+      if (seen) line(E.star_id[chosen] + " observed", seen, css("--soft"));
+      line(E.star_id[chosen] + " from " + K + " components", rebuilt(chosen), css("--accent"));
+      if (nearest.length) {
+        const other = nearest[shown % nearest.length].i, seenOther = observed(other);
+        line(E.star_id[other] + (seenOther ? " observed" : " from " + K + " components"), seenOther || rebuilt(other), css("--warm"), { opacity: 0.85 });
+      }
+      Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 380, hovermode: "closest", uirevision: "spectrum", legend: { orientation: "h", x: 0, y: 1.12 },
+        xaxis: { title: { text: E.spectra.title } }, yaxis: { title: { text: "normalised flux" } } }), CONFIG);
+      drawn.add($("spectrum"));
+    }
+    let shown = 0;
+    const show = (v, digits) => Number.isFinite(v) ? v.toFixed(digits) : "–";
+    const tableColumns = labelled.slice(0, 8);
+    function drawTable() {
+      const table = $("siblings"), head = document.createElement("tr");
+      for (const text of ["star", "distance", "cluster", ...tableColumns.map((c) => columns[c].title)]) { const th = document.createElement("th"); th.scope = "col"; th.textContent = text; head.append(th); }
+      table.tHead.replaceChildren(head);
+      table.tBodies[0].replaceChildren(...[{ i: chosen, d: 0 }, ...nearest].map((s, rank) => {
+        const row = document.createElement("tr"), cell = (text) => { const td = document.createElement("td"); td.textContent = text; row.append(td); return td; };
+        const button = document.createElement("button");
+        button.className = "starlink"; button.type = "button"; button.textContent = E.star_id[s.i];
+        button.title = rank ? "overlay this star's spectrum; press twice to choose it" : "the chosen star";
+        button.addEventListener("click", () => { if (rank && shown !== rank - 1) { shown = rank - 1; drawSpectrum(); } else if (rank) choose(s.i); });
+        cell("").append(button);
+        cell(rank ? show(s.d, 3) : "–"); cell(E.cluster[s.i] || "");
+        for (const c of tableColumns) { const v = columns[c].values[s.i]; cell(show(v, Math.abs(v) >= 100 ? 0 : 2)); }
+        return row;
+      }));
+    }
+    function choose(i) {
+      chosen = i; nearest = neighbours(i, 10); shown = 0;
+      $("who").textContent = E.star_id[i] + (member[i] ? ", " + E.cluster[i] : ", field") + (S && !S.rows.has(i) ? "; its observed spectrum is not embedded, the curve is rebuilt from its coordinates" : "");
+      $("star").value = E.star_id[i];
+      mark(); drawSpectrum(); drawTable();
+    }
+    $("star").addEventListener("input", () => {
+      const text = $("star").value.trim(), options = [];
+      if (index.has(text)) { choose(index.get(text)); return; }
+      for (const id of E.star_id) { if (text && id.toLowerCase().includes(text.toLowerCase())) options.push(id); if (options.length > 20) break; }
+      $("star-list").replaceChildren(...options.map((id) => { const o = document.createElement("option"); o.value = id; return o; }));
+    });
+    $("star").addEventListener("keydown", (e) => {
+      if (e.key !== "Enter") return;
+      const text = $("star").value.trim().toLowerCase(), hit = E.star_id.findIndex((id) => text && id.toLowerCase().includes(text));
+      if (hit >= 0) choose(hit); else $("who").textContent = "No star in this page has an identifier containing that text.";
+    });
+    defer($("scatter"), () => { drawPanels(); choose(members.length ? members[0] : 0); });
+    window.chemscaleReport = { choose: (id) => choose(index.get(id)), get chosen() { return E.star_id[chosen]; }, get nearest() { return nearest.map((s) => E.star_id[s.i]); } };
+  }
+
+  function anomalies(A) {
+    const wave = [...decode(A.wavelength)], P = wave.length, flux = decode(A.flux), model = decode(A.model);
+    for (const el of document.querySelectorAll(".anomaly")) {
+      const k = parseInt(el.dataset.index, 10), part = (v) => [...v.subarray(k * P, (k + 1) * P)].map((x) => Number.isFinite(x) ? x : null);
+      const seen = part(flux), made = part(model), line = (name, y, colour, axis) => ({ type: "scatter", mode: "lines", name, x: wave, y, line: { width: 1, color: colour }, yaxis: axis, hovertemplate: "%{x:.1f} Å  %{y:.3f}<extra></extra>" });
+      defer(el, () => Plotly.newPlot(el, [line("observed", seen, css("--soft"), "y"), line("reconstruction", made, css("--accent"), "y"),
+        line("residual", seen.map((v, p) => v === null || made[p] === null ? null : v - made[p]), css("--warm"), "y2")],
+        withTheme({ height: 360, margin: { l: 60, r: 10, t: 30, b: 50 }, legend: { orientation: "h", x: 0, y: 1.12 }, xaxis: { title: { text: A.title }, anchor: "y2" },
+          yaxis: { title: { text: "flux" }, domain: [0.36, 1] }, yaxis2: { title: { text: "residual" }, domain: [0, 0.28] } }), CONFIG));
+    }
+  }
+})();

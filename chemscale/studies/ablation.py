@@ -1,0 +1,87 @@
+"""Raw, scaled and transformed distances on spectra, all abundances and the 7-species subset (Figure 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import ChemscaleError
+from . import style
+from .elements import abundance_features, species
+from .registry import Study, StudyContext, StudyResult
+from .sample import bootstrap
+
+METHODS = {"raw": "on raw", "scaled": "on scaled", "rsca": "on transformed"}
+
+
+def compute(context: StudyContext) -> StudyResult:
+    """Nine rates (three representations, three methods), each leave-one-cluster-out."""
+    sample = context.sample
+    n_top = int(context.settings["n_features"])
+    inputs = {"spectra": sample.evaluation}
+    left_out = []
+    for name, subset in (("all abundances", False), ("abundance subset", True)):
+        try:
+            inputs[name] = sample.evaluate(abundance_features(sample, species(sample, subset)))
+        except ChemscaleError as err:
+            left_out.append(f"{name}: {err.message}")
+    rows = []
+    for name, evaluation in inputs.items():
+        for method in METHODS:
+            rates = evaluation.rates(method)
+            rows.append((name, method, evaluation.members.shape[1], rates.overall, *bootstrap(rates)))
+        if name == "spectra":
+            k = evaluation.members.shape[1]
+            rates = evaluation.rates("rsca", n_features=min(n_top, k))
+            rows.append((name, f"rsca top {min(n_top, k)}", k, rates.overall, *bootstrap(rates)))
+    keys = ("input", "method", "dimensions", "rate", "rate_error", "rate_low", "rate_high")
+    table = {key: [row[i] for row in rows] for i, key in enumerate(keys)}
+
+    fig, ax = style.figure(aspect=0.75)
+    names = list(inputs)
+    shown = [*METHODS, f"rsca top {min(n_top, sample.n_components)}"]
+    for m, method in enumerate(shown):
+        mine = [(names.index(r[0]), r[3], r[4]) for r in rows if r[1] == method]
+        x, y, e = (np.array(v, float) for v in zip(*mine, strict=True))
+        low = np.minimum(e, 0.9 * y)  # a logarithmic axis cannot show a bar that reaches zero
+        label = METHODS.get(method, f"on transformed, top {min(n_top, sample.n_components)}")
+        offset = 0.16 * (m - 1.5)
+        ax.errorbar(x + offset, y, (low, e), ls="", marker=style.MARKERS[m], color=style.CYCLE[m], label=label, ms=5)
+    ax.set_yscale("log")
+    ax.set_xticks(range(len(names)), names)
+    ax.xaxis.minorticks_off()
+    ax.set_xlim(-0.6, len(names) - 0.4)
+    ax.set_ylabel("doppelganger rate")
+    ax.set_ylim(top=ax.get_ylim()[1] * 3)
+    ax.legend(ncols=2, loc="upper center", columnspacing=1.0, handletextpad=0.3)
+    renamed = {"raw": "raw", "scaled": "scaled", "rsca": "transformed"}
+    numbers = {f"{r[0]} {renamed.get(r[1], r[1].replace('rsca', 'transformed'))}".replace(" ", "_"): r[3] for r in rows}
+    caption = (
+        "Global doppelganger rates of three representations: distances on the representation as it is, after scaling "
+        "each dimension, and after every step of RSCA. Bars: standard error over clusters."
+    )
+    if left_out:
+        caption += " Left out: " + "; ".join(left_out) + "."
+    return StudyResult(
+        figure=fig,
+        table=table,
+        columns={
+            "input": "representation the distance is measured on",
+            "method": "raw, scaled (step 4 alone) or rsca (steps 2-4)",
+            "dimensions": "dimensions of the representation",
+            "rate": "global doppelganger rate, leave-one-cluster-out",
+            "rate_error": "standard error, clusters drawn with replacement",
+            "rate_low": "16th percentile",
+            "rate_high": "84th percentile",
+        },
+        numbers=numbers,
+        caption=caption,
+    )
+
+
+STUDY = Study(
+    "ablation",
+    "What each step brings, and abundances instead of spectra",
+    "de Mijolla & Ness 2021, Figure 4",
+    compute,
+    {"n_features": 3},
+)

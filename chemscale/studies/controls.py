@@ -1,0 +1,87 @@
+"""Controls: shuffled cluster names, and the velocity and extinction carried by each feature."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..rsca.doppelganger import Evaluation
+from . import style
+from .dataset_size import thin
+from .features import correlation
+from .registry import Study, StudyContext, StudyResult
+
+
+def shuffled(evaluation: Evaluation, cuts: dict[str, np.ndarray], n_features: int, seed: int) -> float:
+    """Global rate after members are dealt to clusters at random: about one half when nothing leaks.
+
+    A member keeps its covariates, so the pair cuts still apply to it.
+    """
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(evaluation.clusters)
+    again = Evaluation(evaluation.field, evaluation.members, names, **cuts)
+    return again.rates("rsca", n_features=n_features).overall
+
+
+def compute(context: StudyContext) -> StudyResult:
+    """Rates of shuffled clusters, and correlations of the kept features with velocity and extinction."""
+    sample, settings = context.sample, context.settings
+    n = min(int(settings["n_features"]), sample.n_components)
+    evaluation = thin(context, int(settings["max_field"]))
+    step = np.linspace(0, sample.n_field - 1, len(evaluation.field)).astype(np.int64)
+    cuts = {k: v[step] if k.startswith("field_") else v for k, v in sample.cuts.items()}
+    rates = [shuffled(evaluation, cuts, n, seed) for seed in range(int(settings["repeats"]))]
+    true = evaluation.rates("rsca", n_features=n).overall
+    z = np.asarray(sample.evaluation.fit("rsca").transform(sample.coords[: sample.n_field].astype(float)))
+    covariates = [c for c in ("radial_velocity", "extinction", "snr", "teff", "logg") if c in sample.labels]
+    rows = []
+    for name in covariates:
+        for f in range(z.shape[1]):
+            r, e, _ = correlation(z[:, f], sample.field(name))
+            rows.append(("correlation", name, f + 1, r, e))
+    rows += [("shuffled_rate", "", i, r, np.nan) for i, r in enumerate(rates)]
+    fig, axes = style.figure("page", 0.36, 1, 2)
+    axes[0].hist(rates, 12, color=style.CYCLE[5], edgecolor="white", label="clusters shuffled")
+    axes[0].axvline(true, color=style.CYCLE[1], ls="--", label="true clusters")
+    axes[0].set_xlabel("doppelganger rate")
+    axes[0].set_ylabel("shuffles")
+    axes[0].set_xlim(0, max(1.0, max(rates)))
+    axes[0].legend()
+    for i, name in enumerate(covariates):
+        r = [row[3] for row in rows if row[1] == name]
+        look = {"color": style.CYCLE[i], "marker": style.MARKERS[i], "ls": style.DASHES[i]}
+        axes[1].plot(range(1, len(r) + 1), np.abs(r), label=name.replace("_", " "), **look)
+    axes[1].axhline(0.1, color="black", lw=0.6, ls=":")
+    axes[1].set_xlabel("RSCA feature")
+    axes[1].set_ylabel("|correlation| over field stars")
+    axes[1].legend()
+    numbers = {"shuffled_rate": float(np.mean(rates)), "shuffled_rate_scatter": float(np.std(rates)), "true_rate": true}
+    for name in ("radial_velocity", "extinction"):
+        if name in covariates:
+            numbers[f"largest_correlation_with_{name}"] = float(
+                np.nanmax([abs(r[3]) for r in rows if r[1] == name and r[2] <= n])
+            )
+    return StudyResult(
+        figure=fig,
+        table={key: [r[i] for r in rows] for i, key in enumerate(("what", "label", "number", "value", "error"))},
+        columns={
+            "what": "correlation of a feature with a label, or the rate of one shuffle",
+            "label": "survey label",
+            "number": "feature (1 = most scaled) or shuffle",
+            "value": "correlation or rate",
+            "error": "standard error of a correlation",
+        },
+        numbers=numbers,
+        caption=(
+            f"Left: rates after dealing the members to clusters at random, against the true clusters (top {n} "
+            "features). Right: how much of each label the features carry; the dotted line is 0.1."
+        ),
+    )
+
+
+STUDY = Study(
+    "controls",
+    "Controls: shuffled clusters and leaks",
+    "chemscale",
+    compute,
+    {"n_features": 3, "repeats": 20, "max_field": 30000},
+)

@@ -1,0 +1,81 @@
+"""Doppelganger rate against the number of PPCA components, with and without cross-validation (Figure 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import style
+from .registry import Study, StudyContext, StudyResult
+from .sample import bootstrap
+
+
+def steps(n_components: int) -> list[int]:
+    """Numbers of components to try: every one up to 10, then in growing strides, `n_components` included."""
+    tried = [*range(2, min(10, n_components) + 1), *range(12, min(30, n_components) + 1, 2)]
+    tried += list(range(35, n_components + 1, 5))
+    return sorted({*tried, n_components})
+
+
+def compute(context: StudyContext) -> StudyResult:
+    """Rates for the first k components of the run's basis, for every k of :func:`steps`."""
+    evaluation, top = context.sample.evaluation, int(context.settings["n_features"])
+    ks = steps(context.sample.n_components)
+    kinds = {
+        "cross_validated": {"leave_one_out": True},
+        "not_cross_validated": {"leave_one_out": False},
+        "top": {"leave_one_out": True, "n_features": top},
+    }
+    values: dict[str, list[float]] = {f"{kind}{part}": [] for kind in kinds for part in ("", "_error")}
+    for k in ks:
+        for kind, options in kinds.items():
+            options = {**options, **({"n_features": min(top, k)} if kind == "top" else {})}
+            rates = evaluation.rates("rsca", k=k, **options)
+            values[kind].append(rates.overall)
+            values[f"{kind}_error"].append(bootstrap(rates)[0])
+    best = int(np.argmin(values["cross_validated"]))
+    fig, ax = style.figure(aspect=0.75)
+    looks = (
+        ("cross_validated", "every feature, cross-validated"),
+        ("not_cross_validated", "every feature, not cross-validated"),
+        ("top", f"top {top} features, cross-validated"),
+    )
+    for (kind, name), colour, marker, dash in zip(looks, style.CYCLE, style.MARKERS, style.DASHES):
+        y, e = np.array(values[kind]), np.array(values[f"{kind}_error"])
+        ax.plot(ks, y, color=colour, marker=marker, ls=dash, label=name)
+        ax.fill_between(ks, np.maximum(y - e, 1e-5), y + e, color=colour, alpha=0.15, lw=0)
+    ax.set_yscale("log")
+    ax.set_xlabel("PPCA components K")
+    ax.set_ylabel("doppelganger rate")
+    ax.legend()
+    return StudyResult(
+        figure=fig,
+        table={"components": ks, **values},
+        columns={
+            "components": "PPCA components used",
+            "cross_validated": "global rate, leave-one-cluster-out, every feature",
+            "cross_validated_error": "its standard error, clusters drawn with replacement",
+            "not_cross_validated": "global rate when the metric has seen the cluster it is rated on",
+            "not_cross_validated_error": "its standard error",
+            "top": f"global rate, leave-one-cluster-out, the {top} most scaled features",
+            "top_error": "its standard error",
+        },
+        numbers={
+            "best_components": ks[best],
+            "best_rate": values["cross_validated"][best],
+            "best_rate_error": values["cross_validated_error"][best],
+            "rate_not_cross_validated_there": values["not_cross_validated"][best],
+        },
+        caption=(
+            "Global doppelganger rate against the number of principal components. The gap between the curves with and "
+            "without cross-validation is overfitting to the clusters. Bands: standard error over clusters."
+        ),
+    )
+
+
+STUDY = Study(
+    "dimensionality",
+    "Rate against PCA dimensionality",
+    "de Mijolla & Ness 2021, Figure 2",
+    compute,
+    {"n_features": 3},
+)
