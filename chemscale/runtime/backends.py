@@ -335,7 +335,9 @@ def batch_options(settings: ClusterSettings) -> dict[str, Any]:
     cores = settings.cores or processes * (settings.threads or 1)
     extra = ["--no-dashboard"]
     if settings.lifetime:
-        extra += ["--lifetime", settings.lifetime, "--lifetime-stagger", settings.lifetime_stagger or "2 minutes"]
+        # no spaces: dask-jobqueue joins the arguments into a line of shell
+        stagger = (settings.lifetime_stagger or "2 minutes").replace(" ", "")
+        extra += ["--lifetime", settings.lifetime.replace(" ", ""), "--lifetime-stagger", stagger]
     if processes > 1:
         extra += ["--nworkers", str(processes)]
     threads = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}

@@ -233,7 +233,7 @@ def test_a_run_that_is_told_to_stop_resumes(tmp_path, signal_name):
     process.send_signal(getattr(signal, signal_name))
     assert process.wait(30) != 0
     process.stderr.close()
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert not [f for f in (tmp_path / "tmp").iterdir() if f.name.startswith("chemscale-")]
     marked, begun = ledger.read_text().split(), faultwork.attempts(out)
@@ -276,7 +276,7 @@ def test_batch_options_cover_the_keys():
     options = backends.batch_options(settings)
     assert (options["cores"], options["processes"], options["queue"]) == (8, 4, "cpu")
     assert options["worker_extra_args"] == [
-        "--no-dashboard", "--lifetime", "110 minutes", "--lifetime-stagger", "2 minutes", "--nworkers", "4",
+        "--no-dashboard", "--lifetime", "110minutes", "--lifetime-stagger", "2minutes", "--nworkers", "4",
     ]  # fmt: skip
     assert "module load x" in options["job_script_prologue"]
 
