@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from ...schema import APOGEE_ELEMENTS
@@ -131,7 +133,7 @@ def concatenate(parts: list[Stars]) -> Stars:
     values = {}
     for name in Stars.__dataclass_fields__:
         columns = [getattr(p, name) for p in parts]
-        values[name] = sum(columns, []) if isinstance(columns[0], list) else np.concatenate(columns)
+        values[name] = list(chain.from_iterable(columns)) if isinstance(columns[0], list) else np.concatenate(columns)
     return Stars(**values)
 
 

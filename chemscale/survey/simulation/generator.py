@@ -8,6 +8,7 @@ So ``simulate_block`` of any rows gives the same spectra however a survey is cut
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -214,31 +215,40 @@ class Block:
     labels: dict[str, Any]
 
 
-def simulate_block(simulation: Simulation, rows: np.ndarray) -> Block:
-    """Stars of the given survey rows, spectra and labels, in the order asked for.
+def simulate_parts(simulation: Simulation, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Block]]:
+    """Blocks that together hold the given survey rows, each with the positions its stars have in `rows`.
 
-    Whole plates are generated and cut, so ask for rows that lie together. Memory: about
-    8 bytes x 3 x P for each star of the plates touched.
+    Whole plates are generated and cut, so ask for rows that lie together. Only one plate is in
+    memory at a time: about 30 MB for the H band.
     """
     rows = np.asarray(rows, np.int64)
     if rows.size == 0 or rows.min() < 0 or rows.max() >= simulation.n_stars:
         raise InputError(f"rows outside the survey's 0..{simulation.n_stars - 1}", "ask for existing rows")
     member, number = simulation.rank(rows)
-    parts: list[tuple[np.ndarray, Block]] = []
     if member.any():
-        assert simulation._members is not None
         whole = simulation._members
+        assert whole is not None
         for piece in np.unique(number[member] // MEMBER_BLOCK):
             at = np.flatnonzero(member & (number // MEMBER_BLOCK == piece))
             first = int(piece) * MEMBER_BLOCK
             index = np.arange(first, min(first + MEMBER_BLOCK, len(whole)))
-            parts.append((at, _observe(simulation, take(whole, index), (3, int(piece)), number[at] - first)))
+            yield at, _observe(simulation, take(whole, index), (3, int(piece)), number[at] - first)
     field = np.flatnonzero(~member)
     for block in np.unique(number[field] // BLOCK):
         at = field[number[field] // BLOCK == block]
         stars = draw_field(simulation.seed, int(block), simulation.population, simulation.grid)
-        parts.append((at, _observe(simulation, stars, (2, int(block)), number[at] - block * BLOCK)))
-    return _assemble(parts, rows.size)
+        yield at, _observe(simulation, stars, (2, int(block)), number[at] - block * BLOCK)
+
+
+def simulate_block(simulation: Simulation, rows: np.ndarray) -> Block:
+    """Stars of the given survey rows: truth, spectra and labels, in the order asked for.
+
+    Raises
+    ------
+    InputError
+        A row outside the survey.
+    """
+    return _assemble(list(simulate_parts(simulation, rows)), np.asarray(rows).size)
 
 
 def _observe(simulation: Simulation, stars: Stars, key: tuple[int, int], keep: np.ndarray) -> Block:
@@ -270,4 +280,4 @@ def _assemble(parts: list[tuple[np.ndarray, Block]], n: int) -> Block:
     return Block(take(concatenate([b.stars for _, b in parts]), place), observed, labels)
 
 
-__all__ = ["Block", "Simulation", "simulate_block"]
+__all__ = ["Block", "Simulation", "simulate_block", "simulate_parts"]

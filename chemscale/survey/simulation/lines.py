@@ -316,7 +316,7 @@ def describe(spectra: LineSpectra) -> dict[str, Any]:
     """What the built-in spectra contain, for provenance."""
     return {
         "lines": int(sum(len(g.symbol) for g in spectra._groups if g.kind in ("atoms", "H"))),
-        "molecules": [b for b in spectra.grid.bands],
+        "molecules": list(spectra.grid.bands),
         "elements": sorted({s for g in spectra._groups if g.kind == "atoms" for s in g.symbol}),
         "groups": spectra.n_groups,
     }

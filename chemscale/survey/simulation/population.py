@@ -243,8 +243,8 @@ def identify(ra: np.ndarray, dec: np.ndarray, number: np.ndarray) -> tuple[np.nd
     south = dec < 0
     dec_unit = np.floor(np.abs(dec) * 36000.0).astype(np.int64) // 10_000 * 10_000 + code % 10_000
     ids = [
-        f"2M{a // 360000:02d}{a // 6000 % 60:02d}{a % 6000:04d}{'-' if s else '+'}{d // 36000:02d}{d // 600 % 60:02d}{d % 600:03d}"
-        for a, d, s in zip(ra_unit.tolist(), dec_unit.tolist(), south.tolist(), strict=True)
+        f"2M{a // 360000:02d}{a // 6000 % 60:02d}{a % 6000:04d}{sign}{d // 36000:02d}{d // 600 % 60:02d}{d % 600:03d}"
+        for a, d, sign in zip(ra_unit.tolist(), dec_unit.tolist(), np.where(south, "-", "+").tolist(), strict=True)
     ]
     return ra_unit / 24000.0, np.where(south, -1, 1) * dec_unit / 36000.0, ids
 

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import InputError
 from ...schema import APOGEE_ELEMENTS
 from ..simulation.clusters import draw_field
-from ..simulation.generator import Simulation, simulate_block
+from ..simulation.generator import Simulation, simulate_parts
 from ..simulation.population import BLOCK
 from .base import Item, Rejection, StarBlock, SurveyPlan
 
@@ -118,18 +118,23 @@ class SimulatedSource:
         if not rows:
             empty = np.empty((0, p), np.float32)
             return StarBlock([], empty, empty.copy(), np.empty((0, p), np.uint8), {}, rejected)
-        made = simulate_block(sim, np.array(rows))
-        if made.stars.star_id != wanted:
-            raise InputError(
-                "the stars asked for are not those of this simulation", "use the plan of the same settings"
-            )
-        ivar, flags = sim.optics.to_store(made.observed)
-        labels = {k: np.asarray(v) for k, v in made.labels.items()}
+        n = len(rows)
+        flux, ivar = np.empty((n, p), np.float32), np.empty((n, p), np.float32)
+        flags = np.empty((n, p), np.uint8)
+        pieces: list[tuple[np.ndarray, dict[str, Any]]] = []
+        for at, made in simulate_parts(sim, np.array(rows)):
+            if made.stars.star_id != [wanted[i] for i in at.tolist()]:
+                raise InputError("these stars are not of this simulation", "use the plan of the same settings")
+            flux[at] = made.observed.flux
+            ivar[at], flags[at] = sim.optics.to_store(made.observed)
+            pieces.append((at, made.labels))
+        back = np.argsort(np.concatenate([at for at, _ in pieces]), kind="stable")
+        labels = {k: np.concatenate([piece[k] for _, piece in pieces])[back] for k in pieces[0][1]}
         columns = [APOGEE_ELEMENTS.index(e) for e in elements]
         for name in ("abundance", "abundance_error"):
             labels[name] = labels[name][:, columns]
         labels["source_file"] = np.array([f"{_SCHEME}{r}" for r in rows], dtype=object)
-        return StarBlock(wanted, made.observed.flux, ivar, flags, labels, rejected)
+        return StarBlock(wanted, flux, ivar, flags, labels, rejected)
 
     def describe(self) -> dict[str, Any]:
         """Settings that fix every star."""

@@ -1,0 +1,111 @@
+"""`chemscale simulate`: a survey from a seed, as a store or as a tree of FITS files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+Clusters = Annotated[int, typer.Option("--clusters", min=0, help="Open clusters; 22 have 185 members in all.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the app."""
+    app.command("simulate")(simulate)
+
+
+def simulate(
+    stars: Annotated[int, typer.Option("--stars", min=0, help="Field stars; members come on top.")] = 12_000,
+    clusters: Clusters = 22,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal surveys.")] = 0,
+    out: Annotated[str | None, typer.Option("--out", metavar="STORE", help="Store to write.")] = None,
+    as_release: Annotated[
+        str | None, typer.Option("--as-release", metavar="DIR", help="Write an APOGEE-like FITS release instead.")
+    ] = None,
+    emulator: Annotated[
+        str | None, typer.Option("--emulator", metavar="FILE.npz", help="Spectra from an emulator file.")
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option("--grid", help="hband or lowres; by default the emulator's, else hband.")
+    ] = None,
+    population: Annotated[
+        str, typer.Option("--population", help="disc, uniform, or (lowres) metal-poor, carbon-rich.")
+    ] = "disc",
+    instrument: Annotated[str, typer.Option("--instrument", help="auto, full, noise or none.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Carry on with an unfinished store.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Worker processes; 0 = work in this process.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="SPEC", help="Dask cluster: an address, or a TOML.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+) -> None:
+    """Simulate a survey: giants of a disc, open clusters, spectra from physics, an instrument.
+
+    The truth is kept apart: STORE.truth.zarr, or truth.npz in the release's folder.
+
+    Example: chemscale simulate --stars 12000 --clusters 22 --seed 1 --out survey.zarr
+    """
+    from chemscale.errors import InputError
+    from chemscale.survey.simulation.emulator import Emulator
+    from chemscale.survey.simulation.generator import Simulation
+
+    if (out is None) == (as_release is None):
+        raise InputError("give either --out STORE or --as-release DIR")
+    file = _full(emulator)
+    if grid is None:
+        grid = Emulator(file).grid_name if file else "hband"
+    simulation = Simulation(stars, clusters, seed, grid, population, instrument, file)
+    if as_release is not None:
+        _release(simulation, as_release, overwrite, workers, as_json)
+    else:
+        assert out is not None
+        _store(simulation, out, resume, overwrite, workers, cluster, as_json)
+
+
+def _full(path: str | None) -> str | None:
+    from chemscale.cli.survey import _full as full
+
+    return full(path)
+
+
+def _store(
+    simulation: Any, out: str, resume: bool, overwrite: bool, workers: int | None, cluster: str | None, as_json: bool
+) -> None:
+    from chemscale.cli.survey import _client, _n_workers, _show_summary
+    from chemscale.survey.ingest import ingest
+    from chemscale.survey.planning import plan_ingest
+    from chemscale.survey.simulation.truth import truth_path, write_truth
+    from chemscale.survey.sources.simulated import SimulatedSource
+
+    source = SimulatedSource(**simulation.settings())
+    if workers is None and cluster is None:
+        workers = _n_workers(None, simulation.n_stars)
+    job = plan_ingest(source)
+    with _client(workers, cluster) as client:
+        summary = ingest(source, out, client=client, overwrite=overwrite, resume=resume, job=job)
+    if summary.complete:
+        write_truth(simulation, truth_path(out), overwrite=overwrite or resume)
+    _show_summary(summary, as_json)
+
+
+def _release(simulation: Any, folder: str, overwrite: bool, workers: int | None, as_json: bool) -> None:
+    from rich.markup import escape
+
+    from chemscale.cli import console, echo_json
+    from chemscale.survey.simulation.release import write_release
+
+    done = write_release(folder, simulation, overwrite=overwrite, processes=workers, progress=None)
+    if as_json:
+        echo_json(done)
+    else:
+        console.print(f"[green]release written:[/] {escape(folder)}", highlight=False)
+        console.print(f"{done['n_files']:,} spectra, {done['allstar']}, {done['members']}", highlight=False)
+        console.print(
+            f"next: chemscale ingest apogee --spectra {escape(folder)} --allstar {escape(done['allstar'])} "
+            f"--members {escape(done['members'])} --out survey.zarr",
+            highlight=False,
+            soft_wrap=True,
+        )
