@@ -10,7 +10,8 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS
-from chemscale.survey.sources.fits import HDU, FitsError, iter_table, native, table_columns
+from chemscale.survey.sources.fits import HDU, FitsError, native
+from chemscale.survey.sources.fits_tables import iter_table, table_columns
 from chemscale.survey.sources.labels import clean
 from chemscale.survey.sources.members import read_csv_columns
 

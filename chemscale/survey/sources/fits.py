@@ -19,7 +19,6 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -29,11 +28,11 @@ BLOCK = 2880
 CARD = 80
 #: A star's file is kilobytes; anything beyond this is not a spectrum file.
 MAX_BYTES = 256 * 2**20
-_MAX_HDUS = 1000
-_IMAGE_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+MAX_HDUS = 1000
+IMAGE_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _COLUMN_DTYPES = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
 _TFORM = re.compile(r"^(\d*)([LXBIJKAEDCMPQ])")
-_END = b"END" + b" " * 77
+END_CARD = b"END" + b" " * 77
 
 
 class FitsError(ValueError):
@@ -168,13 +167,13 @@ class HDU:
 
     def __init__(self, index: int, header: Header, buffer: bytes, offset: int):
         self.index, self.header, self.buffer, self.offset = index, header, buffer, offset
-        self.kind, self.shape, self.size = _describe(index, header)
+        self.kind, self.shape, self.size = describe(index, header)
 
     def image(self) -> np.ndarray:
         """The image as a native-endian array, ``BSCALE``/``BZERO`` applied where present."""
         if self.kind != "IMAGE" or not self.shape:
             raise FitsError(f"HDU {self.index} holds no image")
-        dtype = _IMAGE_DTYPES[int(self.header.get("BITPIX"))]
+        dtype = IMAGE_DTYPES[int(self.header.get("BITPIX"))]
         count = math.prod(self.shape)
         data = np.frombuffer(self.buffer, dtype, count, self.offset).reshape(self.shape)
         scale, zero = self.header.number("BSCALE", 1.0), self.header.number("BZERO", 0.0)
@@ -193,10 +192,10 @@ class HDU:
         return np.frombuffer(self.buffer, table_dtype(self.header, width), rows, self.offset)
 
 
-def _describe(index: int, header: Header) -> tuple[str, tuple[int, ...], int]:
+def describe(index: int, header: Header) -> tuple[str, tuple[int, ...], int]:
     kind = "IMAGE" if index == 0 else header.text("XTENSION").upper()
     bitpix, naxis = header.get("BITPIX"), header.get("NAXIS")
-    if bitpix not in _IMAGE_DTYPES or isinstance(bitpix, bool):
+    if bitpix not in IMAGE_DTYPES or isinstance(bitpix, bool):
         raise FitsError(f"HDU {index}: BITPIX is {bitpix!r}")
     if isinstance(naxis, bool) or not isinstance(naxis, int) or not 0 <= naxis <= 999:
         raise FitsError(f"HDU {index}: NAXIS is {naxis!r}")
@@ -255,13 +254,13 @@ def _table_dtype(raw: bytes, width: int) -> np.dtype:
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": width})
 
 
-def _header_at(buffer: bytes, offset: int, index: int) -> tuple[Header, int]:
+def header_at(buffer: bytes, offset: int, index: int) -> tuple[Header, int]:
     first = buffer[offset : offset + 9]
     if index == 0 and first != b"SIMPLE  =":
         raise FitsError("not a FITS file (does not start with SIMPLE)")
     at = offset
     while True:
-        end = buffer.find(_END, at)
+        end = buffer.find(END_CARD, at)
         if end < 0:
             raise FitsError(f"HDU {index}: header has no END (file cut off?)")
         if (end - offset) % CARD == 0:
@@ -283,10 +282,10 @@ def scan(buffer: bytes) -> list[HDU]:
     """
     units: list[HDU] = []
     offset = 0
-    while offset < len(buffer) and len(units) < _MAX_HDUS:
+    while offset < len(buffer) and len(units) < MAX_HDUS:
         if units and buffer[offset : offset + 8] != b"XTENSION":
             break
-        header, offset = _header_at(buffer, offset, len(units))
+        header, offset = header_at(buffer, offset, len(units))
         unit = HDU(len(units), header, buffer, offset)
         if offset + unit.size > len(buffer):
             have = max(len(buffer) - offset, 0)
@@ -301,79 +300,3 @@ def native(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "S":
         return np.char.strip(np.char.decode(values, "utf-8", "replace"))
     return values.astype(values.dtype.newbyteorder("="))
-
-
-def iter_table(path: str, columns: list[str], *, hdu: int = 1, rows: int = 20_000) -> Iterator[dict[str, np.ndarray]]:
-    """Blocks of `rows` rows of a big table, only `columns` (case-insensitive; absent ones left out).
-
-    One pass over the file; holds one block of whole rows. A DR17 allStar is 4 GB on disk,
-    the columns chemscale needs are 0.3 GB.
-    """
-    import fsspec
-
-    compression = "gzip" if path.endswith(".gz") else None
-    try:
-        with fsspec.open(path, "rb", compression=compression) as stream:
-            header, shape = _seek_hdu(stream, hdu)
-            dtype = table_dtype(header, shape[1])
-            lookup = {name.upper(): name for name in dtype.names or ()}
-            wanted = {c: lookup[c.upper()] for c in columns if c.upper() in lookup}
-            left = shape[0]
-            while left:
-                raw = stream.read(min(rows, left) * shape[1])
-                got = len(raw) // shape[1] if shape[1] else 0
-                if not got or len(raw) % shape[1]:
-                    raise FitsError(f"table stops {left - got} rows early")
-                block = np.frombuffer(raw, dtype, got)
-                yield {c: native(block[name]) for c, name in wanted.items()}
-                left -= got
-    except (OSError, EOFError, zlib.error) as error:
-        raise FitsError(f"cannot be read: {error}") from error
-
-
-def _seek_hdu(stream: Any, wanted: int) -> tuple[Header, tuple[int, ...]]:
-    for index in range(wanted + 1):
-        raw = b""
-        while True:
-            block = stream.read(BLOCK)
-            if len(block) < BLOCK:
-                raise FitsError(f"no HDU {wanted} (file ends in header {index})")
-            raw += block
-            if index == 0 and not raw.startswith(b"SIMPLE  ="):
-                raise FitsError("not a FITS file (does not start with SIMPLE)")
-            if any(block[i : i + CARD] == _END for i in range(0, BLOCK, CARD)):
-                break
-            if len(raw) > 8 * 2**20:
-                raise FitsError(f"HDU {index}: header has no END")
-        header, _ = _header_at(raw, 0, index)
-        kind, shape, size = _describe(index, header)
-        if index == wanted:
-            if kind != "BINTABLE":
-                raise FitsError(f"HDU {wanted} holds no table")
-            return header, shape
-        padded = -(-size // BLOCK) * BLOCK
-        stream.seek(padded, 1)
-    raise FitsError(f"no HDU {wanted}")
-
-
-def read_table(path: str, columns: list[str] | None = None, *, hdu: int = 1) -> dict[str, np.ndarray]:
-    """Columns of a table in memory: all of them, or those of `columns` that exist."""
-    if columns is None:
-        columns = list(table_columns(path, hdu=hdu))
-    blocks = list(iter_table(path, columns, hdu=hdu))
-    if not blocks:
-        return {}
-    return {c: np.concatenate([b[c] for b in blocks]) for c in blocks[0]}
-
-
-def table_columns(path: str, *, hdu: int = 1) -> tuple[str, ...]:
-    """Names of a table's readable columns."""
-    import fsspec
-
-    compression = "gzip" if path.endswith(".gz") else None
-    try:
-        with fsspec.open(path, "rb", compression=compression) as stream:
-            header, shape = _seek_hdu(stream, hdu)
-            return tuple(table_dtype(header, shape[1]).names or ())
-    except (OSError, EOFError, zlib.error) as error:
-        raise FitsError(f"cannot be read: {error}") from error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from astropy.io import fits as afits
 
-from chemscale.survey.sources import fits
+from chemscale.survey.sources import fits, fits_tables
 from chemscale.survey.sources.fits import FitsError
 
 
@@ -86,10 +86,10 @@ def test_real_files(shared_data):
 
 def test_columns_around_a_variable_length_one(tmp_path):
     path = simple_file(tmp_path / "a.fits")
-    table = fits.read_table(str(path), hdu=2)
+    table = fits_tables.read_table(str(path), hdu=2)
     assert "VAR" not in table
     assert table["LAST"].tolist() == [7, 8] and table["N"].tolist() == [2**40, -1]
-    assert fits.table_columns(str(path), hdu=2) == ("NAME", "X", "V", "N", "LAST")
+    assert fits_tables.table_columns(str(path), hdu=2) == ("NAME", "X", "V", "N", "LAST")
 
 
 def test_big_tables_are_read_in_blocks(tmp_path):
@@ -98,13 +98,13 @@ def test_big_tables_are_read_in_blocks(tmp_path):
     columns = [afits.Column("A", "D", array=data), afits.Column("PAD", "900A", array=["x"] * rows)]
     path = tmp_path / "big.fits"
     afits.HDUList([afits.PrimaryHDU(), afits.BinTableHDU.from_columns(columns)]).writeto(path)
-    blocks = list(fits.iter_table(str(path), ["a", "missing"], rows=999))
+    blocks = list(fits_tables.iter_table(str(path), ["a", "missing"], rows=999))
     assert [len(b["a"]) for b in blocks] == [999, 999, 502]
     np.testing.assert_array_equal(np.concatenate([b["a"] for b in blocks]), data)
     whole = path.read_bytes()
     (tmp_path / "cut.fits").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FitsError, match="rows early"):
-        fits.read_table(str(tmp_path / "cut.fits"))
+        fits_tables.read_table(str(tmp_path / "cut.fits"))
 
 
 def damaged(tmp_path, name, content: bytes):

@@ -1,0 +1,334 @@
+"""Any table of spectra: one file with flux, error and wavelength, and labels beside them.
+
+A file whose arrays already carry the contract's names needs nothing else::
+
+    np.savez("mine.npz", flux=..., error=..., wavelength=..., teff=..., cluster=...)
+
+Other names and units are mapped by a small TOML file::
+
+    survey = "GALAH DR4"
+    medium = "air"                  # of the wavelengths; vacuum when nobody says otherwise
+    normalisation = "by the survey"
+
+    [columns]                       # contract name = name in the file
+    flux = "sob_norm"
+    error = "uncertainty"
+    wavelength = "lambda"
+    star_id = "sobject_id"
+
+    [units]                         # where the file does not say, or says it wrongly
+    wavelength = "nm"
+    radial_velocity = "m/s"
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import InputError
+from chemscale.schema import VARIABLES, Flag
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
+from chemscale.survey.sources.blocks import Batch, read_in_batches
+from chemscale.survey.sources.files import id_problem, printable
+from chemscale.survey.sources.fits import FitsError
+from chemscale.survey.sources.labels import RowLabels, clean, contract_labels
+from chemscale.survey.sources.members import cluster_name
+from chemscale.survey.sources.pixels import inverse_variance, usable
+from chemscale.survey.sources.table_files import NpzFile, TableFile, open_table
+
+_PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
+_TEXT_KEYS = ("survey", "medium", "normalisation", "frame")
+_ALIASES = {"spectra": "flux", "wave": "wavelength", "id": "star_id"}
+#: labels where a value below -900 can be real
+_WIDE = {"radial_velocity": -1e5}
+
+
+class TableSource:
+    """Spectra in one NPZ, HDF5, FITS or Zarr file.
+
+    Parameters
+    ----------
+    path : str
+        The file. `flux` (n, P), `ivar` or `error` (n, P), `wavelength` (P,) are required.
+        Optional: `mask` (n, P) bool, True = missing; `flags` (n, P) with the contract's bits;
+        `star_id`; every per-star variable of the contract; `abundance` (n, E) with `element`.
+    mapping : str, optional
+        TOML file as in the module's docstring; an unknown key is an error.
+    medium : {"vacuum", "air"}, optional
+        Overrides what file and mapping say.
+
+    Notes
+    -----
+    Rows are read where they stand (memory-mapped NPZ and FITS, chunks of HDF5 and Zarr).
+    A *compressed* NPZ cannot be read by rows: each array is loaded once a process. Nothing is
+    unpickled. Without `star_id` a star is named after the file and its row.
+    """
+
+    name = "table"
+
+    def __init__(self, path: str, mapping: str | None = None, *, medium: str | None = None):
+        self.path = str(path) if "://" in str(path) else os.path.abspath(str(path))
+        self.mapping = str(mapping) if mapping else None
+        self.medium = medium
+        self._settings = _read_mapping(self.mapping)
+        if medium not in (None, "vacuum", "air"):
+            raise InputError(f"medium is {medium!r}", "use 'vacuum' or 'air'")
+        self._file: TableFile | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}  # open files stay where they are
+
+    def describe(self) -> dict[str, Any]:
+        """Settings, JSON-able; the mapping by content, so that editing it is noticed."""
+        return {"source": self.name, "path": self.path, "mapping": self._settings, "medium": self.medium}
+
+    # ------------------------------------------------------------------ plan
+
+    def plan(self) -> SurveyPlan:
+        """List the stars; reads the per-star arrays, no pixels."""
+        file = self._open()
+        shapes = file.shapes()
+        names = self._names(shapes)
+        n_stars, n_pixels = self._check_shapes(names, shapes)
+        wavelength = self._wavelength(file, names["wavelength"], n_pixels)
+        text = {key: self._text(file, key, shapes) for key in _TEXT_KEYS}
+        medium = self.medium or text["medium"] or "vacuum"
+        if medium not in {"vacuum", "air"}:
+            raise InputError(f"{printable(self.path)}: medium is {medium!r}", "use 'vacuum' or 'air'")
+        elements = self._elements(file, names, shapes)
+        columns = self._columns(file, names, shapes, n_stars, elements)
+        items, rejected = self._items(file, names, n_stars, columns)
+        attrs: dict[str, Any] = {
+            "survey": text["survey"] or "table",
+            "normalisation": text["normalisation"] or "as given in the file",
+            "frame": text["frame"] or "as given in the file; taken to be at rest",
+            "medium_stated": bool(self.medium or text["medium"]),
+            "columns": dict(sorted(names.items())),
+            "ignored": sorted(printable(s) for s in shapes.keys() - set(names.values()) - set(_TEXT_KEYS)),
+        }
+        if isinstance(file, NpzFile):
+            attrs["loaded_whole"] = [k for k in _PIXEL_NAMES if k in names and file.compressed(names[k])]
+        labels = contract_labels(columns)
+        return SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
+
+    def _open(self) -> TableFile:
+        if self._file is None:
+            self._file = open_table(self.path)
+        return self._file
+
+    def _names(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+        """Contract name (plus error, mask) -> name in the file."""
+        chosen: dict[str, str] = dict(self._settings.get("columns", {}))
+        held = ", ".join(map(printable, shapes)) or "nothing"
+        for name, column in chosen.items():
+            if column not in shapes:
+                raise InputError(
+                    f"{printable(self.path)}: no array {column!r} for {name}; it has {held}",
+                    "correct [columns] of the mapping",
+                )
+        lower = {key.lower(): key for key in reversed(list(shapes))}
+        for name in (*VARIABLES, "error", "mask"):
+            if name not in chosen and name in lower and lower[name] not in chosen.values():
+                chosen[name] = lower[name]
+        for alias, name in _ALIASES.items():
+            if name not in chosen and alias in lower:
+                chosen[name] = lower[alias]
+        for name in ("flux", "wavelength"):
+            if name not in chosen:
+                raise InputError(
+                    f"{printable(self.path)}: no array {name!r}; it has {held}",
+                    "name it in [columns] of a mapping file",
+                )
+        if "ivar" not in chosen and "error" not in chosen:
+            raise InputError(f"{printable(self.path)}: neither 'ivar' nor 'error'", "give one of them, (n, pixels)")
+        return chosen
+
+    def _check_shapes(self, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
+        shape = shapes[names["flux"]]
+        if len(shape) != 2 or 0 in shape:
+            raise InputError(f"{printable(self.path)}: flux has shape {shape}, expected (stars, pixels)")
+        for name in _PIXEL_NAMES:
+            if name in names and shapes[names[name]] != shape:
+                raise InputError(f"{printable(self.path)}: {name} has shape {shapes[names[name]]}, flux has {shape}")
+        return shape[0], shape[1]
+
+    def _wavelength(self, file: TableFile, name: str, n_pixels: int) -> np.ndarray:
+        shape = file.shapes()[name]
+        values = file.rows(name) if len(shape) == 1 else file.rows(name, slice(0, 1))[0]
+        if values.shape != (n_pixels,) or values.dtype.kind not in "fiu":
+            raise InputError(f"{printable(self.path)}: wavelength has shape {values.shape}, flux has {n_pixels} pixels")
+        if len(shape) == 2:
+            last = file.rows(name, slice(shape[0] - 1, shape[0]))[0]
+            if not np.array_equal(values, last):
+                raise InputError(
+                    f"{printable(self.path)}: stars have wavelength grids of their own",
+                    "resample them to one grid (chemscale.survey.resample)",
+                )
+        wave = self._convert(file, "wavelength", name, values.astype(np.float64))
+        if not (np.isfinite(wave).all() and np.all(np.diff(wave) > 0)):
+            raise InputError(f"{printable(self.path)}: wavelength is not finite and strictly increasing")
+        if wave[0] < 900 or wave[-1] > 3e5:
+            raise InputError(
+                f"{printable(self.path)}: wavelengths from {wave[0]:g} to {wave[-1]:g} are not in Angstrom",
+                "state their unit: [units] wavelength = 'nm' in a mapping file",
+            )
+        return wave
+
+    def _convert(self, file: TableFile, name: str, column: str, values: np.ndarray) -> np.ndarray:
+        """`values` in the contract's unit, from the mapping's unit or the file's own."""
+        stated = self._settings.get("units", {}).get(name) or file.units(column)
+        wanted = VARIABLES[name].units
+        if not stated or stated == wanted or not wanted:
+            return values
+        from astropy import units
+
+        try:
+            return (values * units.Unit(stated)).to_value(units.Unit("1" if wanted == "dex" else wanted))
+        except (ValueError, TypeError, units.UnitsError) as error:
+            if wanted == "dex":  # 'dex', '[Fe/H]', 'dex(cm/s**2)': all the same number
+                return values
+            raise InputError(
+                f"{printable(self.path)}: {name} is in {stated!r}, which cannot be turned into {wanted}: {error}",
+                "state the unit under [units] of the mapping",
+            ) from error
+
+    def _text(self, file: TableFile, key: str, shapes: dict[str, tuple[int, ...]]) -> str:
+        if self._settings.get(key):
+            return str(self._settings[key])
+        if shapes.get(key) in {(), (1,)}:
+            value = np.ravel(file.rows(key))
+            if value.dtype.kind in "US":
+                return str(value[0])
+        return ""
+
+    def _elements(self, file: TableFile, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+        if "abundance" not in names:
+            return ()
+        if "element" not in names:
+            raise InputError(f"{printable(self.path)}: abundance without element", "add the array of element names")
+        return tuple(str(e) for e in np.ravel(file.rows(names["element"])))
+
+    def _columns(
+        self,
+        file: TableFile,
+        names: dict[str, str],
+        shapes: dict[str, tuple[int, ...]],
+        n_stars: int,
+        elements: tuple[str, ...],
+    ) -> dict[str, np.ndarray]:
+        columns: dict[str, np.ndarray] = {}
+        for name, spec in VARIABLES.items():
+            if name not in names or name == "star_id" or spec.dims[0] != "star" or "wavelength" in spec.dims:
+                continue
+            shape = shapes[names[name]]
+            wanted = (n_stars,) if spec.dims == ("star",) else (n_stars, len(elements))
+            if shape != wanted:
+                raise InputError(f"{printable(self.path)}: {name} has shape {shape}, expected {wanted}")
+            values = file.rows(names[name])
+            if spec.dtype == "str":
+                columns[name] = values.astype(str)
+            elif values.dtype.kind not in "fiub":
+                raise InputError(f"{printable(self.path)}: {name} holds {values.dtype}, expected numbers")
+            elif spec.dtype.startswith("float"):
+                values = clean(values, below=_WIDE.get(name, -900.0))
+                columns[name] = self._convert(file, name, names[name], values).astype(spec.dtype)
+            else:
+                columns[name] = values.astype(spec.dtype)
+        if "cluster" in columns:
+            columns["cluster"] = np.array([cluster_name(c) for c in columns["cluster"].tolist()], dtype=str)
+        return columns
+
+    def _items(
+        self, file: TableFile, names: dict[str, str], n_stars: int, columns: dict[str, np.ndarray]
+    ) -> tuple[list[Item], list[Rejection]]:
+        if "star_id" in names:
+            ids = [str(s).strip() for s in file.rows(names["star_id"]).tolist()]
+            if len(ids) != n_stars:
+                raise InputError(f"{printable(self.path)}: {len(ids)} identifiers for {n_stars} stars")
+        else:
+            stem = printable(self.path.rstrip("/").rsplit("/", 1)[-1]).rsplit(".", 1)[0]
+            ids = [f"{stem}-{row:08d}" for row in range(n_stars)]
+        items: list[Item] = []
+        rejected: list[Rejection] = []
+        seen: dict[str, int] = {}
+        for row, star in enumerate(ids):
+            problem = id_problem(star)
+            if star in seen:
+                problem = f"duplicate identifier: row {row} repeats row {seen[star]}"
+            if problem:
+                where = f"{printable(self.path)}#{row}"
+                rejected.append(Rejection(where, problem, star_id=printable(star), stage="plan"))
+                continue
+            seen[star] = row
+            items.append(Item(star, f"{self.path}#{row}", RowLabels(columns, row)))
+        return items, rejected
+
+    # ------------------------------------------------------------------ read
+
+    def read(self, items: Sequence[Item], wavelength: np.ndarray, elements: Sequence[str]) -> StarBlock:
+        """Read rows. A row without a usable pixel is rejected; nothing is resampled."""
+        file = self._open()
+        names = self._names(file.shapes())
+        return read_in_batches(items, len(wavelength), elements, lambda part: self._read_batch(part, file, names))
+
+    def _read_batch(self, items: Sequence[Item], file: TableFile, names: dict[str, str]) -> Batch:
+        wanted = np.array([int(item.path.rsplit("#", 1)[1]) for item in items])
+        consecutive = len(wanted) > 0 and np.array_equal(wanted, np.arange(wanted[0], wanted[0] + len(wanted)))
+        rows = slice(int(wanted[0]), int(wanted[0]) + len(wanted)) if consecutive else wanted
+        raw = {name: file.rows(names[name], rows) for name in _PIXEL_NAMES if name in names}
+        for name in ("flux", "ivar", "error"):
+            if name in raw and raw[name].dtype.kind not in "fiu":
+                raise InputError(f"{printable(self.path)}: {name} holds {raw[name].dtype}, expected numbers")
+        with np.errstate(over="ignore", invalid="ignore"):
+            flux = raw["flux"].astype(np.float32)
+            if "ivar" in raw:
+                ivar = raw["ivar"].astype(np.float32)
+                ivar[~(np.isfinite(ivar) & (ivar > 0))] = 0.0
+            else:
+                ivar = inverse_variance(raw["error"])
+        flags = raw["flags"].astype(np.uint8) if "flags" in raw else np.zeros(flux.shape, np.uint8)
+        if "mask" in raw:
+            flags[raw["mask"] != 0] |= np.uint8(Flag.SURVEY_BAD)
+        kept: list[int] = []
+        rejected: list[Rejection] = []
+        for i, item in enumerate(items):
+            try:
+                usable(flux[i], np.where(ivar[i] > 0, 1.0, np.nan))
+                kept.append(i)
+            except FitsError as problem:
+                rejected.append(Rejection(printable(item.path), str(problem), item.star_id))
+        ivar[~np.isfinite(flux)] = 0.0
+        chosen = [items[i] for i in kept]
+        return Batch(chosen, [{}] * len(chosen), flux[kept], ivar[kept], flags[kept], rejected)
+
+
+def _read_mapping(path: str | None) -> dict[str, Any]:
+    """Contents of the mapping file, every key checked."""
+    if path is None:
+        return {}
+    try:
+        with open(path, "rb") as stream:
+            settings = tomllib.load(stream)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{printable(path)}: cannot be read as TOML: {error}", "see the table source's docs"
+        ) from error
+    for key, value in settings.items():
+        if key in _TEXT_KEYS and isinstance(value, str):
+            continue
+        if key not in {"columns", "units"} or not isinstance(value, dict):
+            known = ", ".join([*_TEXT_KEYS, "[columns]", "[units]"])
+            raise InputError(
+                f"{printable(path)}: {key!r} is not a setting (or not of the right kind)", f"known: {known}"
+            )
+        for name, text in value.items():
+            if name not in VARIABLES and name not in {"error", "mask"}:
+                raise InputError(f"{printable(path)}: [{key}] {name!r} is not in the contract", "see chemscale.schema")
+            if not isinstance(text, str):
+                raise InputError(f"{printable(path)}: [{key}] {name} is {text!r}", "give text")
+    return settings
