@@ -72,6 +72,12 @@ class Simulation:
     instrument: str = "auto"
     emulator: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.settings()  # what a worker needs; templates and bases are made there again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
     def __post_init__(self) -> None:
         if not 0 <= self.stars < 99_000_000:
             raise InputError(f"{self.stars} stars asked for", "choose 0 to 99 million")

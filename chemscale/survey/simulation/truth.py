@@ -34,7 +34,10 @@ def truth_dataset(simulation: Simulation, rows: np.ndarray) -> xr.Dataset:
     data["fibre"] = ("star", stars.fibre.astype("i4"))
     data["abundance"] = (("star", "element"), stars.abundance.astype("f4"))
     data["cluster"] = ("star", stars.cluster.astype(object))
-    coords = {"star_id": ("star", np.array(stars.star_id, dtype=object)), "element": np.array(APOGEE_ELEMENTS, dtype=object)}
+    coords = {
+        "star_id": ("star", np.array(stars.star_id, dtype=object)),
+        "element": np.array(APOGEE_ELEMENTS, dtype=object),
+    }
     return xr.Dataset(data, coords=coords, attrs={"simulation": repr(simulation.settings())})
 
 
@@ -75,7 +78,7 @@ def read_truth(path: str, star_id: Sequence[str] | np.ndarray | None = None) -> 
         raise StoreError(f"no truth at {where}: {error}", "only simulated surveys have one") from error
     if star_id is None:
         return truth
-    known = {s: i for i, s in enumerate(truth["star_id"].values.astype(str).tolist())}
+    known = {s: i for i, s in enumerate(truth["star_id"].values.tolist())}
     wanted = [str(s) for s in np.asarray(star_id).tolist()]
     missing = [s for s in wanted if s not in known]
     if missing:
