@@ -141,11 +141,12 @@ def bars(values: list[float] | np.ndarray) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.2g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def render(info: dict[str, Any], console: Any) -> None:
     """Print :func:`store_info` for a person."""
+    from rich import box
     from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
@@ -194,18 +195,24 @@ def render(info: dict[str, Any], console: Any) -> None:
     console.print(f"[bold]usable share over wavelength[/]   {bars(info['coverage_by_wavelength'])}")
     console.print(f"[bold]stars by usable share, 0 to 1[/]  {bars(np.sqrt(info['coverage_histogram']))}  (square root)")
 
-    labels = Table(title="labels", title_justify="left")
+    labels = Table(title="labels", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", "present", "min", "5 %", "median", "95 %", "max"):
         labels.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    texts = []
     for name, entry in info["labels"].items():
         if not entry.get("present"):
             continue
-        numbers = [_number(entry.get(k)) for k in ("min", "p5", "median", "p95", "max")]
         if "distinct" in entry:
-            numbers[2] = f"{entry['distinct']:,} distinct"
-        unit = escape(f" [{entry['units']}]") if entry.get("units") else ""
-        labels.add_row(name + unit, f"{entry['present']:,}", *numbers)
+            texts.append(f"{name} ({entry['distinct']:,} distinct in {entry['present']:,})")
+        elif "columns" in entry:
+            texts.append(f"{name} ({entry['columns']} columns, {entry['present']:,} values)")
+        else:
+            numbers = [_number(entry.get(k)) for k in ("min", "p5", "median", "p95", "max")]
+            unit = escape(f" [{entry['units']}]") if entry.get("units") else ""
+            labels.add_row(name + unit, f"{entry['present']:,}", *numbers)
     console.print(labels)
+    if texts:
+        console.print(f"also: {escape(', '.join(texts))}", highlight=False)
     absent = [n for n, e in info["labels"].items() if not e.get("present")]
     if absent:
         console.print(f"[dim]without any value: {', '.join(absent)}[/]")
