@@ -330,4 +330,6 @@ def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
             f"{root}: unfinished embedding, {len(attrs.get('parts_done', []))} parts are written",
             "run the embedding again with resume",
         )
-    return xr.open_zarr(root, chunks={}, consolidated=False)
+    ds = xr.open_zarr(root, chunks={}, consolidated=False)
+    text = {name: ds[name].astype(object) for name in ds.variables if ds[name].dtype.kind == "T"}
+    return ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})
