@@ -76,7 +76,9 @@ def residual_spectrum(
         rows_low = rows_low[np.linspace(0, len(rows_low) - 1, max_basis).astype(np.int64)]
     is_control = np.random.default_rng(seed).random(len(rows_low)) < _CONTROL_SHARE
     flux, missing = load_spectra(survey, rows_low)
-    ppca = MaskedPPCA(n_components, random_state=seed).fit(flux[~is_control], missing[~is_control])
+    # residuals need the plane, not its last digits
+    ppca = MaskedPPCA(n_components, tol=1e-3, loglike_tol=1e-8, max_iter=20, random_state=seed)
+    ppca.fit(flux[~is_control], missing[~is_control])
     control = residual_sums(ppca, flux[is_control], missing[is_control])
     del flux, missing
     model, tasks, start = delayed(ppca), [], 0

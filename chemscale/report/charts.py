@@ -20,6 +20,7 @@ METHODS = {
     "scaled": "scaled only",
     "rsca": "RSCA, every feature",
     "rsca_top": "RSCA, top features",
+    "rsca_without_cross_validation": "RSCA rated on clusters it has seen",
     "auto": "best method, nested choice",
     "abundances": "abundances (RSCA)",
     "abundances_subset": "7 abundances (RSCA)",
@@ -77,7 +78,12 @@ def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str,
     fig.update_layout(
         height=110 + 46 * len(names),
         margin={"l": 210, "r": 30, "t": 20, "b": 50},
-        xaxis={"type": "log", "title": {"text": "doppelganger rate (leave-one-cluster-out)"}, "dtick": 1},
+        xaxis={
+            "type": "log",
+            "title": {"text": "doppelganger rate (leave-one-cluster-out)"},
+            "dtick": 1,
+            "exponentformat": "power",
+        },
         yaxis={"autorange": "reversed", "automargin": True},
     )
     return figure(fig)
@@ -93,15 +99,15 @@ def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes
         "rsca": ("triangle-up", COLOURS["orange"]),
         "rsca_top": ("diamond", COLOURS["vermilion"]),
     }
+    table = np.array([[values[i] for i in order] for values in columns.values()], float)
+    edge = 0.5 * np.min(table[table > 0], initial=1.0)  # zero has no place on a logarithmic axis: it sits at the edge
     fig = go.Figure()
-    for method, values in columns.items():
+    for method, y in zip(columns, table, strict=True):
         symbol, colour = look.get(method, ("x", COLOURS["purple"]))
-        # a rate of zero has no place on a logarithmic axis: it sits at the left edge, and the hover text says 0
-        y = np.array([values[i] for i in order], float)
         fig.add_trace(
             go.Scatter(
                 x=labels,
-                y=np.where(y > 0, y, 1e-5),
+                y=np.where(y == 0, edge, y),
                 customdata=y,
                 mode="markers",
                 name=METHODS.get(method, method),
@@ -112,7 +118,7 @@ def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes
     fig.update_layout(
         height=420,
         margin={"l": 70, "r": 20, "t": 40, "b": 110},
-        yaxis={"type": "log", "title": {"text": "doppelganger rate"}, "dtick": 1},
+        yaxis={"type": "log", "title": {"text": "doppelganger rate"}, "dtick": 1, "exponentformat": "power"},
         xaxis={"tickangle": -45, "automargin": True},
         legend={"orientation": "h", "y": 1.12, "x": 0},
     )
@@ -138,7 +144,7 @@ def spectra(wave: np.ndarray, mean: np.ndarray, censored: np.ndarray, unit: str)
         height=430,
         margin={"l": 70, "r": 20, "t": 20, "b": 50},
         showlegend=False,
-        xaxis={"title": {"text": unit}, "anchor": "y2"},
+        xaxis={"title": {"text": unit}, "anchor": "y2", "exponentformat": "none"},
         yaxis={"title": {"text": "mean flux"}, "domain": [0.42, 1]},
         yaxis2={"title": {"text": "censored (%)"}, "domain": [0, 0.32], "range": [0, 102]},
     )

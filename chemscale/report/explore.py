@@ -15,7 +15,7 @@ import xarray as xr
 from ..errors import StoreError
 from ..runtime.run import Run
 from ..schema import VARIABLES
-from ..studies.sample import open_embedding, read_rows
+from ..studies.sample import as_text, open_embedding, read_rows
 from . import charts, products
 
 #: Features shown and compared at most.
@@ -69,24 +69,21 @@ class Gallery:
 
 def load_model(run: Run) -> Model | None:
     """Basis (and metric, where there is one) of a run, or None where nothing was fitted."""
-    ds = products.open_product(run, "ppca.zarr")
-    if ds is None:
+    if not run.has("ppca.zarr"):
         return None
+    from ..rsca.pipeline import load_metric
     from ..statistics.ppca import MaskedPPCA
 
-    ppca = MaskedPPCA.from_dataset(ds)
+    ppca = MaskedPPCA.from_dataset(xr.open_zarr(run.file("ppca.zarr"), consolidated=False).load())
     model = Model(
         mean=np.asarray(ppca.mean_, float),
         components=np.asarray(ppca.components_, float),
         explained_variance=np.asarray(ppca.explained_variance_, float),
         noise=float(np.nanmedian(np.asarray(ppca.noise_variance_, float))),
     )
-    metric = products.open_product(run, "rsca.zarr")
-    if metric is not None:
-        values = {name: np.asarray(metric[name].values, float) for name in ("mean", "sphering", "rotation", "scale")}
-        model.centre = values["mean"]
-        model.matrix = values["sphering"] @ (values["rotation"] * values["scale"])
-        model.sigma_clust = np.asarray(metric["sigma_clust"].values, float)
+    if run.has("rsca.zarr"):
+        rsca = load_metric(run)
+        model.centre, model.matrix, model.sigma_clust = rsca.mean_, rsca.matrix(), rsca.sigma_clust_
     return model
 
 
@@ -96,9 +93,9 @@ def gather(run: Run, model: Model | None, n_stars: int, n_spectra: int, evaluati
         return None
     embedding = open_embedding(run)
     rows = products.choose_rows(embedding, n_stars)
-    cluster = read_rows(embedding["cluster"], rows).astype(str)
-    role = read_rows(embedding["role"], rows).astype(str)
-    ids = read_rows(embedding["star_id"], rows).astype(str)
+    cluster = as_text(read_rows(embedding["cluster"], rows))
+    role = as_text(read_rows(embedding["role"], rows))
+    ids = as_text(read_rows(embedding["star_id"], rows))
     cluster = np.where(role == "member", cluster, "")
     coords = read_rows(embedding["coords"], rows).astype(np.float32)
     n_features = min(MAX_FEATURES, model.matrix.shape[1])
@@ -165,7 +162,7 @@ def _add_spectra(
     stars.wavelength_title = f"wavelength (Å, {medium})" if medium else "wavelength (Å)"
     stars.bin_factor, stars.wavelength = factor, products.bin_pixels(wave, factor)
     chosen = products.spectra_rows(survey, rows, is_member, n)
-    if len(chosen) and np.array_equal(read_rows(survey["star_id"], rows[chosen]).astype(str), ids[chosen]):
+    if len(chosen) and np.array_equal(as_text(read_rows(survey["star_id"], rows[chosen])), ids[chosen]):
         flux, missing = products.read_spectra(survey, rows[chosen])
     else:  # the embedding covers other rows than the survey: spectra cannot be matched by position
         chosen, flux = chosen[:0], np.full((0, len(wave)), np.nan, np.float32)
@@ -202,7 +199,7 @@ def _latents(run: Run, ids: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]
     ds = products.open_product(run, "latents.zarr")
     if ds is None or ds.sizes.get("star", 0) <= int(rows[-1]):
         return []
-    if not np.array_equal(read_rows(ds["star_id"], rows).astype(str), ids):
+    if not np.array_equal(as_text(read_rows(ds["star_id"], rows)), ids):
         return []
     columns = []
     for name, var in ds.data_vars.items():
@@ -222,46 +219,27 @@ def _latents(run: Run, ids: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]
 
 
 def per_cluster(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rates as {method: {cluster: rate}}, whichever way round the evaluation nests them."""
-    table = evaluation.get("per_cluster") or {}
-    if not table:
-        return {}
-    first = next(iter(table.values()))
-    if not isinstance(first, dict):
-        return {"rsca": table}
-    if set(table) & set(charts.METHODS):
-        return {m: v for m, v in table.items() if m in charts.METHODS}
-    methods = [m for m in charts.METHODS if any(m in v for v in table.values())]
-    return {m: {c: v.get(m) for c, v in table.items()} for m in methods}
-
-
-def cluster_sizes(evaluation: dict[str, Any], table: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Members of each cluster, where the evaluation tells."""
-    for key in ("cluster_sizes", "members_per_cluster"):
-        if isinstance(evaluation.get(key), dict):
-            return {c: int(v) for c, v in evaluation[key].items()}
+    """Rates as {method: {cluster: rate}} for the methods the report knows."""
     nested = evaluation.get("per_cluster") or {}
-    return {c: int(v["n_members"]) for c, v in nested.items() if isinstance(v, dict) and "n_members" in v}
+    methods = [m for m in charts.METHODS if any(m in v for v in nested.values())]
+    return {m: {c: v.get(m) for c, v in nested.items()} for m in methods}
 
 
-def global_rates(run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Rates by method: those of the evaluation and the abundance baselines of the ablation study."""
+def cluster_sizes(evaluation: dict[str, Any]) -> dict[str, int]:
+    """Members of each cluster."""
+    return {c: int(v["n_members"]) for c, v in (evaluation.get("per_cluster") or {}).items()}
+
+
+def global_rates(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Rates by method, the abundance baselines of the evaluation included."""
     values = {m: evaluation[m] for m in charts.METHODS if isinstance(evaluation.get(m), int | float)}
-    study = products.load_json(run, "studies/ablation/summary.json").get("numbers", {})
-    for key, name in (
-        ("all_abundances_transformed", "abundances"),
-        ("abundance_subset_transformed", "abundances_subset"),
-    ):
-        if isinstance(study.get(key), int | float):
-            values.setdefault(name, study[key])
+    for key, name in (("all", "abundances"), ("subset", "abundances_subset")):
+        rate = (evaluation.get("abundances") or {}).get(key, {}).get("rsca")
+        if isinstance(rate, int | float):
+            values[name] = rate
     return values
 
 
 def anomalies(run: Run) -> Gallery | None:
     """The gallery of the VAE's anomalies, where the run has one."""
     return None
-
-
-def open_or_none(run: Run, name: str) -> xr.Dataset | None:
-    """A product of the run, lazy, or None."""
-    return products.open_product(run, name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .._version import __version__
+from ..rsca.uncertainty import bootstrap
 from ..runtime.run import Run
 from ..studies import registry
 from . import charts, explore, products
@@ -147,8 +149,8 @@ class _Page:
     def _tiles(self) -> list[dict[str, Any]]:
         ev, tiles = self.evaluation, []
 
-        def tile(name: str, value: str, key: bool = False) -> None:
-            tiles.append({"name": name, "value": value, "key": key})
+        def tile(name: str, value: str, key: bool = False, error: str = "") -> None:
+            tiles.append({"name": name, "value": value, "key": key, "error": error})
 
         if self.stars:
             tile("stars in the survey", f"{self.stars.n_survey:,}")
@@ -160,25 +162,20 @@ class _Page:
         for key in ("raw", "rsca", "rsca_top", "auto"):
             if isinstance(ev.get(key), int | float):
                 error = self._errors().get(key)
-                value = f"{ev[key]:.4f}" + (f" ± {error:.4f}" if error else "")
                 label = "rate, " + charts.METHODS[key]
                 if key == "rsca_top" and ev.get("n_features"):
                     label += f" ({ev['n_features']})"
-                tile(label, value, key in {"rsca_top", "auto"})
+                tile(label, f"{ev[key]:.4f}", key in {"rsca_top", "auto"}, f"± {error:.4f}" if error else "")
         return tiles
 
     def _errors(self) -> dict[str, float]:
-        """Standard errors over clusters, from the rates by cluster."""
-        from ..studies.sample import bootstrap
-
-        table = explore.per_cluster(self.evaluation)
-        sizes = explore.cluster_sizes(self.evaluation, table)
-        out = {}
-        for method, by_cluster in table.items():
+        """Standard errors over clusters, by method."""
+        sizes, out = explore.cluster_sizes(self.evaluation), {}
+        for method, by_cluster in explore.per_cluster(self.evaluation).items():
             names = [c for c in by_cluster if by_cluster[c] is not None]
-            weights = np.array([sizes.get(c) or 1 for c in names], float)
             if len(names) > 1:
-                out[method] = bootstrap((np.array([by_cluster[c] for c in names], float), weights))[0]
+                values = np.array([[by_cluster[c], sizes[c]] for c in names], float)
+                out[method] = bootstrap((values[:, 0], values[:, 1]))[0]
         return out
 
     def _cuts(self) -> str:
@@ -188,19 +185,19 @@ class _Page:
 
     def _rates(self) -> tuple[list[list[str]], list[str]]:
         ev = self.evaluation
-        values = {k: float(v) for k, v in explore.global_rates(self.run, ev).items() if v is not None and v > 0}
+        values = {k: float(v) for k, v in explore.global_rates(ev).items() if v is not None and v > 0}
         if not values:
             return [], []
         self.charts["rates"] = charts.rates(values, self._errors())
         self.text["rates_note"] = (
-            "Bars are standard errors from clusters drawn with replacement. The axis is logarithmic: "
-            "a step of the grid is a factor of ten."
+            "Bars are standard errors from clusters drawn with replacement. The axes are logarithmic; a cluster "
+            "without a single doppelganger sits at the lower edge."
         )
         table = explore.per_cluster(ev)
         if not table:
             return [], []
-        names = sorted({c for by_cluster in table.values() for c in by_cluster})
-        sizes = explore.cluster_sizes(ev, table)
+        names = sorted({c for by_cluster in table.values() for c in by_cluster}, key=_natural)
+        sizes = explore.cluster_sizes(ev)
         nan = float("nan")
         columns = {m: [nan if t.get(c) is None else float(t[c]) for c in names] for m, t in table.items()}
         self.charts["clusters"] = charts.clusters(names, columns, [sizes.get(c, 0) for c in names])
@@ -211,8 +208,8 @@ class _Page:
         return rows, ["cluster", "members", *(charts.METHODS.get(m, m) for m in columns)]
 
     def _spectra(self) -> None:
-        if self.stars is not None and self.stars.mean_flux is not None:
-            s = self.stars
+        s = self.stars
+        if s is not None and s.mean_flux is not None:
             self.charts["spectra"] = charts.spectra(s.wavelength, s.mean_flux, s.censored, s.wavelength_title)
             self.text["spectra_note"] = (
                 f"From {s.n_spectra:,} spectra embedded in this page ({s.bin_factor} pixel(s) a point). Censored "
@@ -270,6 +267,11 @@ class _Page:
         stages = {k: v.get("settings", {}) for k, v in manifest.get("stages", {}).items()}
         keep = {k: v for k, v in manifest.items() if k not in {"stages"}}
         return {**keep, "settings by stage": stages, "survey": self.stars.provenance if self.stars else {}}
+
+
+def _natural(name: str) -> list[Any]:
+    """Sort key that puts NGC 188 before NGC 1245."""
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def _plotly() -> str:

@@ -11,7 +11,8 @@ import xarray as xr
 
 from ..runtime.run import Run
 from ..schema import STAR_VARIABLES, VARIABLES
-from ..studies.sample import read_rows
+from ..studies.registry import names
+from ..studies.sample import as_text, read_rows
 
 #: Chunks of spectra the report decodes at most, and pixels it embeds a spectrum.
 MAX_CHUNKS, MAX_PIXELS = 40, 2900
@@ -35,7 +36,7 @@ def choose_rows(embedding: xr.Dataset, n_field: int, n_members: int = 2000, seed
     Field stars come in stretches of neighbouring rows spread over the survey, so that their spectra lie in few
     chunks.
     """
-    role = np.asarray(embedding["role"].values).astype(str)
+    role = as_text(embedding["role"].values)
     members, field = np.flatnonzero(role == "member"), np.flatnonzero(role == "field")
     rng = np.random.default_rng(seed)
     if len(members) > n_members:
@@ -119,4 +120,5 @@ def studies(run: Run) -> list[dict[str, Any]]:
         summary = json.loads(file.read_text(encoding="utf-8"))
         summary["folder"] = file.parent
         found.append(summary)
-    return found
+    order = {name: i for i, name in enumerate(names())}
+    return sorted(found, key=lambda s: order.get(s["name"], len(order)))

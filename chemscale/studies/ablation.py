@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ChemscaleError
+from ..rsca.uncertainty import bootstrap
 from . import style
 from .elements import abundance_features, species
 from .registry import Study, StudyContext, StudyResult
-from .sample import bootstrap
 
 METHODS = {"raw": "on raw", "scaled": "on scaled", "rsca": "on transformed"}
 
@@ -46,12 +46,13 @@ def compute(context: StudyContext) -> StudyResult:
         label = METHODS.get(method, f"on transformed, top {min(n_top, sample.n_components)}")
         offset = 0.16 * (m - 1.5)
         ax.errorbar(x + offset, y, (low, e), ls="", marker=style.MARKERS[m], color=style.CYCLE[m], label=label, ms=5)
-    ax.set_yscale("log")
     ax.set_xticks(range(len(names)), names)
     ax.xaxis.minorticks_off()
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.set_ylabel("doppelganger rate")
+    ax.set_yscale("log")
     ax.set_ylim(top=ax.get_ylim()[1] * 3)
+    style.rate_axis(ax.yaxis)
     ax.legend(ncols=2, loc="upper center", columnspacing=1.0, handletextpad=0.3)
     renamed = {"raw": "raw", "scaled": "scaled", "rsca": "transformed"}
     numbers = {f"{r[0]} {renamed.get(r[1], r[1].replace('rsca', 'transformed'))}".replace(" ", "_"): r[3] for r in rows}

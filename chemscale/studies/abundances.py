@@ -8,10 +8,11 @@ import numpy as np
 
 from ..errors import ChemscaleError
 from ..rsca.doppelganger import Evaluation
+from ..rsca.uncertainty import bootstrap
 from . import style
 from .elements import abundance_features, species
 from .registry import Study, StudyContext, StudyResult
-from .sample import Sample, bootstrap
+from .sample import Sample
 
 
 def greedy(evaluation: Evaluation, train: np.ndarray, max_species: int) -> list[int]:
@@ -89,7 +90,8 @@ def compute(context: StudyContext) -> StudyResult:
     search = _thin(sample, relative, int(settings["max_field"]))
     every = list(range(len(search.names)))
     limit = int(settings["max_species"])
-    maps, counts = {}, np.zeros(len(everything))
+    maps: dict[str, np.ndarray] = {}
+    counts = np.zeros(len(everything))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clusters without pairs inside the cuts are named once, by the baselines
         for j in every:  # nested: the species that rate a cluster are chosen without it

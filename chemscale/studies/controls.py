@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..rsca.doppelganger import Evaluation
@@ -11,7 +13,7 @@ from .features import correlation
 from .registry import Study, StudyContext, StudyResult
 
 
-def shuffled(evaluation: Evaluation, cuts: dict[str, np.ndarray], n_features: int, seed: int) -> float:
+def shuffled(evaluation: Evaluation, cuts: dict[str, Any], n_features: int, seed: int) -> float:
     """Global rate after members are dealt to clusters at random: about one half when nothing leaks.
 
     A member keeps its covariates, so the pair cuts still apply to it.
@@ -40,16 +42,16 @@ def compute(context: StudyContext) -> StudyResult:
             rows.append(("correlation", name, f + 1, r, e))
     rows += [("shuffled_rate", "", i, r, np.nan) for i, r in enumerate(rates)]
     fig, axes = style.figure("page", 0.36, 1, 2)
-    axes[0].hist(rates, 12, color=style.CYCLE[5], edgecolor="white", label="clusters shuffled")
+    axes[0].hist(rates, np.linspace(0, 1, 41), color=style.CYCLE[5], edgecolor="white", label="clusters shuffled")
     axes[0].axvline(true, color=style.CYCLE[1], ls="--", label="true clusters")
     axes[0].set_xlabel("doppelganger rate")
     axes[0].set_ylabel("shuffles")
     axes[0].set_xlim(0, max(1.0, max(rates)))
     axes[0].legend()
     for i, name in enumerate(covariates):
-        r = [row[3] for row in rows if row[1] == name]
+        values = [row[3] for row in rows if row[1] == name]
         look = {"color": style.CYCLE[i], "marker": style.MARKERS[i], "ls": style.DASHES[i]}
-        axes[1].plot(range(1, len(r) + 1), np.abs(r), label=name.replace("_", " "), **look)
+        axes[1].plot(range(1, len(values) + 1), np.abs(values), label=name.replace("_", " "), **look)
     axes[1].axhline(0.1, color="black", lw=0.6, ls=":")
     axes[1].set_xlabel("RSCA feature")
     axes[1].set_ylabel("|correlation| over field stars")

@@ -68,7 +68,7 @@ def compute(context: StudyContext) -> StudyResult:
         look = {"color": style.CYCLE[i], "marker": style.MARKERS[i], "ls": style.DASHES[i]}
         ax.plot(x, y, label=f"K = {k}", **look)
         ax.fill_between(x, np.maximum(y - e, 1e-5), y + e, color=style.CYCLE[i], alpha=0.2, lw=0)
-    ax.set_yscale("log")
+    style.rate_axis(ax.yaxis)
     ax.set_xlabel("clusters the metric is trained on")
     ax.set_ylabel("doppelganger rate of the others")
     ax.legend()

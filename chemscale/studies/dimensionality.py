@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ..rsca.uncertainty import bootstrap
 from . import style
 from .registry import Study, StudyContext, StudyResult
-from .sample import bootstrap
 
 
 def steps(n_components: int) -> list[int]:
@@ -20,7 +22,7 @@ def compute(context: StudyContext) -> StudyResult:
     """Rates for the first k components of the run's basis, for every k of :func:`steps`."""
     evaluation, top = context.sample.evaluation, int(context.settings["n_features"])
     ks = steps(context.sample.n_components)
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "cross_validated": {"leave_one_out": True},
         "not_cross_validated": {"leave_one_out": False},
         "top": {"leave_one_out": True, "n_features": top},
@@ -43,7 +45,7 @@ def compute(context: StudyContext) -> StudyResult:
         y, e = np.array(values[kind]), np.array(values[f"{kind}_error"])
         ax.plot(ks, y, color=colour, marker=marker, ls=dash, label=name)
         ax.fill_between(ks, np.maximum(y - e, 1e-5), y + e, color=colour, alpha=0.15, lw=0)
-    ax.set_yscale("log")
+    style.rate_axis(ax.yaxis)
     ax.set_xlabel("PPCA components K")
     ax.set_ylabel("doppelganger rate")
     ax.legend()

@@ -53,7 +53,7 @@ def compute(context: StudyContext) -> StudyResult:
         r = correlation(x[::step], field[::step, f])[0]
         style.panel_letter(ax, f"r = {r:.2f}")
     kept = min(3, z.shape[1])
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name in ("fe_h", "alpha_m"):
         if name in shown:
             best = max(range(kept), key=lambda f: abs(correlation(field[::step, f], sample.field(name)[::step])[0]))

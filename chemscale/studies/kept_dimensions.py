@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ..rsca.uncertainty import bootstrap
 from . import style
 from .registry import Study, StudyContext, StudyResult
 from .restarts import restarts
-from .sample import bootstrap
 
 
 def compute(context: StudyContext) -> StudyResult:
@@ -19,7 +21,7 @@ def compute(context: StudyContext) -> StudyResult:
     rates = [sample.evaluation.rates("rsca", n_features=n) for n in kept]
     values = np.array([r.overall for r in rates])
     errors = np.array([bootstrap(r)[0] for r in rates])
-    table = {"kept": kept, "rate": values, "rate_error": errors}
+    table: dict[str, Any] = {"kept": kept, "rate": values, "rate_error": errors}
     columns = {
         "kept": "features kept, most scaled first",
         "rate": "global doppelganger rate, leave-one-cluster-out",
@@ -52,7 +54,7 @@ def compute(context: StudyContext) -> StudyResult:
         ax.legend()
     ax.set_xticks(x, [str(n) for n in kept])
     ax.xaxis.minorticks_off()
-    ax.set_yscale("log")
+    style.rate_axis(ax.yaxis)
     ax.set_xlabel("features kept")
     ax.set_ylabel("doppelganger rate")
     best = int(np.argmin(values))

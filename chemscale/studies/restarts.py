@@ -10,7 +10,7 @@ from ..errors import DataError
 from ..rsca.doppelganger import Evaluation
 from ..statistics.ppca import MaskedPPCA
 from .registry import StudyContext
-from .sample import read_rows
+from .sample import as_text, open_embedding, read_rows
 
 #: Stretches of neighbouring stars the field sample is taken from: few chunks are decoded.
 _STRETCHES = 48
@@ -26,12 +26,10 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
     dict
         ``flux`` and boolean ``missing`` (n, pixels) and ``is_field``, ``cluster``, ``extinction``, ``radial_velocity``.
     """
-    from .sample import open_embedding
-
     survey, embedding = context.survey, open_embedding(context.run)
     if survey.sizes["star"] != embedding.sizes["star"]:
         raise DataError("the embedding and the survey hold different stars", "fit the run again")
-    role = np.asarray(embedding["role"].values).astype(str)
+    role = as_text(embedding["role"].values)
     field, members = np.flatnonzero(role == "field"), np.flatnonzero(role == "member")
     if len(field) > n_field:
         rng = np.random.default_rng(seed)
@@ -42,7 +40,7 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
     flux = read_rows(survey["flux"], rows)
     missing = (read_rows(survey["flags"], rows) != 0) | ~(read_rows(survey["ivar"], rows) > 0) | ~np.isfinite(flux)
     out = {"flux": np.where(missing, 0, flux).astype(np.float32), "missing": missing, "is_field": role[rows] == "field"}
-    out["cluster"] = read_rows(embedding["cluster"], rows).astype(str)
+    out["cluster"] = as_text(read_rows(embedding["cluster"], rows))
     for name in ("extinction", "radial_velocity"):
         if name in embedding:
             out[name] = read_rows(embedding[name], rows).astype(float)
@@ -64,7 +62,9 @@ def _one(data: dict[str, np.ndarray], k: int, seed: int) -> Evaluation:
     rng = np.random.default_rng(seed)
     is_field = data["is_field"]
     use = ~is_field | (rng.random(len(is_field)) < _SHARE)
-    ppca = MaskedPPCA(k, random_state=seed).fit(data["flux"][use], data["missing"][use])
+    ppca = MaskedPPCA(k, tol=1e-2, loglike_tol=1e-6, max_iter=20, random_state=seed).fit(
+        data["flux"][use], data["missing"][use]
+    )
     coords = np.asarray(ppca.transform(data["flux"], data["missing"]))
     cuts: dict[str, Any] = {}
     for name, key in (("extinction", "extinction"), ("radial_velocity", "velocity")):

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import DataError
-from ..rsca.doppelganger import DoppelgangerRates, Evaluation
+from ..rsca.doppelganger import Evaluation
 from ..runtime.run import Run
 from ..schema import STAR_VARIABLES, VARIABLES
 
@@ -24,8 +24,15 @@ FIT_COMMAND = "chemscale rsca fit STORE --run RUN"
 
 
 def open_embedding(run: Run) -> xr.Dataset:
-    """The embedding product of a run, lazy."""
-    return xr.open_zarr(run.need("embedding.zarr", FIT_COMMAND), chunks={}, consolidated=False)
+    """The embedding product of a run, lazy; an unfinished one is refused."""
+    from ..statistics.embedding import open_embedding as open_product
+
+    return open_product(run.need("embedding.zarr", FIT_COMMAND))
+
+
+def as_text(values: Any) -> np.ndarray:
+    """Text of any flavour (objects, fixed width, NumPy's variable-width strings) as a fixed-width array."""
+    return np.asarray(values, dtype=object).astype(str)
 
 
 def read_rows(variable: xr.DataArray, rows: np.ndarray) -> np.ndarray:
@@ -88,8 +95,9 @@ class Sample:
             It has no field stars or no members.
         """
         ds = open_embedding(run)
-        role = np.asarray(ds["role"].values).astype(str)
-        field, members = np.flatnonzero(role == "field"), np.flatnonzero(role == "member")
+        role = as_text(ds["role"].values)
+        valid = np.asarray(ds["valid"].values)
+        field, members = np.flatnonzero((role == "field") & valid), np.flatnonzero((role == "member") & valid)
         if not len(field) or not len(members):
             what = "field stars" if not len(field) else "cluster members"
             raise DataError(
@@ -114,12 +122,28 @@ class Sample:
             coords=take("coords"),
             n_field=len(field),
             n_field_total=total,
-            clusters=take("cluster")[len(field) :].astype(str),
-            star_id=take("star_id").astype(str),
+            clusters=as_text(take("cluster")[len(field) :]),
+            star_id=as_text(take("star_id")),
             labels=labels,
         )
         sample._from_survey(run, ds, rows, order, back)
-        return sample
+        return sample._without_lone_members()
+
+    def _without_lone_members(self) -> Sample:
+        """Drop clusters that invalid spectra left with one member: they have no pair."""
+        names, counts = np.unique(self.clusters, return_counts=True)
+        keep = np.concatenate([np.ones(self.n_field, bool), np.isin(self.clusters, names[counts >= 2])])
+        if keep.all():
+            return self
+        self.coords, self.star_id, self.clusters = (
+            self.coords[keep],
+            self.star_id[keep],
+            self.clusters[keep[self.n_field :]],
+        )
+        self.labels = {k: v[keep] for k, v in self.labels.items()}
+        self.abundance = None if self.abundance is None else self.abundance[keep]
+        self.visits = None if self.visits is None else self.visits[keep]
+        return self
 
     def _from_survey(self, run: Run, ds: xr.Dataset, rows: np.ndarray, order: np.ndarray, back: np.ndarray) -> None:
         """Abundances and visits, from the embedding or else from the survey (per-star variables only)."""
@@ -139,7 +163,7 @@ class Sample:
                 self.abundance = values.astype(float)
                 self.elements = tuple(str(e) for e in where["element"].values)
             else:
-                self.visits = values.astype(str)
+                self.visits = as_text(values)
 
     @property
     def n_components(self) -> int:
@@ -190,33 +214,3 @@ class Sample:
             self.clusters[keep_member],
             **cuts,
         )
-
-
-def bootstrap(
-    rates: DoppelgangerRates | tuple[np.ndarray, np.ndarray], draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Standard error and 16-84 % interval of a global rate, from clusters drawn with replacement.
-
-    The clusters are the experiment's independent units: their number, not the number of pairs, limits a rate.
-
-    Parameters
-    ----------
-    rates : DoppelgangerRates, or (rates, weights) arrays of shape (n_clusters,)
-    draws, seed : int
-
-    Returns
-    -------
-    (float, float, float)
-        Standard error, 16th and 84th percentile.
-    """
-    if isinstance(rates, tuple):
-        values, weights = (np.asarray(v, float) for v in rates)
-    else:
-        values = np.array(list(rates.per_cluster.values()), float)
-        weights = np.array([rates.n_members[c] for c in rates.per_cluster], float)
-    good = np.isfinite(values)
-    values, weights = values[good], weights[good]
-    pick = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    means = np.sum(values[pick] * weights[pick], axis=1) / np.sum(weights[pick], axis=1)
-    low, high = np.quantile(means, [0.16, 0.84])
-    return float(means.std(ddof=1)), float(low), float(high)

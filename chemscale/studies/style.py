@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,7 +78,7 @@ _SYMBOLS = {
     "alpha_m": r"[$\alpha$/M]",
     "c_fe": "[C/Fe]",
     "snr": "signal-to-noise ratio",
-    "radial_velocity": "radial velocity",
+    "radial_velocity": r"$v_{\rm rad}$",
     "velocity_scatter": "velocity scatter",
     "extinction": r"$A_K$",
     "wavelength": "wavelength",
@@ -128,6 +129,19 @@ def panel_letter(ax: Any, text: str, *, where: str = "upper left", colour: str =
     y, va = (0.95, "top") if "upper" in where else (0.05, "bottom")
     box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
     ax.text(x, y, plain(text), transform=ax.transAxes, ha=ha, va=va, fontsize=7, color=colour, bbox=box, zorder=9)
+
+
+def rate_axis(axis: Any) -> None:
+    """Logarithmic axis (``ax.yaxis`` or ``ax.xaxis``) with plain numbers, and enough of them when it spans little."""
+    ax = axis.axes
+    vertical = axis is ax.yaxis
+    (ax.set_yscale if vertical else ax.set_xscale)("log")
+    low, high = ax.get_ylim() if vertical else ax.get_xlim()
+    decades = np.log10(high / max(low, 1e-300))
+    marks = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 1.8 else (1,)
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=marks, numticks=15))
+    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}" if v >= 1e-4 else f"{v:.0e}"))
+    axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
 def plain(text: Any) -> str:

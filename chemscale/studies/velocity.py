@@ -15,8 +15,8 @@ def compute(context: StudyContext) -> StudyResult:
         **parts,
         caption=(
             f"Mean absolute residual of stars faster than {s['high']} km/s on the basis of stars slower than "
-            f"{s['low']} km/s. Yellow: pixels whose excess over slow stars stands out, where telluric or instrument residuals move "
-            "with the star's velocity."
+            f"{s['low']} km/s. Yellow: pixels whose excess over slow stars stands out, where telluric or instrument "
+            "residuals move with the star's velocity."
         ),
     )
 

@@ -92,7 +92,7 @@
   if (DATA.anomalies) anomalies(DATA.anomalies);
 
   function explore(E) {
-    const n = E.star_id.length, K = E.n_components, P = E.wavelength ? 0 : 0;
+    const n = E.star_id.length, K = E.n_components;
     const coords = decode(E.coords), M = decode(E.matrix), F = E.n_features;
     const features = new Float32Array(n * F);           // (z - mean) M, the linear map of the metric
     for (let i = 0; i < n; i++) for (let k = 0; k < K; k++) {
@@ -213,12 +213,12 @@
         line(E.star_id[other] + (seenOther ? " observed" : " from " + K + " components"), seenOther || rebuilt(other), css("--warm"), { opacity: 0.85 });
       }
       Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 380, hovermode: "closest", uirevision: "spectrum", legend: { orientation: "h", x: 0, y: 1.12 },
-        xaxis: { title: { text: E.spectra.title } }, yaxis: { title: { text: "normalised flux" } } }), CONFIG);
+        xaxis: { title: { text: E.spectra.title }, exponentformat: "none" }, yaxis: { title: { text: "normalised flux" } } }), CONFIG);
       drawn.add($("spectrum"));
     }
     let shown = 0;
     const show = (v, digits) => Number.isFinite(v) ? v.toFixed(digits) : "–";
-    const tableColumns = labelled.slice(0, 8);
+    const tableColumns = ["fe_h", "alpha_m", "c_fe", "teff", "logg", "snr", "radial_velocity", "extinction"].filter((c) => columns[c]);
     function drawTable() {
       const table = $("siblings"), head = document.createElement("tr");
       for (const text of ["star", "distance", "cluster", ...tableColumns.map((c) => columns[c].title)]) { const th = document.createElement("th"); th.scope = "col"; th.textContent = text; head.append(th); }
@@ -263,7 +263,7 @@
       const seen = part(flux), made = part(model), line = (name, y, colour, axis) => ({ type: "scatter", mode: "lines", name, x: wave, y, line: { width: 1, color: colour }, yaxis: axis, hovertemplate: "%{x:.1f} Å  %{y:.3f}<extra></extra>" });
       defer(el, () => Plotly.newPlot(el, [line("observed", seen, css("--soft"), "y"), line("reconstruction", made, css("--accent"), "y"),
         line("residual", seen.map((v, p) => v === null || made[p] === null ? null : v - made[p]), css("--warm"), "y2")],
-        withTheme({ height: 360, margin: { l: 60, r: 10, t: 30, b: 50 }, legend: { orientation: "h", x: 0, y: 1.12 }, xaxis: { title: { text: A.title }, anchor: "y2" },
+        withTheme({ height: 360, margin: { l: 60, r: 10, t: 30, b: 50 }, legend: { orientation: "h", x: 0, y: 1.12 }, xaxis: { title: { text: A.title }, anchor: "y2", exponentformat: "none" },
           yaxis: { title: { text: "flux" }, domain: [0.36, 1] }, yaxis2: { title: { text: "residual" }, domain: [0, 0.28] } }), CONFIG));
     }
   }

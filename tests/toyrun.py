@@ -1,0 +1,52 @@
+"""A small run for the tests of studies, report and documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from helpers import make_survey
+
+from chemscale.rsca.pipeline import evaluate_run, fit_run
+from chemscale.runtime.run import Run
+from chemscale.schema import variable_attrs
+from chemscale.survey.store import write_survey
+
+ELEMENTS = ("Fe", "Mg", "Ni", "Si", "Al", "C", "N", "Ca")
+
+
+def toy_survey(**kwargs) -> xr.Dataset:
+    """The shared toy survey, with visits that are partly shared and a hostile star and cluster name."""
+    options = {"n_field": 600, "n_clusters": 8, "members": 6, "n_pixels": 120, "seed": 5, "elements": ELEMENTS}
+    ds = make_survey(**{**options, **kwargs}).load()
+    if "abundance" in ds:  # more species than latents: without errors their covariance would be singular
+        noise = np.random.default_rng(1).normal(0, 0.02, ds["abundance"].shape)
+        ds["abundance"] = ds["abundance"] + noise.astype(np.float32)
+    ds["visits"] = ("star", _visits(ds), variable_attrs("visits"))
+    return ds
+
+
+def _visits(ds: xr.Dataset) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.array(
+        [f"r12-{5000 + int(k)}-58{int(k):03d}-101" for k in rng.integers(0, 3, ds.sizes["star"])], dtype=object
+    )
+
+
+def hostile(ds: xr.Dataset) -> xr.Dataset:
+    """The survey with names that would run script in a careless page."""
+    ids, clusters = ds["star_id"].values.copy(), ds["cluster"].values.copy()
+    member = np.flatnonzero(clusters == "Cluster 0")
+    ids[member[0]] = "</script><img src=x onerror=window.owned=1>"
+    ids[member[1]] = '<a href="javascript:window.owned=1">x</a>'
+    clusters[clusters == "Cluster 0"] = "<b onmouseover=window.owned=1>Evil & Co</b>"
+    return ds.assign(star_id=("star", ids, ds["star_id"].attrs), cluster=("star", clusters, ds["cluster"].attrs))
+
+
+def make_run(folder: Path, ds: xr.Dataset, k: int = 6, store: str = "survey.zarr", run: str = "run") -> Run:
+    """The survey as a store, and a run on it with every product of `fit` and `evaluate`."""
+    write_survey(ds, folder / store)
+    out = fit_run(str(folder / store), folder / run, components=k)
+    evaluate_run(out.path)
+    return Run.open(out.path)
