@@ -15,17 +15,18 @@ The residual of the eigenproblem bounds the angle to the solution (Davis & Kahan
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.linalg import qr
 
+from chemscale.statistics.anderson import SCALE_FLOOR, Anderson, principal
 from chemscale.statistics.ppca_kernels import Model, SharedPass, Stats, unpack
 
 #: A pixel missing in more than this fraction of the stars is fitted by regression.
 RARE_FRACTION = 0.6
-#: Latent variances below this fraction of the noise are kept there: such a component carries nothing.
-SCALE_FLOOR = 1e-6
+#: Steps remembered by Anderson mixing.
+ANDERSON = 6
 
 
 @dataclass
@@ -46,7 +47,7 @@ class SharedState:
     extra: np.ndarray
     correction: np.ndarray | None = None  # lagged missing-pixel covariance term, as (P, K) acting on `lag_basis`
     lag_basis: np.ndarray | None = None
-    lag_n: float = 1.0
+    diagonal: np.ndarray | None = None  # the same term's diagonal, (P,): enough for the search directions
     rare: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
@@ -96,11 +97,23 @@ def solve_shared(
         Ritz vectors kept beyond K to speed up convergence.
     """
     trace = trace or Trace()
+    mixer = Anderson(ANDERSON)
+    fallback: SharedState | None = None
+    best = -np.inf
     for iteration in range(max_iter):
         want_cov = fresh_cov or iteration == 0
         stats = run(SharedPass(state.model, state.extra, want_cov, state.rare))
         trace.loglike.append(float(stats["loglike"]))
         trace.count = stats["count"]
+        loglike = trace.loglike[-1]
+        if fallback is not None and loglike < best:
+            # The extrapolated point was worse than where it came from: go on from the plain step.
+            state, fallback = fallback, None
+            mixer.clear()
+            trace.angle.append(np.inf)
+            continue
+        best = max(best, loglike)
+        previous = state.model
         state, angle = update(state, stats, guards)
         trace.angle.append(angle)
         if angle < tol:
@@ -109,6 +122,10 @@ def solve_shared(
         if len(trace.loglike) > 2 and _stalled(trace.loglike, loglike_tol):
             trace.converged = "loglike"
             break
+        if angle < 1.0:
+            fallback = state
+            mixed = mixer.next(previous, state.model)
+            state = replace(state, model=mixed, extra=orthonormal(mixed.basis, state.extra))
     return state, trace
 
 
@@ -137,11 +154,13 @@ def update(state: SharedState, stats: Stats, guards: int) -> tuple[SharedState, 
     product += noise * (missing / n)[:, None] * directions
     prior = noise / model.scale**2
     if "pixel_cov" in stats:
-        cov = np.einsum("pi,pij->pj", basis, unpack(stats["pixel_cov"], k)) * (1.0 + prior)
-        state.correction = (cov - noise * missing[:, None] * basis) / n
+        cov = np.einsum("pi,pij->pj", basis, unpack(stats["pixel_cov"], k))
+        state.correction = (cov * (1.0 + prior) - noise * missing[:, None] * basis) / n
+        state.diagonal = np.einsum("pj,pj->p", cov, basis) / n
         state.lag_basis = basis
-    if state.correction is not None and state.lag_basis is not None:
+    if state.correction is not None and state.lag_basis is not None and state.diagonal is not None:
         product[:, :k] += state.correction @ (state.lag_basis.T @ basis)
+        product[:, k:] += state.diagonal[:, None] * extra
     trace_cov = np.sum(np.diag(stats["cov"]) * (1.0 + prior)) / n - k * noise + noise * missing.sum() / n
     total = (stats["rss"] + 2 * np.trace(stats["latent_proj"][:, :k]) + np.trace(stats["latent2"])) / n
     total += trace_cov - shift @ shift
@@ -166,13 +185,14 @@ def update(state: SharedState, stats: Stats, guards: int) -> tuple[SharedState, 
     new_extra = orthonormal(new.basis, np.concatenate([block[:, k:], residual, previous], axis=1))
 
     angle = _angle(values, residual[:, :k], new_noise, k)
-    moved = float(np.linalg.norm(vectors[k:, :k], 2)) if extra.shape[1] else np.inf
-    fraction = min(float(missing.sum() / (n * n_active)), 0.99)
-    angle = max(angle, fraction / (1 - fraction) * moved) if fraction else angle
+    # The imputation of a pixel missing in a fraction f of the stars contracts at the rate f.
+    rate = np.minimum(missing / n, 0.95)
+    change = new.basis - basis @ (basis.T @ new.basis)
+    angle = max(angle, float(np.linalg.norm(change * (rate / (1 - rate))[:, None], 2)))
     if not extra.shape[1]:
         angle = np.inf  # without search directions nothing has been tested yet
     rare = np.flatnonzero(active & (missing > RARE_FRACTION * n))
-    state = SharedState(new, new_extra, state.correction, state.lag_basis, n, rare)
+    state = replace(state, model=new, extra=new_extra, rare=rare)
     return state, angle
 
 
@@ -209,10 +229,3 @@ def _with_rare(new: Model, old: Model, stats: Stats, rare: np.ndarray) -> Model:
     basis = new.basis.copy()
     basis[rare] = np.linalg.lstsq(turn.T, rows[:, :k].T, rcond=None)[0].T
     return principal(mean, basis * new.scale, new.noise)
-
-
-def principal(mean: np.ndarray, loadings: np.ndarray, noise: float | np.ndarray) -> Model:
-    """Model with orthonormal, ordered principal axes from loadings W (P, K): W W^T is unchanged."""
-    basis, scale, _ = np.linalg.svd(loadings, full_matrices=False)
-    floor = np.sqrt(SCALE_FLOOR * float(np.mean(noise)))
-    return Model(mean, basis, np.maximum(scale, floor), noise)
