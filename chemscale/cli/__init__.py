@@ -41,6 +41,9 @@ for whole spectroscopic surveys.
 
 Start with `chemscale demo`. With your own survey: ingest, rsca fit, rsca evaluate, report.
 
+Every option can also be set in a file (see `chemscale config`), by --set, or by an
+environment variable: `rsca fit --components` is CHEMSCALE_RSCA_FIT_COMPONENTS.
+
 Exit status: 0 done; 1 failed; 2 bad input or usage; 3 store missing or damaged;
 4 the data cannot answer the question; 5 a resume that does not match; 6 no cluster.""",
     no_args_is_help=True,
@@ -74,10 +77,25 @@ def build() -> typer.Typer:
     return app
 
 
+def command() -> Any:
+    """The Click command; the environment variable every option has is documented once, not at each."""
+    from typer.main import get_command
+
+    root = get_command(build())
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        for param in node.params:
+            if hasattr(param, "show_envvar"):
+                param.show_envvar = False
+        pending += getattr(node, "commands", {}).values()
+    return root
+
+
 def main() -> None:
     """Entry point of the `chemscale` command."""
     try:
-        build()()
+        command()()
     except ChemscaleError as err:
         console.print(f"[bold red]error:[/] {_plain(err.message)}", highlight=False, soft_wrap=True)
         if err.remedy:
