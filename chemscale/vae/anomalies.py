@@ -1,0 +1,202 @@
+"""Anomalous spectra: scores calibrated to a false-alarm rate, causes, a ranked table.
+
+Three scores a star, each large for what the model has not seen: the reconstruction's
+chi-square (whole spectrum), the largest deviation of any window of pixels, and the length of
+the latent mean under the prior (paper section 4.4, Fig. 7). Each is measured in units of its
+own upper tail over clean held-out stars; the largest decides.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from ..errors import DataError, InputError
+
+#: Fewest held-out stars a false-alarm rate of p needs: this many over p.
+TAIL_STARS = 5
+SCORES = ("reconstruction", "local", "norm")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Centre and upper tail of each score over the reference stars.
+
+    Attributes
+    ----------
+    centre, tail : dict of str to float
+        Median, and distance from it to the quantile ``1 - false_alarm / n_scores``.
+    threshold : float
+        Combined score above which the stated fraction of the reference stars lies.
+    """
+
+    false_alarm: float
+    centre: dict[str, float]
+    tail: dict[str, float]
+    threshold: float
+    n_stars: int
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The value of each score at which a star is called anomalous, in the units of :func:`raw_scores`."""
+        return {k: self.centre[k] + self.threshold * self.tail[k] for k in self.centre}
+
+    def units(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Scores in units of their tail, 0 at the median."""
+        return {k: (np.asarray(raw[k]) - self.centre[k]) / self.tail[k] for k in self.centre}
+
+
+def raw_scores(ds: xr.Dataset) -> dict[str, np.ndarray]:
+    """Scores of every star, larger = stranger: log10 of chi-square per pixel, log10 of local, norm.
+
+    The chi-square of each group follows as ``reconstruction:GROUP``, for the causes.
+    """
+    chi2 = np.asarray(ds["chi2"].values, dtype=np.float64)
+    names = [str(p) for p in ds["part"].values]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        raw = {
+            "reconstruction": np.log10(np.maximum(chi2[:, 0], 1e-6)),
+            "local": np.log10(np.maximum(np.asarray(ds["local"].values, dtype=np.float64), 1e-6)),
+            "norm": np.asarray(ds["norm"].values, dtype=np.float64),
+        }
+        for k, name in enumerate(names[1:], start=1):
+            raw[f"reconstruction:{name}"] = np.log10(np.maximum(chi2[:, k], 1e-6))
+    return raw
+
+
+def calibrate(ds: xr.Dataset, reference: np.ndarray, false_alarm: float = 0.01) -> Calibration:
+    """Calibrate scores on clean stars the model was not trained on.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        ``latents.zarr``.
+    reference : ndarray of bool (n,)
+        Held-out stars; a few anomalies among them make the test a little stricter, no more.
+    false_alarm : float
+        Fraction of clean stars that may be called anomalous.
+
+    Raises
+    ------
+    DataError
+        Too few reference stars for that rate.
+    """
+    if not 0 < false_alarm < 0.5:
+        raise InputError(f"false-alarm rate {false_alarm}", "give a fraction between 0 and 0.5, such as 0.01")
+    raw = raw_scores(ds)
+    usable = np.asarray(reference) & np.isfinite(np.stack([raw[k] for k in SCORES])).all(0)
+    n = int(usable.sum())
+    if n < TAIL_STARS / false_alarm:
+        raise DataError(
+            f"{n} held-out stars cannot calibrate a false-alarm rate of {false_alarm}",
+            f"ask for a rate of {TAIL_STARS / max(n, 1):.2g} or more, or hold out more stars",
+        )
+    centre, tail = {}, {}
+    level = 1 - false_alarm / len(SCORES)
+    for key, values in raw.items():
+        sample = values[usable]
+        sample = sample[np.isfinite(sample)]
+        centre[key] = float(np.median(sample)) if sample.size else 0.0
+        spread = float(np.quantile(sample, level)) - centre[key] if sample.size else 0.0
+        tail[key] = max(spread, 1e-6)
+    first = Calibration(false_alarm, centre, tail, 1.0, n)
+    combined = _combined(first.units(raw))[usable]
+    threshold = float(np.quantile(combined, 1 - false_alarm))
+    return Calibration(false_alarm, centre, tail, threshold, n)
+
+
+def _combined(units: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.max(np.stack([units[k] for k in SCORES]), axis=0)
+
+
+def score(ds: xr.Dataset, calibration: Calibration) -> dict[str, np.ndarray]:
+    """Combined score, verdict and cause of every star.
+
+    Returns
+    -------
+    dict
+        `score` (n,) in units of the threshold: above 1 is anomalous; `anomalous` (n,) bool;
+        `cause` (n,) str: ``reconstruction:GROUP``, ``reconstruction:elsewhere``, ``window``, ``latent``
+        or ``no data``; '' for ordinary stars; `unit_*`: the single scores.
+    """
+    units = calibration.units(raw_scores(ds))
+    combined = _combined(units) / calibration.threshold
+    nothing = ~np.isfinite(combined)
+    combined = np.where(nothing, np.inf, combined)
+    anomalous = combined > 1
+    which = np.argmax(np.nan_to_num(np.stack([units[k] for k in SCORES])), axis=0)
+    groups = [k for k in units if k.startswith("reconstruction:")]
+    by_group = np.nan_to_num(np.stack([units[k] for k in groups]), nan=-np.inf)
+    best = np.argmax(by_group, axis=0)
+    value = by_group[best, np.arange(by_group.shape[1])]
+    region = np.where(value > calibration.threshold, np.array(groups)[best], "reconstruction:elsewhere")
+    cause = np.select([which == 0, which == 1], [region, "window"], "latent").astype(object)
+    cause[~anomalous] = ""
+    cause[nothing] = "no data"
+    table: dict[str, np.ndarray] = {"score": combined, "anomalous": anomalous, "cause": cause}
+    return table | {f"unit_{k}": units[k] for k in SCORES}
+
+
+def count_causes(table: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Anomalous stars by cause."""
+    return dict(Counter(str(c) for c in table["cause"] if c))
+
+
+def ranked(
+    ds: xr.Dataset,
+    table: Mapping[str, np.ndarray],
+    calibration: Calibration,
+    top: int,
+    windows: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """The `top` strangest of the anomalous stars, strangest first."""
+    order = np.argsort(-table["score"], kind="stable")
+    order = order[table["anomalous"][order]][:top]
+    ids = np.asarray(ds["star_id"].values)
+    window = np.asarray(ds["local_window"].values)
+    chi2, l2 = np.asarray(ds["chi2"][:, 0].values), np.asarray(ds["relative_l2"][:, 0].values)
+    rows = []
+    for i in order:
+        row = {
+            "star_id": str(ids[i]),
+            "score": float(table["score"][i]),
+            "cause": str(table["cause"][i]),
+            "chi2": float(chi2[i]),
+            "relative_l2": float(l2[i]),
+            "norm": float(ds["norm"][i].values),
+            **{k: float(table[f"unit_{k}"][i]) for k in SCORES},
+        }
+        if windows is not None and 0 <= window[i] < len(windows):
+            row["window_wavelength"] = float(windows[window[i]])
+        rows.append(row)
+    return rows
+
+
+def save(path: Path, ds: xr.Dataset, table: Mapping[str, np.ndarray]) -> None:
+    """Write per-star scores as a Zarr product aligned with ``latents.zarr``."""
+    write_columns(path, np.asarray(ds["star_id"].values), table, "vae anomalies")
+
+
+def write_columns(path: Path, star_id: np.ndarray, columns: Mapping[str, np.ndarray], product: str) -> None:
+    """A small per-star Zarr product; replaces what was there."""
+    group = zarr.create_group(str(path), overwrite=True, attributes={"product": product})
+    chunk = max(1, min(len(star_id), 262_144))
+    for name, values in ({"star_id": star_id} | dict(columns)).items():
+        values = np.asarray(values)
+        text = values.dtype.kind in "OUS"
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            chunks=(chunk, *values.shape[1:]),
+            dtype=zarr.dtype.VariableLengthUTF8() if text else values.dtype,  # type: ignore[arg-type]
+            dimension_names=("star", *[f"dim_{k}" for k in range(1, values.ndim)]),
+            fill_value="" if text else None,
+        )
+        array[...] = values.astype(object) if text else values

@@ -1,0 +1,347 @@
+"""Spectra for training: split, standardised labels, features and pixels of each group.
+
+Small surveys are held in memory (the pixels of the chemical groups only); large ones are
+streamed block by block, shuffled within groups of blocks, read ahead by a thread. Either
+way a batch is a function of (seed, epoch, position), so training can resume at any step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..errors import DataError, InputError
+from ..schema import flag_mask
+from .model import ChemicalVAE
+
+#: Relative error of Teff and log g where the survey gives none (the paper's 2 per cent).
+LABEL_ERROR = 0.02
+#: Fewest stars a model is trained on.
+MIN_STARS = 200
+
+
+@dataclass
+class Batch:
+    """Some stars as the trainer sees them.
+
+    Attributes
+    ----------
+    features : Tensor (n, K) or (n, P)
+    flux, ivar : dict of str to Tensor (n, pixels of the group)
+        ``ivar`` is 0 at missing pixels, ``flux`` finite everywhere.
+    labels, errors : Tensor (n, q)
+        Standardised Teff and log g with their errors; NaN where unknown.
+    """
+
+    features: Tensor
+    flux: dict[str, Tensor]
+    ivar: dict[str, Tensor]
+    labels: Tensor
+    errors: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def rows(self, part: slice) -> Batch:
+        """Some of the rows."""
+        return Batch(
+            self.features[part],
+            {k: v[part] for k, v in self.flux.items()},
+            {k: v[part] for k, v in self.ivar.items()},
+            self.labels[part],
+            self.errors[part],
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """On another device; asynchronous from pinned memory."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        return Batch(
+            move(self.features),
+            {k: move(v) for k, v in self.flux.items()},
+            {k: move(v) for k, v in self.ivar.items()},
+            move(self.labels),
+            move(self.errors),
+        )
+
+
+def held_out(star_id: Sequence[str] | np.ndarray, fraction: float = 0.3, seed: int = 0) -> np.ndarray:
+    """Which stars are kept away from training: a hash of their identifier, so it never depends on order.
+
+    Returns
+    -------
+    ndarray of bool (n,)
+    """
+    if not 0 <= fraction < 1:
+        raise InputError(f"held-out fraction {fraction}", "give a number from 0 up to (not including) 1")
+    salt = str(seed).encode()
+    limit = int(fraction * 2**32)
+    draws = (int.from_bytes(hashlib.blake2b(str(i).encode(), digest_size=4, key=salt).digest(), "big") for i in star_id)
+    return np.fromiter((d < limit for d in draws), dtype=bool, count=len(star_id))
+
+
+def clean(
+    flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray, selected: int, floor: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flux and weights ready for the model: missing pixels get flux 1 and weight 0; (n, P) float32 each.
+
+    Parameters
+    ----------
+    selected : int
+        Flag bits that make a pixel missing.
+    floor : float
+        Error added in quadrature (fraction of the continuum): what the model cannot resolve anyway.
+    """
+    flux = np.asarray(flux, dtype=np.float32)
+    weight = np.array(ivar, dtype=np.float32)
+    bad = (flags & np.uint8(selected)) != 0
+    bad |= ~np.isfinite(flux)
+    bad |= ~(weight > 0)
+    bad |= ~np.isfinite(weight)
+    if floor:
+        with np.errstate(invalid="ignore", over="ignore"):
+            weight = weight / (1.0 + np.float32(floor**2) * weight)
+    weight[bad] = 0.0
+    return np.where(bad, np.float32(1.0), flux), weight
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Standardised labels of the training stars.
+
+    Attributes
+    ----------
+    values, errors : ndarray (n, q) float32
+    centre, scale : ndarray (q,)
+        ``value = (label - centre) / scale``.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+
+
+def standard_labels(ds: xr.Dataset, names: Sequence[str], relative_error: float = LABEL_ERROR) -> Labels:
+    """Teff and log g of a Dataset, standardised by median and 16-84 per cent half-width.
+
+    Raises
+    ------
+    DataError
+        A label the store does not have, or that is missing for nearly every star.
+    """
+    columns = []
+    for name in names:
+        if name not in ds.variables:
+            raise DataError(
+                f"the survey has no {name}", "the VAE needs Teff and log g of its training stars; ingest them as labels"
+            )
+        column = np.asarray(ds[name].values, dtype=np.float64)
+        if np.isfinite(column).mean() < 0.5 or np.nanstd(column) == 0:
+            raise DataError(
+                f"{name} is known for {np.isfinite(column).sum()} of {column.size} training stars and must vary",
+                "select stars with stellar parameters",
+            )
+        columns.append(column)
+    table = np.stack(columns, 1)
+    centre = np.nanmedian(table, 0)
+    low, high = np.nanpercentile(table, [15.865, 84.135], axis=0)
+    scale = np.where(high > low, (high - low) / 2, np.nanstd(table, 0))
+    values = (table - centre) / scale
+    errors = relative_error * np.abs(table) / scale
+    return Labels(values.astype("f4"), errors.astype("f4"), centre, scale)
+
+
+class BatchSource(Protocol):
+    """Where batches come from."""
+
+    n_stars: int
+
+    def n_batches(self) -> int:
+        """Batches an epoch."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from number `start` on."""
+        ...
+
+
+def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+@dataclass
+class MemoryData:
+    """All training stars in memory: features and the groups' pixels."""
+
+    data: Batch
+    batch: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.n_stars = len(self.data)
+        self.batch = min(self.batch, self.n_stars)
+
+    def n_batches(self) -> int:
+        """Batches an epoch; the incomplete last one is left out."""
+        return max(1, self.n_stars // self.batch)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch in random order."""
+        order = torch.from_numpy(_order(self.seed, epoch, self.n_stars))
+        d = self.data
+        for b in range(start, self.n_batches()):
+            rows = order[b * self.batch : (b + 1) * self.batch]
+            yield Batch(
+                d.features[rows],
+                {k: v[rows] for k, v in d.flux.items()},
+                {k: v[rows] for k, v in d.ivar.items()},
+                d.labels[rows],
+                d.errors[rows],
+            )
+
+
+class StreamData:
+    """Training stars read from the store again in every epoch, with read-ahead.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(block) -> Batch`` of the training stars in dask block `block`.
+    sizes : sequence of int
+        Training stars in each block.
+    group : int
+        Blocks mixed together: the shuffle buffer.
+    """
+
+    def __init__(self, read: Callable[[int], Batch], sizes: Sequence[int], batch: int, seed: int = 0, group: int = 4):
+        self.read, self.sizes, self.batch, self.seed, self.group = read, list(sizes), batch, seed, group
+        self.n_stars = int(sum(sizes))
+
+    def _groups(self, epoch: int) -> list[np.ndarray]:
+        order = _order(self.seed, epoch, len(self.sizes))
+        # equal groups whatever the epoch would need equal blocks; a group is closed by its stars instead
+        return [order[i : i + self.group] for i in range(0, len(order), self.group)]
+
+    def _batches_of(self, group: np.ndarray) -> int:
+        return sum(self.sizes[b] for b in group) // self.batch
+
+    def n_batches(self) -> int:
+        """Batches every epoch has at least; epochs are cut to it so that schedules are fixed."""
+        lost = sum(self.batch - 1 for _ in range(-(-len(self.sizes) // self.group)))
+        return max(1, (self.n_stars - lost) // self.batch)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch; groups before `start` are skipped without reading them."""
+        number, limit = 0, self.n_batches()
+        wanted = []
+        for index, group in enumerate(self._groups(epoch)):
+            count = self._batches_of(group)
+            if number + count > start and number < limit:
+                wanted.append((index, number, group))
+            number += count
+        ahead: queue.Queue[Any] = queue.Queue(maxsize=1)
+        stop = threading.Event()
+
+        def fill() -> None:
+            try:
+                for index, first, group in wanted:
+                    parts = [self.read(int(b)) for b in group if self.sizes[b]]
+                    if stop.is_set():
+                        return
+                    ahead.put((index, first, join(parts)))
+                ahead.put(None)
+            except BaseException as err:
+                ahead.put(err)
+
+        thread = threading.Thread(target=fill, name="chemscale-vae-read-ahead", daemon=True)
+        thread.start()
+        try:
+            while (item := ahead.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                index, first, data = item
+                order = torch.from_numpy(np.random.default_rng([self.seed, epoch, index]).permutation(len(data)))
+                for b in range(len(data) // self.batch):
+                    if start <= first + b < limit:
+                        rows = order[b * self.batch : (b + 1) * self.batch]
+                        yield Batch(
+                            data.features[rows],
+                            {k: v[rows] for k, v in data.flux.items()},
+                            {k: v[rows] for k, v in data.ivar.items()},
+                            data.labels[rows],
+                            data.errors[rows],
+                        )
+        finally:
+            stop.set()
+            while thread.is_alive():
+                try:
+                    ahead.get(timeout=0.1)
+                except queue.Empty:
+                    continue
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """Batches one after the other."""
+    first = parts[0]
+    return Batch(
+        torch.cat([p.features for p in parts]),
+        {k: torch.cat([p.flux[k] for p in parts]) for k in first.flux},
+        {k: torch.cat([p.ivar[k] for p in parts]) for k in first.ivar},
+        torch.cat([p.labels for p in parts]),
+        torch.cat([p.errors for p in parts]),
+    )
+
+
+@torch.no_grad()
+def make_batch(
+    model: ChemicalVAE,
+    groups: Sequence[str],
+    flux: np.ndarray,
+    weight: np.ndarray,
+    labels: np.ndarray,
+    errors: np.ndarray,
+) -> Batch:
+    """Features and group pixels of cleaned spectra (n, P)."""
+    f, w = torch.from_numpy(flux), torch.from_numpy(weight)
+    index = {g: torch.from_numpy(model.pixels[g]) for g in groups}
+    device = model.mean.device
+    features = model.features(f.to(device), w.to(device)).cpu()
+    return Batch(
+        features,
+        {g: f[:, i].contiguous() for g, i in index.items()},
+        {g: w[:, i].contiguous() for g, i in index.items()},
+        torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32)),
+        torch.from_numpy(np.ascontiguousarray(errors, dtype=np.float32)),
+    )
+
+
+def star_blocks(ds: xr.Dataset) -> list[tuple[int, int]]:
+    """Row ranges of the dask blocks of `flux`."""
+    chunks = ds["flux"].chunks
+    sizes = chunks[0] if chunks else (ds.sizes["star"],)
+    edges = np.concatenate([[0], np.cumsum(sizes)])
+    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+
+
+def read_rows(
+    ds: xr.Dataset, start: int, stop: int, keep: np.ndarray | None = None, flags: Any = "all", floor: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cleaned flux and weight of rows ``[start, stop)`` (those of `keep`); reads one block."""
+    part = ds[["flux", "ivar", "flags"]].isel(star=slice(start, stop))
+    arrays = [np.asarray(part[name].data) for name in ("flux", "ivar", "flags")]
+    if keep is not None and not keep.all():
+        arrays = [a[keep] for a in arrays]
+    return clean(*arrays, selected=flag_mask(flags), floor=floor)

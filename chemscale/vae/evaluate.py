@@ -1,0 +1,180 @@
+"""Latents against the survey's labels, on stars never trained on (paper section 4, appendix E)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import DataError
+from .flags import Line, apply, fit_line
+
+#: Latent -> (survey variable, name in the results).
+LABELS = {"metal": ("fe_h", "fe_h"), "alpha": ("alpha_m", "alpha_fe"), "carbon": ("c_fe", "c_fe")}
+#: Classes in labels, for precision and recall (paper section 4.3).
+CLASSES = {
+    "cemp": {"fe_h": ("<", -1.0), "c_fe": (">", 0.7)},
+    "alpha_poor": {"fe_h": ("<", -1.0), "alpha_fe": ("<", 0.0)},
+}
+#: Stars the gradient-boosted regressors are trained and tested on, at most.
+BOOSTED = 12_000
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson correlation over rows where both are finite; NaN for fewer than three."""
+    good = np.isfinite(a) & np.isfinite(b)
+    if good.sum() < 3 or np.ptp(a[good]) == 0 or np.ptp(b[good]) == 0:
+        return float("nan")
+    return float(np.corrcoef(a[good], b[good])[0, 1])
+
+
+def boosted_r2(z: np.ndarray, target: np.ndarray, seed: int = 0) -> float:
+    """R^2 of a gradient-boosted regressor from z, on a half it was not fitted to.
+
+    0 is the dummy that predicts the mean; worse than the dummy counts as 0.
+    """
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    good = np.isfinite(z).all(1) & np.isfinite(target)
+    rows = np.flatnonzero(good)
+    if rows.size < 100:
+        return float("nan")
+    rows = np.random.default_rng(seed).permutation(rows)[:BOOSTED]
+    half = rows.size // 2
+    model = HistGradientBoostingRegressor(random_state=seed).fit(z[rows[:half]], target[rows[:half]])
+    test = target[rows[half:]]
+    residual = np.mean((test - model.predict(z[rows[half:]])) ** 2)
+    dummy = np.mean((test - target[rows[:half]].mean()) ** 2)
+    return float(max(0.0, 1.0 - residual / dummy))
+
+
+def label_columns(survey: xr.Dataset) -> dict[str, np.ndarray]:
+    """Per-star labels of a survey under the names of the results; those it has."""
+    found = {}
+    for variable, name in [*LABELS.values(), ("teff", "teff"), ("logg", "logg"), ("snr", "snr")]:
+        if variable in survey.variables:
+            column = np.asarray(survey[variable].values, dtype=np.float64)
+            if np.isfinite(column).any():
+                found[name] = column
+    return found
+
+
+def precision_recall(flagged: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Precision and recall (paper eqs. A.6, A.7); NaN where undefined."""
+    hit = float((flagged & truth).sum())
+    return {
+        "precision": hit / flagged.sum() if flagged.any() else float("nan"),
+        "recall": hit / truth.sum() if truth.any() else float("nan"),
+        "flagged": int(flagged.sum()),
+        "true": int(truth.sum()),
+    }
+
+
+def class_truth(labels: Mapping[str, np.ndarray], cuts: Mapping[str, tuple[str, float]]) -> np.ndarray | None:
+    """Stars that belong to a class by their labels; None where a label is not known."""
+    truth: np.ndarray | None = None
+    for name, (side, position) in cuts.items():
+        if name not in labels:
+            return None
+        one = labels[name] < position if side == "<" else labels[name] > position
+        truth = one if truth is None else truth & one
+    return truth
+
+
+def evaluate(ds: xr.Dataset, survey: xr.Dataset, held_out: np.ndarray) -> dict[str, Any]:
+    """Every number of the evaluation, from ``latents.zarr`` and the survey's labels.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        ``latents.zarr``.
+    survey : xarray.Dataset
+        The survey it was made from: the same stars in the same order.
+    held_out : ndarray of bool (n,)
+        Stars the numbers are about; calibrations use the others.
+
+    Returns
+    -------
+    dict
+        `r_fe_h`, `r_alpha_fe`, `r_c_fe`: absolute Pearson correlation with the matching latent;
+        `r2_teff`, `r2_logg`: R^2 of a gradient-boosted regressor from z, above the dummy;
+        `relative_l2`: mean over stars of ||x - x_hat|| / ||x|| against the *observed* spectra (noise
+        included; see `relative_l2_groups`); `rmse_*`: dex, after a linear calibration on the stars
+        trained on; `correlations`: latent x label table (paper Table 1); `flags`: precision and
+        recall (Table 2), calibrated and by plain k-sigma cuts; `label_rmse`: Teff, log g from w.
+
+    Raises
+    ------
+    DataError
+        Latents of another survey, or no held-out stars.
+    """
+    n = int(ds.sizes["star"])
+    if n != survey.sizes.get("star"):
+        raise DataError(f"{n} latents, {survey.sizes.get('star')} stars in the survey", "run inference on this survey")
+    if not held_out.any():
+        raise DataError("no held-out stars", "train with a held-out fraction above 0")
+    labels = label_columns(survey)
+    names = [str(x) for x in ds["latent"].values]
+    z = np.asarray(ds["mean"].values, dtype=np.float64)
+    chi2 = np.asarray(ds["chi2"].values)
+    l2 = np.asarray(ds["relative_l2"].values)
+    parts = [str(p) for p in ds["part"].values]
+    result: dict[str, Any] = {
+        "n_stars": n,
+        "n_held_out": int(held_out.sum()),
+        "relative_l2": float(np.nanmean(l2[held_out, 0])),
+        "relative_l2_groups": {p: float(np.nanmean(l2[held_out, k])) for k, p in enumerate(parts)},
+        "chi2_groups": {p: float(np.nanmedian(chi2[held_out, k])) for k, p in enumerate(parts)},
+    }
+    lines: dict[str, Line] = {}
+    for k, latent in enumerate(names):
+        if latent not in LABELS or LABELS[latent][1] not in labels:
+            continue
+        name = LABELS[latent][1]
+        result[f"r_{name}"] = abs(pearson(z[held_out, k], labels[name][held_out]))
+        lines[latent] = fit_line(z[~held_out, k], labels[name][~held_out])
+        value = lines[latent].intercept + lines[latent].slope * z[held_out, k]
+        result[f"rmse_{name}"] = float(np.sqrt(np.nanmean((value - labels[name][held_out]) ** 2)))
+    result["correlations"] = {
+        latent: {name: pearson(z[held_out, k], column[held_out]) for name, column in labels.items() if name != "snr"}
+        for k, latent in enumerate(names)
+    }
+    predicted = np.asarray(ds["label"].values)
+    label_names = [str(x) for x in ds["label_name"].values]
+    result["label_rmse"] = {}
+    for j, name in enumerate(label_names):
+        if name in labels:
+            result[f"r2_{name}"] = boosted_r2(z[held_out], labels[name][held_out])
+            error = predicted[held_out, j] - labels[name][held_out]
+            result["label_rmse"][name] = float(np.sqrt(np.nanmean(error**2)))
+    result["flags"] = _flag_quality(ds, names, labels, lines, held_out)
+    return result
+
+
+def _flag_quality(
+    ds: xr.Dataset, names: list[str], labels: dict[str, np.ndarray], lines: dict[str, Line], held_out: np.ndarray
+) -> dict[str, Any]:
+    truths = {name: class_truth(labels, cuts) for name, cuts in CLASSES.items()}
+    if all(t is None for t in truths.values()):
+        return {}
+    found = {}
+    signs = {k: int(np.sign(v.slope)) for k, v in lines.items()}
+    # plain cuts sit where the class's definition lies in this population's labels
+    rules = {}
+    for name, cuts in CLASSES.items():
+        sigma = {}
+        for label, (side, position) in cuts.items():
+            if label in labels:
+                latent = next(k for k, v in LABELS.items() if v[1] == label)
+                column = labels[label][~held_out]
+                sigma[latent] = (side, float((position - np.nanmean(column)) / np.nanstd(column)))
+        rules[f"{name}_sigma"] = {"sigma": sigma, "confidence": 0.5}
+    usable = {k: v for k, v in rules.items() if all(n in names for n in v["sigma"]) and v["sigma"]}
+    verdict = apply(ds, names, rules=usable, signs=signs, lines=lines)
+    for name, member in verdict.member.items():
+        truth = truths.get(name.removesuffix("_sigma"))
+        if truth is not None:
+            found[name] = precision_recall(member[held_out], truth[held_out])
+    return found

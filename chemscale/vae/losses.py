@@ -1,0 +1,145 @@
+"""Losses of the physics-constrained VAE, each a function of tensors.
+
+Reconstruction, KL, linear head and adversary are those of the paper's appendix A; missing
+pixels, errors of the labels and the kernel penalties are chemscale's. Nothing here knows
+about chemical labels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Random Fourier features of the kernel independence criterion.
+N_FEATURES = 64
+#: Random directions of the sliced prior penalty.
+N_SLICES = 16
+
+
+def chi2(prediction: Tensor, flux: Tensor, ivar: Tensor) -> Tensor:
+    """Weighted squared residual of each star, summed over pixels; (n,).
+
+    ``ivar`` is 0 where a pixel is missing, so missing pixels carry no weight.
+    """
+    return ((prediction - flux) ** 2 * ivar).sum(1)
+
+
+def reconstruction(prediction: Tensor, flux: Tensor, ivar: Tensor) -> Tensor:
+    """Mean of :func:`chi2` over the pixels that are there (paper eq. A.1 up to constants); scalar."""
+    return chi2(prediction, flux, ivar).sum() / (ivar > 0).sum().clamp_min(1)
+
+
+def gaussian_kl(mean: Tensor, factor: Tensor, prior: Tensor) -> Tensor:
+    """KL divergence of N(mean, L L^T) from N(0, prior), mean over stars (paper eq. A.2).
+
+    Parameters
+    ----------
+    mean : Tensor (n, d)
+    factor : Tensor (n, d, d)
+        Lower Cholesky factor L of the posterior covariance, positive diagonal.
+    prior : Tensor (d, d)
+        Covariance of the prior.
+    """
+    d = mean.shape[1]
+    root = torch.linalg.cholesky(prior)
+    scaled = torch.linalg.solve_triangular(root.expand(len(mean), d, d), factor, upper=False)
+    shift = torch.linalg.solve_triangular(root, mean.T, upper=False)
+    log_det = torch.log(torch.diagonal(root)).sum() - torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
+    return (0.5 * ((scaled**2).sum((1, 2)) + (shift**2).sum(0) - d) + log_det).mean()
+
+
+def linear_head(predicted: Tensor, labels: Tensor, errors: Tensor) -> Tensor:
+    """Squared error of (Teff, log g) predicted from w, each star weighted by its label errors.
+
+    Parameters
+    ----------
+    predicted, labels : Tensor (n, q)
+        Standardised; a label that is NaN carries no weight.
+    errors : Tensor (n, q)
+        Standard errors of the labels in the same units. The weight is 1 / (1 + error^2): a
+        label as uncertain as the whole sample is wide counts half.
+    """
+    known = torch.isfinite(labels)
+    weight = known / (1.0 + torch.nan_to_num(errors, nan=0.0) ** 2)
+    residual = predicted - torch.nan_to_num(labels)
+    return (weight * residual**2).sum() / weight.sum().clamp_min(1e-6)
+
+
+def fourier_features(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Centred random Fourier features (n, :data:`N_FEATURES`) of standardised columns of `x`.
+
+    Inner products approximate a mixture of Gaussian kernels (Rahimi & Recht 2007) whose
+    widths, in standard deviations, are drawn between 0.5 and 1.5 times sqrt(columns).
+    """
+    x = (x - x.mean(0).detach()) / (x.std(0).detach() + 1e-4)
+    d = x.shape[1]
+    device = x.device
+    # drawn on the CPU: one generator, one sequence, whatever the device
+    direction = torch.randn(d, N_FEATURES, generator=generator)
+    width = torch.empty(1, N_FEATURES).uniform_(0.5, 1.5, generator=generator) * math.sqrt(d)
+    phase = torch.rand(N_FEATURES, generator=generator) * (2 * math.pi)
+    features = torch.cos(x @ (direction / width).to(device) + phase.to(device))
+    return features - features.mean(0)
+
+
+def dependence(a: Tensor, b: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Normalised Hilbert-Schmidt independence criterion of two samples, in [0, 1]; scalar.
+
+    Gretton et al. (2005) with random features: O(n) instead of O(n^2). 0 for independent
+    samples up to a bias of order 1 / n, 1 where one is a function of the other.
+    """
+    x, y = fourier_features(a, generator), fourier_features(b, generator)
+    cross = (x.T @ y).square().sum()
+    return cross / ((x.T @ x).norm() * (y.T @ y).norm() + 1e-8)
+
+
+def sliced_prior(z: Tensor, prior: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Sliced squared Wasserstein distance of samples (n, d) from N(0, prior); scalar.
+
+    Sorted random projections against normal quantiles. Unlike the KL of single posteriors
+    this looks at the sample as a whole: it fixes the scale and straightens the axes.
+    """
+    n = z.shape[0]
+    direction = torch.randn(z.shape[1], N_SLICES, generator=generator).to(z.device)
+    direction = direction / ((prior @ direction) * direction).sum(0).sqrt()
+    sample = torch.sort(z @ direction, 0)[0]
+    ranks = (torch.arange(n, device=z.device, dtype=z.dtype) + 0.5) / n
+    return ((sample - torch.special.ndtri(ranks)[:, None]) ** 2).mean()
+
+
+def innovation_dependence(z: Tensor, prior: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Dependence of each latent's innovation on the stopped latents before it; scalar.
+
+    Under the prior, latent k given the earlier ones is N(B z, s): what is left after
+    taking B z away must be independent of them. Sequential, so that a later latent never
+    moves an earlier one.
+    """
+    centre, spread = z.mean(0).detach(), z.std(0).detach() + 1e-3
+    unit = (z - centre) / spread
+    before = unit.detach()
+    total = z.new_zeros(())
+    for k in range(1, z.shape[1]):
+        coefficients = torch.linalg.solve(prior[:k, :k], prior[:k, k])
+        total = total + dependence(unit[:, k : k + 1] - before[:, :k] @ coefficients[:, None], before[:, :k], generator)
+    return total
+
+
+def classes(labels: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
+    """One class a star from its binned labels: (n, q) -> (n,) integers below bins**q; -1 if a label is missing."""
+    known = torch.isfinite(labels).all(1)
+    scaled = (torch.nan_to_num(labels) - low) / (high - low)
+    index = (scaled * bins).long().clamp(0, bins - 1)
+    flat = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
+    for column in index.T:
+        flat = flat * bins + column
+    return torch.where(known, flat, torch.full_like(flat, -1))
+
+
+def adversary_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the adversary on logits (paper eq. A.4); stars of class -1 are left out."""
+    if not bool((target >= 0).any()):
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits, target, ignore_index=-1)

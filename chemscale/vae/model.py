@@ -1,0 +1,349 @@
+"""The physics-constrained variational autoencoder (paper sections 2.2 to 2.4).
+
+One encoder gives a full-covariance posterior over the chemical latents z and a point
+estimate of the auxiliary latents w; one decoder a chemical group reconstructs that group's
+pixels. The dependency table says which latent a decoder teaches and which it only reads:
+read latents are stopped (selective gradient flow). N elements are N rows of that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
+from .regions import REST
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of the dependency table: decoder `name` teaches `latent` and reads `given`, stopped."""
+
+    name: str
+    latent: str
+    given: tuple[str, ...] = ()
+
+
+#: In the order of trust: iron windows of the default regions answer to little else, alpha
+#: windows to metals too, carbon windows to both. (Carbon before alpha, as in the paper, lets
+#: z_C pick up the alpha elements in hot stars, whose carbon bands are gone.)
+DEFAULT_GROUPS = (
+    Group("iron", "metal"),
+    Group("alpha", "alpha", ("metal",)),
+    Group("carbon", "carbon", ("metal", "alpha")),
+)
+#: Section 2.3 of the paper: the metal decoder reads z_C.
+PAPER_GROUPS = (
+    Group("iron", "metal", ("carbon",)),
+    Group("carbon", "carbon", ("metal",)),
+    Group("alpha", "alpha", ("metal", "carbon")),
+)
+#: Correlations of the prior (paper, appendix B).
+PAPER_CORRELATIONS = {"metal-alpha": -0.3, "metal-carbon": -0.17}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes the shape of a model; stored beside its weights.
+
+    Attributes
+    ----------
+    encoder : {'ppca', 'conv'}
+    n_components : int
+        Coordinates of the PPCA front end.
+    hidden, decoder : tuple of int
+        Widths of the encoder's perceptron and of every decoder.
+    groups : tuple of Group
+        The dependency table; latents are numbered in its order.
+    correlations : mapping of "a-b" to float
+        Off-diagonal entries of the prior's correlation matrix.
+    n_auxiliary : int
+        Dimensions of w.
+    labels : tuple of str
+        Store variables the linear head predicts from w and z must be independent of.
+    selective : bool
+        Stop the gradients of read latents (False: ablation of the paper's appendix C).
+    condition_on : {'mean', 'sample'}
+        What a decoder sees of the latents it only reads.
+    auxiliary_gradient : bool
+        Whether reconstruction teaches w (the paper's choice) or only the linear head does.
+    rest : bool
+        Add a decoder for the pixels no group claims; it teaches no latent.
+    adversary_bins : int
+        Bins of each label of the adversary's classes.
+    """
+
+    encoder: str = "ppca"
+    n_components: int = 32
+    hidden: tuple[int, ...] = (256, 256, 64)
+    decoder: tuple[int, ...] = (64, 128)
+    groups: tuple[Group, ...] = DEFAULT_GROUPS
+    correlations: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_CORRELATIONS))
+    n_auxiliary: int = 2
+    labels: tuple[str, ...] = ("teff", "logg")
+    selective: bool = True
+    condition_on: str = "mean"
+    auxiliary_gradient: bool = False
+    rest: bool = True
+    adversary_bins: int = 8
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ("ppca", "conv"):
+            raise InputError(f"unknown encoder {self.encoder!r}", "use 'ppca' or 'conv'")
+        if self.condition_on not in ("mean", "sample"):
+            raise InputError(f"condition_on = {self.condition_on!r}", "use 'mean' or 'sample'")
+        names = self.latents
+        if len(set(names)) != len(names) or len({g.name for g in self.groups}) != len(self.groups):
+            raise InputError("the dependency table repeats a group or a latent", "one row a group, one latent a row")
+        for group in self.groups:
+            bad = [g for g in group.given if g not in names or g == group.latent]
+            if bad:
+                raise InputError(f"group {group.name!r} reads {bad}", f"latents of this model: {', '.join(names)}")
+        self.prior()
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the chemical latents, in the order of z."""
+        return tuple(g.latent for g in self.groups)
+
+    @property
+    def n_latents(self) -> int:
+        """Dimensions of z."""
+        return len(self.groups)
+
+    def prior(self) -> np.ndarray:
+        """Covariance of the prior of z: unit variances, the given correlations; (d, d) float32."""
+        names = self.latents
+        matrix = np.eye(len(names))
+        for pair, value in self.correlations.items():
+            a, _, b = pair.partition("-")
+            if a not in names or b not in names or a == b:
+                raise InputError(f"prior correlation {pair!r}", f"write 'a-b' with a, b of {', '.join(names)}")
+            i, j = names.index(a), names.index(b)
+            matrix[i, j] = matrix[j, i] = value
+        if np.linalg.eigvalsh(matrix)[0] <= 1e-6:
+            raise InputError("the prior's correlation matrix is not positive definite", "lower the correlations")
+        return matrix.astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Configuration from JSON; unknown keys are errors."""
+        known = {f.name for f in fields(cls)}
+        unknown = set(raw) - known
+        if unknown:
+            raise InputError(f"unknown model settings {sorted(unknown)}", f"known: {', '.join(sorted(known))}")
+        values = dict(raw)
+        for key in ("hidden", "decoder", "labels"):
+            if key in values:
+                values[key] = tuple(values[key])
+        if "groups" in values:
+            values["groups"] = tuple(
+                g if isinstance(g, Group) else Group(g["name"], g["latent"], tuple(g.get("given", ())))
+                for g in values["groups"]
+            )
+        return cls(**values)
+
+
+@dataclass
+class Posterior:
+    """What the encoder says of a batch.
+
+    Attributes
+    ----------
+    mean : Tensor (n, d)
+    factor : Tensor (n, d, d)
+        Lower Cholesky factor of the covariance.
+    auxiliary : Tensor (n, n_auxiliary)
+    """
+
+    mean: Tensor
+    factor: Tensor
+    auxiliary: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One reparametrised draw of z a star."""
+        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)
+        return self.mean + (self.factor @ noise[:, :, None])[:, :, 0]
+
+    @property
+    def covariance(self) -> Tensor:
+        """(n, d, d)."""
+        return self.factor @ self.factor.transpose(1, 2)
+
+
+class ChemicalVAE(nn.Module):
+    """Encoder, decoders by group, linear head and adversary.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    pixels : mapping of str to sequence of int
+        Pixel indices of each group (and of ``rest``).
+    mean : array (P,)
+        Mean spectrum; decoders start from it.
+    ppca : mapping, optional
+        `components` (K, P), `scale` (K,), `noise` (P,): the fitted front end (encoder ``ppca``).
+    """
+
+    prior: Tensor
+    mean: Tensor
+    label_centre: Tensor
+    label_scale: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        pixels: Mapping[str, Sequence[int] | np.ndarray],
+        mean: np.ndarray,
+        ppca: Mapping[str, np.ndarray] | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        wanted = [g.name for g in config.groups] + ([REST] if config.rest else [])
+        missing = [w for w in wanted if w not in pixels]
+        if missing:
+            raise InputError(f"no pixels given for {', '.join(missing)}", "name them in the regions file")
+        self.pixels: dict[str, np.ndarray] = {g: np.asarray(pixels[g], dtype=np.int64) for g in wanted}
+        d, aux = config.n_latents, config.n_auxiliary
+        mean32 = torch.from_numpy(np.nan_to_num(np.asarray(mean, dtype=np.float32), nan=1.0))
+        self.register_buffer("mean", mean32.clone())
+        self.register_buffer("prior", torch.from_numpy(config.prior()))
+        self.register_buffer("label_centre", torch.zeros(len(config.labels)))
+        self.register_buffer("label_scale", torch.ones(len(config.labels)))
+        n_out = d + d * (d + 1) // 2
+        self.encoder: PPCAEncoder | ConvEncoder
+        if config.encoder == "ppca":
+            if ppca is None:
+                raise InputError("the ppca encoder needs a fitted masked PPCA", "pass ppca=, or use encoder='conv'")
+            front = PPCAFront(*(torch.as_tensor(np.nan_to_num(a), dtype=torch.float32) for a in _front(ppca, mean32)))
+            self.encoder = PPCAEncoder(front, config.hidden, n_out, aux)
+        else:
+            self.encoder = ConvEncoder(mean32.clone(), n_out + aux)
+        self.decoders = nn.ModuleDict()
+        for name in wanted:
+            n_in = len(self.inputs(name)) + aux
+            decoder = perceptron(n_in, config.decoder, len(self.pixels[name]))
+            last = decoder[-1]
+            assert isinstance(last, nn.Linear)
+            with torch.no_grad():
+                last.weight.mul_(0.3)
+                last.bias.copy_(mean32[self.pixels[name]] - 1.0)
+            self.decoders[name] = decoder
+        self.linear = nn.Linear(aux, len(config.labels))
+        bins = config.adversary_bins ** len(config.labels)
+        self.adversary = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, bins))
+        rows, columns = np.tril_indices(d, -1)
+        self._lower = (torch.from_numpy(rows), torch.from_numpy(columns))
+
+    def inputs(self, group: str) -> tuple[int, ...]:
+        """Latents decoder `group` sees, in the order of its inputs (its own last); all of them for ``rest``."""
+        names = self.config.latents
+        if group == REST:
+            return tuple(range(len(names)))
+        row = next(g for g in self.config.groups if g.name == group)
+        return (*(names.index(g) for g in row.given), names.index(row.latent))
+
+    # ------------------------------------------------------------- encoder
+
+    def features(self, flux: Tensor, ivar: Tensor) -> Tensor:
+        """Input of :meth:`encode`: PPCA coordinates or filled spectra."""
+        return self.encoder.features(flux, ivar)
+
+    def encode(self, features: Tensor) -> Posterior:
+        """Posterior of a batch of features."""
+        d = self.config.n_latents
+        out = self.encoder.head(features).float()
+        mean, rest = out[:, :d], out[:, d:]
+        diagonal = F.softplus(rest[:, :d] - 1.0) + 1e-4
+        factor = torch.diag_embed(diagonal)
+        rows, columns = self._lower
+        factor[:, rows, columns] = rest[:, d : d + len(rows)]
+        return Posterior(mean, factor, rest[:, d + len(rows) :])
+
+    # ------------------------------------------------------------ decoders
+
+    def decode(self, group: str, own: Tensor, read: Tensor, auxiliary: Tensor) -> Tensor:
+        """Spectrum of `group`'s pixels.
+
+        Parameters
+        ----------
+        own : Tensor (n, d)
+            Latents from which the decoder's own one is taken (a sample, in training).
+        read : Tensor (n, d)
+            Latents from which the others are taken; stopped by the caller.
+        auxiliary : Tensor (n, n_auxiliary)
+        """
+        index = self.inputs(group)
+        parts = [read[:, index[:-1]], (read if group == REST else own)[:, index[-1:]], auxiliary]
+        return 1.0 + self.decoders[group](torch.cat(parts, 1)).float()
+
+    def reconstruct(self, mean: Tensor, auxiliary: Tensor) -> Tensor:
+        """Whole spectra (n, P) from posterior means; NaN at pixels no decoder covers.
+
+        A pixel several groups claim gets the mean of their predictions.
+        """
+        n_pixels = self.mean.numel()
+        total = mean.new_zeros(len(mean), n_pixels)
+        count = mean.new_zeros(n_pixels)
+        for name, index in self.index().items():
+            total.index_add_(1, index, self.decode(name, mean, mean, auxiliary))
+            count.index_add_(0, index, torch.ones_like(index, dtype=count.dtype))
+        if bool((count > 1).any()) or bool((count == 0).any()):
+            total = total / torch.where(count > 0, count, torch.full_like(count, torch.nan))
+        return total
+
+    def index(self) -> dict[str, Tensor]:
+        """Pixel indices of each decoder on the model's device."""
+        return {k: torch.from_numpy(v).to(self.mean.device) for k, v in self.pixels.items()}
+
+    # --------------------------------------------------------- orientation
+
+    @torch.no_grad()
+    def flip(self, latent: int) -> None:
+        """Change the sign of one latent everywhere, leaving every reconstruction as it is."""
+        d = self.config.n_latents
+        head = self.encoder.net[-1] if isinstance(self.encoder, PPCAEncoder) else self.encoder.out
+        rows, columns = self._lower
+        lower = [2 * d + i for i, (r, c) in enumerate(zip(rows, columns)) if latent in (int(r), int(c))]
+        assert isinstance(head, nn.Linear)
+        for row in (latent, *lower):
+            head.weight[row] *= -1
+            head.bias[row] *= -1
+        for name in self.pixels:
+            index = self.inputs(name)
+            if latent in index:
+                self.decoders[name][0].weight[:, index.index(latent)] *= -1  # type: ignore[index, union-attr]
+        self.adversary[0].weight[:, latent] *= -1  # type: ignore[operator, index]
+
+    @torch.no_grad()
+    def response(self, posterior: Posterior, step: float = 0.5) -> np.ndarray:
+        """Mean change of each group's flux when its own latent grows by one standard deviation; (d,).
+
+        Negative where more of the latent deepens lines: the physical orientation, found
+        without a label.
+        """
+        mean, found = posterior.mean, []
+        for k, group in enumerate(self.config.groups):
+            shift = torch.zeros_like(mean)
+            shift[:, k] = step * mean[:, k].std()
+            up = self.decode(group.name, mean + shift, mean, posterior.auxiliary)
+            down = self.decode(group.name, mean - shift, mean, posterior.auxiliary)
+            found.append(float((up - down).mean()) / (2 * step))
+        return np.array(found)
+
+
+def _front(ppca: Mapping[str, np.ndarray], mean: Tensor) -> tuple[Any, ...]:
+    noise = np.broadcast_to(np.asarray(ppca["noise"], dtype=np.float32), mean.shape)
+    centre = np.asarray(ppca.get("mean", mean.numpy()), dtype=np.float32)
+    return ppca["components"], centre, ppca["scale"], noise.copy()

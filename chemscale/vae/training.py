@@ -1,0 +1,374 @@
+"""Training: the loop, checkpoints that resume to the step, early stopping, curves.
+
+Randomness is a function of (seed, step) and the learning rate one of the step, so a
+checkpoint needs no more than weights, optimiser moments and counters: a resumed run walks
+the same path as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, InputError, ResumeError
+from ..runtime.run import fingerprint, write_json
+from . import losses
+from .checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
+from .data import Batch, BatchSource
+from .encoders import PPCAEncoder
+from .model import ChemicalVAE
+from .objective import Parallel, TrainConfig, decode_groups, objective
+from .regions import REST
+
+logger = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint"
+
+
+def one_cycle(step: int, total: int, peak: float, warmup: float) -> float:
+    """Learning rate of the 1Cycle schedule (Smith & Topin 2019): cosine from peak/25 up and down to peak/2.5e5."""
+    start, end, top = peak / 25, peak / 2.5e5, max(1.0, warmup * total)
+    if step < top:
+        return start + (peak - start) * (1 - math.cos(math.pi * step / top)) / 2
+    progress = min(1.0, (step - top) / max(1.0, total - top))
+    return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """Random numbers of one step: a function of (seed, step, stream) on any device and any number of processes."""
+    state = np.random.SeedSequence([seed, step, stream]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device asked for, or a CUDA device where there is one."""
+    if name:
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Progress:
+    """Counters of a training that a checkpoint carries."""
+
+    step: int = 0
+    finish_step: int = 0
+    best: float = math.inf
+    stale: int = 0
+    stopped: bool = False
+    curves: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a :class:`~chemscale.vae.model.ChemicalVAE`.
+
+    Parameters
+    ----------
+    model : ChemicalVAE
+    source : BatchSource
+        Training stars.
+    config : TrainConfig
+    validation : Batch, optional
+        Stars that only watch.
+    folder : path, optional
+        Where checkpoints and curves go; none are written without it.
+    device : str or torch.device, optional
+    parallel : Parallel, optional
+        This process's place in a data-parallel group.
+    on_epoch : callable, optional
+        Called with each epoch's entry of the curves.
+    """
+
+    def __init__(
+        self,
+        model: ChemicalVAE,
+        source: BatchSource,
+        config: TrainConfig,
+        *,
+        validation: Batch | None = None,
+        folder: Path | None = None,
+        device: str | torch.device | None = None,
+        parallel: Parallel | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        self.device = choose_device(str(device) if device else None)
+        self.model = model.to(self.device)
+        self.source, self.config, self.folder = source, config, folder
+        self.validation = validation
+        self.parallel = parallel or Parallel()
+        self.on_epoch = on_epoch
+        self.progress = Progress()
+        apart = set(model.adversary.parameters())
+        self.head: list[Tensor] = []
+        if config.head_start:
+            if not isinstance(model.encoder, PPCAEncoder) or model.config.auxiliary_gradient:
+                raise InputError(
+                    "head_start needs the ppca encoder and auxiliary_gradient = false",
+                    "set head_start = 0 for this model",
+                )
+            self.head = [*model.encoder.auxiliary.parameters(), *model.linear.parameters()]
+            apart |= set(self.head)
+        self.parameters = [p for p in model.parameters() if p not in apart]
+        self.rival = list(model.adversary.parameters())
+        # foreach/fused kernels on GPU are the default of torch.optim; eps as in the paper's Adam
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99))
+        self.rival_optimizer = torch.optim.Adam(self.rival, lr=config.adversary_rate)
+
+    # ---------------------------------------------------------------- loop
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the main phase."""
+        return self.config.epochs * self.source.n_batches()
+
+    def train(self, max_steps: int | None = None, checkpoint_every: float = 60.0) -> Progress:
+        """Run to the end (or `max_steps` further steps); returns the progress.
+
+        Parameters
+        ----------
+        checkpoint_every : float
+            Seconds between checkpoints (one is also written at the end).
+        """
+        p, config = self.progress, self.config
+        per_epoch = self.source.n_batches()
+        if p.step == 0 and config.head_start:
+            self.teach_head()
+        last_save = time.monotonic()
+        done = 0
+        while p.step < self.total_steps and not p.stopped:
+            epoch, start = divmod(p.step, per_epoch)
+            if start == 0 and 0 < epoch <= config.orient * config.epochs:
+                self.orient()
+            sums: dict[str, float] = {}
+            began, counted = time.perf_counter(), 0
+            for batch in self.source.epoch(epoch, start):
+                terms = self.step(self._move(batch), epoch)
+                for key, value in terms.items():
+                    sums[key] = sums.get(key, 0.0) + value
+                counted += 1
+                p.step += 1
+                done += 1
+                if max_steps is not None and done >= max_steps:
+                    self.save()
+                    return p
+                if self.folder and time.monotonic() - last_save > checkpoint_every:
+                    self.save()
+                    last_save = time.monotonic()
+            self._close_epoch(epoch, {k: v / counted for k, v in sums.items()}, time.perf_counter() - began)
+        self.finish()
+        self.save()
+        return p
+
+    def _close_epoch(self, epoch: int, entry: dict[str, float], seconds: float) -> None:
+        p, config = self.progress, self.config
+        record: dict[str, Any] = {"epoch": epoch, "step": p.step, **entry, "seconds": seconds}
+        record["rate"] = one_cycle(p.step, self.total_steps, config.learning_rate, config.warmup)
+        bad = [k for k, v in entry.items() if not math.isfinite(v)]
+        if bad:
+            raise DataError(
+                f"training diverged in epoch {epoch}: {', '.join(bad)} not finite",
+                "lower learning_rate, or check the survey's errors (ivar) for absurd values",
+            )
+        if self.validation is not None:
+            record["validation"] = self.validate()
+            if epoch >= config.ramp * config.epochs:
+                if record["validation"] < p.best - 1e-5:
+                    p.best, p.stale = record["validation"], 0
+                else:
+                    p.stale += 1
+                p.stopped = bool(config.patience and p.stale >= config.patience)
+        p.curves.append(record)
+        if self.on_epoch:
+            self.on_epoch(record)
+
+    def _move(self, batch: Batch) -> Batch:
+        return batch if self.device.type == "cpu" else batch.to(self.device)
+
+    def step(self, batch: Batch, epoch: int) -> dict[str, float]:
+        """One step of encoder and decoders (and adversary); returns the loss terms of the whole batch."""
+        p, config = self.progress, self.config
+        rate = one_cycle(p.step, self.total_steps, config.learning_rate, config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        generator = step_generator(config.seed, p.step)
+        ramp = min(1.0, p.step / max(1.0, config.ramp * self.total_steps))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.rival_optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss, rival, terms = objective(
+                self.model, batch, config, epoch=epoch, ramp=ramp, generator=generator, parallel=self.parallel
+            )
+        loss.backward()
+        if config.adversary:
+            rival.backward()
+        self.parallel.sum_gradients(self.parameters + (self.rival if config.adversary else []))
+        if config.clip:
+            nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        self.optimizer.step()
+        if config.adversary:
+            self.rival_optimizer.step()
+        return {k: float(v) for k, v in terms.items()}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    @torch.no_grad()
+    def orient(self, stars: int = 2048) -> None:
+        """Flip latents whose growth makes lines shallower.
+
+        Signs carry no information for reconstruction, but the prior's correlations hold for
+        abundances, so they must be right before the innovation penalty takes hold.
+        """
+        batch = next(iter(self.source.epoch(0)))
+        posterior = self.model.encode(self._move(batch).features[:stars])
+        for k, change in enumerate(self.model.response(posterior)):
+            if change > 0:
+                self.model.flip(k)
+                logger.info("latent %s turned round", self.model.config.latents[k])
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean over groups of the reconstruction loss of the validation stars, from posterior means."""
+        assert self.validation is not None
+        batch = self._move(self.validation)
+        posterior = self.model.encode(batch.features)
+        groups = [g.name for g in self.model.config.groups]
+        found = decode_groups(self.model, posterior, posterior.mean, groups)
+        return float(np.mean([float(losses.reconstruction(found[g], batch.flux[g], batch.ivar[g])) for g in groups]))
+
+    # ---------------------------------------------------------- head start
+
+    def teach_head(self) -> None:
+        """w learns Teff and log g alone; then it is fixed."""
+        config, n = self.config, self.source.n_batches()
+        optimizer = torch.optim.Adam(self.head, lr=3e-3, betas=(0.9, 0.99))
+        step, total = 0, config.head_start * n
+        for epoch in range(config.head_start):
+            mean_loss = 0.0
+            for batch in self.source.epoch(-epoch - 1 + 2**20):
+                for group in optimizer.param_groups:
+                    group["lr"] = one_cycle(step, total, 3e-3, 0.2)
+                moved = self._move(batch)
+                mine = moved.rows(self.parallel.part(len(moved)))
+                optimizer.zero_grad(set_to_none=True)
+                predicted = self.model.linear(self.model.encode(mine.features).auxiliary)
+                loss = losses.linear_head(predicted, mine.labels, mine.errors) / self.parallel.world
+                loss.backward()
+                self.parallel.sum_gradients(self.head)
+                optimizer.step()
+                mean_loss += float(self.parallel.total(loss)) / n
+                step += 1
+            record = {"epoch": epoch - config.head_start, "phase": "head", "linear": mean_loss}
+            self.progress.curves.append(record)
+            if self.on_epoch:
+                self.on_epoch(record)
+
+    # -------------------------------------------------------------- finish
+
+    def finish(self) -> None:
+        """Decoders learn on from posterior means, the encoder fixed; the ``rest`` decoder starts here."""
+        config, p = self.config, self.progress
+        total = config.finish * self.source.n_batches()
+        if not total:
+            return
+        names = list(self.model.pixels)
+        parameters = [q for name in names for q in self.model.decoders[name].parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+        p.finish_step = 0  # short enough to be done again after an interruption
+        for epoch in range(config.finish):
+            sums: dict[str, float] = {}
+            for batch in self.source.epoch(config.epochs + epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = one_cycle(p.finish_step, total, config.learning_rate, 0.2)
+                moved = self._move(batch)
+                mine = moved.rows(self.parallel.part(len(moved)))
+                with torch.no_grad():
+                    posterior = self.model.encode(mine.features)
+                optimizer.zero_grad(set_to_none=True)
+                loss: Tensor = torch.zeros((), device=self.device)
+                with self._autocast():
+                    found = decode_groups(self.model, posterior, posterior.mean, names)
+                    for name in names:
+                        count = self.parallel.total((mine.ivar[name] > 0).sum()).clamp_min(1)
+                        term = losses.chi2(found[name], mine.flux[name], mine.ivar[name]).sum() / count
+                        sums[name] = sums.get(name, 0.0) + float(self.parallel.total(term))
+                        loss = loss + term
+                loss.backward()
+                self.parallel.sum_gradients(parameters)
+                optimizer.step()
+                p.finish_step += 1
+            n = self.source.n_batches()
+            record = {"epoch": config.epochs + epoch, "phase": "finish"}
+            p.curves.append(record | {f"reconstruction_{k}": v / n for k, v in sums.items()})
+            if self.on_epoch:
+                self.on_epoch(p.curves[-1])
+
+    # --------------------------------------------------------- checkpoints
+
+    def identity(self) -> str:
+        """What must be the same for a resume: model, training configuration, number of stars."""
+        return fingerprint(
+            {"model": self.model.config.to_dict(), "train": asdict(self.config), "stars": self.source.n_stars}
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint (only the first process does)."""
+        if self.folder is None or self.parallel.rank:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.rival_optimizer)):
+            for index, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
+        digest = save_tensors(self.folder / f"{CHECKPOINT}.safetensors", tensors)
+        record = {"format": FORMAT, "version": VERSION, "sha256": digest, "identity": self.identity()}
+        p = asdict(self.progress)
+        p["best"] = None if math.isinf(self.progress.best) else self.progress.best
+        write_json(self.folder / f"{CHECKPOINT}.json", record | {"progress": p})
+
+    def resume(self) -> bool:
+        """Carry on from the folder's checkpoint; False when there is none.
+
+        Raises
+        ------
+        ResumeError
+            The checkpoint belongs to another model, configuration or sample.
+        """
+        if self.folder is None or not (self.folder / f"{CHECKPOINT}.json").exists():
+            return False
+        record = read_record(self.folder / f"{CHECKPOINT}.json")
+        if record["identity"] != self.identity():
+            raise ResumeError(
+                f"{self.folder}: the checkpoint is of another model, training configuration or sample",
+                "repeat the settings of the run that was stopped, or train without --resume",
+            )
+        tensors = read_tensors(self.folder / f"{CHECKPOINT}.safetensors", record["sha256"])
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.rival_optimizer)):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                head, _, rest = key.partition(".")
+                if head == name:
+                    index, _, field_name = rest.partition(".")
+                    state.setdefault(int(index), {})[field_name] = value
+            full = optimizer.state_dict()
+            full["state"] = state
+            optimizer.load_state_dict(full)
+        raw = record["progress"]
+        raw["best"] = math.inf if raw["best"] is None else raw["best"]
+        self.progress = Progress(**raw)
+        return True
+
+
+def groups_needed(model: ChemicalVAE) -> list[str]:
+    """Groups whose pixels training reads."""
+    return [g.name for g in model.config.groups] + ([REST] if model.config.rest else [])
