@@ -231,7 +231,7 @@ class Evaluation:
         sizes = self.field.chunks[0] if isinstance(self.field, da.Array) else [len(b) for b in self._blocks]
         edges = np.cumsum([0, *sizes])
         self._spans = list(pairwise(edges))
-        self._cache: list[tuple[Candidates, list[np.ndarray]]] | None = None
+        self._cache: tuple[Candidates, list[np.ndarray]] | None = None
 
     def _candidates(self, start: int, stop: int) -> Candidates:
         velocity, extinction = self._velocity[0], self._extinction[0]
@@ -333,17 +333,68 @@ class Evaluation:
                     block, self.moments.mean, self._candidates(i, j), wanted, maps, features, thresholds
                 )
             return total
-        if self._cache is None:  # the rows each cluster may be compared with, gathered once
+        counts = []
+        for j, a, x, t in zip(wanted, maps, features, thresholds, strict=True):
+            rows, allowed = self.candidates_of(j)
+            counts.append(count_close(rows[:, : len(a)] @ a, x, t, allowed))
+        return np.array(counts, dtype=np.int64).reshape(-1, 2)
+
+    def candidates_of(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Centred coordinates of the field stars cluster number `j` may be compared with, and the pairs allowed.
+
+        Gathered once and kept; for a field in memory only.
+
+        Returns
+        -------
+        rows : (n, K) float64
+        allowed : (n, n_members of the cluster) bool, or None for all pairs
+        """
+        if self._cache is None:
             candidates = self._candidates(0, len(self.field))
-            rows = [self.field[r].astype(np.float64) - self.moments.mean for r in candidates.rows]
-            self._cache = [(candidates, rows)]
-        candidates, rows = self._cache[0]
-        return np.array(
-            [
-                count_close(rows[j][:, : len(a)] @ a, x, t, candidates.allowed[j])
-                for j, a, x, t in zip(wanted, maps, features, thresholds, strict=True)
-            ]
-        ).reshape(-1, 2)
+            if candidates.allowed and candidates.allowed[0] is None:  # no cuts: one array serves all clusters
+                shared = self.field.astype(np.float64) - self.moments.mean
+                self._cache = (candidates, [shared] * len(self.groups))
+            else:
+                rows = [self.field[r].astype(np.float64) - self.moments.mean for r in candidates.rows]
+                self._cache = (candidates, rows)
+        candidates, gathered = self._cache
+        return gathered[j], candidates.allowed[j]
+
+    def with_features(self, field: Any, members: Any) -> Evaluation:
+        """The same stars, clusters and pair cuts with other coordinates."""
+        return Evaluation(
+            field,
+            members,
+            self.clusters,
+            field_extinction=self._extinction[0],
+            member_extinction=self._extinction[1],
+            field_velocity=self._velocity[0],
+            member_velocity=self._velocity[1],
+            max_delta_extinction=self.cuts.max_delta_extinction,
+            max_delta_velocity=self.cuts.max_delta_velocity,
+        )
+
+    def thinned(self, n: int) -> Evaluation:
+        """The same members with at most `n` evenly spaced field stars (field in memory)."""
+        total = self.field.shape[0]
+        if total <= n:
+            return self
+        rows = np.linspace(0, total - 1, n).astype(np.int64)
+
+        def cut(values: Any) -> Any:
+            return None if values is None else values[rows]
+
+        return Evaluation(
+            self.field[rows],
+            self.members,
+            self.clusters,
+            field_extinction=cut(self._extinction[0]),
+            member_extinction=self._extinction[1],
+            field_velocity=cut(self._velocity[0]),
+            member_velocity=self._velocity[1],
+            max_delta_extinction=self.cuts.max_delta_extinction,
+            max_delta_velocity=self.cuts.max_delta_velocity,
+        )
 
     def _summary(
         self,

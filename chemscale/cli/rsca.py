@@ -1,0 +1,210 @@
+"""`chemscale rsca fit | evaluate | siblings | neighbours`: a metric of chemical likeness, and what it finds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+RunDir = Annotated[str, typer.Option("--run", metavar="RUN", help="Run directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Metric = Annotated[str, typer.Option("--metric", help="best (auto where fitted), paper or auto.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the app."""
+    verbs = typer.Typer(help="Chemical likeness from spectra (RSCA).", no_args_is_help=True)
+    app.add_typer(verbs, name="rsca")
+    for verb in (fit, evaluate, siblings, neighbours):
+        verbs.command(verb.__name__)(verb)
+
+
+def fit(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A survey store.")],
+    run: RunDir,
+    components: Annotated[int, typer.Option("--components", min=1, help="Components of the basis.")] = 30,
+    metric: Annotated[
+        str, typer.Option("--metric", help="paper: the published recipe. auto: also a metric chosen by nested CV.")
+    ] = "paper",
+    min_members: Annotated[int, typer.Option("--min-members", min=2, help="Smallest cluster that takes part.")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start a run on another store anew.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Worker processes; by default threads of this process.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", metavar="SPEC", help="Dask cluster: an address, or a TOML with [cluster]."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Fit the basis, embed every star and learn the metric from the clusters.
+
+    Example: chemscale rsca fit survey.zarr --run run --components 30 --metric auto
+    """
+    from rich.markup import escape
+
+    from ..rsca.pipeline import fit_run
+    from . import console, echo_json
+    from .survey import _client
+
+    with _client(workers, cluster):
+        done = fit_run(
+            store,
+            run,
+            components=components,
+            metric=metric,
+            overwrite=overwrite,
+            selection={"min_members": min_members} if min_members > 2 else None,
+            progress=lambda text: console.print(escape(text), highlight=False),
+        )
+    stages = done.manifest["stages"]
+    facts = stages["metric"]["facts"]
+    seconds = sum(stages[s].get("wall_s") or 0 for s in ("select", "ppca", "embed", "metric"))
+    console.print(
+        f"[green]fitted[/] in {seconds:.1f} s; next: chemscale rsca evaluate --run {escape(run)}", highlight=False
+    )
+    if json:
+        echo_json(
+            {
+                "run": str(done.path),
+                "components": components,
+                "metric": metric,
+                "scale": facts["scale"],
+                "selection": stages["select"]["facts"],
+                "seconds": seconds,
+            }
+        )
+
+
+def evaluate(
+    run: RunDir,
+    n_features: Annotated[int, typer.Option("--n-features", min=1, help="Dimensions kept for `rsca_top`.")] = 3,
+    json: AsJson = False,
+) -> None:
+    """Doppelganger rates, leave-one-cluster-out: how often a field star looks as alike as a sibling.
+
+    Example: chemscale rsca evaluate --run run --n-features 3 --json
+    """
+    from rich.table import Table
+
+    from ..rsca.pipeline import evaluate_run
+    from . import console, echo_json
+
+    result = evaluate_run(run, n_features=n_features)
+    table = Table("representation", "doppelganger rate", box=None)
+    names = {
+        "raw": "spectra, raw",
+        "scaled": "spectra, scaled",
+        "rsca": "spectra, RSCA",
+        "rsca_top": f"spectra, RSCA, top {n_features}",
+        "rsca_without_cross_validation": "  (RSCA without cross-validation: overfitted)",
+        "auto": "spectra, metric chosen by nested cross-validation",
+    }
+    for key, name in names.items():
+        if result.get(key) is not None:
+            table.add_row(name, f"{result[key]:.4f}")
+    for name, rates in result["abundances"].items():
+        for method in ("raw", "rsca"):
+            table.add_row(f"abundances, {name} ({len(rates['species'])}), {method}", f"{rates[method]:.4f}")
+    console.print(table)
+    cuts = " and ".join(result["cuts"]) or "no cut"
+    console.print(
+        f"{result['n_field']:,} field stars, {result['n_members']} members of {result['n_clusters']} clusters; "
+        f"pairs of like {cuts}; leave-one-cluster-out",
+        highlight=False,
+    )
+    if json:
+        echo_json(result)
+
+
+def _limits(texts: list[str]) -> dict[str, tuple[float, float]]:
+    from ..errors import InputError
+
+    out: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        try:
+            name, rest = text.split("=", 1)
+            low, high = rest.split(":", 1)
+            out[name.strip()] = (float(low) if low else float("-inf"), float(high) if high else float("inf"))
+        except ValueError:
+            raise InputError(f"--where {text!r}", "write LABEL=LOW:HIGH, e.g. teff=4400:4800") from None
+    return out
+
+
+def siblings(
+    star_id: Annotated[str, typer.Argument(metavar="STAR_ID", help="The survey's identifier of a star.")],
+    run: RunDir,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 20,
+    metric: Metric = "best",
+    n_features: Annotated[int | None, typer.Option("--n-features", min=1, help="Dimensions kept.")] = None,
+    max_delta_velocity: Annotated[
+        float | None, typer.Option("--max-delta-velocity", min=0, help="Only stars this close in velocity, km/s.")
+    ] = None,
+    max_delta_extinction: Annotated[
+        float | None, typer.Option("--max-delta-extinction", min=0, help="Only stars this close in extinction, mag.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="LABEL=LOW:HIGH", help="Only stars with a label in a range.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """The stars chemically nearest to one star, among all stars of the run.
+
+    Example: chemscale rsca siblings 2M19203303+3755558 --run run --n 20 --where teff=4400:4800
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..rsca.siblings import siblings as find
+    from . import console, echo_json
+
+    ds = find(
+        star_id,
+        run,
+        n,
+        metric=metric,
+        n_features=n_features,
+        max_delta_velocity=max_delta_velocity,
+        max_delta_extinction=max_delta_extinction,
+        limits=_limits(where or []),
+    )
+    columns = [str(v) for v in ds.data_vars]
+    table = Table(*columns, box=None)
+    for i in range(ds.sizes["sibling"]):
+        table.add_row(*(escape(_cell(ds[c].values[i])) for c in columns))
+    console.print(table)
+    if json:
+        rows: list[dict[str, Any]] = [
+            {c: ds[c].values[i].item() if hasattr(ds[c].values[i], "item") else str(ds[c].values[i]) for c in columns}
+            for i in range(ds.sizes["sibling"])
+        ]
+        echo_json(
+            {"star": star_id, "metric": ds.attrs["metric"], "n_features": ds.attrs["n_features"], "siblings": rows}
+        )
+
+
+def _cell(value: Any) -> str:
+    kind = getattr(getattr(value, "dtype", None), "kind", "f" if isinstance(value, float) else "")
+    return f"{value:.4g}" if kind == "f" else str(value)
+
+
+def neighbours(
+    run: RunDir,
+    k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each star.")] = 10,
+    metric: Metric = "best",
+    method: Annotated[str, typer.Option("--method", help="exact (NumPy) or faiss (exact, extra `index`).")] = "exact",
+    json: AsJson = False,
+) -> None:
+    """Write RUN/siblings.zarr: the k nearest stars of every star.
+
+    Example: chemscale rsca neighbours --run run --k 10
+    """
+    from rich.markup import escape
+
+    from ..rsca.siblings import write_neighbours
+    from . import console, echo_json
+
+    path = write_neighbours(run, k, metric=metric, method=method)
+    console.print(f"[green]wrote[/] {escape(path)}", highlight=False)
+    if json:
+        echo_json({"table": path, "k": k})

@@ -1,0 +1,139 @@
+"""The stars of a run as the metric needs them: coordinates by role, membership, covariates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from chemscale.errors import DataError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.runtime.run import Run
+from chemscale.statistics.embedding import open_embedding
+
+FIT_COMMAND = "chemscale rsca fit STORE --run RUN"
+#: Coordinates of field stars are kept in memory up to this size, and read block by block beyond.
+IN_MEMORY_BYTES = 1 << 30
+#: Covariates of the pair cuts (section 4.2): variable of the embedding -> name in the evaluation.
+CUTS = {"extinction": "extinction", "radial_velocity": "velocity"}
+
+
+def text(variable: xr.DataArray) -> np.ndarray:
+    """Values of a text variable as fixed-width strings, whatever kind of text the store keeps."""
+    return np.asarray(variable.values, dtype=object).astype(str)
+
+
+@dataclass
+class Stars:
+    """Field stars and members of a run's embedding.
+
+    Attributes
+    ----------
+    embedding : Dataset
+        All stars of the survey, lazy.
+    field_rows, member_rows : index arrays into it
+    field : array or dask array (n_field, K)
+    members : array (n_members, K)
+    clusters : array of str (n_members,)
+    """
+
+    embedding: xr.Dataset
+    field_rows: np.ndarray
+    member_rows: np.ndarray
+    field: Any
+    members: np.ndarray
+    clusters: np.ndarray
+    thinned: bool = False
+    _labels: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, run: Run, name: str = "embedding.zarr", *, max_field: int | None = None) -> Stars:
+        """Read a run's embedding.
+
+        Parameters
+        ----------
+        run : Run
+        name : str
+            Which embedding of the run.
+        max_field : int, optional
+            Keep at most this many field stars, evenly spaced, in memory. Default: all, lazily where they are many.
+
+        Raises
+        ------
+        StoreError
+            The run has no (complete) embedding.
+        DataError
+            It has no field stars or no cluster members.
+        """
+        ds = open_embedding(run.need(name, FIT_COMMAND))
+        role = text(ds["role"])
+        rows, member_rows = np.flatnonzero(role == "field"), np.flatnonzero(role == "member")
+        if not len(rows) or not len(member_rows):
+            what = "field stars" if not len(rows) else "cluster members"
+            raise DataError(f"{run.path} has no {what}", "check the sample cuts and the `cluster` variable")
+        thinned = max_field is not None and len(rows) > max_field
+        if max_field is not None and thinned:
+            rows = rows[np.linspace(0, len(rows) - 1, max_field).astype(np.int64)]
+        coords = ds["coords"].data
+        lazy = max_field is None and len(rows) * coords.shape[1] * 4 > IN_MEMORY_BYTES
+        values = coords[rows] if lazy else np.asarray(coords[rows].compute(), dtype=np.float64)
+        members = np.asarray(coords[member_rows].compute(), dtype=np.float64)
+        clusters = text(ds["cluster"])[member_rows]
+        return cls(ds, rows, member_rows, values, members, clusters, thinned)
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return int(self.embedding.sizes["component"])
+
+    def label(self, name: str) -> np.ndarray | None:
+        """A numeric label of all stars of the survey (float64), or None where it is absent or NaN everywhere."""
+        if name not in self._labels:
+            if name not in self.embedding.variables:
+                return None
+            self._labels[name] = np.asarray(self.embedding[name].values, dtype=np.float64)
+        values = self._labels[name]
+        return values if np.isfinite(values).any() else None
+
+    @cached_property
+    def cuts(self) -> dict[str, Any]:
+        """Arguments of the pair cuts, for the covariates that some field stars and some members have."""
+        out: dict[str, Any] = {}
+        for name, key in CUTS.items():
+            values = self.label(name)
+            if values is None:
+                continue
+            of_field, of_members = values[self.field_rows], values[self.member_rows]
+            if np.isfinite(of_field).any() and np.isfinite(of_members).any():
+                out |= {f"field_{key}": of_field, f"member_{key}": of_members}
+        return out
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The engine that rates metrics on these stars."""
+        return self.evaluate(self.field, self.members)
+
+    def evaluate(self, of_field: Any, of_members: np.ndarray) -> Evaluation:
+        """An engine for other features of the same stars."""
+        return Evaluation(of_field, of_members, self.clusters, **self.cuts)
+
+    def correlations(self, features: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> dict[str, list[float]]:
+        """Pearson correlation of each feature with labels of the stars in `rows`; absent labels are left out."""
+        out = {}
+        for name in names:
+            values = self.label(name)
+            if values is None:
+                continue
+            y = values[rows]
+            good = np.isfinite(y)
+            if good.sum() < 10 or np.std(y[good]) == 0:
+                continue
+            x = features[good]
+            spread = x.std(axis=0) * y[good].std()
+            with np.errstate(invalid="ignore", divide="ignore"):
+                r = (x - x.mean(axis=0)).T @ (y[good] - y[good].mean()) / good.sum() / spread
+            out[name] = [float(v) for v in r]
+        return out

@@ -1,0 +1,164 @@
+"""Coordinates as they would be at one temperature and gravity.
+
+Lines respond to abundances differently at different temperatures, so siblings at different places on the giant
+branch differ in every coordinate, and no linear metric can undo that. The field tells how coordinates depend on
+labels: ``z = f(Teff, logg, [Fe/H], [alpha/M])``. Moving a star to the reference temperature and gravity *at its own
+chemistry* takes out that dependence, interactions with chemistry included; removing a trend in (Teff, logg) alone
+would take out chemistry too, because metal-poor giants are hotter.
+
+Labels enter as covariates only, and the field alone trains the map: no cluster is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import DataError, InputError
+
+#: Labels the dependence on which is taken out, and labels that are held at the star's own value.
+MOVED, HELD = ("teff", "logg"), ("fe_h", "alpha_m")
+#: A label is used where at least this fraction of the field stars has it.
+MIN_FRACTION = 0.5
+
+
+def polynomial(u: np.ndarray, degree: int) -> np.ndarray:
+    """All monomials of the columns of `u` (n, d) up to `degree`, the constant first: (n, n_terms)."""
+    columns = [np.ones(len(u))]
+    for order in range(1, degree + 1):
+        for chosen in combinations_with_replacement(range(u.shape[1]), order):
+            columns.append(np.prod(u[:, chosen], axis=1))
+    return np.stack(columns, axis=1)
+
+
+class LabelTransport:
+    """Moves coordinates to the field's mean temperature and gravity.
+
+    Parameters
+    ----------
+    moved, held : sequence of str
+        Labels to take out, and labels whose interaction with them counts. Labels that fewer than half of the field
+        stars have are left aside.
+    degree : int
+        Degree of the polynomial.
+
+    Attributes
+    ----------
+    moved_, held_ : tuple of str
+        Labels in use.
+    centre_, spread_, low_, high_ : (n_labels,)
+        Standardisation, and the range of standardised labels (0.1 to 99.9 percentile of the field) beyond which a
+        label counts as at the edge: a polynomial is not to be trusted there.
+    weights_ : (n_terms, K)
+        Coefficients of the coordinates.
+    """
+
+    moved_: tuple[str, ...]
+    held_: tuple[str, ...]
+    centre_: np.ndarray
+    spread_: np.ndarray
+    low_: np.ndarray
+    high_: np.ndarray
+    weights_: np.ndarray
+    guess_: np.ndarray
+
+    def __init__(self, moved: Sequence[str] = MOVED, held: Sequence[str] = HELD, degree: int = 2):
+        self.moved, self.held, self.degree = tuple(moved), tuple(held), int(degree)
+
+    def fit(self, coords: np.ndarray, labels: Mapping[str, Any]) -> LabelTransport:
+        """Learn the dependence of field coordinates on labels.
+
+        Parameters
+        ----------
+        coords : (n_field, K)
+        labels : mapping of str to (n_field,) arrays, NaN = missing
+
+        Raises
+        ------
+        DataError
+            None of the labels to take out is known for half of the field, or too few field stars have all labels.
+        """
+        z = np.asarray(coords, dtype=np.float64)
+        usable = [
+            name
+            for name in (*self.moved, *self.held)
+            if name in labels and np.mean(np.isfinite(np.asarray(labels[name], dtype=float))) >= MIN_FRACTION
+        ]
+        self.moved_ = tuple(n for n in self.moved if n in usable)
+        self.held_ = tuple(n for n in self.held if n in usable)
+        if not self.moved_:
+            raise DataError(
+                f"none of the labels {', '.join(self.moved)} is known for half of the field stars",
+                "use a method without labels",
+            )
+        raw = self._stack(labels)
+        good = np.all(np.isfinite(raw), axis=1)
+        self.centre_ = np.median(raw[good], axis=0)
+        spread = 0.7413 * np.subtract(*np.percentile(raw[good], [75, 25], axis=0))
+        self.spread_ = np.where(spread > 0, spread, 1.0)
+        u = (raw[good] - self.centre_) / self.spread_
+        self.low_, self.high_ = np.percentile(u, [0.1, 99.9], axis=0)
+        terms = polynomial(np.clip(u, self.low_, self.high_), self.degree)
+        if len(terms) < 5 * terms.shape[1]:
+            raise DataError(
+                f"{len(terms)} field stars with all of {', '.join(self.moved_ + self.held_)} are too few for "
+                f"{terms.shape[1]} terms",
+                "use a method without labels, or more field stars",
+            )
+        self.weights_ = np.linalg.lstsq(terms, z[good], rcond=None)[0]
+        linear = np.c_[np.ones(good.sum()), z[good]]
+        self.guess_ = np.linalg.lstsq(linear, u, rcond=None)[0]
+        return self
+
+    def _stack(self, labels: Mapping[str, Any]) -> np.ndarray:
+        names = self.moved_ + self.held_
+        missing = [n for n in names if n not in labels]
+        if missing:
+            raise InputError(
+                f"labels {', '.join(missing)} are missing", "pass the labels the transport was fitted with"
+            )
+        return np.stack([np.asarray(labels[n], dtype=np.float64) for n in names], axis=1)
+
+    def transform(self, coords: np.ndarray, labels: Mapping[str, Any]) -> np.ndarray:
+        """Coordinates (n, K) at the reference; a missing label is estimated from the coordinates (linearly).
+
+        Parameters
+        ----------
+        coords : (n, K)
+        labels : mapping of str to (n,) arrays
+        """
+        z = np.asarray(coords, dtype=np.float64)
+        u = (self._stack(labels) - self.centre_) / self.spread_
+        gap = ~np.isfinite(u)
+        if gap.any():
+            rows = gap.any(axis=1)
+            guess = np.c_[np.ones(rows.sum()), z[rows]] @ self.guess_
+            u[rows] = np.where(gap[rows], guess, u[rows])
+        u = np.clip(u, self.low_, self.high_)
+        reference = u.copy()
+        reference[:, : len(self.moved_)] = 0.0
+        return z - (polynomial(u, self.degree) - polynomial(reference, self.degree)) @ self.weights_
+
+    def to_dict(self) -> dict[str, Any]:
+        """State as plain arrays and JSON values, for storage."""
+        return {
+            "moved": list(self.moved_),
+            "held": list(self.held_),
+            "degree": self.degree,
+            **{name: getattr(self, f"{name}_") for name in _ARRAYS},
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> LabelTransport:
+        """Inverse of :meth:`to_dict`."""
+        out = cls(state["moved"], state["held"], int(state["degree"]))
+        out.moved_, out.held_ = tuple(state["moved"]), tuple(state["held"])
+        for name in _ARRAYS:
+            setattr(out, f"{name}_", np.asarray(state[name], dtype=np.float64))
+        return out
+
+
+_ARRAYS = ("centre", "spread", "low", "high", "weights", "guess")

@@ -1,0 +1,180 @@
+"""From a store to rates and siblings, on a toy survey."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from chemscale.errors import DataError, InputError, StoreError
+from chemscale.rsca.doppelganger import doppelganger_rates
+from chemscale.rsca.pipeline import auto_features, evaluate_run, fit_run, load_auto, load_metric
+from chemscale.rsca.siblings import SiblingIndex, SiblingSearch, siblings, write_neighbours
+from chemscale.rsca.stars import Stars
+from chemscale.runtime.run import Run
+from chemscale.survey.store import write_survey
+from helpers import make_survey
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rsca") / "survey.zarr"
+    write_survey(make_survey(600, 8, 6, n_pixels=60, seed=3), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    fit_run(store, path, components=6, metric="auto")
+    return Run.open(path)
+
+
+def test_evaluate_is_doppelganger_rates_of_the_embedding(run):
+    result = evaluate_run(run.path, n_features=2)
+    ds = xr.open_zarr(run.file("embedding.zarr"), consolidated=False).load()
+    role = ds["role"].values.astype(object).astype(str)
+    f, m = role == "field", role == "member"
+    cuts = {}
+    for side, rows in (("field", f), ("member", m)):
+        cuts[f"{side}_extinction"] = ds["extinction"].values[rows]
+        cuts[f"{side}_velocity"] = ds["radial_velocity"].values[rows]
+    args = ds["coords"].values[f], ds["coords"].values[m], ds["cluster"].values.astype(object).astype(str)[m]
+    for key, settings in {
+        "raw": {"method": "raw"},
+        "scaled": {"method": "scaled"},
+        "rsca": {},
+        "rsca_top": {"n_features": 2},
+        "rsca_without_cross_validation": {"leave_one_out": False},
+    }.items():
+        assert result[key] == pytest.approx(doppelganger_rates(*args, **settings, **cuts).overall), key
+    assert (result["n_field"], result["n_members"], result["n_clusters"]) == (600, 48, 8)
+    assert set(result["per_cluster"]) == set(np.unique(args[2]))
+    assert result["rsca_top"] < result["raw"] / 2
+    assert result["auto"] < result["raw"] / 2
+    assert json.load(open(run.file("evaluation.json"))) == result
+    assert 0 < result["abundances"]["all"]["raw"] < 1
+    assert len(result["correlations"]["rsca"]["radial_velocity"]) == 2
+
+
+def test_stored_metrics_load_as_they_were(run):
+    stars = Stars.read(run)
+    metric = load_metric(run)
+    np.testing.assert_allclose(metric.mean_, stars.field.mean(axis=0))
+    assert np.all(np.diff(metric.scale_) <= 0)
+    auto, transport = load_auto(run)
+    other = Stars.read(run, "embedding_auto.zarr")
+    features = auto_features(auto, transport, other.members, other, other.member_rows)
+    assert features.shape == (48, auto.matrix.shape[1])
+    assert auto.committee
+    spread = np.var(auto_features(auto, transport, other.field, other, other.field_rows), axis=0)
+    assert np.all(np.diff(spread) <= 1e-9 * spread[0])
+
+
+def test_siblings_are_the_nearest_by_brute_force(run):
+    search = SiblingSearch.open(run.path, metric="paper", n_features=3)
+    ids = search.index.star_id
+    star = str(ids[17])
+    found = siblings(star, run.path, 5, metric="paper", n_features=3)
+    d = np.linalg.norm(search.index.features - search.index.features[17], axis=1)
+    d[17] = np.inf
+    assert found["star_id"].values.tolist() == ids[np.argsort(d)[:5]].tolist()
+    np.testing.assert_allclose(found["distance"].values, np.sort(d)[:5], rtol=1e-5)
+    metric = load_metric(run)
+    want = metric.probability_ratio(found["distance"].values, n_features=3, log=True)
+    np.testing.assert_allclose(found["log_ratio"].values, want)
+    velocity = search.stars.label("radial_velocity")
+    near = siblings(star, run.path, 5, metric="paper", max_delta_velocity=10.0, limits={"teff": (4000, 4900)})
+    assert np.all(np.abs(near["radial_velocity"].values - velocity[17]) < 10)
+    assert np.all((near["teff"].values >= 4000) & (near["teff"].values <= 4900))
+    assert siblings(star, run.path, 3).attrs["metric"] == "auto"
+
+
+def test_unknown_star_suggests_names(run):
+    with pytest.raises(InputError, match="did you mean"):
+        siblings("S0017x", run.path)
+    with pytest.raises(InputError, match="no star"):
+        siblings("", run.path)
+    with pytest.raises(InputError, match="no star of this run has 'nonsense'"):
+        siblings(str(SiblingSearch.open(run.path).index.star_id[0]), run.path, limits={"nonsense": (0, 1)})
+
+
+@pytest.mark.parametrize("method", ["exact", "faiss"])
+def test_all_neighbours_are_exact(method):
+    if method == "faiss":
+        pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(700, 5)).astype(np.float32)
+    x[3] = np.nan
+    x[10] = x[11]
+    index = SiblingIndex(x, np.array([f"s{i}" for i in range(700)]))
+    d = np.linalg.norm(x[:, None].astype(float) - x[None], axis=2)
+    d[np.arange(700), np.arange(700)] = np.inf
+    d[np.isnan(d)] = np.inf
+    rows, distances = index.all_nearest(4, method=method, block=64, columns=128)
+    want = np.sort(d, axis=1)[:, :4]
+    np.testing.assert_allclose(distances, want, rtol=1e-4, atol=1e-6)
+    assert np.all(rows[3] == -1)
+    assert not np.any(rows == np.arange(700)[:, None])
+    good = np.arange(700) != 3
+    np.testing.assert_allclose(np.take_along_axis(d, rows, axis=1)[good], want[good], rtol=1e-4, atol=1e-6)
+    part, _ = index.all_nearest(4, method=method, rows=slice(100, 150))
+    np.testing.assert_array_equal(part, rows[100:150])
+
+
+def test_neighbour_table(run):
+    ds = xr.open_zarr(write_neighbours(run.path, 3, metric="paper", piece=100), consolidated=False)
+    search = SiblingSearch.open(run.path, metric="paper")
+    rows, distance = search.index.nearest(40, 3)
+    np.testing.assert_array_equal(ds["row"].values[40], rows)
+    np.testing.assert_allclose(ds["distance"].values[40], distance, rtol=1e-5)
+    with pytest.raises(InputError, match="k is"):
+        write_neighbours(run.path, 10_000)
+
+
+def test_command_line(store, tmp_path):
+    from chemscale.cli import build
+
+    runner = CliRunner()
+    app = build()
+    out = str(tmp_path / "run")
+    done = runner.invoke(app, ["rsca", "fit", store, "--run", out, "--components", "5"])
+    assert done.exit_code == 0, done.output
+    done = runner.invoke(app, ["rsca", "evaluate", "--run", out, "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert {"raw", "scaled", "rsca", "rsca_top", "per_cluster", "n_field", "n_members", "n_clusters"} <= set(result)
+    assert "auto" not in result
+    star = str(SiblingSearch.open(out).index.star_id[0])
+    done = runner.invoke(app, ["rsca", "siblings", star, "--run", out, "--n", "4", "--json", "--where", "teff=0:"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout)["siblings"]) == 4
+
+
+def test_what_the_data_cannot_give(store, tmp_path):
+    with pytest.raises(StoreError, match="not a chemscale run"):
+        evaluate_run(tmp_path)
+    with pytest.raises(InputError, match="unknown metric"):
+        fit_run(store, tmp_path / "a", metric="nonsense")
+    with pytest.raises(DataError, match="degrees of freedom"):
+        fit_run(store, tmp_path / "b", components=45)
+    ds = make_survey(60, 2, 5, n_pixels=40, seed=1)
+    for name, change in {
+        "no cluster with two members": {"cluster": np.full(70, "")},
+        "no field stars": {"cluster": np.array(["a", "b"])[np.arange(70) % 2]},
+    }.items():
+        path = str(tmp_path / name.replace(" ", "_"))
+        write_survey(ds.assign(cluster=("star", change["cluster"].astype(object))), path)
+        with pytest.raises(DataError, match=name):
+            fit_run(path, tmp_path / f"run_{name[:5]}", components=3)
+    single = ds["cluster"].values.astype(object).astype(str)
+    members = np.flatnonzero(single != "")
+    single[members] = [f"c{i // 2}" for i in range(9)] + ["alone"]
+    path = str(tmp_path / "single.zarr")
+    single[members[8]] = "c0"
+    write_survey(ds.assign(cluster=("star", single.astype(object))), path)
+    done = fit_run(path, tmp_path / "single", components=3)
+    facts = done.manifest["stages"]["select"]["facts"]
+    assert facts["dropped"] == {"cluster has fewer than 2 members left": 1}
+    assert facts["n_clusters"] == 4
