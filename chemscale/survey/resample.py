@@ -91,7 +91,8 @@ class Rebinner:
         ValueError
             Shapes disagree.
         """
-        flux, ivar = np.asarray(flux, np.float64), np.asarray(ivar, np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaNs of damaged files
+            flux, ivar = np.asarray(flux, np.float64), np.asarray(ivar, np.float64)
         if flux.shape != ivar.shape or flux.shape[-1] != self.n_in:
             raise ValueError(f"flux {flux.shape} and ivar {ivar.shape} must end in {self.n_in} pixels")
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):

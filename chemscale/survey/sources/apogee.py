@@ -247,10 +247,11 @@ class ApogeeSource:
         for item in items[:20]:  # the first readable table tells which release this is
             try:
                 unit = labelling.table_unit(scan(read_bytes(item.path)))
-            except FitsError:
-                continue
-            if unit is not None:
-                elements = labelling.elements_of(unit.table().dtype, printable(item.path)) or APOGEE_ELEMENTS
+                named = labelling.elements_of(unit.table().dtype, printable(item.path)) if unit is not None else ()
+            except (FitsError, InputError):
+                continue  # read() will say what is wrong with this file
+            if named:
+                elements = named
                 break
         return items, elements, list(labelling.FILE_LABELS), {}
 

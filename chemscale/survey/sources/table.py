@@ -235,7 +235,7 @@ class TableSource:
             elif values.dtype.kind not in "fiub":
                 raise InputError(f"{printable(self.path)}: {name} holds {values.dtype}, expected numbers")
             elif spec.dtype.startswith("float"):
-                values = clean(values, below=_WIDE.get(name, -900.0))
+                values = clean(values, below=_WIDE.get(name, -900.0), above=1e30)
                 columns[name] = self._convert(file, name, names[name], values).astype(spec.dtype)
             else:
                 columns[name] = values.astype(spec.dtype)

@@ -6,8 +6,11 @@ spectra. Nothing is unpickled.
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Protocol
@@ -21,6 +24,12 @@ from chemscale.survey.sources.fits_tables import scan_mapped
 
 #: A compressed array cannot be read by rows: it is held in memory, up to this size.
 MAX_LOADED = 2 * 2**30
+#: what zipfile, zlib and NumPy raise on damaged archives (NotImplementedError: unknown compression;
+#: RuntimeError: encrypted; TypeError, OverflowError, SyntaxError: nonsense in an array header)
+_DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, KeyError),
+    *(ValueError, TypeError, OverflowError, SyntaxError, NotImplementedError, RuntimeError, MemoryError),
+)
 
 
 class TableFile(Protocol):
@@ -83,7 +92,7 @@ class NpzFile:
                     i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")
                 }
                 self._headers = {name: self._header(archive, info) for name, info in members.items()}
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        except _DAMAGED_ZIP as error:
             raise InputError(
                 f"{printable(path)}: not a readable NPZ: {error}", "write it again with np.savez"
             ) from error
@@ -145,7 +154,7 @@ def _load_member(path: str, name: str, _modified: int) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return np.asarray(archive[name])
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGED_ZIP as error:
         raise InputError(f"{printable(path)}: {name} cannot be read: {error}", "write the file again") from error
 
 
