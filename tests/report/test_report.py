@@ -1,0 +1,130 @@
+"""The page is whole, self-contained and safe, with every product and with few of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+from toyrun import hostile, make_run, toy_survey
+from typer.testing import CliRunner
+
+from chemscale.cli import build
+from chemscale.errors import StoreError
+from chemscale.report import build_report, charts, products
+from chemscale.runtime.run import Run
+from chemscale.studies.registry import run_study
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = make_run(tmp_path_factory.mktemp("report"), hostile(toy_survey(n_field=300, n_pixels=80)))
+    run_study("ablation", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return build_report(run).read_text(encoding="utf-8")
+
+
+def body(page):
+    """The page without its scripts and style."""
+    return re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.S)
+
+
+def data(page):
+    return json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.S).group(1))
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    assert re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', body(page)) == []
+    assert "default-src 'none'" in page
+    assert len(page) < 15e6
+
+
+def test_key_numbers_are_those_of_the_evaluation(run, page):
+    evaluation = run.load_json("evaluation.json")
+    text = body(page)
+    for key in ("raw", "rsca", "rsca_top"):
+        assert f"{evaluation[key]:.4f}" in text
+    assert str(evaluation["n_members"]) in text and "What each step brings" in text
+    for cluster, row in evaluation["per_cluster"].items():
+        if not cluster.startswith("<"):
+            assert f"<td>{cluster}</td><td>{row['n_members']}</td>" in text
+
+
+def test_hostile_names_stay_text(page):
+    text = body(page)
+    assert "<img src=x" not in page and "Evil &amp; Co" in text and "<b onmouseover" not in text
+    ids = data(page)["explore"]["star_id"]
+    assert "</script><img src=x onerror=window.owned=1>" in ids  # whole, as data
+    figure = json.dumps(data(page)["charts"]["clusters"])
+    assert "<b onmouseover" not in figure and "&lt;b onmouseover" in figure
+
+
+def test_embedded_stars_give_the_metric_back(run, page):
+    """Features as the page computes them are the run's: coordinates, matrix and centre survive the packing."""
+    e = data(page)["explore"]
+
+    def unpack(p):
+        return np.frombuffer(base64.b64decode(p["data"]), "<" + p["dtype"])
+
+    n, k, f = len(e["star_id"]), e["n_components"], e["n_features"]
+    features = (unpack(e["coords"]).reshape(n, k) - np.array(e["mean"])) @ unpack(e["matrix"]).reshape(k, f)
+    assert np.isfinite(features).all()
+    assert features.std(0)[0] > features.std(0)[-1]  # most scaled first
+    assert n == 300 + 48
+    codes = unpack(e["spectra"]["flux"]).reshape(len(e["spectra"]["rows"]), -1).astype(float)
+    flux = e["spectra"]["low"] + e["spectra"]["step"] * np.where(codes == 65535, np.nan, codes)
+    from chemscale import open_survey
+
+    survey = open_survey(run.store)
+    ids = [str(i) for i in survey["star_id"].values]
+    row = ids.index(e["star_id"][e["spectra"]["rows"][3]])
+    seen, missing = products.read_spectra(survey, np.array([row]))
+    good = np.isfinite(flux[3])
+    assert good.sum() == (~missing).sum()
+    np.testing.assert_allclose(flux[3][good], np.clip(seen[0][good], *_limits(flux)), atol=1e-3)
+
+
+def _limits(flux):
+    return np.nanmin(flux), np.nanmax(flux)
+
+
+def test_a_run_with_nothing_yet_says_what_to_do(tmp_path):
+    Run.create(tmp_path / "run", store="missing.zarr")
+    page = build_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "chemscale rsca evaluate --run" in page and "chemscale rsca fit STORE --run" in page
+    with pytest.raises(StoreError, match="not a chemscale run"):
+        build_report(tmp_path / "nowhere")
+
+
+def test_the_survey_may_be_gone(tmp_path):
+    import shutil
+
+    out = make_run(tmp_path, toy_survey(n_field=150, n_clusters=3, n_pixels=40))
+    shutil.rmtree(tmp_path / "survey.zarr")
+    page = build_report(out).read_text(encoding="utf-8")
+    assert "Spectra are left out" in page and data(page)["explore"]["spectra"] is None
+
+
+def test_command(run, tmp_path):
+    result = CliRunner().invoke(
+        build(), ["report", "--run", str(run.path), "--out", str(tmp_path / "r.html"), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["megabytes"] < 15
+    assert (tmp_path / "r.html").exists()
+
+
+def test_pieces():
+    assert charts.plain("<b>&") == "&lt;b&gt;&amp;"
+    assert json.loads(charts.script_json({"a": "</script>&"})) == {"a": "</script>&"}
+    assert "<" not in charts.script_json(["</script>"])
+    binned = products.bin_pixels(np.array([[1.0, np.nan, 3.0, 5.0, np.nan, np.nan]]), 2)
+    np.testing.assert_allclose(binned, [[1.0, 4.0, np.nan]])
+    codes, low, step = products.quantise(np.array([[0.5, 1.0, np.nan]]))
+    assert codes[0, 2] == 65535 and low + step * codes[0, 0] == pytest.approx(0.5, abs=1e-3)
