@@ -99,6 +99,23 @@ def atomic_lines(name: str) -> AtomicLines:
     )
 
 
+def unresolved_lines() -> AtomicLines:
+    """A stand-in for the thousands of weak metal lines that only veil a low-resolution spectrum.
+
+    Not real lines: places, levels and strengths are drawn once, denser in the blue as the lines of
+    the iron group are.
+    """
+    rng = np.random.default_rng(5040)
+    n = 2600
+    edges = 1.0 / (3900.0**-2 - rng.random(n) * (3900.0**-2 - 10500.0**-2))
+    wave = np.sort(np.sqrt(edges))
+    excitation = rng.uniform(0.5, 5.0, n)
+    element = rng.choice(["Fe", "Fe", "Fe", "Fe", "Ti", "Cr", "Ni"], n).tolist()
+    scale = {"Fe": -3.1, "Ti": -1.8, "Cr": -2.0, "Ni": -2.3}
+    loggf = np.array([scale[e] for e in element]) + 0.85 * (excitation - 2.0) - rng.exponential(0.45, n) + 0.4
+    return AtomicLines(element, np.zeros(n, int), wave, excitation, loggf)
+
+
 def hydrogen_lines(low: float, high: float) -> AtomicLines:
     """Hydrogen lines with vacuum wavelengths between ``low`` and ``high`` Angstrom.
 

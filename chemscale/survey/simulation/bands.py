@@ -16,6 +16,9 @@ import numpy as np
 
 from .atomic import air_to_vacuum, rows
 
+#: wavelength (vacuum Angstrom), energy of the lower level (1/cm), strength
+_Lines = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 @dataclass(frozen=True)
 class BandLines:
@@ -67,13 +70,13 @@ def band_lines(name: str, low: float, high: float) -> BandLines:
     return BandLines(name, tuple(c["atoms"]), wave, energy / 8065.544, np.log10(strength) + c["scale"])
 
 
-def _line(upper: np.ndarray, lower: np.ndarray, strength: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _line(upper: np.ndarray, lower: np.ndarray, strength: np.ndarray) -> _Lines:
     wavenumber = upper - lower
     ok = wavenumber > 1000.0
     return 1e8 / wavenumber[ok], lower[ok], strength[ok]
 
 
-def _vibration_rotation(c: dict[str, Any]) -> list[tuple[np.ndarray, ...]]:
+def _vibration_rotation(c: dict[str, Any]) -> list[_Lines]:
     out = []
     variants = [(1.0, 1.0)]
     if "isotope" in c:
@@ -90,13 +93,13 @@ def _vibration_rotation(c: dict[str, Any]) -> list[tuple[np.ndarray, ...]]:
     return out
 
 
-def _listed(c: dict[str, Any]) -> list[tuple[np.ndarray, ...]]:
+def _listed(c: dict[str, Any]) -> list[_Lines]:
     table = rows("lines_oh.csv")
     wave, energy, loggf = (np.array([float(r[k]) for r in table]) for k in ("wavelength", "excitation", "loggf"))
     return [(air_to_vacuum(wave), energy * 8065.544, 10**loggf)]
 
 
-def _red_system(c: dict[str, Any]) -> list[tuple[np.ndarray, ...]]:
+def _red_system(c: dict[str, Any]) -> list[_Lines]:
     """A 2Pi (spin components split by the spin-orbit constant) - X 2Sigma."""
     out = []
     j = np.arange(0.5, c["j_max"] + 1.0)
@@ -105,19 +108,30 @@ def _red_system(c: dict[str, Any]) -> list[tuple[np.ndarray, ...]]:
             start = _term(c["lower"], lower, j + spin * 0.5)
             for component in (1, 2):
                 for ju, hl in _branches(j, True):
-                    b = c["upper"]["be"] - c["upper"]["ae"] * (upper + 0.5)
-                    y = c["spin_orbit"] / b
-                    x = ju + 0.5
-                    root = np.sqrt(np.maximum(4 * x**2 + y * (y - 4), 0))
-                    rotation = b * (x**2 - 1 - (0.5 if component == 1 else -0.5) * root)
+                    rotation = _pi_rotation(c, upper, ju, component)
                     vibration = _term(c["upper"], upper, np.zeros(1))[0]
-                    end = c["te"] + vibration + rotation - c["upper"]["de"] * (ju * (ju + 1)) ** 2
+                    end = c["te"] + vibration + rotation
                     ok = ju >= (1.5 if component == 1 else 0.5)
                     out.append(_line(end[ok], start[ok], 0.5 * strength * hl[ok]))
     return out
 
 
-def _electronic(c: dict[str, Any]) -> list[tuple[np.ndarray, ...]]:
+def _pi_rotation(c: dict[str, Any], v: int, j: np.ndarray, component: int) -> np.ndarray:
+    """Rotational energy (1/cm) of a 2Pi level: eigenvalues of B N^2 - D N^4 + A L.S.
+
+    In the basis (3/2, 1/2), N^2 is [[z, -sqrt z], [-sqrt z, z + 2]] with z = (J + 1/2)^2 - 1.
+    """
+    b = c["upper"]["be"] - c["upper"]["ae"] * (v + 0.5)
+    d, a = c["upper"]["de"], c["spin_orbit"]
+    z = np.maximum((j + 0.5) ** 2 - 1, 0)
+    h11 = b * z - d * (z**2 + z) + 0.5 * a
+    h22 = b * (z + 2) - d * ((z + 2) ** 2 + z) - 0.5 * a
+    h12 = -np.sqrt(z) * (b - d * (2 * z + 2))
+    split = np.sqrt(0.25 * (h11 - h22) ** 2 + h12**2)
+    return 0.5 * (h11 + h22) + (-split if component == 1 else split)
+
+
+def _electronic(c: dict[str, Any]) -> list[_Lines]:
     out = []
     j = np.arange(0.0, c["j_max"] + 1.0)
     offset = 8065.544 * c.get("excitation", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def draw_field(seed: int, block: int, population: str, grid: str, n: int = BLOCK
         plate=np.full(n, plate.number),
         field=[plate.name] * n,
         **seen,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
@@ -82,7 +83,7 @@ def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
     fe = float(np.clip(rng.normal(0.0, 0.16), -0.4, 0.35))
     alpha = 0.02 - 0.10 * fe + 0.02 * rng.standard_normal()
     age = float(np.exp(rng.uniform(np.log(0.6), np.log(7.0))))
-    mass = np.clip(1.0 + 0.55 * np.log(8.0 / age) / np.log(8.0 / 0.6) * 2.0, 1.0, 2.2) + 0.0 * np.ones(n)
+    mass = np.full(n, np.clip(1.0 + 1.1 * np.log(8.0 / age) / np.log(8.0 / 0.6), 1.0, 2.2))
     one = birth_abundances(rng, np.array([fe]), np.array([alpha]), np.array([np.clip(1.2 - 0.35 * age, -1, 1)]))
     # members differ by 0.01-0.02 dex: partly together (one metallicity), partly element by element
     abundance = one + 0.008 * rng.standard_normal((n, 1)) + 0.010 * rng.standard_normal((n, len(APOGEE_ELEMENTS)))
@@ -99,7 +100,7 @@ def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
     # most members share a cohort; about a quarter were observed on other nights
     apart = rng.random(n) < 0.25
     seen, away = observe(rng, plate, n, 191.0, True), observe(rng, other, n, 191.0, True)
-    merged = {
+    merged: dict[str, Any] = {
         k: [b if a else s for s, b, a in zip(seen[k], away[k], apart, strict=True)]
         if isinstance(seen[k], list)
         else np.where(apart, away[k], seen[k])
@@ -116,7 +117,7 @@ def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
         plate=np.where(apart, other.number, plate.number),
         field=[plate.name] * n,
         **merged,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def draw_members(seed: int, n_clusters: int, grid: str) -> Stars | None:
@@ -130,7 +131,7 @@ def draw_members(seed: int, n_clusters: int, grid: str) -> Stars | None:
 
 def concatenate(parts: list[Stars]) -> Stars:
     """Stars of several blocks in order."""
-    values = {}
+    values: dict[str, Any] = {}
     for name in Stars.__dataclass_fields__:
         columns = [getattr(p, name) for p in parts]
         values[name] = list(chain.from_iterable(columns)) if isinstance(columns[0], list) else np.concatenate(columns)
@@ -139,7 +140,7 @@ def concatenate(parts: list[Stars]) -> Stars:
 
 def take(stars: Stars, index: np.ndarray) -> Stars:
     """Rows of `stars`."""
-    values = {}
+    values: dict[str, Any] = {}
     for name in Stars.__dataclass_fields__:
         column = getattr(stars, name)
         values[name] = [column[i] for i in index.tolist()] if isinstance(column, list) else column[index]

@@ -308,7 +308,8 @@ def interstellar(wave: np.ndarray, grid: Grid) -> np.ndarray:
     out = np.zeros(wave.size)
     for r in rows("interstellar.csv"):
         if r["grid"] == grid.name:
-            centre = float(r["wavelength"]) if grid.medium == "vacuum" else float(vacuum_to_air(float(r["wavelength"])))
+            vacuum = np.array(float(r["wavelength"]))
+            centre = float(vacuum if grid.medium == "vacuum" else vacuum_to_air(vacuum))
             sigma = float(np.hypot(float(r["sigma"]), centre / grid.resolution / 2.3548))
             out += float(r["width"]) / (sigma * np.sqrt(2 * np.pi)) * np.exp(-0.5 * ((wave - centre) / sigma) ** 2)
     return out.astype(np.float32)

@@ -27,11 +27,15 @@ import numpy as np
 from scipy.special import voigt_profile, wofz
 
 from . import atmosphere
-from .atomic import LIGHT_KM_S, AtomicLines, atomic_lines, elements, hydrogen_lines, vacuum_to_air
+from .atomic import LIGHT_KM_S, AtomicLines, atomic_lines, elements, hydrogen_lines, unresolved_lines, vacuum_to_air
 from .bands import band_lines, constants
 
-#: Temperature of the layer where each kind of line forms, in units of the effective temperature.
-LAYERS = {"atoms": 0.90, "H": 1.06, "CO": 0.80, "OH": 0.84, "CN": 0.86, "CH": 0.86, "C2": 0.86, "MgH": 0.84}
+#: Temperature of the layer where each kind of line forms, in units of the effective temperature. The H band is
+#: seen through the minimum of the H- opacity, from deeper, hotter layers than the optical.
+LAYERS = {
+    "hband": {"atoms": 1.00, "H": 0.98, "CO": 0.88, "OH": 0.92, "CN": 0.97},
+    "lowres": {"atoms": 0.90, "H": 0.98, "CN": 0.86, "CH": 0.86, "C2": 0.86, "MgH": 0.84},
+}
 #: log10 factor on the opacity of atomic lines. One layer shows less of a line than a real atmosphere, where the
 #: strong ones form higher up: more opacity and a lower limit together follow model spectra of giants best.
 ATOMIC_OFFSET = 0.25
@@ -81,7 +85,7 @@ def grid(name: str) -> Grid:
     if name == "lowres":
         wave = 10 ** (np.log10(4000.0) + 1e-4 * np.arange(4150))
         return Grid(
-            name, wave, "air", 2200.0, 3.5, ("lines_optical",), ("CH", "CN", "CNv", "C2", "MgH"), 0.88,
+            name, wave, "air", 2200.0, 3.5, ("lines_optical",), ("CH", "CN", "CNv", "C2", "MgH"), 0.62,
             "lowres-simulated", "continuum",
         )  # fmt: skip
     raise KeyError(f"no grid {name!r}; known grids: hband, lowres")
@@ -132,7 +136,7 @@ def curve_of_growth(log_eta: np.ndarray, log_a: np.ndarray) -> np.ndarray:
 class _Groups:
     """Groups of one kind of line: everything that does not depend on the star."""
 
-    kind: str  # key of LAYERS
+    kind: str  # key of a grid's LAYERS
     symbol: list[str]
     stage: np.ndarray
     wavelength: np.ndarray
@@ -165,6 +169,8 @@ class LineSpectra:
         self._groups = [self._atoms(atomic_lines(name), "atoms") for name in grid.lists]
         self._groups.append(self._atoms(hydrogen_lines(low, high), "H"))
         self._groups += [self._molecule(name, low, high) for name in grid.bands]
+        if grid.name == "lowres":
+            self._groups += self._veil()
         self.basis = np.ascontiguousarray(np.concatenate([np.concatenate([g.core, g.wing]) for g in self._groups]))
         self.n_groups = len(self.basis)
 
@@ -190,9 +196,12 @@ class LineSpectra:
         position = self._position(table.wavelength)
         # log of the damping parameter for the Sun-like layer: van der Waals widths grow with the level
         damping = np.where(table.excitation > 5.0, -0.75, -1.15) + (0.0 if kind == "atoms" else 0.75)
-        reference = atmosphere.layer(np.array([4700.0]), np.array([2.5]), {"Fe": np.zeros(1)}, LAYERS[kind])
+        reference = atmosphere.layer(
+            np.array([4700.0]), np.array([2.5]), {"Fe": np.zeros(1)}, LAYERS[self.grid.name][kind]
+        )
+        offset = ATOMIC_OFFSET if kind == "atoms" else -0.5
         groups = _Groups(
-            kind, table.element, table.stage, table.wavelength, table.excitation, table.loggf + ATOMIC_OFFSET, damping,
+            kind, table.element, table.stage, table.wavelength, table.excitation, table.loggf + offset, damping,
             1.0 if kind == "H" else 45.0, core, core[:0],
         )  # fmt: skip
         log_eta = self._log_eta(groups, reference)[0]
@@ -201,7 +210,7 @@ class LineSpectra:
         for i in range(n):
             at, p = self._profile(position[i])
             core[i, at] = p
-        for row, i in enumerate(strong):
+        for row, i in enumerate(strong.tolist()):
             # width at which eta a / (sqrt(pi) v^2) = 1, in Doppler units: where the wings become thin
             thin = np.sqrt(10 ** (log_eta[i] + damping[i]) / np.sqrt(np.pi))
             lorentz = float(np.clip(1.2 * thin * 2.0, 6.0, 400.0)) if kind == "atoms" else 220.0
@@ -212,28 +221,44 @@ class LineSpectra:
 
     def _molecule(self, name: str, low: float, high: float) -> _Groups:
         table = band_lines(name, low, high)
+        mass = sum(_ATOMIC_MASS[a] for a in table.atoms)
         kind = "CN" if name == "CNv" else name
-        strength = table.loggf + np.log10(table.wavelength)
-        key = np.round(table.excitation / 0.12).astype(int) * 1000 + np.round((strength - strength.min()) / 0.3).astype(
-            int
-        )
-        # lines too weak to matter even in a cool carbon-rich star are left out
-        keep = strength - 5040 / 3600 * table.excitation > np.max(strength - 5040 / 3600 * table.excitation) - 3.0
-        labels, index = np.unique(key[keep], return_inverse=True)
+        return self._grouped(kind, table.wavelength, table.excitation, table.loggf, "".join(table.atoms), mass)
+
+    def _veil(self) -> list[_Groups]:
+        table = unresolved_lines()
+        element = np.array(table.element)
+        return [
+            self._grouped("atoms", table.wavelength[s], table.excitation[s], table.loggf[s], str(e), 45.0)
+            for e in np.unique(element)
+            for s in [element == e]
+        ]
+
+    def _grouped(
+        self, kind: str, wave: np.ndarray, excitation: np.ndarray, loggf: np.ndarray, symbol: str, mass: float
+    ) -> _Groups:
+        """Lines of one species in groups of nearly the same level, strength and continuum."""
+        strength = loggf + np.log10(wave)
+        cool = strength - 5040 / 3600 * excitation
+        keep = cool > cool.max() - 3.0  # the rest would not show even in a cool star
+        wave, excitation, strength = wave[keep], excitation[keep], strength[keep]
+        region = np.floor(np.log(wave) / 0.12).astype(int)
+        level = np.round(excitation / 0.12).astype(int)
+        bins = np.round((strength - strength.min()) / 0.3).astype(int)
+        _, index = np.unique((region * 1000 + level) * 1000 + bins, return_inverse=True)
         count = np.bincount(index).astype(float)
 
         def mean(x: np.ndarray) -> np.ndarray:
-            return np.bincount(index, weights=x[keep]) / count
+            return np.bincount(index, weights=x) / count
 
-        wave = mean(table.wavelength)
-        core = np.zeros((labels.size, self.grid.wavelength.size), np.float32)
-        for w, k in zip(table.wavelength[keep], index, strict=True):
-            at, p = self._profile(float(self._position(w)))
-            core[k, at] += p * w / wave[k]
+        centre = mean(wave)
+        core = np.zeros((count.size, self.grid.wavelength.size), np.float32)
+        for w, k in zip(wave, index, strict=True):
+            at, p = self._profile(float(self._position(np.array(w))))
+            core[k, at] += p * w / centre[k]
         return _Groups(
-            kind, ["".join(table.atoms)] * labels.size, np.zeros(labels.size, int), wave, mean(table.excitation),
-            mean(strength) - np.log10(wave), np.full(labels.size, -3.0), sum(_ATOMIC_MASS[a] for a in table.atoms),
-            core, core[:0],
+            kind, [symbol] * count.size, np.zeros(count.size, int), centre, mean(excitation),
+            mean(strength) - np.log10(centre), np.full(count.size, -3.0), mass, core, core[:0],
         )  # fmt: skip
 
     # ---- strengths
@@ -287,7 +312,7 @@ class LineSpectra:
         states: dict[float, atmosphere.Layer] = {}
         out = []
         for g in self._groups:
-            fraction = LAYERS[g.kind]
+            fraction = LAYERS[self.grid.name][g.kind]
             if fraction not in states:
                 states[fraction] = atmosphere.layer(teff, logg, abundances, fraction)
             state = states[fraction]
@@ -297,7 +322,7 @@ class LineSpectra:
             scale = (self._doppler(g, state) / LIGHT_KM_S)[:, None] * g.wavelength * self.grid.limit
             total = curve_of_growth(eta, log_a) * scale
             if g.wing_of.size:
-                core = curve_of_growth(eta[:, g.wing_of], np.float64(-3.0)) * scale[:, g.wing_of]
+                core = curve_of_growth(eta[:, g.wing_of], np.array(-3.0)) * scale[:, g.wing_of]
                 wing = np.maximum(total[:, g.wing_of] - core, 0)
                 total[:, g.wing_of] -= wing
                 out += [total, wing]

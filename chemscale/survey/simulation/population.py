@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -278,9 +279,7 @@ def draw_plate(rng: np.random.Generator, number: int) -> Plate:
     )
 
 
-def observe(
-    rng: np.random.Generator, plate: Plate, n: int, median_snr: float, together: bool
-) -> dict[str, np.ndarray | list[str]]:
+def observe(rng: np.random.Generator, plate: Plate, n: int, median_snr: float, together: bool) -> dict[str, Any]:
     """Visits, fibres, S/N and the Earth's velocity for n stars of a plate.
 
     ``together``: every star has the same nights (a cohort); else each star has some of them.

@@ -112,7 +112,8 @@ def write_release(
     members = _member_rows(simulation, allstar, np.concatenate([p[1] for p in parts]))
     _write_table(work / MEMBERS, _MEMBER_TABLE, members)
     truth = {k: np.concatenate([p[2][k] for p in parts]) for k in parts[0][2]}
-    np.savez_compressed(work / "truth.npz", element=np.array(APOGEE_ELEMENTS), **truth)
+    everything: dict[str, Any] = {"element": np.array(APOGEE_ELEMENTS), **truth}
+    np.savez_compressed(work / "truth.npz", **everything)
     if target.exists():
         shutil.rmtree(target)
     work.rename(target)
@@ -331,4 +332,5 @@ def _member_rows(simulation: Simulation, allstar: np.ndarray, membership: np.nda
 def _write_table(path: Path, table: fits.Table, rows: np.ndarray) -> None:
     with open(path, "wb") as file:
         file.write(fits.primary() + table.header(len(rows)))
-        file.write(fits.padded(rows.tobytes()))
+        # joining blocks turns big-endian columns native: FITS wants them big-endian
+        file.write(fits.padded(rows.astype(table.dtype).tobytes()))

@@ -71,7 +71,8 @@ class SimulatedSource:
         sim.spectra  # noqa: B018  (an unreadable emulator is reported here, before any worker starts)
         items = []
         member_ids = sim._members.star_id if sim._members is not None else []
-        block, ids = -1, []  # type: ignore[var-annotated]
+        block = -1
+        ids: list[str] = []
         for start in range(0, sim.n_stars, 1 << 16):
             rows = np.arange(start, min(start + (1 << 16), sim.n_stars))
             is_member, number = sim.rank(rows)
