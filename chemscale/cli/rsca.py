@@ -1,4 +1,4 @@
-"""`chemscale rsca fit | evaluate | siblings | neighbours`: a metric of chemical likeness, and what it finds."""
+"""`chemscale rsca fit | evaluate | siblings | neighbours | nuisance`: chemical likeness, and what it finds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the app."""
     verbs = typer.Typer(help="Chemical likeness from spectra (RSCA).", no_args_is_help=True)
     app.add_typer(verbs, name="rsca")
-    for verb in (fit, evaluate, siblings, neighbours):
+    for verb in (fit, evaluate, siblings, neighbours, nuisance):
         verbs.command(verb.__name__)(verb)
 
 
@@ -208,3 +208,36 @@ def neighbours(
     console.print(f"[green]wrote[/] {escape(path)}", highlight=False)
     if json:
         echo_json({"table": path, "k": k})
+
+
+def nuisance(
+    run: RunDir,
+    covariate: Annotated[
+        str, typer.Option("--covariate", help="Per-star variable, e.g. extinction.")
+    ] = "radial_velocity",
+    groups: Annotated[int, typer.Option("--groups", min=2, help="Groups of like covariate.")] = 20,
+    remove: Annotated[
+        int | None, typer.Option("--remove", min=0, help="Axes to remove; by default the marked ones.")
+    ] = None,
+    n_features: Annotated[int, typer.Option("--n-features", min=1, help="Dimensions kept.")] = 3,
+    json: AsJson = False,
+) -> None:
+    """Find the hyperplane a covariate marks (RSCA on groups of like covariate) and what removing it brings.
+
+    Example: chemscale rsca nuisance --run run --covariate radial_velocity
+    """
+    from rich.table import Table
+
+    from ..rsca.nuisance import nuisance_run
+    from . import console, echo_json
+
+    report = nuisance_run(run, covariate=covariate, n_groups=groups, n_remove=remove, n_features=n_features)
+    table = Table("", "RSCA", f"RSCA, top {n_features}", "largest correlation", box=None)
+    for when in ("before", "after"):
+        r = report[when]
+        worst = max((abs(c) for c in r["correlation"]), default=float("nan"))
+        table.add_row(when, f"{r['rsca']:.4f}", f"{r['rsca_top']:.4f}", f"{worst:.3f}")
+    console.print(table)
+    console.print(f"{report['removed']} of the axes follow {covariate}", highlight=False, markup=False)
+    if json:
+        echo_json(report)

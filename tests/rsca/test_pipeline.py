@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import make_survey
 from typer.testing import CliRunner
 
 from chemscale.errors import DataError, InputError, StoreError
@@ -14,7 +15,6 @@ from chemscale.rsca.siblings import SiblingIndex, SiblingSearch, siblings, write
 from chemscale.rsca.stars import Stars
 from chemscale.runtime.run import Run
 from chemscale.survey.store import write_survey
-from helpers import make_survey
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_evaluate_is_doppelganger_rates_of_the_embedding(run):
     assert set(result["per_cluster"]) == set(np.unique(args[2]))
     assert result["rsca_top"] < result["raw"] / 2
     assert result["auto"] < result["raw"] / 2
-    assert json.load(open(run.file("evaluation.json"))) == result
+    assert run.load_json("evaluation.json") == result
     assert 0 < result["abundances"]["all"]["raw"] < 1
     assert len(result["correlations"]["rsca"]["radial_velocity"]) == 2
 

@@ -1,0 +1,120 @@
+"""Calibrated likeness: how probable it is that two stars are siblings, and whether that holds.
+
+The ratio of eq. (5) is a statement about Gaussians. :func:`calibrate` compares it with what pairs of held-out
+clusters and field stars do, and learns the monotone correction they ask for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.spatial.distance import pdist
+
+from chemscale.errors import InputError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.metric import RSCA
+
+
+def sibling_probability(log_ratio: Any, prior: float) -> np.ndarray:
+    """Chance that a pair is a sibling pair, from the log probability ratio and the prior chance (Bayes).
+
+    Parameters
+    ----------
+    log_ratio : array
+        ln of eq. (5) (the calibrated form), or of an empirical ratio.
+    prior : float
+        Chance that a random pair is a sibling pair: for birth clusters of m surveyed stars each among n stars,
+        about ``(m - 1) / (n - 1)``.
+    """
+    if not 0 < prior < 1:
+        raise InputError(f"prior is {prior}", "give a probability between 0 and 1")
+    odds = np.asarray(log_ratio, dtype=float) + np.log(prior) - np.log1p(-prior)
+    return np.where(odds >= 0, 1 / (1 + np.exp(-np.abs(odds))), np.exp(-np.abs(odds)) / (1 + np.exp(-np.abs(odds))))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicted against observed ratios of sibling to field pairs.
+
+    Attributes
+    ----------
+    predicted, observed : (n_bins,)
+        Mean predicted ln ratio of the bin's pairs, and ln of (share of sibling pairs / share of field pairs) in it.
+    n_siblings, n_field : (n_bins,)
+        Pairs in the bin.
+    slope, intercept : float
+        Straight line of observed on predicted, weighted by sibling pairs: 1 and 0 when calibrated.
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    n_siblings: np.ndarray
+    n_field: np.ndarray
+    slope: float
+    intercept: float
+
+    def correct(self, log_ratio: Any) -> np.ndarray:
+        """Predicted ln ratios put on the observed scale (straight line)."""
+        return self.intercept + self.slope * np.asarray(log_ratio, dtype=float)
+
+
+def pair_ratios(
+    evaluation: Evaluation, *, n_features: int | None = None, max_field: int = 20_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted ln ratios (eq. 5) of sibling pairs and of (member, field) pairs, each from a metric that did not see
+    the cluster. Pair cuts apply to the field pairs; at most `max_field` of them a cluster are drawn.
+    """
+    rng = np.random.default_rng(seed)
+    siblings, field = [], []
+    for j, name in enumerate(evaluation.names):
+        metric: RSCA = evaluation.fit("rsca", train=evaluation.clusters != name)
+        matrix = metric.matrix(n_features)
+        x = (evaluation.members[evaluation.groups[j]] - evaluation.moments.mean) @ matrix
+        siblings.append(metric.probability_ratio(pdist(x), n_features=n_features, log=True))
+        rows, allowed = evaluation.candidates_of(j)
+        shape = (len(rows), len(x))
+        pairs = np.arange(shape[0] * shape[1]) if allowed is None else np.flatnonzero(allowed)
+        if len(pairs) > max_field:
+            pairs = rng.choice(pairs, max_field, replace=False)
+        star, member = np.unravel_index(pairs, shape)
+        d = np.linalg.norm(rows[star] @ matrix - x[member], axis=1)
+        field.append(metric.probability_ratio(d, n_features=n_features, log=True))
+    return np.concatenate(siblings), np.concatenate(field)
+
+
+def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Calibration:
+    """Compare predicted ln ratios of sibling and field pairs with their observed frequencies.
+
+    Bins hold equal numbers of sibling pairs; those without field pairs are merged into their neighbour.
+
+    Raises
+    ------
+    InputError
+        Fewer than two sibling pairs a bin.
+    """
+    siblings, field = np.asarray(siblings, dtype=float), np.asarray(field, dtype=float)
+    if len(siblings) < 2 * n_bins or not len(field):
+        raise InputError(f"{len(siblings)} sibling pairs for {n_bins} bins", "use fewer bins")
+    edges = np.quantile(siblings, np.linspace(0, 1, n_bins + 1))
+    edges[0], edges[-1] = min(edges[0], field.min()) - 1e-9, max(edges[-1], field.max()) + 1e-9
+    counts = np.histogram(field, edges)[0]
+    while len(edges) > 2 and counts.min() == 0:  # the most alike end may hold no field pair at all
+        empty = int(np.argmin(counts))
+        edges = np.delete(edges, empty if empty else 1)
+        counts = np.histogram(field, edges)[0]
+    near = np.histogram(siblings, edges)[0]
+    both = np.concatenate([siblings, field])
+    # a bin's prediction is its mean ratio over field pairs, whose logarithm is comparable with the observed one
+    which = np.digitize(field, edges) - 1
+    top = both.max()
+    predicted = np.array([np.log(np.mean(np.exp(field[which == b] - top))) + top for b in range(len(counts))])
+    observed = np.log(near / near.sum()) - np.log(counts / counts.sum())
+    weight = np.sqrt(near * counts / (near + counts))
+    inner = np.isfinite(predicted) & np.isfinite(observed)
+    inner[0] = False  # the open-ended bin of unlike pairs
+    slope, intercept = (1.0, 0.0)
+    if inner.sum() >= 2:
+        slope, intercept = (float(v) for v in np.polyfit(predicted[inner], observed[inner], 1, w=weight[inner]))
+    return Calibration(predicted, observed, near, counts, slope, intercept)
