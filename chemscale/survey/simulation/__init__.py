@@ -28,15 +28,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .generator import Block, Simulation, simulate_block
     from .release import write_release
-    from .truth import read_truth, write_truth
+    from .truth import clean_spectra, read_truth, write_truth
 
-__all__ = ["Block", "Simulation", "read_truth", "simulate_block", "write_release", "write_truth"]
+__all__ = ["Block", "Simulation", "clean_spectra", "read_truth", "simulate_block", "write_release", "write_truth"]
 
 _HOME = {
     "Block": "generator",
     "Simulation": "generator",
     "simulate_block": "generator",
     "write_release": "release",
+    "clean_spectra": "truth",
     "read_truth": "truth",
     "write_truth": "truth",
 }

@@ -28,7 +28,6 @@ import numpy as np
 from ...errors import InputError
 from ...schema import Flag
 from .atomic import LIGHT_KM_S, rows, vacuum_to_air
-from .bands import band_lines
 from .lines import Grid
 from .population import Stars
 
@@ -290,17 +289,10 @@ def telluric_depths(wave: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def sky_emission(wave: np.ndarray, grid: Grid) -> np.ndarray:
-    """Airglow of OH on the observer's grid, brightest line = 1, float32.
-
-    The transitions are those of the stellar OH lines; only low rotation shines at 200 K.
-    """
-    table = band_lines("OH", wave[0], wave[-1])
-    level = 8065.5 * table.excitation
-    excited = level - 3570.0 * np.floor(level / 3570.0)
-    strength = np.exp(-excited / (0.695 * 450.0))
-    sigma = LIGHT_KM_S / grid.resolution / 2.3548
-    sky = _gauss(wave, table.wavelength, strength, sigma)
-    return (sky / sky.max()).astype(np.float32)
+    """Airglow of OH on the observer's grid, brightest line = 1, shape (n,), float32."""
+    table = rows("airglow.csv")
+    centres, brightness = (np.array([float(r[k]) for r in table]) for k in ("wavelength", "brightness"))
+    return _gauss(wave, centres, brightness, LIGHT_KM_S / grid.resolution / 2.3548).astype(np.float32)
 
 
 def interstellar(wave: np.ndarray, grid: Grid) -> np.ndarray:

@@ -3,8 +3,8 @@
 A spectrum is ``exp(-sum_k W_k P_k)``: ``P_k`` is the profile of line group k at the spectrograph's
 resolution (unit area for each line), ``W_k`` its equivalent width. Groups are single atomic lines, or
 molecular lines of nearly the same lower level and strength. For n stars and K groups the widths cost
-n x K curve-of-growth look-ups and the spectra one (n, K) x (K, P) product, so a star costs about
-a microsecond a group.
+n x K curve-of-growth look-ups and the spectra matrix products, piece by piece of the grid with the
+groups that have lines there.
 
 The equivalent width follows from the ratio of line to continuous opacity at the line's centre,
 
@@ -39,6 +39,8 @@ LAYERS = {
 #: log10 factor on the opacity of atomic lines. One layer shows less of a line than a real atmosphere, where the
 #: strong ones form higher up: more opacity and a lower limit together follow model spectra of giants best.
 ATOMIC_OFFSET = 0.25
+#: Pixels of the grid worked on at once: few enough that most groups have no line among them.
+_PIECE = 400
 _ATOMIC_MASS = {"H": 1, "C": 12, "N": 14, "O": 16, "Na": 23, "Mg": 24, "Al": 27, "Si": 28, "P": 31, "S": 32, "K": 39}
 
 
@@ -171,8 +173,19 @@ class LineSpectra:
         self._groups += [self._molecule(name, low, high) for name in grid.bands]
         if grid.name == "lowres":
             self._groups += self._veil()
-        self.basis = np.ascontiguousarray(np.concatenate([np.concatenate([g.core, g.wing]) for g in self._groups]))
-        self.n_groups = len(self.basis)
+        self.n_groups = sum(len(g.core) + len(g.wing) for g in self._groups)
+        self._pieces = self._cut(np.concatenate([np.concatenate([g.core, g.wing]) for g in self._groups]))
+        for g in self._groups:  # kept once, in the pieces
+            g.core, g.wing = g.core[:0], g.wing[:0]
+
+    def _cut(self, basis: np.ndarray) -> list[tuple[slice, np.ndarray, np.ndarray]]:
+        """The basis in pieces of the grid, each with the groups that have lines there."""
+        out = []
+        for start in range(0, basis.shape[1], _PIECE):
+            at = slice(start, min(start + _PIECE, basis.shape[1]))
+            used = np.flatnonzero(basis[:, at].any(axis=1))
+            out.append((at, used, np.ascontiguousarray(basis[used, at])))
+        return out
 
     # ---- profiles
 
@@ -332,9 +345,11 @@ class LineSpectra:
 
     def flux(self, labels: Mapping[str, np.ndarray], abundances: Mapping[str, np.ndarray]) -> np.ndarray:
         """Continuum-normalised spectra without noise, shape (n, P), float32."""
-        depth = self.widths(labels, abundances) @ self.basis
-        np.negative(depth, out=depth)
-        return np.exp(depth, out=depth)
+        widths = -self.widths(labels, abundances)
+        out = np.empty((len(widths), self.grid.wavelength.size), np.float32)
+        for at, used, basis in self._pieces:
+            np.exp(widths[:, used] @ basis, out=out[:, at])
+        return out
 
 
 def describe(spectra: LineSpectra) -> dict[str, Any]:

@@ -86,3 +86,33 @@ def read_truth(path: str, star_id: Sequence[str] | np.ndarray | None = None) -> 
             f"{len(missing)} stars are not in {where}, e.g. {missing[0]}", "is it the truth of this survey?"
         )
     return truth.isel(star=[known[s] for s in wanted])
+
+
+def clean_spectra(ds: xr.Dataset) -> np.ndarray:
+    """Noise-free spectra of the stars of a simulated survey, made again from its seed.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Some or all stars of an opened simulated store; only `source_file` is read.
+
+    Returns
+    -------
+    ndarray, shape (n, P), float32
+        Before the instrument: no noise, no tellurics, the same line width for all.
+
+    Raises
+    ------
+    InputError
+        Not a simulated survey.
+    """
+    settings = ds.attrs.get("simulation")
+    if not isinstance(settings, dict) or "source_file" not in ds:
+        raise InputError("these are not stars of a simulated survey", "only those have a truth")
+    rows = np.array([int(str(f).removeprefix("simulated:")) for f in ds["source_file"].values.tolist()])
+    simulation = Simulation(**settings)
+    flux = np.empty((rows.size, simulation.wavelengths.wavelength.size), np.float32)
+    for start in range(0, rows.size, 4096):
+        at = slice(start, start + 4096)
+        flux[at] = simulation.clean_flux(simulation.truth(rows[at]))
+    return flux

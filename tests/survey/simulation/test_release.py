@@ -9,7 +9,14 @@ from typer.testing import CliRunner
 
 from chemscale.errors import InputError, StoreError
 from chemscale.schema import APOGEE_ELEMENTS
-from chemscale.survey.simulation import Simulation, read_truth, simulate_block, write_release, write_truth
+from chemscale.survey.simulation import (
+    Simulation,
+    clean_spectra,
+    read_truth,
+    simulate_block,
+    write_release,
+    write_truth,
+)
 from chemscale.survey.simulation import fits_bytes as raw
 
 
@@ -116,6 +123,12 @@ def test_simulate_command_writes_store_and_truth(tmp_path):
     fe = APOGEE_ELEMENTS.index("Fe")
     assert np.nanmax(np.abs(ds["fe_h"].values - truth["abundance"].values[:, fe])) < 0.25
     assert float(np.nanmax(np.abs(ds["fe_h"].values - truth["abundance"].values[:, fe]))) > 0
+    clean = clean_spectra(ds.isel(star=[20, 3]))
+    seen = ds["flux"].isel(star=[20, 3]).values
+    assert np.median(np.abs(seen - clean)[:, 4000:6000]) < 0.05
+    assert np.corrcoef(seen[0, 4000:6000], clean[0, 4000:6000])[0, 1] > 0.7
+    with pytest.raises(InputError, match="not stars of a simulated"):
+        clean_spectra(ds.drop_vars("source_file"))
     with pytest.raises(InputError, match="either"):
         CliRunner().invoke(build(), command, catch_exceptions=False)
 
