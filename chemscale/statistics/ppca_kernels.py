@@ -275,7 +275,8 @@ def weighted_stats(
         With z = u / scale: ``second`` (P, K(K+1)/2) sum of w (z z^T + Cov z), ``first`` (P, K+1) sum of w [z, 1],
         ``cross`` (P, K+1) sum of w x [z, 1] (x centred on the old mean); ``latent``, ``latent2`` sums of
         z and z z^T + Cov z over stars; ``n``, ``count``, ``loglike``; and for the intrinsic variance
-        ``w2r2``, ``w2`` (P,): sums of w^2 E[residual^2] - w and of w^2.
+        ``w2r2``, ``w2`` (P,): sums of w^2 residual^2 and of w^2, ``lever`` (K, K), ``strength``: sums over stars of
+        (sum of w^2) Cov u and of (sum of w^2).
     """
     basis = model.basis.astype(dtype)
     x = centred(flux, missing, model.mean.astype(dtype))
@@ -302,12 +303,9 @@ def weighted_stats(
     chi2 = x.sum(axis=1, dtype=np.float64) + np.sum(z**2, axis=1)
     loglike = -0.5 * (seen * LOG_2PI - logw.sum(axis=1, dtype=np.float64) + post.logdet + chi2)
     if jitter:
-        # E[residual^2] also holds the posterior variance of the prediction, here with the
-        # weighted mean covariance of the block: a correction of order K / P.
         strength = np.einsum("np,np->n", weight, weight).astype(np.float64)
-        typical = np.einsum("n,nij->ij", strength, post.covariance) / max(strength.sum(), 1e-300)
-        lever = np.einsum("pi,ij,pj->p", model.basis, typical, model.basis)
-        out["w2r2"] = out["w2r2"] + out["w2"] * lever - first[:, -1]
+        out["lever"] = np.einsum("n,nij->ij", strength, post.covariance)
+        out["strength"] = strength.sum()
     out |= {
         "second": pixel_second,
         "first": first,

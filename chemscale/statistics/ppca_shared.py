@@ -116,7 +116,7 @@ def solve_shared(
         previous = state.model
         state, angle = update(state, stats, guards)
         trace.angle.append(angle)
-        if angle < tol:
+        if angle < tol and _settled(trace.loglike, max(loglike_tol, tol**2)):
             trace.converged = "angle"
             break
         if len(trace.loglike) > 2 and _stalled(trace.loglike, loglike_tol):
@@ -127,6 +127,10 @@ def solve_shared(
             mixed = mixer.next(previous, state.model)
             state = replace(state, model=mixed, extra=orthonormal(mixed.basis, state.extra))
     return state, trace
+
+
+def _settled(loglike: list[float], tol: float) -> bool:
+    return len(loglike) > 1 and abs(loglike[-1] - loglike[-2]) <= tol * max(abs(loglike[-1]), 1.0)
 
 
 def _stalled(loglike: list[float], tol: float) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from chemscale.statistics.anderson import Anderson, principal, turned
 from chemscale.statistics.ppca_kernels import Model, Stats, unpack
-from chemscale.statistics.ppca_shared import Trace, _stalled
+from chemscale.statistics.ppca_shared import Trace, _settled, _stalled
 
 
 def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
@@ -42,10 +42,16 @@ def _intrinsic(model: Model, stats: Stats, kind: str) -> np.ndarray | float:
     """Fisher-scoring step of the variance added to 1 / ivar (never negative)."""
     if kind == "none":
         return model.noise
+    # E[residual^2] also holds the posterior variance of the prediction. Its exact sum would need one
+    # more P x K(K+1)/2 product a pass; here it comes from the mean posterior covariance, weighted by
+    # each star's information: an approximation inside a term of relative size K / P.
+    typical = stats["lever"] / max(float(stats["strength"]), 1e-300)
+    lever = np.einsum("pi,ij,pj->p", model.basis, typical, model.basis)
+    score = stats["w2r2"] + stats["w2"] * lever - stats["first"][:, -1]
     if kind == "global":
-        step = stats["w2r2"].sum() / max(stats["w2"].sum(), 1e-300)
+        step = score.sum() / max(stats["w2"].sum(), 1e-300)
         return max(float(model.noise) + step, 0.0)
-    step = np.divide(stats["w2r2"], stats["w2"], out=np.zeros_like(stats["w2"]), where=stats["w2"] > 0)
+    step = np.divide(score, stats["w2"], out=np.zeros_like(score), where=stats["w2"] > 0)
     return np.maximum(model.noise + step, 0.0)
 
 
@@ -83,7 +89,7 @@ def solve_weighted(
         step = m_step(model, stats, intrinsic)
         angle = mixer.rate_corrected(turned(model.basis, step.basis))
         trace.angle.append(angle)
-        if angle < tol:
+        if angle < tol and _settled(trace.loglike, max(loglike_tol, tol**2)):
             model = step
             trace.converged = "angle"
             break
