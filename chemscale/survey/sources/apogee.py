@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ N_PIXELS = 8575
 LOG_START, LOG_STEP = 4.179, 6e-6
 #: Pixel ranges [start, stop) of the three detectors in ASPCAP products (7514 pixels).
 CHIPS = ((246, 3274), (3585, 6080), (6344, 8335))
+_INSIDE = np.zeros(N_PIXELS, bool)
+for _start, _stop in CHIPS:
+    _INSIDE[_start:_stop] = True
 #: Interstellar features the RSCA paper censors (section 4.1), pixel ranges [start, stop).
 INTERSTELLAR_WINDOWS = ((720, 910), (2370, 2470), (2600, 2750), (4300, 4600))
 #: An error at or above this marks a bad pixel.
@@ -377,8 +381,10 @@ def _spectrum(units: list[HDU], index: int, what: str) -> np.ndarray:
 
 
 def _check_grid(header: Header, primary: Header, index: int) -> None:
-    found = [header.number(k, primary.number(k)) for k in ("CRVAL1", "CDELT1", "CRPIX1")]
-    start, step, reference = found[0], found[1], found[2] if found[2] == found[2] else 1.0
+    found = _grid_keys(header.raw)
+    if found[0] != found[0]:  # not in this header: then in the primary one
+        found = _grid_keys(primary.raw)
+    start, step, reference = found
     first = start - (reference - 1.0) * step
     # a tenth of a pixel at either end
     if not (abs(first - LOG_START) < 0.1 * LOG_STEP and abs(step - LOG_STEP) * N_PIXELS < 0.1 * LOG_STEP):
@@ -388,18 +394,21 @@ def _check_grid(header: Header, primary: Header, index: int) -> None:
         )
 
 
+@lru_cache(maxsize=256)
+def _grid_keys(raw: bytes) -> tuple[float, float, float]:
+    header = Header(raw)
+    return header.number("CRVAL1"), header.number("CDELT1"), header.number("CRPIX1", 1.0)
+
+
 def _finish(
     flux: np.ndarray, error: np.ndarray, bad: np.ndarray, *, normalise: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Flux, ivar and flags of a block from what the files hold (all stars at once)."""
     zero = flux == 0
-    inside = np.zeros(N_PIXELS, bool)
-    for start, stop in CHIPS:
-        inside[start:stop] = True
-    flags = np.where(zero & ~inside, Flag.GAP, 0).astype(np.uint8)
     with np.errstate(invalid="ignore"):
-        bad = bad | (zero & inside) | (error >= BAD_ERROR)
-    flags[bad] |= np.uint8(Flag.SURVEY_BAD)
+        bad = bad | (zero & _INSIDE) | (error >= BAD_ERROR)
+    flags = (zero & ~_INSIDE).view(np.uint8) * np.uint8(Flag.GAP)
+    flags |= bad.view(np.uint8) * np.uint8(Flag.SURVEY_BAD)
     ivar = inverse_variance(error)
     ivar[bad | zero] = 0.0
     if normalise:
@@ -409,11 +418,12 @@ def _finish(
             flux[:, part], ivar[:, part], _ = running_quantile(
                 grid[part], flux[:, part], ivar[:, part], bin_width=10.0, window=100.0, quantile=0.9
             )
-        outside = ~inside
+        outside = ~_INSIDE
         flux[:, outside], ivar[:, outside] = 0.0, 0.0
         flags[:, outside] |= np.uint8(Flag.GAP)
     with np.errstate(invalid="ignore"):
-        absurd = ~(np.abs(flux) <= 1e3) & np.isfinite(flux)  # continuum is 1: no star does this
-    ivar[absurd] = 0.0
-    flags[absurd] |= np.uint8(Flag.SURVEY_BAD)
+        absurd = (np.abs(flux) > 1e3) & (flux != np.inf) & (flux != -np.inf)  # the continuum is 1
+    if absurd.any():
+        ivar[absurd] = 0.0
+        flags[absurd] |= np.uint8(Flag.SURVEY_BAD)
     return flux, ivar, flags

@@ -10,9 +10,9 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS
-from chemscale.survey.sources.fits import HDU, FitsError, native
+from chemscale.survey.sources.fits import HDU, FitsError, Header
 from chemscale.survey.sources.fits_tables import iter_table, table_columns
-from chemscale.survey.sources.labels import clean
+from chemscale.survey.sources.labels import clean, number
 from chemscale.survey.sources.members import read_csv_columns
 
 #: DR17's 20 species (HDU3 `ELEM_SYMBOL` of allStar-dr17).
@@ -184,44 +184,60 @@ def file_labels(units: list[HDU], elements: Sequence[str]) -> dict[str, Any]:
     Releases up to DR14 order the last four of their 26 abundances differently from DR16;
     for those (reduction ``r8`` and older) the last four stay undefined.
     """
-    header = units[0].header
-    raw: dict[str, np.ndarray] = {}
     unit = table_unit(units)
-    if unit is not None:
-        table = unit.table()
-        names = table.dtype.names or ()
-        wanted = {"ASPCAPFLAG", "VISITS", "X_H", "X_H_ERR", "PARAM", "FILE"} | {
-            c for cs in _COLUMNS.values() for c in cs
-        }
-        raw = {name: native(table[name][:1]) for name in names if name in wanted}
-    else:
-        keys = {"SNR": "SNR", "VHELIO": "VHELIO", "VSCATTER": "VSCATTER", "NVISITS": "NVISITS", "AK_TARG": "AKTARG"}
-        keys |= {"RA": "RA", "DEC": "DEC", "SFD_EBV": "SFD_EBV"}
-        raw = {name: np.array([header.number(key)]) for name, key in keys.items() if header.get(key) is not None}
-    param = raw.pop("PARAM", None)
-    if param is not None and param.ndim == 2 and param.shape[1] >= 7:
-        # ASPCAP parameter order: Teff, log g, log10 vmicro, [M/H], [C/M], [N/M], [alpha/M], ...
-        vmicro = 10.0 ** np.clip(param[:, 2], -50, 3) if param[0, 2] > -900 else np.array([np.nan])
-        fallback = {"TEFF": param[:, 0], "LOGG": param[:, 1], "VMICRO": vmicro, "ALPHA_M": param[:, 6]}
-        raw = fallback | raw
-    raw = {k: v for k, v in raw.items() if v.ndim == 1 or k in {"X_H", "X_H_ERR"}}
-    out: dict[str, Any] = {name: values[0].tolist() for name, values in _labels(raw).items()}
-    if "X_H" in raw and raw["X_H"].ndim == 2 and elements:
-        out |= _file_abundances(raw, units, elements)
-    return out
-
-
-def _file_abundances(raw: dict[str, np.ndarray], units: list[HDU], elements: Sequence[str]) -> dict[str, Any]:
-    count = raw["X_H"].shape[1]
-    names: tuple[str, ...] = {26: APOGEE_ELEMENTS, 20: DR17_ELEMENTS}.get(count, ())
-    if count == 26 and str(raw.get("FILE", [""])[0]).split("-")[1:2] in (["r5"], ["r6"], ["r7"], ["r8"]):
-        names = APOGEE_ELEMENTS[:22]
-    values = _abundances({k: v[:, : len(names)] for k, v in raw.items() if k in {"X_H", "X_H_ERR"}}, names)
+    if unit is None:
+        return _header_labels(units[0].header)
+    row = unit.table()[0]
+    names = row.dtype.names or ()
     out: dict[str, Any] = {}
-    for name in ("abundance", "abundance_error"):
-        if name in values:
-            by_element = dict(zip(names, values[name][0].tolist()))
-            out[name] = [by_element.get(e, float("nan")) for e in elements]
-    if "FE_H" not in raw and "Fe" in names:
-        out["fe_h"] = float(values["abundance"][0, names.index("Fe")])
+    param = np.ravel(row["PARAM"]) if "PARAM" in names else np.empty(0)
+    if param.dtype.kind == "f" and len(param) >= 7:
+        # ASPCAP parameter order: Teff, log g, log10 vmicro, [M/H], [C/M], [N/M], [alpha/M], ...
+        vmicro = 10.0 ** float(param[2]) if -50 < param[2] < 3 else np.nan
+        values = {"teff": param[0], "logg": param[1], "vmicro": vmicro, "alpha_m": param[6]}
+        out = {name: _in_range(name, value) for name, value in values.items()}
+    for name, sources in _COLUMNS.items():
+        source = next((s for s in sources if s in names and row.dtype[s].shape == ()), None)
+        if source is not None:
+            out[name] = _in_range(name, row[source])
+    if "ASPCAPFLAG" in names and row.dtype["ASPCAPFLAG"].kind == "i" and row.dtype["ASPCAPFLAG"].shape == ():
+        out["quality"] = int(row["ASPCAPFLAG"])
+    if "VISITS" in names and row.dtype["VISITS"].kind == "S":
+        out["visits"] = row["VISITS"].decode("utf-8", "replace").strip()
+    if elements and "X_H" in names and row.dtype["X_H"].base.kind == "f":
+        out |= _file_abundances(row, elements)
     return out
+
+
+def _in_range(name: str, value: Any) -> float:
+    low, high = _RANGES.get(name, (-900.0, np.inf))
+    return number(value, below=low, above=high)
+
+
+def _header_labels(header: Header) -> dict[str, Any]:
+    keys = {"snr": "SNR", "radial_velocity": "VHELIO", "velocity_scatter": "VSCATTER", "n_visits": "NVISITS"}
+    keys |= {"extinction": "AKTARG", "ra": "RA", "dec": "DEC", "reddening": "SFD_EBV"}
+    return {name: _in_range(name, header.get(key)) for name, key in keys.items() if header.get(key) is not None}
+
+
+def _file_abundances(row: np.void, elements: Sequence[str]) -> dict[str, Any]:
+    columns_here = row.dtype.names or ()
+    values = np.ravel(row["X_H"]).astype(np.float64)
+    names: tuple[str, ...] = {26: APOGEE_ELEMENTS, 20: DR17_ELEMENTS}.get(len(values), ())
+    file = row["FILE"].decode("latin-1") if "FILE" in columns_here and row.dtype["FILE"].kind == "S" else ""
+    if len(values) == 26 and file.split("-")[1:2] in (["r5"], ["r6"], ["r7"], ["r8"]):
+        names = APOGEE_ELEMENTS[:22]
+    columns = [names.index(e) if e in names else -1 for e in elements]
+    out: dict[str, Any] = {"abundance": _pick(clean(values), columns)}
+    if "X_H_ERR" in columns_here and row.dtype["X_H_ERR"].base.kind == "f":
+        errors = np.ravel(row["X_H_ERR"]).astype(np.float64)
+        if errors.shape == values.shape:
+            out["abundance_error"] = _pick(clean(errors, below=-1e-9, above=900.0), columns)
+    if not any(s in columns_here for s in _COLUMNS["fe_h"]) and "Fe" in elements:
+        out["fe_h"] = float(out["abundance"][list(elements).index("Fe")])
+    return out
+
+
+def _pick(values: np.ndarray, columns: list[int]) -> np.ndarray:
+    picked = np.append(values, np.nan)[columns]  # -1 is the NaN at the end
+    return picked.astype(np.float32)

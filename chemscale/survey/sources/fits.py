@@ -193,6 +193,13 @@ class HDU:
 
 
 def describe(index: int, header: Header) -> tuple[str, tuple[int, ...], int]:
+    """Kind, shape and size in bytes of the data a header declares; nothing is trusted yet."""
+    return _describe(index, header.raw)
+
+
+@lru_cache(maxsize=256)  # the image headers of one release are the same bytes over and over
+def _describe(index: int, raw: bytes) -> tuple[str, tuple[int, ...], int]:
+    header = Header(raw)
     kind = "IMAGE" if index == 0 else header.text("XTENSION").upper()
     bitpix, naxis = header.get("BITPIX"), header.get("NAXIS")
     if bitpix not in IMAGE_DTYPES or isinstance(bitpix, bool):

@@ -153,6 +153,7 @@ class LamostSource:
                 reason = f"member of {cluster} in the membership table, but without a spectrum"
                 rejected.append(Rejection(printable(str(self.members)), reason, star_id=printable(star), stage="plan"))
         names = [*table.columns, "ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits"]
+        names.append("quality")
         if membership.probability_column:
             names.append("cluster_probability")
         attrs = {
@@ -164,6 +165,7 @@ class LamostSource:
             "interstellar_windows": [],  # set by the reader, star by star, in the observed frame
             "interstellar_windows_observed": [list(w) for w in INTERSTELLAR_WINDOWS],
             "extinction": "none given by the survey",
+            "quality": "FIB_MASK / FIBERMAS: fibre bits of SDSS spPixMask, -1 = not known",
             "labels_without_spectrum": len(table.rows.keys() - seen.keys()),
             "spectra_without_labels": len(seen.keys() - table.rows.keys()) if table.rows else len(seen),
             "membership": {
@@ -349,6 +351,10 @@ def _header_labels(header: Header, redshift: float) -> dict[str, Any]:
         "radial_velocity": redshift * SPEED_OF_LIGHT,
         "spectral_class": header.text("SUBCLASS"),
     }
+    # fibre mask (SDSS spPixMask bits 0-15); large shifts (64) are set for a third of all fibres
+    mask = header.get("FIB_MASK", header.get("FIBERMAS"))
+    if isinstance(mask, int) and not isinstance(mask, bool) and abs(mask) < 2**62:
+        labels["quality"] = mask
     night, plan, plate = header.text("LMJD"), header.text("PLANID"), header.text("SPID")
     if night:
         labels["visits"] = "-".join(part for part in (night, plan, f"sp{plate.zfill(2)}" if plate else "") if part)

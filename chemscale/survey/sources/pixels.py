@@ -13,10 +13,14 @@ _LARGEST_IVAR = np.float32(1e30)
 
 def inverse_variance(error: np.ndarray) -> np.ndarray:
     """``1 / error**2`` as float32; 0 where the error is not a positive finite number."""
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        good = np.isfinite(error) & (error > _SMALLEST_ERROR)
-        ivar = np.where(good, 1.0 / np.square(error, dtype=np.float64), 0.0)
-    return np.minimum(ivar, _LARGEST_IVAR).astype(np.float32)
+    # float32 throughout: a relative error of 1e-7 in a weight; several times faster than through float64
+    with np.errstate(all="ignore"):
+        error = np.asarray(error, np.float32)
+        ivar = np.reciprocal(error)
+        np.square(ivar, out=ivar)
+        np.minimum(ivar, _LARGEST_IVAR, out=ivar)
+        ivar[~(error > _SMALLEST_ERROR)] = 0.0  # NaN too; an infinite error gives 0 by itself
+    return ivar
 
 
 def usable(flux: np.ndarray, error: np.ndarray, bad_error: float = np.inf) -> None:
