@@ -40,7 +40,7 @@ def estimate(job: Job, *, workers: int = 1, sample: int = SAMPLE) -> dict[str, A
     read = time.perf_counter() - begun
     encoded = 0
     for name in PIXEL_VARIABLES:
-        data = encode(name, VARIABLES[name].dtype, pixels[name], header.layout)
+        data = encode(name, VARIABLES[name].dtype, pixels[name], part.header.layout)
         checksum(data)
         encoded += len(data)
     whole = time.perf_counter() - begun

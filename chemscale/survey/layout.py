@@ -153,6 +153,8 @@ def encode(name: str, dtype: str, values: np.ndarray, layout: Layout) -> bytes:
     Encoding in memory first means that what was written can be compared with what was
     meant, and that a file appears under its name complete or not at all.
     """
+    if name in PIXEL_VARIABLES:
+        return _encode_shard(name, values, layout)
     import zarr
     from zarr.storage import MemoryStore
 
@@ -162,6 +164,35 @@ def encode(name: str, dtype: str, values: np.ndarray, layout: Layout) -> bytes:
         array[...] = values
     key = "c/" + "/".join("0" * values.ndim)
     return memory[key].to_bytes()
+
+
+def _encode_shard(name: str, values: np.ndarray, layout: Layout) -> bytes:
+    """A shard in the layout of Zarr's sharding codec with :func:`pixel_codecs`.
+
+    The same bytes that zarr-python writes, in half its time (no event loop, no copies of
+    chunks): chunks one after the other, each Blosc then CRC32C; the index at the end, one
+    (offset, length) pair of uint64 a chunk and its CRC32C. Chunks without rows are absent.
+    """
+    import google_crc32c
+    from numcodecs import blosc
+
+    compressor, level = (b"zstd", 1) if name == "flags" else (b"lz4", 1)
+    n_chunks = layout.shard_stars // layout.chunk_stars
+    index = np.full((n_chunks, 2), np.iinfo(np.uint64).max, dtype="<u8")
+    parts, at = [], 0
+    values = np.ascontiguousarray(values)
+    for k in range(-(-len(values) // layout.chunk_stars)):
+        chunk = values[k * layout.chunk_stars : (k + 1) * layout.chunk_stars]
+        if len(chunk) < layout.chunk_stars:  # Zarr stores whole chunks, filled up
+            whole = np.zeros((layout.chunk_stars, *values.shape[1:]), values.dtype)
+            whole[: len(chunk)] = chunk
+            chunk = whole
+        packed = blosc.compress(chunk, compressor, level, blosc.BITSHUFFLE)
+        parts += [packed, google_crc32c.value(packed).to_bytes(4, "little")]
+        index[k] = at, len(packed) + 4
+        at += len(packed) + 4
+    tail = index.tobytes()
+    return b"".join([*parts, tail, google_crc32c.value(tail).to_bytes(4, "little")])
 
 
 def chunk_file(name: str, index: int, ndim: int) -> str:

@@ -19,7 +19,7 @@ from chemscale.survey.shards import Header, clean_text, empty_columns
 from chemscale.survey.sources.base import Item, Rejection, StarBlock
 
 #: Stars handed to a source's `read` at once.
-READ_STARS = 512
+READ_STARS = 256
 
 
 @dataclass(frozen=True)

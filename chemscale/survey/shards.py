@@ -39,7 +39,7 @@ STATISTICS = f"{BOOK}/statistics.json"
 ROOT = f"{BOOK}/root.json"
 #: Bins of the histogram of the fraction of usable pixels of a star.
 COVERAGE_BINS = 20
-_STAT_ROWS = 512
+_STAT_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def shard_statistics(pixels: Mapping[str, np.ndarray], status: np.ndarray) -> tu
     """Counts of a shard for ``chemscale info``, and how often each pixel is used (P,)."""
     flux, ivar, flags = (pixels[name] for name in PIXEL_VARIABLES)
     filled = status.astype(bool)
-    by_value = np.zeros(256, np.int64)
+    flagged = dict.fromkeys((str(b.name).lower() for b in Flag), 0)
     used_per_pixel = np.zeros(flux.shape[1], np.int64)
     coverage = np.zeros(COVERAGE_BINS, np.int64)
     low, high = np.inf, -np.inf
@@ -277,15 +277,17 @@ def shard_statistics(pixels: Mapping[str, np.ndarray], status: np.ndarray) -> tu
             continue
         all_rows = bool(keep.all())
         f, v, g = (a[rows] if all_rows else a[rows][keep] for a in (flux, ivar, flags))
-        by_value += np.bincount(g.ravel(), minlength=256)
+        present = int(np.bitwise_or.reduce(g, axis=None))
+        for bit in Flag:
+            if present & bit:
+                flagged[str(bit.name).lower()] += int(np.count_nonzero(g & np.uint8(bit)))
         used = (g == 0) & (v > 0)
-        used_per_pixel += used.sum(axis=0)
-        per_star = used.sum(axis=1)
+        # at most _STAT_ROWS (< 256) ones a column: sums of bytes do not overflow
+        used_per_pixel += np.add.reduce(used.view(np.uint8), axis=0, dtype=np.uint8)
+        per_star = np.count_nonzero(used, axis=1)
         n_used += int(per_star.sum())
         coverage += np.histogram(per_star / max(1, flux.shape[1]), bins=COVERAGE_BINS, range=(0, 1))[0]
         low, high = min(low, float(f.min())), max(high, float(f.max()))
-    values = np.arange(256)
-    flagged = {str(b.name).lower(): int(by_value[(values & int(b)) != 0].sum()) for b in Flag}
     n_stars = int(filled.sum())
     return {
         "n_stars": n_stars,

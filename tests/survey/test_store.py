@@ -150,6 +150,24 @@ def test_hidden_slots(data):
     np.testing.assert_array_equal(np.setdiff1d(np.arange(first, last), hidden), visible[start:stop])
 
 
+@pytest.mark.parametrize("n", [64, 50, 16, 3])
+@pytest.mark.parametrize("name", ["flux", "flags"])
+def test_shards_are_what_zarr_itself_writes(n, name):
+    import zarr
+    from zarr.storage import MemoryStore
+
+    from chemscale.survey.layout import array_spec, encode
+
+    rng = np.random.default_rng(n)
+    dtype = {"flux": "float32", "flags": "uint8"}[name]
+    values = (50 * rng.random((n, 300))).astype(dtype)
+    layout = Layout(16, 64, 64)
+    memory: dict = {}
+    with zarr.config.set({"array.write_empty_chunks": False}):
+        zarr.create_array(MemoryStore(memory), **array_spec(name, dtype, values.shape, layout))[...] = values
+    assert encode(name, dtype, values, layout) == memory["c/0/0"].to_bytes()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 10**8), st.integers(1, 100_000))
 def test_layout_respects_memory_and_alignment(n, pixels):

@@ -51,7 +51,8 @@ def read_in_batches(
         rejected += batch.rejected
         informed = np.any((batch.ivar > 0) & np.isfinite(batch.flux), axis=1)
         rows = slice(len(kept), len(kept) + int(informed.sum()))
-        flux[rows], ivar[rows], flags[rows] = batch.flux[informed], batch.ivar[informed], batch.flags[informed]
+        chosen = slice(None) if informed.all() else informed
+        flux[rows], ivar[rows], flags[rows] = batch.flux[chosen], batch.ivar[chosen], batch.flags[chosen]
         for item, said, good in zip(batch.items, batch.own, informed.tolist(), strict=True):
             if good:
                 kept.append(item)
