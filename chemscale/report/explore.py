@@ -197,24 +197,18 @@ def _readable(value: Any) -> Any:
 def _latents(run: Run, ids: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
     """Latent variables of the VAE for the chosen stars, as further columns."""
     ds = products.open_product(run, "latents.zarr")
-    if ds is None or ds.sizes.get("star", 0) <= int(rows[-1]):
+    if ds is None or not ds.attrs.get("complete") or ds.sizes["star"] <= int(rows[-1]):
         return []
     if not np.array_equal(as_text(read_rows(ds["star_id"], rows)), ids):
-        return []
+        return []  # made from another survey: rows cannot be matched
     columns = []
-    for name, var in ds.data_vars.items():
-        if var.dims and var.dims[0] == "star" and np.issubdtype(var.dtype, np.floating) and var.ndim <= 2:
-            values = read_rows(var, rows)
-            parts = [values] if var.ndim == 1 else list(values.T)
-            if len(parts) > 8:
-                continue
-            other = var.dims[1] if var.ndim == 2 else ""
-            names = (
-                [str(v) for v in ds[other].values] if other in ds.coords else [str(i + 1) for i in range(len(parts))]
-            )
-            for part, tag in zip(parts, names, strict=True):
-                title = f"{str(name).replace('_', ' ')} {tag}" if var.ndim == 2 else str(name).replace("_", " ")
-                columns.append({"name": title, "title": title, "values": charts.pack(part)})
+    for variable, dim, title in (("mean", "latent", "latent z"), ("auxiliary", "auxiliary_latent", "latent w")):
+        if variable not in ds:
+            continue
+        names = as_text(ds[dim].values) if dim in ds.variables else None
+        for k, values in enumerate(read_rows(ds[variable], rows).T):
+            name = f"{title} {names[k]}" if names is not None else f"{title}{k + 1}"
+            columns.append({"name": name, "title": name, "values": charts.pack(values)})
     return columns
 
 
@@ -240,6 +234,51 @@ def global_rates(evaluation: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-def anomalies(run: Run) -> Gallery | None:
-    """The gallery of the VAE's anomalies, where the run has one."""
-    return None
+def anomalies(run: Run, n: int = 8) -> Gallery | None:
+    """Spectra, reconstructions and residuals of the strangest stars, where the run has VAE anomalies."""
+    found = products.load_json(run, "anomalies.json")
+    ranked = (found.get("ranked") or [])[:n]
+    latents = products.open_product(run, "latents.zarr")
+    if not ranked or latents is None or not run.has("vae/model.json"):
+        return None
+    import torch
+
+    from ..survey.store import open_survey
+    from ..vae.checkpoint import load_model
+
+    survey = open_survey(run.store)
+    wanted = [str(r["star_id"]) for r in ranked]
+    ids = as_text(latents["star_id"].values)
+    rows = np.flatnonzero(np.isin(ids, wanted))
+    if len(rows) != len(wanted) or not np.array_equal(as_text(read_rows(survey["star_id"], rows)), ids[rows]):
+        return None  # the latents are of another survey
+    flux, _ = products.read_spectra(survey, rows)
+    model, _ = load_model(run.path / "vae")
+    with torch.no_grad():
+        parts = [torch.from_numpy(np.asarray(read_rows(latents[v], rows), np.float32)) for v in ("mean", "auxiliary")]
+        rebuilt = model.reconstruct(*parts).numpy()
+    factor = max(1, -(-flux.shape[1] // products.MAX_PIXELS))
+    order = [int(np.flatnonzero(ids[rows] == w)[0]) for w in wanted]
+    medium = survey["wavelength"].attrs.get("medium", "")
+    return Gallery(
+        payload={
+            "title": f"wavelength (Å, {medium})",
+            "wavelength": charts.pack(products.bin_pixels(survey["wavelength"].values, factor)),
+            "flux": charts.pack(products.bin_pixels(flux[order], factor)),
+            "model": charts.pack(products.bin_pixels(rebuilt[order], factor)),
+        },
+        stars=[{"star_id": w, "text": _why(r)} for w, r in zip(wanted, ranked, strict=True)],
+        note=(
+            f"{found.get('flagged', len(ranked)):,} of {found.get('stars', len(ids)):,} stars look unlike what the VAE "
+            f"has learned, at a false-alarm rate of {found.get('false_alarm', 0):.1%} on clean held-out stars. "
+            f"The {len(ranked)} strangest:"
+        ),
+    )
+
+
+def _why(row: dict[str, Any]) -> str:
+    """Score and cause of an anomaly in a sentence."""
+    text = f"Score {row['score']:.2f}; {str(row.get('cause', '')).replace('_', ' ')}"
+    if row.get("window_wavelength"):
+        text += f"; worst near {row['window_wavelength']:.0f} Å"
+    return text + f"; chi² per pixel {row['chi2']:.2f}."
