@@ -42,7 +42,7 @@ def observed_labels(stars: Stars, rng: np.random.Generator) -> dict[str, Any]:
     reported = np.where(measured, sigma, np.nan)
     # weak lines in warm or metal-poor stars: no value
     faint = np.isin(APOGEE_ELEMENTS, ("P", "V", "Cu", "Ce", "Na", "TiII"))
-    hard = (rng.random((n, len(APOGEE_ELEMENTS))) < 0.01 * (1 + 4 * (stars.fe_h < -0.8))[:, None]) & faint
+    hard = (rng.random((n, len(APOGEE_ELEMENTS))) < 0.004 * (1 + 4 * (stars.fe_h < -0.8))[:, None]) & faint
     abundance[hard], reported[hard] = np.nan, np.nan
     bad = rng.random(n) < 0.006
     fe = APOGEE_ELEMENTS.index("Fe")
