@@ -24,7 +24,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, Flag
 from chemscale.survey.continuum import divide, running_quantile
-from chemscale.survey.sources import apogee
+from chemscale.survey.sources import apogee_pixels as apogee
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, printable

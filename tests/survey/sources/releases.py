@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from chemscale.survey.sources.apogee import CHIPS, N_PIXELS
+from chemscale.survey.sources.apogee_pixels import CHIPS, N_PIXELS
 
 
 def aspcap_arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

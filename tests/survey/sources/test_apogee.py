@@ -11,8 +11,9 @@ from releases import aspcap_arrays, write_allstar, write_aspcap
 
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, Flag
-from chemscale.survey.sources.apogee import CHIPS, N_PIXELS, ApogeeSource, star_id_of, wavelength_grid
+from chemscale.survey.sources.apogee import ApogeeSource, star_id_of
 from chemscale.survey.sources.apogee_labels import DR17_ELEMENTS
+from chemscale.survey.sources.apogee_pixels import CHIPS, N_PIXELS, wavelength_grid
 from chemscale.survey.sources.base import Source
 
 
