@@ -341,7 +341,7 @@ def read_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cleaned flux and weight of rows ``[start, stop)`` (those of `keep`); reads one block."""
     part = ds[["flux", "ivar", "flags"]].isel(star=slice(start, stop))
-    arrays = [np.asarray(part[name].data) for name in ("flux", "ivar", "flags")]
+    flux, ivar, bits = (np.asarray(part[name].data) for name in ("flux", "ivar", "flags"))
     if keep is not None and not keep.all():
-        arrays = [a[keep] for a in arrays]
-    return clean(*arrays, selected=flag_mask(flags), floor=floor)
+        flux, ivar, bits = flux[keep], ivar[keep], bits[keep]
+    return clean(flux, ivar, bits, selected=flag_mask(flags), floor=floor)

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PRODUCT = "latents.zarr"
-BOOK = "_chemscale"
 #: Stars through the model at a time on a CPU: residuals of a batch stay in cache.
 CPU_BATCH = 512
 GPU_BATCH = 8192
@@ -231,7 +230,7 @@ def run_shard(model: ChemicalVAE, ds: xr.Dataset, shard: Shard) -> dict[str, Any
     assert isinstance(ids, zarr.Array)
     names = np.asarray(ds["star_id"].isel(star=slice(shard.start, shard.stop)).values)
     ids[shard.start : shard.stop] = names.astype(object)
-    marker = Path(shard.product) / BOOK / f"{shard.index:06d}.json"
+    marker = book_of(Path(shard.product)) / f"{shard.index:06d}.json"
     write_json(marker, {"start": shard.start, "stop": shard.stop, "model": shard.sha256})
     return {"stars": shard.stop - shard.start, "unusable": int((whole["n_used"] == 0).sum())}
 
@@ -245,8 +244,8 @@ def _blocks(ds: xr.Dataset, shard: Shard) -> Iterator[tuple[np.ndarray, np.ndarr
 
     def read(rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         part = ds[["flux", "ivar", "flags"]].isel(star=slice(*rows))
-        arrays = [np.asarray(part[n].data) for n in ("flux", "ivar", "flags")]
-        return clean(*arrays, selected=shard.flags, floor=shard.floor)
+        flux, ivar, flags = (np.asarray(part[n].data) for n in ("flux", "ivar", "flags"))
+        return clean(flux, ivar, flags, selected=shard.flags, floor=shard.floor)
 
     pairs = list(itertools.pairwise(bounds))
     with ThreadPoolExecutor(1, thread_name_prefix="chemscale-vae-read") as pool:
@@ -395,7 +394,7 @@ def _resources(client: Client | None) -> dict[str, float] | None:
 
 def _begin(product: Path, model: ChemicalVAE, ds: xr.Dataset, plan: dict[str, Any], overwrite: bool) -> set[int]:
     """Create the product or check that it is the same work; returns finished shards."""
-    book = product / BOOK
+    book = book_of(product)
     record = book / "plan.json"
     if record.exists() and not overwrite:
         before = json.loads(record.read_text(encoding="utf-8"))
@@ -413,6 +412,8 @@ def _begin(product: Path, model: ChemicalVAE, ds: xr.Dataset, plan: dict[str, An
         if not overwrite and any(product.iterdir()):
             raise ResumeError(f"{product} exists and has no plan", "pass --overwrite to replace it")
         shutil.rmtree(product)
+    for old in book.glob("*.json"):
+        old.unlink()
     c = model.config
     lengths = {
         "latent": c.n_latents,
@@ -455,6 +456,11 @@ def _begin(product: Path, model: ChemicalVAE, ds: xr.Dataset, plan: dict[str, An
     book.mkdir(parents=True, exist_ok=True)
     write_json(record, plan)
     return set()
+
+
+def book_of(product: Path) -> Path:
+    """Directory of the plan and the markers of a product, beside it."""
+    return product.with_suffix(".shards")
 
 
 def open_latents(product: Path) -> xr.Dataset:

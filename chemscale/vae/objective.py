@@ -73,7 +73,7 @@ class TrainConfig:
         Largest training set held in memory; larger ones are streamed.
     """
 
-    epochs: int = 60
+    epochs: int = 120
     batch: int = 512
     seed: int = 0
     learning_rate: float = 2e-3
@@ -83,7 +83,7 @@ class TrainConfig:
     independence: float = 5.0
     innovation: float = 1.0
     prior_match: float = 1.0
-    on_sample: float = 0.0
+    on_sample: float = 1.0
     head_start: int = 12
     ramp: float = 0.33
     adversary: tuple[tuple[int, float], ...] = ()

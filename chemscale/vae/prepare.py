@@ -35,7 +35,7 @@ from .training import groups_needed
 
 logger = logging.getLogger(__name__)
 #: Stars the PPCA front end is fitted to, at most: it has P x K parameters and needs no more.
-PPCA_STARS = 20_000
+PPCA_STARS = 6_000
 #: Smallest intrinsic error the PPCA front end assumes, as a fraction of the continuum.
 PPCA_FLOOR = 1e-3
 
@@ -146,7 +146,7 @@ def fit_front(flux: np.ndarray, weight: np.ndarray, n_components: int, seed: int
     median is taken as intrinsic, at least :data:`PPCA_FLOOR` squared.
     """
     missing = weight <= 0
-    ppca = MaskedPPCA(n_components, noise="shared", tol=1e-3, max_iter=20, random_state=seed).fit(flux, missing)
+    ppca = MaskedPPCA(n_components, noise="shared", tol=0.05, loglike_tol=1e-5, max_iter=6, random_state=seed).fit(flux, missing)
     used = ppca.pixel_used_
     with np.errstate(divide="ignore"):
         typical = float(np.median(1.0 / weight[~missing])) if (~missing).any() else 0.0
