@@ -90,8 +90,7 @@ def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
     for twin, of in (("CI", "C"), ("TiII", "Ti")):
         abundance[:, APOGEE_ELEMENTS.index(twin)] = abundance[:, APOGEE_ELEMENTS.index(of)]
     fe_h = abundance[:, APOGEE_ELEMENTS.index("Fe")].copy()
-    teff, logg = giant_branch(rng, fe_h, mass, 15.0)
-    teff, logg = np.clip(teff, *RANGES[grid][0]), np.clip(logg, *RANGES[grid][1])
+    teff, logg = _members_seen(rng, fe_h, mass, grid)
     dredge_up(abundance, logg, mass, fe_h)
     ra, dec = _place(rng, plate.glon, plate.glat, n, 0.2)
     ra, dec, ids = identify(ra, dec, _MAX_STARS - 1 - first - np.arange(n))
@@ -118,6 +117,20 @@ def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
         field=[plate.name] * n,
         **merged,
     )  # fmt: skip
+
+
+def _members_seen(
+    rng: np.random.Generator, fe_h: np.ndarray, mass: np.ndarray, grid: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(Teff, logg) of giants that a selection 4000 < Teff < 5000, 1.5 < logg < 3 keeps, errors included."""
+    teff, logg = np.full(fe_h.size, np.nan), np.full(fe_h.size, np.nan)
+    for _ in range(12):
+        t, g = giant_branch(rng, fe_h, mass, 15.0)
+        take_it = np.isnan(teff) & (t > 4090) & (t < 4910) & (g > 1.6) & (g < 2.9)
+        teff[take_it], logg[take_it] = t[take_it], g[take_it]
+    left = np.isnan(teff)
+    teff[left], logg[left] = np.clip(t[left], 4090, 4910), np.clip(g[left], 1.6, 2.9)
+    return np.clip(teff, *RANGES[grid][0]), np.clip(logg, *RANGES[grid][1])
 
 
 def draw_members(seed: int, n_clusters: int, grid: str) -> Stars | None:
