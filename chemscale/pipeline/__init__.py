@@ -1,0 +1,1 @@
+"""A whole analysis from one file: checked, planned, run stage by stage, resumed."""
