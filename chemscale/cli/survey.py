@@ -111,7 +111,7 @@ def lamost(
     wavelength_min: Annotated[float, typer.Option("--wavelength-min", help="First wavelength, Angstrom.")] = 4000.0,
     wavelength_max: Annotated[float, typer.Option("--wavelength-max", help="Last wavelength, Angstrom.")] = 8900.0,
     continuum: Annotated[
-        str, typer.Option("--continuum", help="running-quantile, survey or none.")
+        str, typer.Option("--continuum", help="running-quantile or survey.")
     ] = "running-quantile",
     resume: Resume = False,
     overwrite: Overwrite = False,
