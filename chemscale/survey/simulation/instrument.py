@@ -101,7 +101,7 @@ class Instrument:
         # line width across the slit: three smooth modes for each chip, in pixel^2 of extra variance
         slit = np.linspace(-1, 1, 301)
         modes = np.stack([slit, 1.5 * slit**2 - 0.5, np.sin(3 * slit + 0.4)])
-        self._width = (fixed.normal(0, [0.07, 0.06, 0.05], (len(self.chips), 3)) @ modes).astype(np.float32)
+        self._width = (fixed.normal(0, [0.09, 0.08, 0.06], (len(self.chips), 3)) @ modes).astype(np.float32)
 
     # --------------------------------------------------------------------------- observe
 
@@ -183,7 +183,7 @@ class Instrument:
             middle += change
 
     def _tilts(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        size = np.tile([0.0015, 0.0030, 0.0020], len(self.chips))
+        size = np.tile([0.0020, 0.0050, 0.0030], len(self.chips))
         return rng.normal(0, size, (n, size.size)).astype(np.float32)
 
     def _shifted(self, template: np.ndarray, shift: float) -> np.ndarray:

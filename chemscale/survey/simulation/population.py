@@ -294,5 +294,7 @@ def observe(rng: np.random.Generator, plate: Plate, n: int, median_snr: float, t
         nights = slice(first[i], first[i] + count[i])
         visits.append(",".join(f"r12-{plate.number}-{m}-{fibre[i]}" for m in plate.nights[nights]))
         earth[i] = orbit[nights].mean()
-    snr = np.clip(median_snr * np.exp(0.727 * rng.standard_normal(n)), 12.0, 2500.0)
+    snr = median_snr * np.exp(0.727 * rng.standard_normal(n))
+    # surveys observe until a target is met: the faint end is thinner than a log-normal's
+    snr = np.clip(np.where(snr < 45.0, 45.0**2 / snr, snr), 45.0, 2500.0)
     return {"visits": visits, "n_visits": count, "fibre": fibre, "barycentric": earth, "snr": snr}
