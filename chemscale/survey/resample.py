@@ -50,16 +50,22 @@ class Rebinner:
         if not 0.0 < min_coverage <= 1.0:
             raise ValueError("min_coverage must lie in (0, 1]")
         self.n_in, self.n_out, self.min_coverage = len(before) - 1, len(after) - 1, min_coverage
-        low, high = max(before[0], after[0]), min(before[-1], after[-1])
-        cuts = np.union1d(before, after)
-        cuts = cuts[(cuts >= low) & (cuts <= high)]
-        length = np.diff(cuts)
-        middle = cuts[:-1] + length / 2
-        self._source = np.clip(np.searchsorted(before, middle) - 1, 0, self.n_in - 1)
-        target = np.clip(np.searchsorted(after, middle) - 1, 0, self.n_out - 1)
-        self._targets, self._starts = np.unique(target, return_index=True)
-        self._length = length
+        both = np.concatenate([before, after])
+        order = np.argsort(both, kind="stable")  # two sorted runs: merged in linear time
+        from_before = order < len(before)
+        source = np.cumsum(from_before) - 1  # input pixel that begins at or before each cut
+        target = np.cumsum(~from_before) - 1
+        cuts = both[order]
+        inside = np.flatnonzero(
+            (source[:-1] >= 0) & (source[:-1] < self.n_in) & (target[:-1] >= 0) & (target[:-1] < self.n_out)
+        )
+        self._length = np.diff(cuts)[inside]
+        self._source = source[inside]
+        targets = target[inside]
+        self._starts = np.flatnonzero(np.diff(targets, prepend=-1))
+        self._targets = targets[self._starts]
         self._width = np.diff(after)
+        self._touching = self._length > 0.01 * self._width[targets]
 
     def _sum(self, segments: np.ndarray) -> np.ndarray:
         out = np.zeros((*segments.shape[:-1], self.n_out), segments.dtype)
@@ -98,14 +104,16 @@ class Rebinner:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             good = np.isfinite(flux) & (ivar > 0) & np.isfinite(ivar)
             variance = np.where(good, 1.0 / ivar, 0.0)
-        values = np.where(good, flux, 0.0)
+            values = np.where(good, flux, 0.0)
         length, source = self._length, self._source
-        overlap = np.where(good[..., source], length, 0.0)
+        overlap = good[..., source] * length
         covered = self._sum(overlap)
         enough = covered >= self.min_coverage * self._width
+        total = self._sum(values[..., source] * length)
+        spread = self._sum(variance[..., source] * (length * length))
         with np.errstate(invalid="ignore", divide="ignore"):
-            out_flux = np.where(enough, self._sum(values[..., source] * overlap) / covered, 0.0)
-            out_ivar = np.where(enough, covered**2 / self._sum(variance[..., source] * overlap**2), 0.0)
+            out_flux = np.where(enough, total / covered, 0.0)
+            out_ivar = np.where(enough, covered * covered / spread, 0.0)
         out_ivar[~np.isfinite(out_ivar)] = 0.0
         return out_flux, out_ivar, self._rebin_flags(flags, out_flux.shape)
 
@@ -113,10 +121,8 @@ class Rebinner:
         out = np.zeros(shape, np.uint8)
         if flags is None or not self._starts.size:
             return out
-        bits = np.asarray(flags, np.uint8)
-        per_target = np.repeat(self._width[self._targets], np.diff(np.append(self._starts, len(self._length))))
-        touched = np.where(self._length > 0.01 * per_target, bits[..., self._source], 0).astype(np.uint8)
-        out[..., self._targets] = np.bitwise_or.reduceat(touched, self._starts, axis=-1)
+        bits = np.asarray(flags, np.uint8)[..., self._source] * self._touching.view(np.uint8)
+        out[..., self._targets] = np.bitwise_or.reduceat(bits, self._starts, axis=-1)
         return out
 
 

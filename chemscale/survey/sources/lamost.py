@@ -64,7 +64,7 @@ class LamostSource:
     members : str, optional
         Membership table, CSV or FITS.
     member_key, member_column : str
-        Columns with the file name (or its stem, or OBSID) and the cluster or group.
+        Columns with the file name (with or without folder and suffix) and the cluster or group.
     probability_column, min_probability : optional
         As for :func:`~chemscale.survey.sources.members.read_members`.
     wavelength_range : (float, float)
