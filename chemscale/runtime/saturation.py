@@ -1,20 +1,28 @@
 """The scheduler alone: real graphs and shard lists with tasks that do nothing, on many simulated workers.
 
-A simulated worker is a Dask worker in this process (``inproc``), so that neither the network
-nor the work hides what the scheduler costs. The event loop serves scheduler, workers and
-client alike, hence what is measured is an upper bound of the scheduler's own cost per task.
+The scheduler has a process of its own, and its processor time for each task is what counts:
+it does not depend on what else the machine does. Simulated workers are Dask workers with one
+thread, a hundred in a process, reached through TLS on loopback as in a real cluster.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
+from ..errors import ClusterError
 from .scaling import provenance
 from .shards import AHEAD
 
+#: Simulated workers in one process.
+WORKERS_PER_PROCESS = 100
 #: Stars in a task: a shard for ingestion and inference, a chunk for the passes of a fit.
 SHARD_STARS, CHUNK_STARS = 4096, 4096
 
@@ -37,36 +45,98 @@ def graph_tasks(stars: int, passes: int = 6, chunk: int = CHUNK_STARS, shard: in
     }
 
 
-async def _measure(workers: int, tasks: int, submit: str, seconds_per_task: float) -> dict[str, float]:
-    import psutil
-    from distributed import Client, Scheduler, Worker
+async def _measure(workers: int, tasks: int, submit: str, tls: str) -> dict[str, float]:
+    """The scheduler in this process, workers and client in others: its processor time is its own."""
+    from distributed import Scheduler
 
-    process = psutil.Process()
-    async with Scheduler(dashboard=False, host=None, protocol="inproc://", port=0) as scheduler:
-        pool = [
-            Worker(scheduler.address, nthreads=1, dashboard=False, heartbeat_interval="60s", memory_limit=0, nanny=None)
-            for _ in range(workers)
-        ]
-        await asyncio.gather(*pool)
-        async with Client(scheduler.address, asynchronous=True) as client:
-            await client.gather(client.map(_nothing, range(workers), pure=False))
-            before = process.memory_info().rss
+    from . import credentials
+
+    security = credentials.read(tls)
+    code = "import sys; from chemscale.runtime import saturation; saturation.child(sys.argv[1:])"
+    children: list[asyncio.subprocess.Process] = []
+
+    async def spawn(*arguments: str) -> asyncio.subprocess.Process:
+        command = [sys.executable, "-c", code, scheduler.address, tls, *arguments]
+        child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        children.append(child)
+        return child
+
+    options: dict[str, Any] = {"host": "127.0.0.1", "protocol": "tls://", "security": security, "port": 0}
+    async with Scheduler(dashboard_address="127.0.0.1:0", dashboard=False, **options) as scheduler:
+        try:
+            for start in range(0, workers, WORKERS_PER_PROCESS):
+                await spawn("workers", str(min(WORKERS_PER_PROCESS, workers - start)))
+            deadline = time.monotonic() + 120
+            while len(scheduler.workers) < workers:
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"{len(scheduler.workers)} of {workers} simulated workers came within 120 s")
+                await asyncio.sleep(0.1)
+            client = await spawn("client", submit, str(tasks), str(workers))
+            assert client.stdout is not None
+            await client.stdout.readline()  # it is connected and has warmed the workers up
+            memory = psutil.Process().memory_info().rss
             cpu, begun = time.process_time(), time.perf_counter()
-            if submit == "shards":
-                await _bounded(client, tasks, workers, seconds_per_task)
-            else:
-                await _graph(client, tasks)
+            most = 0
+            waiting = asyncio.ensure_future(client.wait())
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=0.25)
+                most = max(most, psutil.Process().memory_info().rss - memory)
             wall, used = time.perf_counter() - begun, time.process_time() - cpu
-            memory = process.memory_info().rss - before
-        await asyncio.gather(*(w.close(nanny=False, executor_wait=False) for w in pool))
-    return {"seconds": wall, "cpu_seconds": used, "tasks_per_s": tasks / wall, "memory_bytes": max(0, memory)}
+            if client.returncode:
+                raise ClusterError(f"the client of the measurement ended with status {client.returncode}")
+        finally:
+            for child in children:
+                if child.returncode is None:
+                    child.kill()
+                await child.wait()
+    return {"seconds": wall, "cpu_seconds": used, "tasks_per_s": tasks / wall, "memory_bytes": most}
+
+
+def child(arguments: list[str]) -> None:
+    """A process of simulated workers, or the client of a measurement."""
+    import distributed  # noqa: F401  sets up its loggers, which are then quietened
+
+    address, tls, role, *rest = arguments
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    if role == "workers":
+        asyncio.run(_workers(address, tls, int(rest[0])))
+    else:
+        asyncio.run(_client(address, tls, rest[0], int(rest[1]), int(rest[2])))
+
+
+async def _workers(address: str, tls: str, n: int) -> None:
+    from distributed import Worker
+
+    from . import credentials
+
+    security = credentials.read(tls)
+    options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1", "protocol": "tls://", "memory_limit": 0}
+    with tempfile.TemporaryDirectory(prefix="chemscale-") as scratch:
+        pool = [Worker(address, security=security, local_directory=scratch, **options) for _ in range(n)]
+        await asyncio.gather(*pool)
+        await asyncio.gather(*(w.finished() for w in pool))
+
+
+async def _client(address: str, tls: str, submit: str, tasks: int, workers: int) -> None:
+    from distributed import Client
+
+    from . import credentials
+
+    async with Client(address, asynchronous=True, security=credentials.read(tls)) as client:
+        await client.gather(client.map(_nothing, range(workers), pure=False))
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        if submit == "shards":
+            await _bounded(client, tasks, workers)
+        else:
+            await _graph(client, tasks)
 
 
 def _nothing(x: Any) -> Any:
     return None
 
 
-async def _bounded(client: Any, tasks: int, workers: int, seconds: float) -> None:
+async def _bounded(client: Any, tasks: int, workers: int) -> None:
     """As :func:`~chemscale.runtime.shards.map_shards` submits: a few more in flight than there are threads."""
     from distributed import as_completed
 
@@ -97,23 +167,31 @@ def measure(workers: list[int], tasks: int = 5000, report: Callable[[str], None]
     Returns
     -------
     dict
-        `rows`: workers, submit ('shards' or 'graph'), tasks, tasks_per_s, cpu_us_per_task (scheduler, client
-        and all workers in one process: an upper bound), bytes_per_task.
+        `scheduler`: rows with workers, submit ('shards' or 'graph'), tasks, tasks_per_s (of this machine, which
+        runs the simulated workers too), scheduler_cpu_us_per_task, scheduler_busy, bytes_per_task.
     """
-    import dask
-    import distributed  # noqa: F401  before config.set, which it would otherwise override
+    import distributed  # noqa: F401  sets up its loggers, which are then quietened
+
+    from . import credentials
 
     rows = []
-    quiet = {"distributed.scheduler.work-stealing": True, "distributed.admin.tick.limit": "1h"}
-    with dask.config.set(quiet):
-        for n in workers:
-            for submit in ("shards", "graph"):
-                m = asyncio.run(_measure(n, tasks, submit, 0.0))
-                rows.append({
-                    "workers": n, "submit": submit, "tasks": tasks, "tasks_per_s": m["tasks_per_s"],
-                    "cpu_us_per_task": 1e6 * m["cpu_seconds"] / tasks, "bytes_per_task": m["memory_bytes"] / tasks,
-                })  # fmt: skip
-                report(f"{n} workers, {submit}: {m['tasks_per_s']:.0f} tasks/s")
+    level = logging.getLogger("distributed").level
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory(prefix="chemscale-") as scratch:
+            tls = str(credentials.temporary(scratch))
+            for n in workers:
+                for submit in ("shards", "graph"):
+                    m = asyncio.run(_measure(n, tasks, submit, tls))
+                    rows.append({
+                        "workers": n, "submit": submit, "tasks": tasks, "tasks_per_s": m["tasks_per_s"],
+                        "scheduler_cpu_us_per_task": 1e6 * m["cpu_seconds"] / tasks,
+                        "scheduler_busy": m["cpu_seconds"] / m["seconds"], "bytes_per_task": m["memory_bytes"] / tasks,
+                    })  # fmt: skip
+                    report(f"{n} workers, {submit}: {m['tasks_per_s']:.0f} tasks/s, "
+                           f"{1e6 * m['cpu_seconds'] / tasks:.0f} us of the scheduler each")  # fmt: skip
+    finally:
+        logging.getLogger("distributed").setLevel(level)
     return {"scheduler": rows} | provenance()
 
 

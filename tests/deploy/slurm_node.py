@@ -97,10 +97,10 @@ class SlurmNode:
         self._until(lambda: "idle" in self.call("sinfo", "-h", "-o", "%t", check=False), "the node to be idle")
 
     def _run(self, name: str, command: list[str]) -> None:
-        log = open(self.dir / f"{name}.out", "w")
-        self.daemons.append(
-            subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, start_new_session=True)
-        )
+        with open(self.dir / f"{name}.out", "w") as log:
+            self.daemons.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, start_new_session=True)
+            )
 
     def _until(self, condition, what: str, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
