@@ -418,7 +418,7 @@ def embed(
         weight = pixel_weights(errors, missing, model.noise, dtype)
         post = weighted_posterior(x, weight, model, basis)
     else:
-        post = shared_posterior(x, np.logical_not(missing).astype(dtype), model, basis)
+        post = shared_posterior(x, missing, model, basis)
     out = np.concatenate([post.latent, np.diagonal(post.covariance, axis1=1, axis2=2)], axis=1)
     out[missing.all(axis=1)] = np.nan
     return out
@@ -468,14 +468,13 @@ class _Runner:
 def _shared_kernel(
     flux: np.ndarray, missing: np.ndarray, ivar: Any, *, task: SharedPass, unit: float, dtype: np.dtype
 ) -> Stats:
-    return shared_stats(np.multiply(flux, 1 / unit, dtype=dtype), missing, task, dtype)
+    return shared_stats(flux, missing, task, dtype, unit)
 
 
 def _weighted_kernel(
     flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray, *, model: Model, unit: float, dtype: np.dtype, jitter: bool
 ) -> Stats:
-    scaled = np.multiply(ivar, unit**2, dtype=dtype)
-    return weighted_stats(np.multiply(flux, 1 / unit, dtype=dtype), missing, scaled, model, dtype, jitter)
+    return weighted_stats(flux, missing, ivar, model, dtype, jitter, unit)
 
 
 def warm_start(runner: _Runner, k: int, guards: int) -> tuple[Model, np.ndarray]:

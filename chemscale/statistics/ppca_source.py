@@ -19,7 +19,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from chemscale.errors import InputError
-from chemscale.statistics import blocks
+from chemscale.statistics import blocks, compiled
 from chemscale.statistics.ppca_kernels import Stats, add_into, add_stats
 
 #: A block of stars: flux (n, P), missing (n, P) bool, ivar (n, P) or None; no entry is NaN where not missing.
@@ -271,19 +271,29 @@ def load_block(
     if not chosen.all():
         parts = [None if a is None else a[chosen] for a in parts]
         stars = stars[chosen]
-    flux, mask, ivar = (None if a is None else columns(a, keep) for a in parts)
-    if mask is not None and bits is not None:
-        mask = (mask & np.asarray(bits, dtype=mask.dtype)) != 0
-    flux, missing, ivar = prepare(flux, mask, ivar)
-    return function(flux, missing, ivar if weighted else None, *stars[:, 1:].T)
+    flux, mask, ivar = parts
+    if flux.dtype.kind != "f":
+        flux = flux.astype(np.float64)
+    runs = keep_runs(np.ones(flux.shape[1], dtype=bool) if keep is None else keep)
+    marks = np.zeros((0, 0), dtype=np.uint8) if mask is None else mask.view(np.uint8) if mask.dtype == bool else mask
+    errors = np.zeros((0, 0), dtype=flux.dtype) if ivar is None else ivar
+    which = marks.dtype.type(np.iinfo(marks.dtype).max if bits is None else bits)
+    values, missing = compiled.fold_missing(flux, marks, which, errors, runs)
+    weights = columns(ivar, keep) if weighted and ivar is not None else None
+    return function(values, missing, weights, *stars[:, 1:].T)
+
+
+def keep_runs(keep: np.ndarray) -> np.ndarray:
+    """Ranges [start, stop) of the pixels to keep, (R, 2)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.astype(np.int8), [0]])))
+    return edges.reshape(-1, 2)
 
 
 def columns(array: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
     """The pixels `keep`: a view when they are one run, copies of runs otherwise (faster than a boolean index)."""
     if keep is None or keep.all():
         return array
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.view(np.int8), [0]])))
-    runs = [array[:, a:b] for a, b in zip(edges[::2], edges[1::2])]
+    runs = [array[:, a:b] for a, b in keep_runs(keep)]
     if len(runs) == 1:
         return runs[0]
     return np.concatenate(runs, axis=1) if runs and len(runs) < 200 else array[:, keep]

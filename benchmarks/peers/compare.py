@@ -1,0 +1,308 @@
+"""Masked PPCA side by side with other packages: the same data, K, machine and run.
+
+    python benchmarks/peers/compare.py make DATA.npz --stars 10000
+    python benchmarks/peers/compare.py all DATA.npz --out benchmarks/results/peers-10000
+
+Every method runs in a process of its own, so that its peak memory is its own (above the memory held when
+the data are loaded). Time is that of the fit alone, without imports and loading. Quality: log-likelihood of
+the observed pixels under a shared noise (each method's mean and axes, with the best scales and noise for
+them), and the error of the pixels hidden from all methods (5 % at random), plain and in units of each
+pixel's error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+K = 30
+HERE = Path(__file__).resolve()
+
+
+def make(path: str, stars: int, seed: int) -> None:
+    """Spectra of benchmarks/passes.py on the used pixels, with 5 % more hidden."""
+    sys.path.insert(0, str(HERE.parents[1]))
+    import passes
+
+    used = passes.used_pixels()
+    parts = [passes.spectra(s, min(s + 2000, stars), seed) for s in range(0, stars, 2000)]
+    flux, ivar, flags = (np.concatenate([p[i][:, used] for p in parts]) for i in range(3))
+    missing = flags != 0
+    hidden = (np.random.default_rng(seed + 1).random(flux.shape, dtype="f4") < 0.05) & ~missing
+    np.savez(path, flux=flux, ivar=ivar, missing=missing, hidden=hidden)
+
+
+class Peak:
+    """Largest resident memory of this process, sampled every 20 ms."""
+
+    def __enter__(self) -> Peak:
+        import psutil
+
+        self.process = psutil.Process()
+        self.base = self.peak = self.process.memory_info().rss
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.peak = max(self.peak, self.process.memory_info().rss)
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+Result = tuple[Callable[[], np.ndarray], np.ndarray, np.ndarray]  # reconstruction, mean (P,), axes (K, P)
+
+
+def chemscale_shared(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray, tol: float = 1e-3) -> Result:
+    from chemscale.statistics.ppca import MaskedPPCA
+
+    fit = MaskedPPCA(K, tol=tol).fit(flux, gone)
+    return lambda: fit.mean_ + fit.transform(flux, gone) @ fit.components_, fit.mean_, fit.components_
+
+
+def chemscale_errors(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    from chemscale.statistics.ppca import MaskedPPCA
+
+    fit = MaskedPPCA(K, noise="per-pixel", tol=1e-3).fit(flux, gone, ivar)
+    return lambda: fit.mean_ + fit.transform(flux, gone, ivar) @ fit.components_, fit.mean_, fit.components_
+
+
+def pyppca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    import numpy.matlib  # noqa: F401
+    from pyppca import ppca
+
+    np.random.seed(0)  # noqa: NPY002
+    _, axes, mean, _, full = ppca(np.where(gone, np.nan, flux).astype(np.float64), K, False)
+    return lambda: full, np.ravel(mean), np.linalg.qr(axes)[0].T
+
+
+def pca_magic(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    from ppca import PPCA
+
+    np.random.seed(0)  # noqa: NPY002
+    fit = PPCA()
+    fit.fit(np.where(gone, np.nan, flux).astype(np.float64), d=K)
+    axes = np.linalg.qr(fit.C * fit.stds[:, None])[0].T  # it standardises every pixel
+    return lambda: fit.means + fit.stds * (fit.data @ fit.C @ fit.C.T), fit.means, axes
+
+
+def _wpca(name: str, flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    import sklearn.utils.validation as validation
+
+    original = validation.check_array
+
+    def translated(*args: object, **kwargs: object) -> np.ndarray:  # wpca 0.1 predates scikit-learn 1.6
+        if "force_all_finite" in kwargs:
+            kwargs["ensure_all_finite"] = kwargs.pop("force_all_finite")
+        return original(*args, **kwargs)
+
+    validation.check_array = translated
+    import wpca
+
+    weights = np.where(gone, 0.0, np.sqrt(ivar))
+    x = flux.astype(np.float64)
+    model = wpca.EMPCA(n_components=K, max_iter=10, random_state=0) if name == "EMPCA" else wpca.WPCA(n_components=K)
+    model.fit(x, weights=weights)
+    return lambda: model.reconstruct(x, weights=weights), model.mean_, model.components_
+
+
+def wpca_empca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    return _wpca("EMPCA", flux, gone, ivar)
+
+
+def wpca_wpca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    return _wpca("WPCA", flux, gone, ivar)
+
+
+def filled(flux: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    mean = np.where(gone, 0, flux).sum(0) / np.maximum((~gone).sum(0), 1)
+    return np.where(gone, mean, flux).astype(flux.dtype)
+
+
+def sklearn_pca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    from sklearn.decomposition import PCA
+
+    x = filled(flux, gone)
+    fit = PCA(K, svd_solver="randomized", random_state=0).fit(x)
+    return lambda: fit.inverse_transform(fit.transform(x)), fit.mean_, fit.components_
+
+
+def sklearn_incremental(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    from sklearn.decomposition import IncrementalPCA
+
+    x = filled(flux, gone)
+    fit = IncrementalPCA(K, batch_size=512).fit(x)
+    return lambda: fit.inverse_transform(fit.transform(x)), fit.mean_, fit.components_
+
+
+def dask_ml_incremental(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    import dask.array as da
+    from dask_ml.decomposition import IncrementalPCA
+
+    x = filled(flux, gone)
+    fit = IncrementalPCA(K, batch_size=1024).fit(da.from_array(x, chunks=(1024, -1)))
+    axes, mean = np.asarray(fit.components_), np.asarray(fit.mean_)
+    return lambda: mean + (x - mean) @ axes.T @ axes, mean, axes
+
+
+def dask_ml_pca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    import dask.array as da
+    from dask_ml.decomposition import PCA
+
+    x = filled(flux, gone)
+    lazy = da.from_array(x, chunks=(2048, -1))
+    fit = PCA(K, svd_solver="randomized", random_state=0).fit(lazy)
+    axes, mean = np.asarray(fit.components_), np.asarray(fit.mean_)
+    return lambda: mean + (x - mean) @ axes.T @ axes, mean, axes
+
+
+METHODS: dict[str, tuple[str, Callable[..., Result]]] = {
+    "chemscale-shared": ("chemscale, shared noise", chemscale_shared),
+    "chemscale-errors": ("chemscale, per-pixel noise", chemscale_errors),
+    "pyppca": ("pyppca 0.0.4", pyppca),
+    "pca-magic": ("ppca 0.0.4 (pca-magic)", pca_magic),
+    "wpca-empca": ("wpca 0.1 EMPCA, 10 iterations", wpca_empca),
+    "wpca-wpca": ("wpca 0.1 WPCA", wpca_wpca),
+    "sklearn-pca": ("scikit-learn PCA, mean-filled", sklearn_pca),
+    "sklearn-incremental": ("scikit-learn IncrementalPCA, mean-filled", sklearn_incremental),
+    "dask-ml-incremental": ("dask-ml IncrementalPCA, mean-filled", dask_ml_incremental),
+    "dask-ml-pca": ("dask-ml PCA, mean-filled", dask_ml_pca),
+}
+
+
+def loglike(flux: np.ndarray, gone: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> float:
+    """Observed-data log-likelihood of a mean and axes, with the best scales and noise for them (three EM steps)."""
+    from chemscale.statistics.ppca_kernels import Model, SharedPass, shared_stats
+
+    p = axes.shape[1]
+    basis = np.linalg.qr(axes.T.astype(np.float64))[0]
+    model = Model(mean.astype(np.float64), basis, np.full(axes.shape[0], 1.0), 1e-4)
+    stats: dict = {}
+    for _ in range(4):
+        stats = {}
+        for s in range(0, len(flux), 1000):
+            task = SharedPass(model, np.zeros((p, 0)), pixel_cov=False)
+            part = shared_stats(flux[s : s + 1000], gone[s : s + 1000], task, np.dtype(np.float32))
+            stats = part if not stats else {k: stats[k] + v for k, v in part.items()}
+        second = (stats["latent2"] + stats["cov"]) / stats["n"]
+        values, vectors = np.linalg.eigh(second)
+        noise = float(stats["rss"] / (stats["count"].sum() - K * stats["n"]))
+        model = Model(model.mean, model.basis @ vectors[:, ::-1], np.sqrt(values[::-1]), noise)
+    return float(stats["loglike"])
+
+
+def one(method: str, path: str) -> dict:
+    """Run one method on the data; called in a process of its own."""
+    import importlib
+
+    for module in ("scipy.linalg", "sklearn.decomposition", "dask.array", "dask_ml.decomposition"):
+        importlib.import_module(module)
+    with np.load(path) as data:
+        flux, ivar, missing, hidden = (data[n] for n in ("flux", "ivar", "missing", "hidden"))
+    gone = missing | hidden
+    if method.startswith("chemscale"):  # leave imports and first-call costs out, as for the others
+        METHODS[method][1](flux[:200, :500].copy(), gone[:200, :500].copy(), ivar[:200, :500].copy())
+    with Peak() as peak:
+        start = time.perf_counter()
+        reconstruct, mean, axes = METHODS[method][1](flux, gone, ivar)
+        seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    error = reconstruct()[hidden] - flux[hidden]
+    chi2 = error.astype(np.float64) ** 2 * ivar[hidden]
+    return {
+        "method": METHODS[method][0],
+        "stars": len(flux),
+        "seconds": seconds,
+        "peak_gib": (peak.peak - peak.base) / 2**30,
+        "reconstruct_seconds": time.perf_counter() - start,
+        "hidden_rms": float(np.sqrt(np.mean(error.astype(np.float64) ** 2))),
+        "hidden_chi": float(np.sqrt(chi2.mean())),
+        "loglike": loglike(flux, gone, np.asarray(mean), np.asarray(axes)),
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown table."""
+    head = (
+        "| method | stars | fit, s | peak memory above data, GiB | log-likelihood | hidden rms | hidden rms / error |"
+    )
+    lines = [head, "| --- " * 7 + "|"]
+    for r in rows:
+        if "failed" in r:
+            lines.append(f"| {r['method']} | | {r['failed']} | | | | |")
+            continue
+        lines.append(
+            f"| {r['method']} | {r['stars']} | {r['seconds']:.2f} | {r['peak_gib']:.2f} | {r['loglike']:.6e} "
+            f"| {r['hidden_rms']:.5f} | {r['hidden_chi']:.4f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], path: str) -> None:
+    """Time against hidden-pixel error; area of a point = memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    good = [r for r in rows if "failed" not in r]
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for r in good:
+        ours = r["method"].startswith("chemscale")
+        axis.scatter(r["seconds"], r["hidden_chi"], 40 + 120 * r["peak_gib"], color="#0072B2" if ours else "#999999")
+        axis.annotate(
+            r["method"], (r["seconds"], r["hidden_chi"]), fontsize=7, xytext=(5, 4), textcoords="offset points"
+        )
+    axis.set(xscale="log", xlabel="seconds to fit", ylabel="rms error of hidden pixels / their noise")
+    axis.set_title(f"{good[0]['stars']} stars x 7,514 pixels, K = {K}; area = peak memory", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def everything(path: str, out: str, methods: list[str]) -> None:
+    """All methods, one process each."""
+    rows = []
+    for name in methods:
+        run = subprocess.run([sys.executable, str(HERE), "one", path, "--method", name], capture_output=True, text=True)
+        if run.returncode:
+            why = run.stderr.strip().splitlines()[-1] if run.stderr.strip() else f"exit {run.returncode}"
+            rows.append({"method": METHODS[name][0], "failed": why})
+        else:
+            rows.append(json.loads(run.stdout.strip().splitlines()[-1]))
+        print(rows[-1], flush=True)
+    Path(out + ".json").write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "rows": rows}, indent=1) + "\n")
+    Path(out + ".md").write_text(table(rows))
+    plot(rows, out + ".png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["make", "one", "all"])
+    parser.add_argument("data")
+    parser.add_argument("--stars", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--out", default="peers")
+    args = parser.parse_args()
+    if args.command == "make":
+        make(args.data, args.stars, args.seed)
+    elif args.command == "one":
+        print(json.dumps(one(args.method[0], args.data)))
+    else:
+        everything(args.data, args.out, args.method)
+
+
+if __name__ == "__main__":
+    main()

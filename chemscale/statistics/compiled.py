@@ -1,0 +1,105 @@
+"""Compiled loops over pixels, where NumPy would pass over a block many times (Numba, no GIL held)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def fold_missing(flux, flags, bits, ivar, runs):
+    """Used pixels of a block and which of them are missing, in one pass over flux, flags and ivar.
+
+    Parameters
+    ----------
+    flux, ivar : ndarray (n, P)
+        `ivar` of shape (0, 0): not looked at.
+    flags : ndarray (n, P), integer
+        Missing where ``flags & bits``; shape (0, 0): not looked at.
+    runs : ndarray of int (R, 2)
+        Ranges ``[start, stop)`` of pixels to keep, Q in all.
+
+    Returns
+    -------
+    values : ndarray (n, Q)
+        Flux, 0 where missing.
+    missing : ndarray of bool (n, Q)
+    """
+    n = flux.shape[0]
+    q = 0
+    for start, stop in runs:
+        q += stop - start
+    values = np.empty((n, q), flux.dtype)
+    missing = np.empty((n, q), np.bool_)
+    largest = np.finfo(flux.dtype).max
+    zero = flux.dtype.type(0)
+    # One simple loop per condition and run: each vectorises.
+    for i in range(n):
+        at = 0
+        for start, stop in runs:
+            size = stop - start
+            x, gone, out = flux[i, start:stop], missing[i, at : at + size], values[i, at : at + size]
+            for j in range(size):
+                gone[j] = not (np.abs(x[j]) <= largest)
+            if flags.size > 0:
+                f = flags[i, start:stop]
+                for j in range(size):
+                    gone[j] |= (f[j] & bits) != 0
+            if ivar.size > 0:
+                w = ivar[i, start:stop]
+                top = np.finfo(ivar.dtype).max
+                for j in range(size):
+                    gone[j] |= not ((w[j] > 0) & (w[j] <= top))
+            for j in range(size):
+                out[j] = zero if gone[j] else x[j]
+            at += size
+    return values, missing
+
+
+@njit(nogil=True, cache=True)
+def centre(flux, missing, scale, mean):
+    """``flux * scale - mean`` in the dtype of `mean`, 0 where `missing`."""
+    n, p = flux.shape
+    out = np.empty((n, p), mean.dtype)
+    zero, factor = mean.dtype.type(0), mean.dtype.type(scale)
+    for i in range(n):
+        x, gone, row = flux[i], missing[i], out[i]
+        for j in range(p):
+            row[j] = zero if gone[j] else x[j] * factor - mean[j]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def missing_gram(missing, basis):
+    """Per star, the sum of ``basis_d basis_d^T`` over its missing pixels: (n, K, K) in the dtype of `basis`.
+
+    With orthonormal `basis` the sum over the observed pixels is the identity minus this: work proportional to what is
+    missing, not to what is there.
+    """
+    n, p = missing.shape
+    k = basis.shape[1]
+    out = np.zeros((n, k, k), basis.dtype)
+    gathered = np.empty((p, k), basis.dtype)
+    for i in range(n):
+        count = 0
+        for d in range(p):
+            if missing[i, d]:
+                gathered[count] = basis[d]
+                count += 1
+        if count:
+            out[i] = np.dot(gathered[:count].T, gathered[:count])
+    return out
+
+
+@njit(nogil=True, cache=True)
+def subtract_where_seen(x, model, missing):
+    """``x -= model`` in place, 0 where `missing`; returns the sum of squares of every row, float64."""
+    n, p = x.shape
+    squares = np.zeros(n)
+    zero = x.dtype.type(0)
+    for i in range(n):
+        row, guess, gone = x[i], model[i], missing[i]
+        for j in range(p):
+            row[j] = zero if gone[j] else row[j] - guess[j]
+        squares[i] = np.dot(row, row)
+    return squares
