@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, Candidate, Representation, choose_metric
@@ -147,14 +148,30 @@ def _basis(
             embedding = embed_survey(ds, model, target, extra=extra, resume=True)
         except ResumeError:  # left by an earlier fit of this run
             embedding = embed_survey(ds, model, target, extra=extra, overwrite=True)
-        lost = (role != "unused") & ~np.asarray(embedding["valid"].values)
-        if lost.any():
-            some = ", ".join(text(embedding["star_id"])[lost][:3])
-            raise DataError(
-                f"{int(lost.sum())} selected star(s) have no usable pixel, e.g. {some}",
-                "leave them out of the survey (quarantine) or loosen the pixel cuts",
-            )
+        stage.note(left_out=_leave_out_empty(target, embedding, role))
         stage.note(stars=int(embedding.sizes["star"]))
+
+
+def _leave_out_empty(path: str, embedding: xr.Dataset, role: np.ndarray) -> dict[str, Any]:
+    """Give selected stars without a single usable pixel the role "unused" in the embedding, and say which.
+
+    So are the members of clusters that keep fewer than two members by that.
+    """
+    valid = np.asarray(embedding["valid"].values)
+    lost = (role != "unused") & ~valid
+    if not lost.any():
+        return {}
+    cluster = text(embedding["cluster"])
+    names, counts = np.unique(cluster[(role == "member") & valid], return_counts=True)
+    broken = (role == "member") & valid & np.isin(cluster, names[counts < 2])
+    group = zarr.open_group(path, mode="r+")
+    group["role"][:] = np.where(lost | broken, "unused", role).astype(object)  # type: ignore[index]
+    ids = text(embedding["star_id"])
+    message = f"{int(lost.sum())} selected star(s) have no usable pixel and take no part, e.g. {ids[lost][0]}"
+    if broken.any():
+        message += f"; so do {', '.join(np.unique(cluster[broken]))}, left with one member"
+    logger.warning("%s", message)
+    return {"no_usable_pixel": ids[lost][:100].tolist(), "cluster_left_with_one": np.unique(cluster[broken]).tolist()}
 
 
 def metric_dataset(metric: RSCA) -> xr.Dataset:

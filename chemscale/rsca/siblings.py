@@ -1,8 +1,8 @@
 """The chemically nearest stars among millions: exact search, one star at a time or all of them.
 
 Features are a few float32 numbers a star (10^6 stars x 30: 120 MB), kept in memory by :class:`SiblingIndex`.
-One star costs one pass over them (a matrix-vector product and a partition); all stars against all cost a blocked
-matrix product. Both are exact: the nearest few found in float32 are ranked again by float64 differences.
+One star costs one pass over them (a matrix-vector product); all stars against all cost matrix products between the
+leaves of a tree. Both are exact: the nearest few found in float32 are ranked again by float64 differences.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from chemscale.runtime.run import Run
 
 #: Stars ranked again in float64 beyond the number asked for: float32 rounding moves ties by far less.
 SPARE = 64
+#: Stars scored at a time in the search for one star.
+SCAN = 32_768
+#: Stars of a leaf of the tree that the all-stars search prunes with.
+LEAF = 1024
 #: Covariates shown beside a sibling, where the run has them.
 COVARIATES = ("cluster", "role", "teff", "logg", "fe_h", "alpha_m", "snr", "radial_velocity", "extinction", "ra", "dec")
 
@@ -78,75 +82,88 @@ class SiblingIndex:
         """
         if self._bad[row]:
             raise InputError(f"star {self.star_id[row]} has no valid spectrum", "choose another star")
-        score = self._half - self.features @ self.features[row]  # half the squared distance, less a constant
-        score[row] = np.inf
-        if allowed is not None:
-            score[~allowed] = np.inf
-        take = min(n + SPARE, len(score) - 1)
-        found = np.argpartition(score, take)[: take + 1]
-        found = found[np.isfinite(score[found])]
+        want = min(n + SPARE, len(self._half))
+        found, worst = np.empty(0, dtype=np.int64), np.inf
+        best = np.empty(0, dtype=np.float32)
+        for start in range(0, len(self._half), SCAN):  # a block and its scores stay in cache
+            stop = start + SCAN
+            score = self._half[start:stop] - self.features[start:stop] @ self.features[row]
+            near = score < worst
+            if allowed is not None:
+                near &= allowed[start:stop]
+            hits = np.flatnonzero(near)
+            if not len(hits):
+                continue
+            found, best = np.concatenate([found, hits + start]), np.concatenate([best, score[hits]])
+            if len(found) > want:
+                pick = np.argpartition(best, want - 1)[:want]
+                found, best = found[pick], best[pick]
+                worst = best.max()
+        found = found[found != row]
         delta = self.features[found].astype(np.float64) - self.features[row].astype(np.float64)
         distance = np.sqrt(np.einsum("ij,ij->i", delta, delta))
         order = np.lexsort((found, distance))[:n]
         return found[order], distance[order]
 
     def all_nearest(
-        self, k: int = 10, *, method: str = "exact", block: int = 2048, columns: int = 65536, rows: slice | None = None
+        self, k: int = 10, *, method: str = "exact", leaf: int = LEAF, rows: slice | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` nearest stars of every star: rows (m, k) int64 and distances (m, k) float32; -1 and inf = none.
+
+        Stars are sorted into leaves of a k-d tree; a leaf's stars meet the other leaves, nearest bounding box first,
+        in matrix products, until no box can hold anything nearer than what was found. Exact.
 
         Parameters
         ----------
         k : int
         method : {"exact", "faiss"}
-            Blocked matrix products in NumPy, or faiss's exact flat index (extra ``index``): same answer, other speed.
-        block, columns : int
-            Tile of the product; memory is block x columns float32.
+            The above, or faiss's exact flat index (extra ``index``): same answer, other speed.
+        leaf : int
+            Stars of a leaf.
         rows : slice, optional
-            Stars to find neighbours of (all by default): a large survey is done in pieces.
+            Stars to find neighbours of (all by default).
         """
         if method not in ("exact", "faiss"):
             raise InputError(f"unknown method {method!r}", "use 'exact' or 'faiss'")
         start, stop, _ = (rows or slice(None)).indices(len(self.features))
-        if method == "faiss":
-            found = self._faiss(k, start, stop)
-        else:
-            found = np.concatenate(
-                [self._block(i, min(i + block, stop), k, columns) for i in range(start, stop, block)]
-                or [np.empty((0, k), dtype=np.int64)]
-            )
+        found = self._faiss(k, start, stop) if method == "faiss" else self._tree_search(k, start, stop, leaf)
         return self._ranked(found, start, k)
 
-    def _block(self, start: int, stop: int, k: int, columns: int) -> np.ndarray:
-        x = self.features[start:stop]
-        m, n = len(x), len(self.features)
-        keep = min(k + 4, n - 1)
-        best = np.full((m, keep), np.inf, dtype=np.float32)
-        who = np.full((m, keep), -1, dtype=np.int64)
-        here = np.arange(start, stop)
-        for c in range(0, n, columns):
-            d = min(c + columns, n)
-            score = self._half[c:d] - x @ self.features[c:d].T
-            inside = (here >= c) & (here < d)
-            score[np.flatnonzero(inside), here[inside] - c] = np.inf
-            # only scores under the worst kept so far can enter: after a few tiles these are rare
-            i, j = np.nonzero(score < best.max(axis=1)[:, None])
-            if len(i) > 16 * m:  # first tiles: narrow by partition
-                width = min(keep, d - c)
-                part = np.argpartition(score, width - 1, axis=1)[:, :width]
-                new, new_id = np.take_along_axis(score, part, axis=1), part + c
-                pool, ids = np.concatenate([best, new], axis=1), np.concatenate([who, new_id], axis=1)
-                pick = np.argpartition(pool, keep - 1, axis=1)[:, :keep]
-                best, who = np.take_along_axis(pool, pick, axis=1), np.take_along_axis(ids, pick, axis=1)
-            elif len(i):
-                edges = np.flatnonzero(np.r_[True, np.diff(i) > 0])
-                for a, b in zip(edges, np.r_[edges[1:], len(i)], strict=True):
-                    r = i[a]
-                    pool = np.concatenate([best[r], score[r, j[a:b]]])
-                    ids = np.concatenate([who[r], j[a:b] + c])
-                    pick = np.argpartition(pool, keep - 1)[:keep]
-                    best[r], who[r] = pool[pick], ids[pick]
-        who[~np.isfinite(best)] = -1
+    def _tree_search(self, k: int, start: int, stop: int, leaf: int) -> np.ndarray:
+        good = np.flatnonzero(~self._bad)
+        keep = min(k + 4, max(len(good) - 1, 1))
+        who = np.full((stop - start, keep), -1, dtype=np.int64)
+        leaves = _leaves(self.features, good, leaf)
+        if not leaves:
+            return who
+        order = np.concatenate(leaves)
+        edges = np.cumsum([0, *map(len, leaves)])
+        sorted_features, half = self.features[order], self._half[order]
+        low = np.stack([self.features[x].min(axis=0) for x in leaves])
+        high = np.stack([self.features[x].max(axis=0) for x in leaves])
+        for home, members in enumerate(leaves):
+            asked = members[(members >= start) & (members < stop)]
+            if not len(asked):
+                continue
+            x = self.features[asked]
+            own = np.einsum("ij,ij->i", x, x)
+            gap = np.maximum(np.maximum(low - high[home], low[home] - high), 0)
+            bound = np.einsum("ij,ij->i", gap, gap)
+            bound[home] = -1.0
+            visit = np.argsort(bound, kind="stable")
+            best = np.full((len(x), keep), np.inf, dtype=np.float32)
+            ids = np.full((len(x), keep), -1, dtype=np.int64)
+            for other in visit:
+                # best holds |y|^2 / 2 - x.y; twice that plus |x|^2 is the squared distance
+                reach = (2 * best.max(axis=1) + own).max()
+                if bound[other] > reach * (1 + 1e-5):
+                    break
+                part = slice(edges[other], edges[other + 1])
+                score = half[part] - x @ sorted_features[part].T
+                if other == home:
+                    score[order[part][None, :] == asked[:, None]] = np.inf
+                _merge(best, ids, score, order[part])
+            who[asked - start] = ids
         return who
 
     def _faiss(self, k: int, start: int, stop: int) -> np.ndarray:
@@ -180,6 +197,50 @@ class SiblingIndex:
             rows[i : i + len(ids), :width] = np.take_along_axis(ids, order, axis=1)
         rows[~np.isfinite(distances)] = -1
         return rows, distances
+
+
+def _leaves(features: np.ndarray, rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Split `rows` at the median of the widest feature until a part holds at most `size` of them."""
+    stack, out = [rows], []
+    while stack:
+        part = stack.pop()
+        if len(part) <= size:
+            if len(part):
+                out.append(np.sort(part))
+            continue
+        sample = features[part[:: max(1, len(part) // 4096)]]
+        axis = int(np.argmax(sample.var(axis=0)))
+        half = len(part) // 2
+        split = np.argpartition(features[part, axis], half)
+        stack += [part[split[half:]], part[split[:half]]]
+    return out
+
+
+def _merge(best: np.ndarray, ids: np.ndarray, score: np.ndarray, columns: np.ndarray) -> None:
+    """Put the scores under the worst kept of each row into `best` and `ids` (in place)."""
+    keep = best.shape[1]
+    hit = np.flatnonzero(score < best.max(axis=1)[:, None])
+    if not len(hit):
+        return
+    i, j = np.divmod(hit, score.shape[1])
+    per_row = np.bincount(i, minlength=len(best))
+    width = int(per_row.max())
+    if width > max(4 * keep, 64) and len(hit) > score.size // 8:  # the first tile: nearly everything is new
+        take = min(keep, score.shape[1])
+        part = np.argpartition(score, take - 1, axis=1)[:, :take]
+        new, new_ids, touched = np.take_along_axis(score, part, axis=1), columns[part], np.arange(len(best))
+    else:
+        touched = np.flatnonzero(per_row)
+        place = np.arange(len(hit)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
+        slot = np.cumsum(per_row > 0)[i] - 1
+        new = np.full((len(touched), width), np.inf, dtype=np.float32)
+        new_ids = np.full((len(touched), width), -1, dtype=np.int64)
+        new[slot, place], new_ids[slot, place] = score.ravel()[hit], columns[j]
+    pool = np.concatenate([best[touched], new], axis=1)
+    pool_ids = np.concatenate([ids[touched], new_ids], axis=1)
+    pick = np.argpartition(pool, keep - 1, axis=1)[:, :keep]
+    best[touched] = np.take_along_axis(pool, pick, axis=1)
+    ids[touched] = np.take_along_axis(pool_ids, pick, axis=1)
 
 
 def close_names(name: str, known: np.ndarray, n: int = 3) -> list[str]:
@@ -370,11 +431,16 @@ def siblings(
 
 
 def write_neighbours(
-    run_path: str | os.PathLike[str], k: int = 10, *, metric: str = "best", method: str = "exact", piece: int = 65_536
+    run_path: str | os.PathLike[str],
+    k: int = 10,
+    *,
+    metric: str = "best",
+    method: str = "exact",
+    piece: int | None = None,
 ) -> str:
     """Write ``siblings.zarr``: the `k` nearest stars of every star of a run (rows of the survey and distances).
 
-    Memory: the features and one piece of the table.
+    Memory: the features and one piece of the table (by default all of it up to 2 GiB).
     """
     run = Run.open(run_path)
     with run.stage("neighbours", settings={"k": k, "metric": metric, "method": method}) as stage:
@@ -384,7 +450,8 @@ def write_neighbours(
             raise InputError(f"k is {k}", f"choose between 1 and {n - 1}")
         import dask.array as da
 
-        chunk = min(piece, n)
+        piece = piece or max(65_536, (2 << 30) // (16 * k))
+        chunk = min(65_536, piece, n)
         template = xr.Dataset(
             {
                 "row": (("star", "neighbour"), da.full((n, k), -1, chunks=(chunk, k), dtype=np.int64)),

@@ -112,7 +112,7 @@ def test_all_neighbours_are_exact(method):
     d = np.linalg.norm(x[:, None].astype(float) - x[None], axis=2)
     d[np.arange(700), np.arange(700)] = np.inf
     d[np.isnan(d)] = np.inf
-    rows, distances = index.all_nearest(4, method=method, block=64, columns=128)
+    rows, distances = index.all_nearest(4, method=method, leaf=50)
     want = np.sort(d, axis=1)[:, :4]
     np.testing.assert_allclose(distances, want, rtol=1e-4, atol=1e-6)
     assert np.all(rows[3] == -1)
@@ -178,3 +178,22 @@ def test_what_the_data_cannot_give(store, tmp_path):
     facts = done.manifest["stages"]["select"]["facts"]
     assert facts["dropped"] == {"cluster has fewer than 2 members left": 1}
     assert facts["n_clusters"] == 4
+
+
+def test_stars_without_a_pixel_are_left_out_and_named(tmp_path):
+    ds = make_survey(150, 4, 3, n_pixels=40, seed=5)
+    cluster = ds["cluster"].values.astype(str)
+    victims = [
+        int(np.flatnonzero(cluster == "")[0]),
+        *np.flatnonzero(cluster == cluster[cluster != ""][0])[:2].tolist(),
+    ]
+    ivar = ds["ivar"].values.copy()
+    ivar[victims] = 0
+    path = str(tmp_path / "survey.zarr")
+    write_survey(ds.assign(ivar=(ds["ivar"].dims, ivar)), path)
+    run = fit_run(path, tmp_path / "run", components=3)
+    result = evaluate_run(tmp_path / "run")
+    assert (result["n_field"], result["n_members"], result["n_clusters"]) == (149, 9, 3)
+    left = run.manifest["stages"]["embed"]["facts"]["left_out"]
+    assert sorted(left["no_usable_pixel"]) == sorted(ds["star_id"].values.astype(str)[victims])
+    assert left["cluster_left_with_one"] == [cluster[cluster != ""][0]]
