@@ -14,6 +14,7 @@ Every array equals the one of :mod:`astropy.io.fits` (tested on all real files).
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -29,6 +30,11 @@ CARD = 80
 #: A star's file is kilobytes; anything beyond this is not a spectrum file.
 MAX_BYTES = 256 * 2**20
 MAX_HDUS = 1000
+_PASSING = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EAGAIN, errno.EINTR),
+    *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENOTCONN),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPIPE),
+}
 IMAGE_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _COLUMN_DTYPES = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
 _TFORM = re.compile(r"^(\d*)([LXBIJKAEDCMPQ])")
@@ -51,6 +57,9 @@ def read_bytes(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     ------
     FitsError
         Not a regular file, unreadable, empty, too large, or a damaged gzip stream.
+    OSError
+        Too many open files, a stale mount, a lost connection: no verdict on the file, which
+        must not be quarantined for it; the shard fails and is tried again.
     """
     try:
         if is_remote(path):
@@ -69,6 +78,8 @@ def read_bytes(path: str, max_bytes: int = MAX_BYTES) -> bytes:
                     raise FitsError(f"file has {info.st_size} bytes, more than the limit of {max_bytes}")
                 raw = stream.read()
     except OSError as error:
+        if _passing(error, path):
+            raise
         raise FitsError(f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # e.g. an embedded NUL in the name
         if isinstance(error, FitsError):
@@ -79,6 +90,12 @@ def read_bytes(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     if len(raw) > max_bytes:
         raise FitsError(f"more than the limit of {max_bytes} bytes")
     return gunzip(raw, max_bytes) if raw[:2] == b"\x1f\x8b" else raw
+
+
+def _passing(error: OSError, path: str) -> bool:
+    """Whether the trouble is the machine's or the network's rather than this file's."""
+    own = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    return error.errno in _PASSING or (is_remote(path) and not isinstance(error, own))
 
 
 def gunzip(raw: bytes, max_bytes: int = MAX_BYTES) -> bytes:

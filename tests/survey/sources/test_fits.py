@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import tracemalloc
@@ -159,3 +160,16 @@ def test_what_is_not_a_file(tmp_path):
     (tmp_path / "big.fits").write_bytes(b"x" * 1000)
     with pytest.raises(FitsError, match="more than the limit"):
         fits.read_bytes(str(tmp_path / "big.fits"), max_bytes=999)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.ENOMEM, errno.ETIMEDOUT])
+def test_trouble_that_passes_is_no_verdict_on_the_file(tmp_path, monkeypatch, number):
+    path = simple_file(tmp_path / "a.fits")
+
+    def fail(*_):
+        raise OSError(number, "later perhaps")
+
+    monkeypatch.setattr(fits.os, "open", fail)
+    with pytest.raises(OSError, match="later perhaps") as caught:
+        fits.read_bytes(str(path))
+    assert not isinstance(caught.value, FitsError)
