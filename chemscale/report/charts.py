@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,23 @@ METHODS = {
     "abundances_subset": "7 abundances (RSCA)",
     "floor": "noise-free abundances",
 }
+_SHORT = {"raw": "as they are", "scaled": "scaled", "rsca": "RSCA", "rsca_top": "RSCA top", "auto": "best"}
 _KEY = {"rsca_top", "auto"}
 
 
 def plain(text: Any) -> str:
     """Text from catalogues on its way into Plotly, which reads a little HTML."""
     return html.escape(str(text), quote=False)
+
+
+def wrap(text: str, width: int = 20) -> str:
+    """Text for Plotly in lines of about `width` characters."""
+    return "<br>".join(plain(line) for line in textwrap.wrap(text, width, break_long_words=False))
+
+
+def short(name: str, width: int = 22) -> str:
+    """A name cut to fit below an axis."""
+    return plain(name if len(name) <= width else name[: width - 1] + "…")
 
 
 def script_json(obj: Any) -> str:
@@ -57,12 +69,13 @@ def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str,
     """Global rates by method on a logarithmic axis, with standard errors over clusters."""
     names = [m for m in METHODS if m in values] + [m for m in values if m not in METHODS]
     x = [values[m] for m in names]
+    span = [float(np.log10(min(x))) - 0.5, float(np.log10(max(x))) + 0.4]
     # on a logarithmic axis an error bar as long as the value would reach minus infinity
     minus = [min(errors.get(m, 0.0), 0.95 * values[m]) for m in names]
     fig = go.Figure(
         go.Scatter(
             x=x,
-            y=[plain(METHODS.get(m, m.replace("_", " "))) for m in names],
+            y=[wrap(METHODS.get(m, m.replace("_", " "))) for m in names],
             mode="markers+text",
             text=[f"{v:.3f}" if v >= 0.001 else f"{v:.1e}" for v in x],
             textposition="top center",
@@ -77,12 +90,13 @@ def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str,
     )
     fig.update_layout(
         height=110 + 46 * len(names),
-        margin={"l": 210, "r": 30, "t": 20, "b": 50},
+        margin={"l": 10, "r": 10, "t": 20, "b": 50},
         xaxis={
             "type": "log",
-            "title": {"text": "doppelganger rate (leave-one-cluster-out)"},
+            "title": {"text": "doppelganger rate"},
             "dtick": 1,
             "exponentformat": "power",
+            "range": span,
         },
         yaxis={"autorange": "reversed", "automargin": True},
     )
@@ -92,7 +106,7 @@ def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str,
 def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dict[str, Any]:
     """Rate of each cluster by method."""
     order = np.argsort([-s for s in sizes], kind="stable")
-    labels = [f"{plain(names[i])} ({sizes[i]})" if sizes[i] else plain(names[i]) for i in order]
+    labels = [f"{short(names[i])} ({sizes[i]})" if sizes[i] else short(names[i]) for i in order]
     look = {
         "raw": ("circle-open", COLOURS["sky"]),
         "scaled": ("square-open", COLOURS["green"]),
@@ -110,14 +124,14 @@ def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes
                 y=np.where(y == 0, edge, y),
                 customdata=y,
                 mode="markers",
-                name=METHODS.get(method, method),
+                name=_SHORT.get(method, method),
                 marker={"symbol": symbol, "color": colour, "size": 9, "line": {"width": 1.5, "color": colour}},
                 hovertemplate="%{x}: %{customdata:.4f}<extra></extra>",
             )
         )
     fig.update_layout(
         height=420,
-        margin={"l": 70, "r": 20, "t": 40, "b": 110},
+        margin={"l": 60, "r": 10, "t": 60, "b": 110},
         yaxis={"type": "log", "title": {"text": "doppelganger rate"}, "dtick": 1, "exponentformat": "power"},
         xaxis={"tickangle": -45, "automargin": True},
         legend={"orientation": "h", "y": 1.12, "x": 0},
@@ -186,5 +200,29 @@ def scales(sigma: np.ndarray) -> dict[str, Any]:
         margin={"l": 70, "r": 20, "t": 30, "b": 50},
         xaxis={"title": {"text": "RSCA feature"}},
         yaxis={"title": {"text": "scatter in clusters / scatter in field"}},
+    )
+    return figure(fig)
+
+
+def training(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Each numeric term of the training records by epoch, or None where there is nothing to draw."""
+    skip = {"epoch", "step", "phase", "seconds", "learning_rate", "lr"}
+    names = [k for k in dict.fromkeys(k for c in curves for k in c) if k not in skip]
+    fig = go.Figure()
+    for name in names:
+        points = [(c["epoch"], c[name]) for c in curves if isinstance(c.get(name), int | float) and "epoch" in c]
+        if len(points) > 1:
+            x, y = zip(*points, strict=True)
+            label = plain(name.replace("_", " "))
+            fig.add_trace(go.Scatter(x=x, y=y, mode="lines", name=label, line={"width": 1.5}))
+    if not fig.data:
+        return None
+    fig.update_layout(
+        height=380,
+        margin={"l": 60, "r": 10, "t": 20, "b": 50},
+        xaxis={"title": {"text": "epoch"}},
+        yaxis={"title": {"text": "term of the loss"}, "type": "log", "exponentformat": "power"},
+        legend={"orientation": "h", "y": -0.2},
+        colorway=[COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky")],
     )
     return figure(fig)

@@ -50,6 +50,7 @@ class Stars:
     survey_name: str
     n_survey: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    space: str = ""
     n_spectra: int = 0
     bin_factor: int = 1
     wavelength: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -88,46 +89,83 @@ def load_model(run: Run) -> Model | None:
 
 
 def gather(run: Run, model: Model | None, n_stars: int, n_spectra: int, evaluation: dict[str, Any]) -> Stars | None:
-    """The sample of the interactive figures, or None where the run has no embedding or no metric."""
-    if model is None or model.matrix is None or model.centre is None or not run.has("embedding.zarr"):
-        return None
+    """The sample of the interactive figures: of a metric, else of the VAE's latents; None where the run has neither."""
+    if model is not None and model.matrix is not None and run.has("embedding.zarr"):
+        return _from_metric(run, model, n_stars, n_spectra, evaluation)
+    latents = products.open_product(run, "latents.zarr")
+    if latents is not None and latents.attrs.get("complete"):
+        return _from_latents(run, latents, n_stars, n_spectra)
+    return None
+
+
+def _from_metric(run: Run, model: Model, n_stars: int, n_spectra: int, evaluation: dict[str, Any]) -> Stars:
+    assert model.matrix is not None and model.centre is not None
     embedding = open_embedding(run)
-    rows = products.choose_rows(embedding, n_stars)
-    cluster = as_text(read_rows(embedding["cluster"], rows))
+    rows = products.choose_rows(as_text(embedding["role"].values), n_stars)
     role = as_text(read_rows(embedding["role"], rows))
+    cluster = np.where(role == "member", as_text(read_rows(embedding["cluster"], rows)), "")
     ids = as_text(read_rows(embedding["star_id"], rows))
-    cluster = np.where(role == "member", cluster, "")
-    coords = read_rows(embedding["coords"], rows).astype(np.float32)
     n_features = min(MAX_FEATURES, model.matrix.shape[1])
-    columns = [
-        {"name": name, "title": axis_title(name), "values": charts.pack(values)}
-        for name, values in products.star_columns(embedding, rows).items()
-    ]
-    columns += _latents(run, ids, rows)
-    payload: dict[str, Any] = {
-        "star_id": ids.tolist(),
-        "cluster": cluster.tolist(),
+    payload = {
+        **_table(embedding, rows, ids, cluster),
         "n_components": model.n_components,
         "n_features": n_features,
         "n_kept": int(min(evaluation.get("n_features") or 3, n_features)),
-        "coords": charts.pack(coords),
+        "feature": "RSCA feature",
+        "coords": charts.pack(read_rows(embedding["coords"], rows)),
         "mean": model.centre.tolist(),
         "matrix": charts.pack(model.matrix[:, :n_features]),
-        "columns": columns,
-        "spectra": None,
     }
-    stars = Stars(
-        payload=payload,
-        note=_note(len(rows), int(np.sum(role == "member")), len(ids)),
-        n=f"{len(rows):,}",
-        survey_name="survey",
-        n_survey=int(embedding.sizes["star"]),
-    )
+    payload["columns"] += _latents(run, ids, rows)
+    n_members = int(np.sum(role == "member"))
+    stars = Stars(payload, _note(len(rows), n_members), f"{len(rows):,}", "survey", int(embedding.sizes["star"]))
+    stars.space = "RSCA features"
     _add_spectra(run, model, stars, rows, ids, cluster != "", n_spectra)
     return stars
 
 
-def _note(n: int, members: int, total: int) -> str:
+def _from_latents(run: Run, latents: xr.Dataset, n_stars: int, n_spectra: int) -> Stars | None:
+    """Stars in the VAE's chemical latents, with the labels of the survey."""
+    from ..survey.store import open_survey
+
+    survey = open_survey(run.store)
+    if survey.sizes["star"] != latents.sizes["star"]:
+        return None
+    good = np.isfinite(np.asarray(latents["norm"].values))
+    named = as_text(survey["cluster"].values) != "" if "cluster" in survey else np.zeros(len(good), bool)
+    rows = products.choose_rows(np.where(good, np.where(named, "member", "field"), "unused"), n_stars)
+    ids = as_text(read_rows(latents["star_id"], rows))
+    cluster = as_text(read_rows(survey["cluster"], rows)) if "cluster" in survey else np.full(len(rows), "")
+    z = read_rows(latents["mean"], rows).astype(np.float64)
+    names = as_text(latents["latent"].values).tolist() if "latent" in latents.variables else None
+    payload = {
+        **_table(survey, rows, ids, cluster),
+        "n_components": z.shape[1],
+        "n_features": z.shape[1],
+        "n_kept": z.shape[1],
+        "feature": "latent",
+        "feature_names": names,
+        "coords": charts.pack(z),
+        "mean": [0.0] * z.shape[1],
+        "matrix": charts.pack(np.diag(1 / np.std(z, axis=0))),
+    }
+    n_members = int(np.sum(cluster != ""))
+    stars = Stars(payload, _note(len(rows), n_members), f"{len(rows):,}", "survey", int(latents.sizes["star"]))
+    stars.space = "latents, in units of their scatter"
+    _add_spectra(run, None, stars, rows, ids, cluster != "", n_spectra)
+    return stars
+
+
+def _table(ds: xr.Dataset, rows: np.ndarray, ids: np.ndarray, cluster: np.ndarray) -> dict[str, Any]:
+    """Identifiers, clusters and labels of the chosen rows, for the page."""
+    columns = [
+        {"name": name, "title": axis_title(name), "values": charts.pack(values)}
+        for name, values in products.star_columns(ds, rows).items()
+    ]
+    return {"star_id": ids.tolist(), "cluster": cluster.tolist(), "columns": columns, "spectra": None}
+
+
+def _note(n: int, members: int) -> str:
     return (
         f"{n - members:,} field stars and {members:,} cluster members. Click a star for its spectrum and its nearest "
         "stars; drag to move, or choose the lasso to mark stars in both panels. Diamonds are cluster members."
@@ -144,7 +182,7 @@ def axis_title(name: str) -> str:
 
 
 def _add_spectra(
-    run: Run, model: Model, stars: Stars, rows: np.ndarray, ids: np.ndarray, is_member: np.ndarray, n: int
+    run: Run, model: Model | None, stars: Stars, rows: np.ndarray, ids: np.ndarray, is_member: np.ndarray, n: int
 ) -> None:
     from ..survey.store import open_survey
 
@@ -176,12 +214,11 @@ def _add_spectra(
     binned = products.bin_pixels(flux, factor)
     codes, low, step = products.quantise(binned)
     stars.n_spectra = len(chosen)
-    mean = products.bin_pixels(np.where(np.isfinite(model.mean), model.mean, np.nan), factor)
     stars.payload["spectra"] = {
         "title": stars.wavelength_title,
         "wavelength": charts.pack(stars.wavelength),
-        "mean": charts.pack(mean),
-        "basis": charts.pack(products.bin_pixels(model.components, factor)),
+        "mean": charts.pack(products.bin_pixels(model.mean, factor)) if model else None,
+        "basis": charts.pack(products.bin_pixels(model.components, factor)) if model else None,
         "rows": chosen.tolist(),
         "flux": charts.pack(codes, "u2"),
         "low": low,

@@ -84,6 +84,8 @@ class _Page:
         env = Environment(loader=PackageLoader("chemscale.report"), autoescape=True, undefined=StrictUndefined)
         rows, columns = self._rates()
         self._spectra()
+        self._training()
+        has_metric = self.model is not None
         shown = [self._study(s) for s in products.studies(self.run)]
         absent = [n for n in registry.names() if n not in {s["name"] for s in shown}]
         gallery = explore.anomalies(self.run)
@@ -103,7 +105,9 @@ class _Page:
             title=self._title(),
             lead=self._lead(),
             tiles=self._tiles(),
-            nav=self._nav(bool(shown or absent), gallery is not None),
+            nav=self._nav(has_metric, bool(shown) or (bool(absent) and has_metric), gallery is not None),
+            has_metric=has_metric,
+            training="training" in self.charts,
             charts=self.charts,
             cuts=self._cuts(),
             cluster_rows=rows,
@@ -135,11 +139,13 @@ class _Page:
     def _lead(self) -> str:
         created = str(self.run.manifest.get("created", "")).replace("T", " ")[:16]
         what = "Chemical likeness of stars: a metric learned from open clusters, applied to spectra."
+        if self.model is None and self.stars is not None:
+            what = "Chemical latents of stars: a variational autoencoder of their spectra."
         return f"{what} Run started {created} UTC on {self.run.manifest.get('store') or 'no store'}."
 
-    def _nav(self, studies: bool, anomalies: bool) -> list[tuple[str, str]]:
+    def _nav(self, metric: bool, studies: bool, anomalies: bool) -> list[tuple[str, str]]:
         parts = [
-            ("rates", "Rates", True),
+            ("rates", "Rates", metric or self.stars is None),
             ("explore", "Explore", self.stars is not None),
             ("studies", "Studies", studies),
         ]
@@ -225,6 +231,14 @@ class _Page:
             )
             if self.model.sigma_clust is not None:
                 self.charts["scales"] = charts.scales(self.model.sigma_clust)
+
+    def _training(self) -> None:
+        """Loss curves of the VAE: a list of one record an epoch."""
+        if self.run.has("vae/curves.json"):
+            curves = [c for c in self.run.load_json("vae/curves.json") if isinstance(c, dict)]
+            chart = charts.training(curves)
+            if chart is not None:
+                self.charts["training"] = chart
 
     def _study(self, summary: dict[str, Any]) -> dict[str, Any]:
         folder = summary["folder"]

@@ -12,7 +12,7 @@ import xarray as xr
 from ..runtime.run import Run
 from ..schema import STAR_VARIABLES, VARIABLES
 from ..studies.registry import names
-from ..studies.sample import as_text, read_rows
+from ..studies.sample import read_rows
 
 #: Chunks of spectra the report decodes at most, and pixels it embeds a spectrum.
 MAX_CHUNKS, MAX_PIXELS = 40, 2900
@@ -30,13 +30,12 @@ def load_json(run: Run, name: str) -> dict[str, Any]:
     return run.load_json(name) if run.has(name) else {}
 
 
-def choose_rows(embedding: xr.Dataset, n_field: int, n_members: int = 2000, seed: int = 0) -> np.ndarray:
+def choose_rows(role: np.ndarray, n_field: int, n_members: int = 2000, seed: int = 0) -> np.ndarray:
     """Sorted rows of up to `n_members` members and `n_field` field stars.
 
     Field stars come in stretches of neighbouring rows spread over the survey, so that their spectra lie in few
     chunks.
     """
-    role = as_text(embedding["role"].values)
     members, field = np.flatnonzero(role == "member"), np.flatnonzero(role == "field")
     rng = np.random.default_rng(seed)
     if len(members) > n_members:

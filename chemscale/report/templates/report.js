@@ -100,7 +100,8 @@
       for (let f = 0; f < F; f++) features[i * F + f] += z * M[k * F + f];
     }
     const columns = {};                                  // name -> {title, values}
-    for (let f = 0; f < Math.min(F, 10); f++) columns["feature " + (f + 1)] = { title: "RSCA feature " + (f + 1), values: Float32Array.from({ length: n }, (_, i) => features[i * F + f]) };
+    const featureName = (f) => E.feature_names ? "latent " + E.feature_names[f] : "feature " + (f + 1);
+    for (let f = 0; f < Math.min(F, 10); f++) columns[featureName(f)] = { title: E.feature_names ? featureName(f) : E.feature + " " + (f + 1), values: Float32Array.from({ length: n }, (_, i) => features[i * F + f]) };
     for (const c of E.columns) columns[c.name] = { title: c.title, values: decode(c.values) };
     const member = E.cluster.map((c) => c !== "");
     const index = new Map(E.star_id.map((s, i) => [s, i]));
@@ -115,8 +116,8 @@
     }
     const names = Object.keys(columns), labelled = E.columns.map((c) => c.name);
     const first = (list, other) => list.find((x) => names.includes(x)) || other;
-    fill($("x-axis"), names, "feature 1");
-    fill($("y-axis"), names, F > 1 ? "feature 2" : "feature 1");
+    fill($("x-axis"), names, featureName(0));
+    fill($("y-axis"), names, featureName(Math.min(1, F - 1)));
     fill($("colour"), names, first(["fe_h", "teff"], names[0]));
     fill($("n-features"), Array.from({ length: F }, (_, i) => String(i + 1)), String(E.n_kept));
     const labelX = first(["fe_h", "teff", "snr"], names[0]), labelY = first(["alpha_m", "logg", "radial_velocity"], names[names.length - 1]);
@@ -191,13 +192,14 @@
       return all.sort((a, b) => a.d - b.d).slice(0, count);
     }
 
-    const S = E.spectra ? { wave: decode(E.spectra.wavelength), mean: decode(E.spectra.mean), basis: decode(E.spectra.basis), rows: new Map(E.spectra.rows.map((r, k) => [r, k])), flux: decode(E.spectra.flux) } : null;
+    const S = E.spectra ? { wave: decode(E.spectra.wavelength), mean: E.spectra.mean && decode(E.spectra.mean), basis: E.spectra.basis && decode(E.spectra.basis), rows: new Map(E.spectra.rows.map((r, k) => [r, k])), flux: decode(E.spectra.flux) } : null;
     function observed(i) {
       if (!S || !S.rows.has(i)) return null;
       const P = S.wave.length, k = S.rows.get(i), { low, step } = E.spectra;
       return Array.from({ length: P }, (_, p) => { const q = S.flux[k * P + p]; return q === 65535 ? null : low + step * q; });
     }
     function rebuilt(i) {
+      if (!S.basis) return null;
       const P = S.wave.length, out = Float32Array.from(S.mean);
       for (let k = 0; k < K; k++) { const z = coords[i * K + k]; for (let p = 0; p < P; p++) out[p] += z * S.basis[k * P + p]; }
       return [...out].map((v) => Number.isFinite(v) ? v : null);
@@ -207,10 +209,10 @@
       const wave = [...S.wave], data = [], line = (name, y, colour, extra) => data.push(Object.assign({ type: "scatter", mode: "lines", name: plain(name), x: wave, y, connectgaps: false, line: { width: 1, color: colour }, hovertemplate: "%{x:.1f} Å  %{y:.3f}<extra></extra>" }, extra));
       const seen = observed(chosen);
       if (seen) line(E.star_id[chosen] + " observed", seen, css("--soft"));
-      line(E.star_id[chosen] + " from " + K + " components", rebuilt(chosen), css("--accent"));
+      if (S.basis) line(E.star_id[chosen] + " from " + K + " components", rebuilt(chosen), css("--accent"));
       if (nearest.length) {
         const other = nearest[shown % nearest.length].i, seenOther = observed(other);
-        line(E.star_id[other] + (seenOther ? " observed" : " from " + K + " components"), seenOther || rebuilt(other), css("--warm"), { opacity: 0.85 });
+        if (seenOther || S.basis) line(E.star_id[other] + (seenOther ? " observed" : " from " + K + " components"), seenOther || rebuilt(other), css("--warm"), { opacity: 0.85 });
       }
       Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 380, hovermode: "closest", uirevision: "spectrum", legend: { orientation: "h", x: 0, y: 1.12 },
         xaxis: { title: { text: E.spectra.title }, exponentformat: "none" }, yaxis: { title: { text: "normalised flux" } } }), CONFIG);
@@ -237,7 +239,7 @@
     }
     function choose(i) {
       chosen = i; nearest = neighbours(i, 10); shown = 0;
-      $("who").textContent = E.star_id[i] + (member[i] ? ", " + E.cluster[i] : ", field") + (S && !S.rows.has(i) ? "; its observed spectrum is not embedded, the curve is rebuilt from its coordinates" : "");
+      $("who").textContent = E.star_id[i] + (member[i] ? ", " + E.cluster[i] : ", field") + (S && !S.rows.has(i) ? "; its observed spectrum is not embedded" + (S.basis ? ", the curve is rebuilt from its coordinates" : "") : "");
       $("star").value = E.star_id[i];
       mark(); drawSpectrum(); drawTable();
     }
