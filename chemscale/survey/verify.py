@@ -17,6 +17,7 @@ import numpy as np
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import ALL_FLAGS, VARIABLES, check
+from chemscale.survey.layout import decoder
 from chemscale.survey.shards import ROOT, SHARDS, Header, checksum
 
 if TYPE_CHECKING:
@@ -133,28 +134,27 @@ def verify(
     return report
 
 
-def _check_file(
-    folder: Folder, name: str, expected: Mapping[str, int], report: VerifyReport | None, segment: str
-) -> str:
-    """'' when the file is what it was, else what is wrong (also added to `report`)."""
-    problem = ""
+def _compare(folder: Folder, name: str, expected: Mapping[str, int]) -> tuple[str, bytes]:
+    """('' or what is wrong with the file, its content)."""
     try:
         data = folder.read(name)
     except FileNotFoundError:
-        problem = "missing"
+        return "missing", b""
     except OSError as err:
-        problem = f"cannot be read: {err.strerror or err}"
-    else:
-        if "bytes" in expected and len(data) != expected["bytes"]:
-            problem = f"has {len(data)} bytes, {expected['bytes']} were written"
-        elif checksum(data) != expected["crc32c"]:
-            problem = "checksum differs from what was written"
-        if report is not None:
-            report.n_bytes += len(data)
-    if report is not None:
-        report.n_files += 1
-        if problem:
-            report.faults.append(Fault(name, problem, segment=segment))
+        return f"cannot be read: {err.strerror or err}", b""
+    if "bytes" in expected and len(data) != expected["bytes"]:
+        return f"has {len(data)} bytes, {expected['bytes']} were written", data
+    if checksum(data) != expected["crc32c"]:
+        return "checksum differs from what was written", data
+    return "", data
+
+
+def _check_file(folder: Folder, name: str, expected: Mapping[str, int], report: VerifyReport, segment: str) -> str:
+    problem, data = _compare(folder, name, expected)
+    report.n_bytes += len(data)
+    report.n_files += 1
+    if problem:
+        report.faults.append(Fault(name, problem, segment=segment))
     return problem
 
 
@@ -182,7 +182,7 @@ def _verify_segment(
         _check_file(folder, name, expected, report, segment)
     _check_markers(header, entry, shards, report, segment)
     for name, expected in labels.items():
-        problem = _check_file(folder, name, expected, None, segment)
+        problem, _ = _compare(folder, name, expected)
         report.n_files += 1
         report.n_bytes += expected["bytes"]
         if problem:
@@ -225,32 +225,27 @@ def _check_markers(
 
 
 def check_shard(task: _Check) -> list[Fault]:
-    """Faults of one shard's files; runs on a worker."""
+    """Faults of one shard's files; runs on a worker. Each file is read once and decoded in memory."""
     faults: list[Fault] = []
     for name, expected in task.files.items():
-        problem = _check_file(task.folder, name, expected, None, task.segment)
+        problem, data = _compare(task.folder, name, expected)
         if problem or task.deep:
-            faults += _check_chunks(task, name, problem)
+            faults += _check_chunks(task, name, problem, data)
     return faults
 
 
-def _check_chunks(task: _Check, name: str, problem: str) -> list[Fault]:
+def _check_chunks(task: _Check, name: str, problem: str, data: bytes) -> list[Fault]:
     """Decode a shard chunk by chunk; a file known to be bad is narrowed down to its chunks."""
-    import zarr
-
     variable = name.split("/")[0]
     start, stop = task.rows
     faults: list[Fault] = []
-    try:
-        array: Any = zarr.open_array(task.folder.zarr_store(), path=variable, mode="r")
-    except Exception as err:
-        return [Fault(name, f"{variable}/zarr.json: {err}", task.rows, segment=task.segment, shard=task.shard)]
+    array = decoder(variable, VARIABLES[variable].dtype, (stop - start, task.header.n_pixels), data, task.header.layout)
     step = task.header.layout.chunk_stars
     chunks = range(start, stop, step)
     for index, first in enumerate(chunks):
         rows = (first, min(first + step, stop))
         try:
-            values = np.asarray(array[rows[0] : rows[1]])
+            values = np.asarray(array[rows[0] - start : rows[1] - start])
         except Exception as err:
             what = problem or f"cannot be decoded ({type(err).__name__}: {err})"
         else:
