@@ -114,11 +114,11 @@ def _read_header(stream: BinaryIO, index: int) -> bytes:
     raw = b""
     while True:
         block = stream.read(BLOCK)
+        if index == 0 and not raw and not block.startswith(b"SIMPLE  ="):
+            raise FitsError("not a FITS file (does not start with SIMPLE)" if block else "file is empty")
         if len(block) < BLOCK:
             raise FitsError(f"HDU {index}: header has no END (file cut off?)" if raw else f"no HDU {index}")
         raw += block
-        if index == 0 and not raw.startswith(b"SIMPLE  ="):
-            raise FitsError("not a FITS file (does not start with SIMPLE)")
         if index and not raw.startswith(b"XTENSION"):
             return raw
         if any(block[i : i + CARD] == END_CARD for i in range(0, BLOCK, CARD)):
