@@ -184,6 +184,13 @@ def save(path: Path, ds: xr.Dataset, table: Mapping[str, np.ndarray]) -> None:
     write_columns(path, np.asarray(ds["star_id"].values), table, "vae anomalies")
 
 
+def text_type() -> Any:
+    """Zarr's type of text of any length."""
+    from zarr.dtype import VariableLengthUTF8
+
+    return VariableLengthUTF8()
+
+
 def write_columns(path: Path, star_id: np.ndarray, columns: Mapping[str, np.ndarray], product: str) -> None:
     """A small per-star Zarr product; replaces what was there."""
     group = zarr.create_group(str(path), overwrite=True, attributes={"product": product})
@@ -195,7 +202,7 @@ def write_columns(path: Path, star_id: np.ndarray, columns: Mapping[str, np.ndar
             name,
             shape=values.shape,
             chunks=(chunk, *values.shape[1:]),
-            dtype=zarr.dtype.VariableLengthUTF8() if text else values.dtype,  # type: ignore[arg-type]
+            dtype=text_type() if text else values.dtype,
             dimension_names=("star", *[f"dim_{k}" for k in range(1, values.ndim)]),
             fill_value="" if text else None,
         )

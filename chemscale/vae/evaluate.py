@@ -162,7 +162,7 @@ def _flag_quality(
     found = {}
     signs = {k: int(np.sign(v.slope)) for k, v in lines.items()}
     # plain cuts sit where the class's definition lies in this population's labels
-    rules = {}
+    rules: dict[str, dict[str, Any]] = {}
     for name, cuts in CLASSES.items():
         sigma = {}
         for label, (side, position) in cuts.items():

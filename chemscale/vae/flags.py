@@ -187,7 +187,7 @@ def _in_dex(line: Line, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndar
     value = line.intercept + line.slope * mean
     scaled = line.slope**2 * variance
     if line.scatter:
-        typical = np.nanmean(scaled)
+        typical = float(np.nanmean(scaled))
         # half from each star's posterior, half from the common scatter: neither alone is calibrated
         scaled = 0.5 * line.scatter**2 * (1 + scaled / max(typical, 1e-12))
     return value, np.sqrt(scaled)
@@ -221,3 +221,26 @@ def save(path: Path, ds: xr.Dataset, result: Flags) -> None:
         columns[f"flag_{name}"] = result.member[name]
         columns[f"probability_{name}"] = result.probability[name].astype("f4")
     write_columns(path, np.asarray(ds["star_id"].values), columns, "vae flags")
+
+
+def read_labels(path: str | Path) -> dict[str, dict[str, float]]:
+    """Labelled stars from a CSV file with the column `star_id` and one column a latent, in dex.
+
+    Raises
+    ------
+    InputError
+        No such file, no `star_id`, or a value that is not a number.
+    """
+    import csv
+
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f))
+    except (OSError, UnicodeDecodeError) as err:
+        raise InputError(f"labels {path} cannot be read: {err}", "check the path") from err
+    if not rows or "star_id" not in rows[0]:
+        raise InputError(f"labels {path}: no column star_id", "star_id,metal,carbon,... in the first line")
+    try:
+        return {r["star_id"]: {k: float(v) for k, v in r.items() if k != "star_id" and v and v.strip()} for r in rows}
+    except (TypeError, ValueError, AttributeError) as err:
+        raise InputError(f"labels {path}: {err}", "numbers in dex, empty where unknown") from err

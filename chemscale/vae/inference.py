@@ -29,6 +29,7 @@ from ..errors import DataError, InputError, ResumeError
 from ..runtime.run import fingerprint, write_json
 from ..runtime.shards import map_shards, per_worker
 from ..schema import flag_mask
+from .anomalies import text_type
 from .checkpoint import grid_fingerprint, load_model
 from .data import clean
 from .model import ChemicalVAE
@@ -440,7 +441,7 @@ def _begin(product: Path, model: ChemicalVAE, ds: xr.Dataset, plan: dict[str, An
         "star_id",
         shape=(n,),
         chunks=(size,),
-        dtype=zarr.dtype.VariableLengthUTF8(),  # type: ignore[arg-type]
+        dtype=text_type(),
         dimension_names=("star",),
         fill_value="",
     )
@@ -448,7 +449,7 @@ def _begin(product: Path, model: ChemicalVAE, ds: xr.Dataset, plan: dict[str, An
         array = group.create_array(
             dim,
             shape=(len(names),),
-            dtype=zarr.dtype.VariableLengthUTF8(),  # type: ignore[arg-type]
+            dtype=text_type(),
             dimension_names=(dim,),
             fill_value="",
         )

@@ -323,7 +323,7 @@ class ChemicalVAE(nn.Module):
         for name in self.pixels:
             index = self.inputs(name)
             if latent in index:
-                self.decoders[name][0].weight[:, index.index(latent)] *= -1  # type: ignore[index, union-attr]
+                self.decoders[name][0].weight[:, index.index(latent)] *= -1  # type: ignore[index]
         self.adversary[0].weight[:, latent] *= -1  # type: ignore[operator, index]
 
     @torch.no_grad()

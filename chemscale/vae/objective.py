@@ -6,6 +6,7 @@ the whole batch even when it is spread over several processes: see :class:`Paral
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -162,7 +163,7 @@ class Parallel:
         dist.all_reduce(x)
         return x
 
-    def sum_gradients(self, parameters: list[Tensor]) -> None:
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace every gradient by its sum over processes; one message."""
         if self.world == 1:
             return

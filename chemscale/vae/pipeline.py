@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..errors import InputError
-from ..runtime.run import Run
+from ..errors import InputError, ResumeError
+from ..runtime.run import Run, jsonable, write_json
 from . import anomalies as anomaly
 from . import evaluate as evaluation
 from . import flags as flagging
-from .checkpoint import load_model, save_model
+from .checkpoint import load_model, read_record, save_model
+from .distributed import run_on_workers, run_processes
 from .inference import PRODUCT, infer_survey, open_latents
+from .model import ModelConfig
+from .objective import Parallel, TrainConfig
 from .prepare import build, choose_regions, look_at, training_data
 from .presets import recipe
 from .regions import RegionSet
@@ -64,6 +67,8 @@ def train(
     split_seed: int = 0,
     resume: bool = False,
     device: str | None = None,
+    processes: int = 1,
+    client: Client | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a VAE on a survey; writes ``vae/model.*`` in the run.
@@ -87,6 +92,10 @@ def train(
         Fraction of the stars never trained on.
     resume : bool
         Carry on from the last checkpoint of the same settings.
+    processes : int
+        Data-parallel processes on this machine.
+    client : distributed.Client, optional
+        Train on its workers, data-parallel; the run directory must be on a file system they share.
 
     Returns
     -------
@@ -103,46 +112,97 @@ def train(
     model_config, config, preset_regions = recipe(preset, model, settings)
     survey = look_at(ds, held_out, split_seed)
     chosen = choose_regions(survey, regions if regions is not None else preset_regions)
+    many = processes > 1 or client is not None
+    if many and path is None:
+        raise InputError("several processes need the path of a survey store", "write the Dataset with write_survey")
     where = _run(run, path, create=True)
     folder = where.path / FOLDER
     noted = {"preset": preset, "model": model_config.to_dict(), "train": asdict(config), "regions": chosen.name}
     with where.stage("vae.train", noted) as stage:
-        if resume and (folder / "initial.json").exists():
-            network, _ = load_model(folder, "initial")
-            network.train()
-        else:
-            network = build(survey, model_config, config, chosen)
-        facts = _facts(survey, ds, chosen, config, preset, held_out, split_seed)
         if not (resume and (folder / "initial.json").exists()):
-            save_model(folder, network, facts, "initial")  # a resume starts from the same front end
-        source, validation, labels = training_data(survey, network, config)
-        trainer = Trainer(
-            network, source, config, validation=validation, folder=folder, device=device, on_epoch=on_epoch
-        )
-        if resume:
-            trainer.resume()
-        progress = trainer.train()
-        facts["labels"] = {
-            "names": list(network.config.labels),
-            "centre": labels.centre.tolist(),
-            "scale": labels.scale.tolist(),
-        }
-        digest = save_model(folder, network, facts)
-        where.save_json(f"{FOLDER}/curves.json", progress.curves)
+            for name in ("checkpoint.json", "checkpoint.safetensors"):
+                (folder / name).unlink(missing_ok=True)
+            # every process, and a resumed run, starts from the same front end and weights
+            facts = _facts(survey, ds, chosen, config, preset, held_out, split_seed)
+            save_model(folder, build(survey, model_config, config, chosen), facts, "initial")
+        else:
+            _same_start(folder, model_config, config)
+        if client is not None:
+            run_on_workers(client, fit, (str(path), str(folder), resume, device))
+        elif processes > 1:
+            run_processes(fit, processes, (str(path), str(folder), resume, device))
+        else:
+            fit(Parallel(), ds, str(folder), resume, device, on_epoch)
+        summary = where.load_json(f"{FOLDER}/summary.json")
         for name in ("initial.json", "initial.safetensors", "checkpoint.json", "checkpoint.safetensors"):
             (folder / name).unlink(missing_ok=True)
-        last = {k: v for k, v in progress.curves[-1].items() if isinstance(v, float) and math.isfinite(v)}
-        summary = {
-            "stars": source.n_stars,
-            "held_out": int((~survey.trained).sum()),
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "steps": progress.step,
-            "stopped_early": progress.stopped,
-            "sha256": digest,
-            "losses": last,
-        }
         stage.note(**summary)
     return summary | {"seconds": where.manifest["stages"]["vae.train"]["wall_s"]}
+
+
+def _same_start(folder: Path, model: ModelConfig, config: TrainConfig) -> None:
+    """Refuse to resume under other settings."""
+    record = read_record(folder / "initial.json")
+    then, now = {**record["model"], **record["train"]}, jsonable({**model.to_dict(), **asdict(config)})
+    different = sorted(k for k in now if then.get(k) != now[k])
+    if different:
+        raise ResumeError(
+            f"{folder}: the training that was stopped had other settings ({', '.join(different)})",
+            "repeat its settings, or train without --resume",
+        )
+
+
+def fit(
+    parallel: Parallel,
+    store: str | xr.Dataset,
+    folder: str,
+    resume: bool = False,
+    device: str | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Train from ``initial.*`` in `folder`; runs in every process of a data-parallel group.
+
+    The first process writes ``model.*``, ``curves.json`` and ``summary.json``.
+    """
+    ds, _ = open_source(store)
+    where = Path(folder)
+    network, facts = load_model(where, "initial")
+    network.train()
+    config = TrainConfig.from_dict(facts["train"])
+    survey = look_at(ds, facts["held_out"], facts["split_seed"])
+    source, validation, labels = training_data(survey, network, config)
+    trainer = Trainer(
+        network,
+        source,
+        config,
+        validation=validation,
+        folder=where,
+        device=device,
+        parallel=parallel,
+        on_epoch=on_epoch,
+    )
+    if resume:
+        trainer.resume()
+    progress = trainer.train()
+    if parallel.rank:
+        return
+    facts = {k: v for k, v in facts.items() if k not in ("format", "version", "sha256", "model")}
+    names = list(network.config.labels)
+    facts["labels"] = {"names": names, "centre": labels.centre.tolist(), "scale": labels.scale.tolist()}
+    digest = save_model(where, network, facts)
+    write_json(where / "curves.json", progress.curves)
+    last = {k: v for k, v in progress.curves[-1].items() if isinstance(v, float) and math.isfinite(v)}
+    summary = {
+        "stars": source.n_stars,
+        "held_out": int((~survey.trained).sum()),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": progress.step,
+        "stopped_early": progress.stopped,
+        "processes": parallel.world,
+        "sha256": digest,
+        "losses": last,
+    }
+    write_json(where / "summary.json", summary)
 
 
 def _facts(
@@ -200,7 +260,6 @@ def infer(
 
 def latents(run: Run | str | Path, product: str = PRODUCT) -> tuple[xr.Dataset, dict[str, Any], np.ndarray]:
     """Finished latents of a run, the model's record, and which stars were held out."""
-    from .checkpoint import read_record
     from .data import held_out
 
     where = _run(run)

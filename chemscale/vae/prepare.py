@@ -146,7 +146,9 @@ def fit_front(flux: np.ndarray, weight: np.ndarray, n_components: int, seed: int
     median is taken as intrinsic, at least :data:`PPCA_FLOOR` squared.
     """
     missing = weight <= 0
-    ppca = MaskedPPCA(n_components, noise="shared", tol=0.05, loglike_tol=1e-5, max_iter=6, random_state=seed).fit(flux, missing)
+    ppca = MaskedPPCA(n_components, noise="shared", tol=0.05, loglike_tol=1e-5, max_iter=6, random_state=seed).fit(
+        flux, missing
+    )
     used = ppca.pixel_used_
     with np.errstate(divide="ignore"):
         typical = float(np.median(1.0 / weight[~missing])) if (~missing).any() else 0.0

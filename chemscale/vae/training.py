@@ -106,8 +106,8 @@ class Trainer:
         self.parallel = parallel or Parallel()
         self.on_epoch = on_epoch
         self.progress = Progress()
-        apart = set(model.adversary.parameters())
-        self.head: list[Tensor] = []
+        apart: set[nn.Parameter] = set(model.adversary.parameters())
+        self.head: list[nn.Parameter] = []
         if config.head_start:
             if not isinstance(model.encoder, PPCAEncoder) or model.config.auxiliary_gradient:
                 raise InputError(
@@ -116,8 +116,8 @@ class Trainer:
                 )
             self.head = [*model.encoder.auxiliary.parameters(), *model.linear.parameters()]
             apart |= set(self.head)
-        self.parameters = [p for p in model.parameters() if p not in apart]
-        self.rival = list(model.adversary.parameters())
+        self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p not in apart]
+        self.rival: list[nn.Parameter] = list(model.adversary.parameters())
         # foreach/fused kernels on GPU are the default of torch.optim; eps as in the paper's Adam
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99))
         self.rival_optimizer = torch.optim.Adam(self.rival, lr=config.adversary_rate)

@@ -73,7 +73,12 @@ def draw_labels(n: int, seed: int, carbon: tuple[float, float] = CATALOGUES["A"]
 
 
 def catalogue(
-    path: Path, n: int, seed: int = 0, kind: str = "A", snr: tuple[float, float] = (50.0, 10.0), label_error: float = 0.02
+    path: Path,
+    n: int,
+    seed: int = 0,
+    kind: str = "A",
+    snr: tuple[float, float] = (50.0, 10.0),
+    label_error: float = 0.02,
 ) -> tuple[xr.Dataset, np.ndarray]:
     """A contract Dataset of n stars with noise and perturbed Teff and log g, and the noise-free flux (n, P)."""
     labels = draw_labels(n, seed, CATALOGUES[kind])

@@ -1,0 +1,191 @@
+"""`chemscale vae ...`, `chemscale anomalies`, `chemscale flags`: the physics-constrained VAE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+_RUN = typer.Option(..., "--run", metavar="RUN", help="Run directory.")
+_JSON = typer.Option(False, "--json", help="Print the result as JSON on stdout.")
+_CLUSTER = typer.Option(
+    "", "--cluster", metavar="SPEC", help="Dask workers: `local`, a scheduler's address or a TOML file; none = here."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the app."""
+    vae = typer.Typer(
+        help="Train, apply and evaluate the physics-constrained VAE.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    vae.command("train")(train)
+    vae.command("infer")(infer)
+    vae.command("evaluate")(evaluate)
+    app.add_typer(vae, name="vae")
+    app.command("anomalies")(anomalies)
+    app.command("flags")(flags)
+
+
+def train(
+    store: str = typer.Argument(..., help="Survey store."),
+    run: str = _RUN,
+    preset: str = typer.Option("default", "--preset", help="Recipe: default, quick or paper."),
+    regions: str = typer.Option("", "--regions", help="Region set by name, or a JSON file; default by the grid."),
+    epochs: int = typer.Option(0, "--epochs", help="Epochs; 0 = the preset's."),
+    batch: int = typer.Option(0, "--batch", help="Stars a batch; 0 = the preset's."),
+    seed: int = typer.Option(0, "--seed", help="Seed of weights, batches and noise."),
+    components: int = typer.Option(0, "--components", help="Coordinates of the PPCA front end; 0 = the preset's."),
+    held_out: float = typer.Option(0.3, "--held-out", help="Fraction of the stars kept away from training."),
+    precision: str = typer.Option("float32", "--precision", help="float32 or bfloat16 (autocast)."),
+    patience: int = typer.Option(0, "--patience", help="Stop after this many epochs without progress; 0 = never."),
+    memory: float = typer.Option(4.0, "--memory", help="GB of training data held in memory; more is streamed."),
+    device: str = typer.Option("", "--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one."),
+    processes: int = typer.Option(1, "--processes", help="Data-parallel processes on this machine."),
+    resume: bool = typer.Option(False, "--resume", help="Carry on from the last checkpoint, to the step."),
+    json: bool = _JSON,
+) -> None:
+    """Train on a survey with Teff and log g; labels of chemistry are never used.
+
+    Examples:
+
+    chemscale vae train survey.zarr --run run
+    chemscale vae train survey.zarr --run run --preset paper --device cuda
+    chemscale vae train survey.zarr --run run --resume
+    """
+    from ..runtime.observe import progress_bar
+    from ..vae import pipeline
+    from ..vae.presets import recipe
+    from . import console, echo_json
+
+    settings: dict[str, Any] = {"seed": seed, "precision": precision, "patience": patience, "memory_gb": memory}
+    settings |= {k: v for k, v in (("epochs", epochs), ("batch", batch)) if v}
+    _, config, _ = recipe(preset, None, settings)
+    total = config.head_start + config.epochs + config.finish
+    with progress_bar(total, "training", unit="epochs") as bar:
+
+        def show(entry: dict[str, Any]) -> None:
+            bar.advance()
+            chi2 = [v for k, v in entry.items() if k.startswith("reconstruction_")]
+            if chi2:
+                bar.describe(f"training, chi-square per pixel {sum(chi2) / len(chi2):.3f}")
+
+        summary = pipeline.train(
+            store,
+            run,
+            preset=preset,
+            model={"n_components": components} if components else None,
+            settings=settings,
+            regions=regions or None,
+            held_out=held_out,
+            resume=resume,
+            device=device or None,
+            processes=processes,
+            on_epoch=show,
+        )
+    console.print(
+        f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out",
+        highlight=False,
+    )
+    if json:
+        echo_json(summary)
+
+
+def infer(
+    store: str = typer.Argument(..., help="Survey store (the one trained on, or another on its grid)."),
+    run: str = _RUN,
+    cluster: str = _CLUSTER,
+    device: str = typer.Option("", "--device", help="cpu, cuda, ...; default: a GPU if the worker has one."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of carrying on."),
+    json: bool = _JSON,
+) -> None:
+    """Latents, covariances and scores of every star, into RUN/latents.zarr; carries on where it was stopped.
+
+    Examples:
+
+    chemscale vae infer survey.zarr --run run
+    chemscale vae infer survey.zarr --run run --cluster cluster.toml
+    """
+    from contextlib import nullcontext
+
+    from ..runtime.cluster import connect
+    from ..vae import pipeline
+    from . import console, echo_json
+
+    with connect(cluster) if cluster else nullcontext() as client:
+        summary = pipeline.infer(store, run, client=client, device=device or None, overwrite=overwrite)
+    console.print(
+        f"{summary['computed']:,} of {summary['stars']:,} stars in {summary['seconds']:.1f} s "
+        f"({summary['stars_per_s']:,.0f} a second)",
+        highlight=False,
+    )
+    if json:
+        echo_json(summary)
+
+
+def evaluate(run: str = _RUN, json: bool = _JSON) -> None:
+    """How the latents do against the survey's labels, on held-out stars."""
+    from rich.table import Table
+
+    from ..vae import pipeline
+    from . import console, echo_json
+
+    result = pipeline.evaluate(run)
+    table = Table("what", "value", box=None)
+    for key, value in result.items():
+        if isinstance(value, float):
+            table.add_row(key, f"{value:.4f}")
+    for name, quality in result["flags"].items():
+        table.add_row(f"{name} precision / recall", f"{quality['precision']:.2f} / {quality['recall']:.2f}")
+    console.print(table)
+    if json:
+        echo_json(result)
+
+
+def anomalies(
+    run: str = _RUN,
+    false_alarm: float = typer.Option(0.01, "--false-alarm", help="Fraction of clean stars that may be flagged."),
+    top: int = typer.Option(1000, "--top", help="Stars in the ranked table."),
+    json: bool = _JSON,
+) -> None:
+    """Spectra the model has not seen the like of: scores, causes, a ranked table (RUN/anomalies.json)."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..vae import pipeline
+    from . import console, echo_json
+
+    result = pipeline.anomalies(run, false_alarm=false_alarm, top=top)
+    table = Table("star", "score", "cause", "chi2", "relative L2", box=None)
+    for row in result["ranked"][:10]:
+        table.add_row(
+            escape(row["star_id"]),
+            f"{row['score']:.2f}",
+            escape(row["cause"]),
+            f"{row['chi2']:.2f}",
+            f"{row['relative_l2']:.4f}",
+        )
+    console.print(f"{result['flagged']:,} of {result['stars']:,} stars beyond a false-alarm rate of {false_alarm:g}")
+    console.print(table)
+    if json:
+        echo_json(result)
+
+
+def flags(
+    run: str = _RUN,
+    labels: str = typer.Option(
+        "", "--labels", metavar="CSV", help="star_id and columns named like the latents (dex): two stars or more."
+    ),
+    json: bool = _JSON,
+) -> None:
+    """Chemically enhanced and depleted stars (RUN/flags.json): CEMP, alpha-poor metal-poor, k-sigma outliers."""
+    from ..vae import pipeline
+    from ..vae.flags import read_labels
+    from . import console, echo_json
+
+    result = pipeline.flags(run, labels=read_labels(labels) if labels else None)
+    for name, count in result["counts"].items():
+        console.print(f"{name}: {count:,} stars (cuts in {result['units']})", highlight=False)
+    if json:
+        echo_json(result)

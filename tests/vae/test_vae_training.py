@@ -1,0 +1,254 @@
+"""Training: resume to the step, streaming, two processes like one, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from vae_toy import FAST, FAST_MODEL, TOY_REGIONS, toy_survey
+
+from chemscale.errors import DataError, InputError, ResumeError, StoreError
+from chemscale.survey.store import open_survey
+from chemscale.vae import pipeline
+from chemscale.vae.checkpoint import load_model
+from chemscale.vae.data import MemoryData, StreamData, clean, held_out, standard_labels
+from chemscale.vae.model import ModelConfig
+from chemscale.vae.objective import Parallel, TrainConfig
+from chemscale.vae.prepare import build, look_at, training_data
+from chemscale.vae.presets import recipe
+from chemscale.vae.training import Trainer, one_cycle
+
+MODEL = ModelConfig.from_dict(FAST_MODEL)
+
+
+def started(ds, config: TrainConfig, folder=None, model: ModelConfig = MODEL) -> Trainer:
+    survey = look_at(ds)
+    network = build(survey, model, config, TOY_REGIONS)
+    source, validation, _ = training_data(survey, network, config)
+    return Trainer(network, source, config, validation=validation, folder=folder, device="cpu")
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def test_training_finds_the_latents(toy_run):
+    record = json.loads((toy_run / "vae" / "summary.json").read_text())
+    assert record["losses"]["reconstruction_iron"] < 3
+    ds, _, out = pipeline.latents(toy_run)
+    survey = open_survey(pipeline.Run.open(toy_run).store)
+    r = np.corrcoef(ds["mean"].values[out, 0], survey["fe_h"].values[out])[0, 1]
+    assert abs(r) > 0.8
+
+
+def test_same_seed_same_weights(toy):
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "finish": 1})
+    a, b = started(toy, config), started(toy, config)
+    a.train()
+    b.train()
+    assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values()))
+
+
+@pytest.mark.parametrize("stop", [1, 6, 11])
+@pytest.mark.parametrize("adversary", [(), ((0, 0.1),)])
+def test_resume_is_exact_to_the_step(toy, tmp_path, stop, adversary):
+    config = TrainConfig.from_dict({**FAST, "epochs": 3, "finish": 1, "adversary": adversary})
+    whole = started(toy, config)
+    whole.train()
+    first = started(toy, config, tmp_path)
+    first.train(max_steps=stop)
+    second = started(toy, config, tmp_path)
+    assert second.resume()
+    assert second.progress.step == stop
+    second.train()
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name]), name
+
+
+def test_resume_refuses_other_settings(toy, tmp_path):
+    config = TrainConfig.from_dict({**FAST, "epochs": 2})
+    started(toy, config, tmp_path).train(max_steps=2)
+    with pytest.raises(ResumeError, match="another model"):
+        started(toy, TrainConfig.from_dict({**FAST, "epochs": 2, "beta": 0.5}), tmp_path).resume()
+
+
+def test_resume_through_the_pipeline(toy_store, tmp_path, monkeypatch):
+    settings = {**FAST, "epochs": 3}
+    arguments = {"model": FAST_MODEL, "settings": settings, "regions": TOY_REGIONS}
+    pipeline.train(toy_store, tmp_path / "a", **arguments)
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self, **k: (train(self, max_steps=4), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        pipeline.train(toy_store, tmp_path / "b", **arguments)
+    monkeypatch.undo()
+    with pytest.raises(ResumeError, match="beta"):
+        pipeline.train(toy_store, tmp_path / "b", **(arguments | {"settings": {**settings, "beta": 1.0}}), resume=True)
+    pipeline.train(toy_store, tmp_path / "b", **arguments, resume=True)
+    a, b = (load_model(tmp_path / x / "vae")[0].state_dict() for x in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_streaming_sees_every_star_and_repeats(toy):
+    config = TrainConfig.from_dict({**FAST, "memory_gb": 1e-6, "batch": 32})
+    survey = look_at(toy.chunk(star=128))
+    network = build(survey, MODEL, config, TOY_REGIONS)
+    source, _, _ = training_data(survey, network, config)
+    assert isinstance(source, StreamData)
+    held, _, _ = training_data(survey, network, TrainConfig.from_dict({**FAST, "batch": 32}))
+    assert isinstance(held, MemoryData)
+    assert source.n_stars == held.n_stars
+    once, again = list(source.epoch(3)), list(source.epoch(3))
+    assert len(once) == source.n_batches()
+    assert all(torch.equal(a.features, b.features) for a, b in zip(once, again))
+    assert not torch.equal(once[0].features, next(iter(source.epoch(4))).features)
+    tail = list(source.epoch(3, start=2))
+    assert torch.equal(tail[0].features, once[2].features)
+    known = {tuple(r.tolist()) for r in held.data.features.round(decimals=3)}
+    seen = {tuple(r.tolist()) for b in once for r in b.features.round(decimals=3)}
+    assert len(seen & known) > 0.9 * len(seen)
+
+
+def test_streamed_training_resumes(toy, tmp_path):
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "memory_gb": 1e-6, "batch": 32, "head_start": 0})
+    ds = toy.chunk(star=128)
+    whole = started(ds, config)
+    whole.train()
+    started(ds, config, tmp_path).train(max_steps=5)
+    second = started(ds, config, tmp_path)
+    second.resume()
+    second.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(second).values()))
+
+
+def _curve(parallel: Parallel, store: str, out: str) -> None:
+    from pathlib import Path
+
+    torch.set_num_threads(1)
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "finish": 1, "adversary": ((1, 0.05),)})
+    survey = look_at(open_survey(store))
+    network = build(survey, MODEL, config, TOY_REGIONS)
+    source, validation, _ = training_data(survey, network, config)
+    trainer = Trainer(network, source, config, validation=validation, device="cpu", parallel=parallel)
+    curves = trainer.train().curves
+    if parallel.rank == 0:
+        Path(out).write_text(json.dumps(curves))
+
+
+def test_two_processes_give_the_curve_of_one(toy_store, tmp_path):
+    from chemscale.vae.distributed import run_processes
+
+    _curve(Parallel(), toy_store, str(tmp_path / "one.json"))
+    run_processes(_curve, 2, (toy_store, str(tmp_path / "two.json")))
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert len(one) == len(two) > 4
+    for a, b in zip(one, two):
+        for key in set(a) - {"seconds"}:
+            if isinstance(a[key], float):
+                assert b[key] == pytest.approx(a[key], rel=2e-3, abs=1e-4), (a.get("epoch"), key)
+
+
+def test_early_stopping(toy):
+    config = TrainConfig.from_dict(
+        {**FAST, "epochs": 60, "patience": 1, "learning_rate": 1e-9, "finish": 0, "ramp": 0.05}
+    )
+    trainer = started(toy, config)
+    progress = trainer.train()
+    assert progress.stopped
+    assert progress.step < trainer.total_steps
+
+
+def test_learning_rate_climbs_and_falls():
+    rates = [one_cycle(s, 100, 1.0, 0.3) for s in range(101)]
+    assert rates[0] == pytest.approx(1 / 25)
+    assert max(rates) == pytest.approx(1.0)
+    assert int(np.argmax(rates)) == 30
+    assert rates[-1] == pytest.approx(1 / 2.5e5)
+
+
+def test_split_does_not_depend_on_order():
+    ids = [f"s{i}" for i in range(5000)]
+    out = held_out(ids, 0.3)
+    assert out.mean() == pytest.approx(0.3, abs=0.03)
+    assert held_out(ids[::-1], 0.3)[::-1].tolist() == out.tolist()
+    assert (held_out(ids, 0.3, seed=1) != out).any()
+
+
+def test_clean_hides_what_cannot_be_used():
+    flux = np.array([[1.0, np.nan, 3.0, 4.0, 5.0]], np.float32)
+    ivar = np.array([[1.0, 1.0, -1.0, np.inf, 4.0]], np.float32)
+    flags = np.array([[8, 0, 0, 0, 0]], np.uint8)
+    f, w = clean(flux, ivar, flags, selected=255)
+    assert w.tolist() == [[0, 0, 0, 0, 4]]
+    assert np.isfinite(f).all()
+    assert clean(flux, ivar, flags, selected=0)[1][0, 0] == 1
+    assert clean(flux, ivar, flags, 255, floor=0.5)[1][0, 4] == pytest.approx(2.0)
+
+
+def test_surveys_that_cannot_be_used(toy):
+    with pytest.raises(DataError, match="no stars"):
+        look_at(toy.isel(star=slice(0, 0)))
+    with pytest.raises(InputError, match="not a survey"):
+        look_at(toy.drop_vars("ivar"))
+    config = TrainConfig.from_dict(FAST)
+    with pytest.raises(DataError, match="at least"):
+        build(look_at(toy.isel(star=slice(0, 100))), MODEL, config, TOY_REGIONS)
+    with pytest.raises(DataError, match="no teff"):
+        standard_labels(toy.drop_vars("teff"), ("teff", "logg"))
+    blank = toy.assign(teff=toy["teff"] * np.nan)
+    with pytest.raises(DataError, match="teff is known for 0"):
+        standard_labels(blank, ("teff", "logg"))
+    nothing = toy.assign(ivar=toy["ivar"] * 0)
+    with pytest.raises(DataError, match="usable"):
+        build(look_at(nothing), MODEL, config, TOY_REGIONS)
+
+
+def test_unknown_presets_and_settings():
+    with pytest.raises(InputError, match="no preset"):
+        recipe("best")
+    with pytest.raises(InputError, match="unknown training settings"):
+        recipe("default", train={"epoch": 3})
+    with pytest.raises(InputError, match="head_start"):
+        started(toy_survey(300), TrainConfig.from_dict({**FAST, "head_start": 2}), model=ModelConfig(encoder="conv"))
+
+
+def test_paper_preset_takes_a_step(toy):
+    config, train, _ = recipe("paper", model={"decoder": (8,)}, train={"epochs": 1, "batch": 256})
+    trainer = started(toy, train, model=config)
+    before = {k: v.clone() for k, v in trainer.model.encoder.state_dict().items()}
+    trainer.train()
+    assert any(not torch.equal(before[k], v) for k, v in trainer.model.encoder.state_dict().items())
+    assert {"adversary", "kl", "linear"} <= set(trainer.progress.curves[-1])
+    assert "independence" not in trainer.progress.curves[-1]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_damaged_and_mixed_checkpoints_are_refused(toy_run, tmp_path):
+    with pytest.raises(StoreError, match="no model"):
+        load_model(tmp_path)
+    folder = tmp_path / "vae"
+    shutil.copytree(toy_run / "vae", folder)
+    record = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(record | {"model": record["model"] | {"hidden": [7]}}))
+    with pytest.raises(InputError, match="another configuration"):
+        load_model(folder)
+    (folder / "model.json").write_text(json.dumps(record | {"version": 99}))
+    with pytest.raises(StoreError, match="version"):
+        load_model(folder)
+    (folder / "model.json").write_text(json.dumps(record))
+    with open(folder / "model.safetensors", "r+b") as f:
+        f.seek(-3, 2)
+        f.write(b"\xff")
+    with pytest.raises(StoreError, match="does not belong"):
+        load_model(folder)
+
+
+def test_checkpoints_hold_no_pickle(toy_run):
+    payload = (toy_run / "vae" / "model.safetensors").read_bytes()
+    assert b"pickle" not in payload
+    assert payload[8:9] == b"{"  # safetensors: a JSON header
+    assert not list((toy_run / "vae").glob("*.pt"))
