@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-Clusters = Annotated[int, typer.Option("--clusters", min=0, help="Open clusters; 22 have 185 members in all.")]
+Clusters = Annotated[
+    int | None,
+    typer.Option("--clusters", min=0, help="Open clusters, with 185 members in 22; by default 22 in a disc, else 0."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def simulate(
     stars: Annotated[int, typer.Option("--stars", min=0, help="Field stars; members come on top.")] = 12_000,
-    clusters: Clusters = 22,
+    clusters: Clusters = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal surveys.")] = 0,
     out: Annotated[str | None, typer.Option("--out", metavar="STORE", help="Store to write.")] = None,
     as_release: Annotated[
@@ -57,6 +60,8 @@ def simulate(
     file = _full(emulator)
     if grid is None:
         grid = Emulator(file).grid_name if file else "hband"
+    if clusters is None:
+        clusters = 22 if population == "disc" else 0
     simulation = Simulation(stars, clusters, seed, grid, population, instrument, file)
     if as_release is not None:
         _release(simulation, as_release, overwrite, workers, as_json)
@@ -74,12 +79,17 @@ def _full(path: str | None) -> str | None:
 def _store(
     simulation: Any, out: str, resume: bool, overwrite: bool, workers: int | None, cluster: str | None, as_json: bool
 ) -> None:
+    import os
+
     from chemscale.cli.survey import _client, _n_workers, _show_summary
+    from chemscale.errors import StoreError
     from chemscale.survey.ingest import ingest
     from chemscale.survey.planning import plan_ingest
     from chemscale.survey.simulation.truth import truth_path, write_truth
     from chemscale.survey.sources.simulated import SimulatedSource
 
+    if not (overwrite or resume) and "://" not in out and os.path.exists(truth_path(out)):
+        raise StoreError(f"{truth_path(out)} exists", "choose another --out, or --overwrite")
     source = SimulatedSource(**simulation.settings())
     if workers is None and cluster is None:
         workers = _n_workers(None, simulation.n_stars)

@@ -21,14 +21,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
 from scipy.special import voigt_profile, wofz
 
 from . import atmosphere
-from .atomic import LIGHT_KM_S, AtomicLines, atomic_lines, elements, hydrogen_lines, unresolved_lines, vacuum_to_air
-from .bands import band_lines, constants
+from .atomic import LIGHT_KM_S, AtomicLines, atomic_lines, hydrogen_lines, unresolved_lines, vacuum_to_air
+from .bands import band_lines
 
 #: Temperature of the layer where each kind of line forms, in units of the effective temperature. The H band is
 #: seen through the minimum of the H- opacity, from deeper, hotter layers than the optical.
@@ -352,19 +351,4 @@ class LineSpectra:
         return out
 
 
-def describe(spectra: LineSpectra) -> dict[str, Any]:
-    """What the built-in spectra contain, for provenance."""
-    return {
-        "lines": int(sum(len(g.symbol) for g in spectra._groups if g.kind in ("atoms", "H"))),
-        "molecules": list(spectra.grid.bands),
-        "elements": sorted({s for g in spectra._groups if g.kind == "atoms" for s in g.symbol}),
-        "groups": spectra.n_groups,
-    }
-
-
-def known_elements() -> tuple[str, ...]:
-    """Symbols with atomic data."""
-    return tuple(elements())
-
-
-__all__ = ["Grid", "LineSpectra", "constants", "curve_of_growth", "describe", "grid", "known_elements"]
+__all__ = ["Grid", "LineSpectra", "curve_of_growth", "grid"]
