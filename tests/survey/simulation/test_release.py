@@ -123,7 +123,7 @@ def test_simulate_command_writes_store_and_truth(tmp_path):
     fe = APOGEE_ELEMENTS.index("Fe")
     assert np.nanmax(np.abs(ds["fe_h"].values - truth["abundance"].values[:, fe])) < 0.25
     assert float(np.nanmax(np.abs(ds["fe_h"].values - truth["abundance"].values[:, fe]))) > 0
-    with pytest.raises(StoreError, match="truth.zarr exists"):
+    with pytest.raises(StoreError, match="truth"):
         CliRunner().invoke(build(), [*command, "--out", str(out)], catch_exceptions=False)
     clean = clean_spectra(ds.isel(star=[20, 3]))
     seen = ds["flux"].isel(star=[20, 3]).values
