@@ -146,6 +146,9 @@ def siblings(
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="LABEL=LOW:HIGH", help="Only stars with a label in a range.")
     ] = None,
+    prior: Annotated[
+        float | None, typer.Option("--prior", help="Chance that a random star is a sibling: adds a probability.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """The stars chemically nearest to one star, among all stars of the run.
@@ -167,6 +170,7 @@ def siblings(
         max_delta_velocity=max_delta_velocity,
         max_delta_extinction=max_delta_extinction,
         limits=_limits(where or []),
+        prior=prior,
     )
     columns = [str(v) for v in ds.data_vars]
     table = Table(*columns, box=None)

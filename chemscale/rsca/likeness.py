@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.spatial.distance import pdist
+from scipy.special import expit
 
 from chemscale.errors import InputError
 from chemscale.rsca.doppelganger import Evaluation
@@ -31,7 +33,7 @@ def sibling_probability(log_ratio: Any, prior: float) -> np.ndarray:
     if not 0 < prior < 1:
         raise InputError(f"prior is {prior}", "give a probability between 0 and 1")
     odds = np.asarray(log_ratio, dtype=float) + np.log(prior) - np.log1p(-prior)
-    return np.where(odds >= 0, 1 / (1 + np.exp(-np.abs(odds))), np.exp(-np.abs(odds)) / (1 + np.exp(-np.abs(odds))))
+    return expit(odds)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Calibration:
     n_siblings, n_field : (n_bins,)
         Pairs in the bin.
     slope, intercept : float
-        Straight line of observed on predicted, weighted by sibling pairs: 1 and 0 when calibrated.
+        Straight line that takes predicted ln ratios to observed ones (logistic regression of siblings against field
+        pairs, both kinds weighing alike): 1 and 0 when calibrated.
     """
 
     predicted: np.ndarray
@@ -84,6 +87,26 @@ def pair_ratios(
     return np.concatenate(siblings), np.concatenate(field)
 
 
+def _line(siblings: np.ndarray, field: np.ndarray) -> tuple[float, float]:
+    """Slope (positive) and intercept of ln odds on the predicted ln ratio, by maximum likelihood.
+
+    A weak pull towards (1, 0), worth one pair, decides where siblings and field do not overlap.
+    """
+    x = np.clip(np.concatenate([siblings, field]), -40, 40)
+    y = np.r_[np.ones(len(siblings)), np.zeros(len(field))]
+    n = 2 * min(len(siblings), len(field))
+    weight = np.r_[np.full(len(siblings), 0.5 * n / len(siblings)), np.full(len(field), 0.5 * n / len(field))]
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = theta[0] * x + theta[1]
+        value = np.sum(weight * (np.logaddexp(0, odds) - y * odds)) + 0.5 * ((theta[0] - 1) ** 2 + theta[1] ** 2)
+        residual = weight * (expit(odds) - y)
+        return float(value), np.array([residual @ x + theta[0] - 1, residual.sum() + theta[1]])
+
+    fit = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.02, 50.0), (-50.0, 50.0)])
+    return float(fit.x[0]), float(fit.x[1])
+
+
 def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Calibration:
     """Compare predicted ln ratios of sibling and field pairs with their observed frequencies.
 
@@ -111,10 +134,5 @@ def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Calib
     top = both.max()
     predicted = np.array([np.log(np.mean(np.exp(field[which == b] - top))) + top for b in range(len(counts))])
     observed = np.log(near / near.sum()) - np.log(counts / counts.sum())
-    weight = np.sqrt(near * counts / (near + counts))
-    inner = np.isfinite(predicted) & np.isfinite(observed)
-    inner[0] = False  # the open-ended bin of unlike pairs
-    slope, intercept = (1.0, 0.0)
-    if inner.sum() >= 2:
-        slope, intercept = (float(v) for v in np.polyfit(predicted[inner], observed[inner], 1, w=weight[inner]))
+    slope, intercept = _line(siblings, field)
     return Calibration(predicted, observed, near, counts, slope, intercept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import zarr
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, Candidate, Representation, choose_metric
 from chemscale.rsca.doppelganger import DoppelgangerRates, Evaluation
+from chemscale.rsca.likeness import calibrate, pair_ratios
 from chemscale.rsca.metric import RSCA, check_freedom
 from chemscale.rsca.stars import Stars, text
 from chemscale.rsca.transport import HELD, MOVED, LabelTransport
@@ -296,7 +298,8 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
     dict
         ``raw``, ``scaled``, ``rsca``, ``rsca_top`` (the most scaled `n_features`), ``auto`` where it was fitted;
         ``rsca_without_cross_validation``; ``per_cluster`` (cluster -> method -> rate, and n_members); counts;
-        ``abundances`` baselines; ``correlations`` of the kept features with labels over the field.
+        ``abundances`` baselines; ``correlations`` of the kept features with labels over the field; ``likeness``, the
+        calibration of eq. (5); ``unrated_clusters``, which no field star can be compared with.
 
     Raises
     ------
@@ -309,13 +312,18 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
     with run.stage("evaluate", settings={"n_features": n_features}) as stage:
         stars = Stars.read(run)
         engine = stars.evaluation
-        rates: dict[str, DoppelgangerRates] = {
-            "raw": engine.rates("raw"),
-            "scaled": engine.rates("scaled"),
-            "rsca": engine.rates("rsca"),
-            "rsca_top": engine.rates("rsca", n_features=n_features),
-        }
-        overfitted = engine.rates("rsca", leave_one_out=False).overall
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # clusters without a pair are listed once, below
+            rates: dict[str, DoppelgangerRates] = {
+                "raw": engine.rates("raw"),
+                "scaled": engine.rates("scaled"),
+                "rsca": engine.rates("rsca"),
+                "rsca_top": engine.rates("rsca", n_features=n_features),
+            }
+            overfitted = engine.rates("rsca", leave_one_out=False).overall
+        unrated = [c for c, n in rates["raw"].n_pairs.items() if not n]
+        if unrated:
+            logger.warning("no field star passes the pair cuts for %s: left out of the averages", ", ".join(unrated))
         result: dict[str, Any] = {name: r.overall for name, r in rates.items()}
         result["rsca_without_cross_validation"] = overfitted
         per_cluster: dict[str, dict[str, Any]] = {
@@ -336,12 +344,23 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
             "n_features": n_features,
             "cuts": sorted({k.split("_", 1)[1] for k in stars.cuts}),
             "leave_one_cluster_out": True,
+            "unrated_clusters": unrated,
+            "likeness": likeness(engine, n_features),
             "abundances": abundance_baselines(run, stars),
             "correlations": kept_correlations(run, stars, n_features),
         }
         run.save_json("evaluation.json", result)
         stage.note(**{k: result[k] for k in ("raw", "scaled", "rsca", "rsca_top", "auto") if k in result})
     return run.load_json("evaluation.json")
+
+
+def likeness(engine: Evaluation, n_features: int) -> dict[str, Any]:
+    """Calibration of the probability ratio (eq. 5) on pairs of held-out clusters; {} where there are too few pairs."""
+    n_pairs = sum(len(g) * (len(g) - 1) // 2 for g in engine.groups)
+    if n_pairs < 50 or not isinstance(engine.field, np.ndarray):
+        return {}
+    result = calibrate(*pair_ratios(engine, n_features=n_features))
+    return {**vars(result), "n_features": n_features}
 
 
 def kept_correlations(run: Run, stars: Stars, n_features: int) -> dict[str, dict[str, list[float]]]:

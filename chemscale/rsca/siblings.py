@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
+from chemscale.rsca.likeness import sibling_probability
 from chemscale.rsca.stars import Stars, text
 from chemscale.runtime.run import Run
 
@@ -264,6 +265,7 @@ class SiblingSearch:
     metric: str
     n_features: int
     log_amplitude: float | None
+    calibration: tuple[float, float] | None = None
 
     @classmethod
     def open(cls, run_path: str | os.PathLike[str], *, metric: str = "best", n_features: int | None = None) -> Any:
@@ -306,7 +308,11 @@ class SiblingSearch:
             start += len(z)
         features = np.concatenate(parts)
         index = SiblingIndex(features, text(stars.embedding["star_id"]))
-        return cls(index, stars, metric, features.shape[1], amplitude)
+        found = run.load_json("evaluation.json").get("likeness") if run.has("evaluation.json") else None
+        calibration = None
+        if metric == "paper" and found and found["n_features"] == features.shape[1]:
+            calibration = (float(found["slope"]), float(found["intercept"]))
+        return cls(index, stars, metric, features.shape[1], amplitude, calibration)
 
     def siblings(
         self,
@@ -316,6 +322,7 @@ class SiblingSearch:
         max_delta_velocity: float | None = None,
         max_delta_extinction: float | None = None,
         limits: Mapping[str, tuple[float, float]] | None = None,
+        prior: float | None = None,
     ) -> xr.Dataset:
         """The `n` stars most alike `star_id`; arguments and result as :func:`siblings`."""
         if n < 1:
@@ -336,6 +343,8 @@ class SiblingSearch:
                 ratio,
                 {"long_name": "ln of the probability ratio, eq. (5), siblings : field"},
             )
+        if prior is not None:
+            ds["probability"] = ("sibling", self._probability(distance, prior), {"long_name": "chance to be a sibling"})
         for name in COVARIATES:
             if name in self.stars.embedding.variables:
                 values = self._column(name)
@@ -343,6 +352,16 @@ class SiblingSearch:
                 ds.attrs[f"star_{name}"] = str(values[row]) if values.dtype.kind in "OU" else float(values[row])
         ds.attrs |= {"star": star_id, "metric": self.metric, "n_features": self.n_features}
         return ds
+
+    def _probability(self, distance: np.ndarray, prior: float) -> np.ndarray:
+        """Chance of a pair at `distance` to be siblings, on the scale that held-out clusters calibrated."""
+        if self.log_amplitude is None or self.calibration is None:
+            raise InputError(
+                "probabilities need the paper's metric, calibrated with the same dimensions kept",
+                "run `chemscale rsca evaluate --run RUN --n-features N` and ask with --metric paper --n-features N",
+            )
+        slope, intercept = self.calibration
+        return sibling_probability(intercept + slope * (self.log_amplitude - distance**2 / 4), prior)
 
     def _column(self, name: str) -> np.ndarray:
         cache = self.__dict__.setdefault("_columns", {})
@@ -387,6 +406,7 @@ def siblings(
     max_delta_velocity: float | None = None,
     max_delta_extinction: float | None = None,
     limits: Mapping[str, tuple[float, float]] | None = None,
+    prior: float | None = None,
 ) -> xr.Dataset:
     """The stars of a survey chemically nearest to one star: exact, among all stars of the run.
 
@@ -406,6 +426,8 @@ def siblings(
         Only stars this close in radial velocity (km/s) and extinction (mag).
     limits : mapping of str to (low, high), optional
         Only stars with labels in these ranges, e.g. ``{"teff": (4400, 4800)}``.
+    prior : float, optional
+        Chance that a random star is a sibling; adds `probability` (paper's metric, after ``rsca evaluate``).
 
     Returns
     -------
@@ -427,6 +449,7 @@ def siblings(
         max_delta_velocity=max_delta_velocity,
         max_delta_extinction=max_delta_extinction,
         limits=limits,
+        prior=prior,
     )
 
 

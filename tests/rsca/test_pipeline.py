@@ -91,6 +91,17 @@ def test_siblings_are_the_nearest_by_brute_force(run):
     assert siblings(star, run.path, 3).attrs["metric"] == "auto"
 
 
+def test_sibling_probability_needs_a_calibration_and_falls_with_distance(run):
+    result = evaluate_run(run.path, n_features=3)
+    assert result["likeness"]["n_features"] == 3
+    star = str(SiblingSearch.open(run.path).index.star_id[2])
+    found = siblings(star, run.path, 30, metric="paper", prior=0.01)
+    p = found["probability"].values
+    assert np.all((p > 0) & (p < 1)) and np.all(np.diff(p) <= 0)
+    with pytest.raises(InputError, match="calibrated"):
+        siblings(star, run.path, 3, metric="paper", n_features=2, prior=0.01)
+
+
 def test_unknown_star_suggests_names(run):
     with pytest.raises(InputError, match="did you mean"):
         siblings("S0017x", run.path)
