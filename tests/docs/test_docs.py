@@ -92,7 +92,8 @@ def run_page(page: Path, folder: Path) -> None:
         if "notest" in opts:
             continue
         if kind == "bash":
-            script = f'set -e\nchemscale() {{ "{sys.executable}" -c "from chemscale.cli import main; main()" "$@"; }}\n{code}'
+            program = f'"{sys.executable}" -c "from chemscale.cli import main; main()"'
+            script = f'set -e\nchemscale() {{ {program} "$@"; }}\n{code}'
             done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=280)
         else:
             seen += code + "\n"
