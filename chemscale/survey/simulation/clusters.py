@@ -126,10 +126,10 @@ def _members_seen(
     teff, logg = np.full(fe_h.size, np.nan), np.full(fe_h.size, np.nan)
     for _ in range(12):
         t, g = giant_branch(rng, fe_h, mass, 15.0)
-        take_it = np.isnan(teff) & (t > 4090) & (t < 4910) & (g > 1.6) & (g < 2.9)
+        take_it = np.isnan(teff) & (t > 4060) & (t < 4930) & (g > 1.57) & (g < 2.93)
         teff[take_it], logg[take_it] = t[take_it], g[take_it]
     left = np.isnan(teff)
-    teff[left], logg[left] = np.clip(t[left], 4090, 4910), np.clip(g[left], 1.6, 2.9)
+    teff[left], logg[left] = np.clip(t[left], 4060, 4930), np.clip(g[left], 1.57, 2.93)
     return np.clip(teff, *RANGES[grid][0]), np.clip(logg, *RANGES[grid][1])
 
 

@@ -177,7 +177,7 @@ def draw_stars(
         _tie(abundance)
         return teff, logg, fe_h, np.clip(alpha, -0.09, 0.39), abundance, np.ones(n)
     thick = rng.random(n) < 0.22
-    fe_h = np.where(thick, rng.normal(-0.42, 0.24, n), 0.02 - rng.gamma(2.2, 0.13, n) + rng.gamma(1.5, 0.13, n))
+    fe_h = np.where(thick, rng.normal(-0.40, 0.22, n), 0.02 - rng.gamma(2.2, 0.11, n) + rng.gamma(1.5, 0.11, n))
     fe_h = _inside("fe_h", fe_h, grid)
     thin_track = 0.02 - 0.10 * fe_h
     thick_track = np.clip(0.22 - 0.14 * (fe_h + 0.4), 0.06, 0.30)
