@@ -29,6 +29,9 @@ from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
 logger = logging.getLogger(__name__)
 
 METRICS = ("paper", "auto")
+#: A fit stops at this principal angle (radian) to the exact solution, or after this many passes: where no gap follows
+#: the last component, its direction is hardly defined and rates do not depend on it.
+PPCA_ANGLE, PPCA_PASSES = 0.01, 30
 #: Field stars that the better metric is learned and rated on, at most.
 AUTO_FIELD = 200_000
 #: Field stars of the abundance baselines and correlations, at most.
@@ -140,9 +143,15 @@ def _basis(
 
     say(f"fitting {components} components ({noise} noise)")
     with run.stage(f"ppca{suffix}", settings={"components": components, "noise": noise}) as stage:
-        model = fit_survey(ds, keep, n_components=components, noise=noise)
+        model = fit_survey(ds, keep, n_components=components, noise=noise, tol=PPCA_ANGLE, max_iter=PPCA_PASSES)
         model.to_dataset().to_zarr(run.file(f"ppca{suffix}.zarr"), mode="w", zarr_format=3, consolidated=False)
-        stage.note(passes=model.n_passes_, stars=model.n_stars_, pixels=int(model.pixel_used_.sum()))
+        stage.note(
+            passes=model.n_passes_,
+            stars=model.n_stars_,
+            pixels=int(model.pixel_used_.sum()),
+            angle=model.angle_[-1],
+            converged=model.converged_ or f"stopped after {PPCA_PASSES} passes",
+        )
     say("embedding every star")
     with run.stage(f"embed{suffix}") as stage:
         target, extra = run.file(f"embedding{suffix}.zarr"), {"role": role}
