@@ -45,7 +45,8 @@ def test_build_and_demo(deploy, tmp_path):
     if pip_args:
         arguments = ["--build-arg", f"PIP_ARGS={pip_args}"]
     run(
-        "buildah", *storage, "bud", "--isolation=chroot", "--pull=never", "--build-arg", "BASE=localhost/base", *arguments,
+        "buildah", *storage, "bud", "--isolation=chroot", "--pull=never",
+        "--build-arg", "BASE=localhost/base", *arguments,
         "-f", str(deploy / "containers/Containerfile"), "-t", "localhost/chemscale", str(deploy.parent),
     )  # fmt: skip
     made = output("buildah", *storage, "from", "--pull=never", "localhost/chemscale").strip()

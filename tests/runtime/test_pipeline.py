@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from chemscale.errors import InputError
-from chemscale.pipeline import execute, file as files, plan
+from chemscale.pipeline import execute, plan
+from chemscale.pipeline import file as files
 from chemscale.pipeline.execute import StageFailed
 
 PIPELINE = """
