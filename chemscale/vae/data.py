@@ -336,12 +336,18 @@ def star_blocks(ds: xr.Dataset) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
 
+def values_here(array: xr.DataArray) -> np.ndarray:
+    """Values of an array, computed in this thread: on a Dask worker the default would send the work back."""
+    data = array.data
+    return np.asarray(data.compute(scheduler="synchronous") if hasattr(data, "compute") else data)
+
+
 def read_rows(
     ds: xr.Dataset, start: int, stop: int, keep: np.ndarray | None = None, flags: Any = "all", floor: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cleaned flux and weight of rows ``[start, stop)`` (those of `keep`); reads one block."""
     part = ds[["flux", "ivar", "flags"]].isel(star=slice(start, stop))
-    flux, ivar, bits = (np.asarray(part[name].data) for name in ("flux", "ivar", "flags"))
+    flux, ivar, bits = (values_here(part[name]) for name in ("flux", "ivar", "flags"))
     if keep is not None and not keep.all():
         flux, ivar, bits = flux[keep], ivar[keep], bits[keep]
     return clean(flux, ivar, bits, selected=flag_mask(flags), floor=floor)

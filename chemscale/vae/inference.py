@@ -31,7 +31,7 @@ from ..runtime.shards import map_shards, per_worker
 from ..schema import flag_mask
 from .anomalies import text_type
 from .checkpoint import grid_fingerprint, load_model
-from .data import clean
+from .data import clean, values_here
 from .model import ChemicalVAE
 from .training import choose_device
 
@@ -245,7 +245,7 @@ def _blocks(ds: xr.Dataset, shard: Shard) -> Iterator[tuple[np.ndarray, np.ndarr
 
     def read(rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         part = ds[["flux", "ivar", "flags"]].isel(star=slice(*rows))
-        flux, ivar, flags = (np.asarray(part[n].data) for n in ("flux", "ivar", "flags"))
+        flux, ivar, flags = (values_here(part[n]) for n in ("flux", "ivar", "flags"))
         return clean(flux, ivar, flags, selected=shard.flags, floor=shard.floor)
 
     pairs = list(itertools.pairwise(bounds))

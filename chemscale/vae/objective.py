@@ -74,7 +74,7 @@ class TrainConfig:
         Largest training set held in memory; larger ones are streamed.
     """
 
-    epochs: int = 120
+    epochs: int = 80
     batch: int = 512
     seed: int = 0
     learning_rate: float = 2e-3
@@ -90,7 +90,7 @@ class TrainConfig:
     adversary: tuple[tuple[int, float], ...] = ()
     adversary_rate: float = 1e-3
     orient: float = 0.5
-    finish: int = 10
+    finish: int = 6
     clip: float = 5.0
     group_weights: dict[str, float] = field(default_factory=dict)
     floor: float = 0.002

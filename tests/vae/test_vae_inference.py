@@ -1,0 +1,329 @@
+"""Inference, scores, anomalies, flags and evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from typer.testing import CliRunner
+from vae_toy import toy_survey
+
+from chemscale.errors import DataError, InputError, ResumeError, StoreError
+from chemscale.survey.store import open_survey
+from chemscale.vae import anomalies, corrupt, flags, pipeline
+from chemscale.vae.checkpoint import load_model
+from chemscale.vae.data import clean
+from chemscale.vae.evaluate import boosted_r2, class_truth, evaluate, pearson, precision_recall
+from chemscale.vae.inference import WINDOW, _local, book_of, infer_arrays, infer_survey, open_latents
+
+
+@pytest.fixture
+def run(toy_run, tmp_path):
+    """A private copy of the trained run."""
+    return shutil.copytree(toy_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def model(toy_run):
+    return load_model(toy_run / "vae")[0]
+
+
+def cleaned(ds):
+    return clean(*(ds[n].values for n in ("flux", "ivar", "flags")), selected=255)
+
+
+def test_product_agrees_with_the_arrays(toy, toy_run, model):
+    ds = open_latents(toy_run / "latents.zarr")
+    assert ds["star_id"].values.tolist() == toy["star_id"].values.tolist()
+    flux, weight = clean(*(toy[n].values for n in ("flux", "ivar", "flags")), selected=255, floor=0.002)
+    direct = infer_arrays(model, flux, weight, batch=37)
+    for name in ("mean", "covariance", "chi2", "relative_l2", "norm", "local"):
+        np.testing.assert_allclose(ds[name].values, direct[name], rtol=2e-3, atol=2e-4)
+    assert ds["n_used"].values.tolist() == (weight > 0).sum(1).tolist()
+
+
+def test_scores_by_hand(toy, model):
+    flux, weight = cleaned(toy.isel(star=slice(0, 5)))
+    got = infer_arrays(model, flux, weight)
+    with torch.inference_mode():
+        p = model.encode(model.features(torch.from_numpy(flux), torch.from_numpy(weight)))
+        x = model.reconstruct(p.mean, p.auxiliary).numpy()
+    good = weight > 0
+    for i in range(5):
+        residual = (flux - x)[i, good[i]]
+        assert got["chi2"][i, 0] == pytest.approx(np.mean(residual**2 * weight[i, good[i]]), rel=1e-3)
+        assert got["relative_l2"][i, 0] == pytest.approx(
+            np.linalg.norm(residual) / np.linalg.norm(flux[i, good[i]]), rel=1e-3
+        )
+    inverse = np.linalg.inv(model.prior.numpy())
+    expected = np.sqrt(np.einsum("ni,ij,nj->n", got["mean"], inverse, got["mean"]))
+    np.testing.assert_allclose(got["norm"], expected, rtol=1e-4)
+
+
+def test_local_score_is_standard_for_noise_and_sees_silence():
+    g = torch.Generator().manual_seed(0)
+    pull = torch.randn(400, 20 * WINDOW, generator=g)
+    used = torch.ones_like(pull, dtype=torch.bool)
+    value, _ = _local(pull, pull**2, used)
+    assert 2.0 < float(value.median()) < 3.5  # largest of 40 standard normals
+    quiet = pull.clone()
+    quiet[:, 3 * WINDOW : 4 * WINDOW] = 0
+    value, window = _local(quiet, quiet**2, used)
+    assert (window == 3).all()
+    assert float(value.min()) > 8
+
+
+def test_star_without_pixels_is_nan_not_garbage(model):
+    flux, weight = np.ones((3, 240), np.float32), np.full((3, 240), 100.0, np.float32)
+    weight[1] = 0
+    got = infer_arrays(model, flux, weight)
+    assert np.isnan(got["mean"][1]).all()
+    assert got["local_window"][1] == -1
+    assert np.isfinite(got["mean"][[0, 2]]).all()
+
+
+def test_inference_resumes_and_recomputes_only_what_is_missing(toy, run):
+    ds = toy.chunk(star=100)
+    product = run / "again.zarr"
+    first = infer_survey(ds, run / "vae", product, shard_stars=200)
+    assert first["computed"] == 600
+    before = open_latents(product)["mean"].values
+    (book_of(product) / "000001.json").unlink()
+    second = infer_survey(ds, run / "vae", product, shard_stars=200)
+    assert second["computed"] == 200
+    np.testing.assert_array_equal(open_latents(product)["mean"].values, before)
+    with pytest.raises(ResumeError, match="shard_stars"):
+        infer_survey(ds, run / "vae", product, shard_stars=300)
+    assert infer_survey(ds, run / "vae", product, shard_stars=300, overwrite=True)["computed"] == 600
+
+
+def test_unfinished_product_is_refused(toy, run):
+    import zarr
+
+    zarr.open_group(str(run / "latents.zarr"), mode="r+").attrs["complete"] = False
+    with pytest.raises(DataError, match="not finished"):
+        open_latents(run / "latents.zarr")
+
+
+def test_latents_of_other_weights_are_refused(run):
+    import zarr
+
+    zarr.open_group(str(run / "latents.zarr"), mode="r+").attrs["model"] = "0" * 64
+    with pytest.raises(InputError, match="other weights"):
+        pipeline.evaluate(run)
+
+
+def test_workers_give_the_same_latents(toy_store, toy_run, tmp_path):
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        infer_survey(
+            open_survey(toy_store),
+            toy_run / "vae",
+            tmp_path / "l.zarr",
+            store=toy_store,
+            client=client,
+            shard_stars=128,
+        )
+    here, there = open_latents(toy_run / "latents.zarr"), open_latents(tmp_path / "l.zarr")
+    np.testing.assert_allclose(there["mean"].values, here["mean"].values, atol=1e-4)
+    assert there["star_id"].values.tolist() == here["star_id"].values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda ds: ds.isel(wavelength=slice(0, 200)), "grid"),
+        (lambda ds: ds.assign_coords(wavelength=ds["wavelength"] + 1.0).assign_attrs(ds.attrs), "grid|medium"),
+        (lambda ds: ds.assign_attrs(survey="other"), "trained on 'toy'"),
+        (lambda ds: ds.isel(star=slice(0, 0)), "no stars"),
+    ],
+)
+def test_other_surveys_are_refused(toy, run, change, match):
+    with pytest.raises((InputError, DataError), match=match):
+        infer_survey(change(toy), run / "vae", run / "x.zarr")
+
+
+def test_hidden_pixels_change_little(toy, model):
+    ds = toy_survey(400, seed=3, missing=0.0)
+    flux, weight = cleaned(ds)
+    rng = np.random.default_rng(0)
+    truth = ds["fe_h"].values
+    r = [
+        abs(pearson(infer_arrays(model, flux, w)["mean"][:, 0], truth))
+        for w in (weight, corrupt.hide_random(weight, rng), corrupt.hide_blocks(weight, rng, width=12))
+    ]
+    assert max(r) - min(r) < 0.03
+
+
+# -------------------------------------------------------------- anomalies
+
+
+def test_anomalies_are_calibrated_and_found(run, model):
+    result = pipeline.anomalies(run, false_alarm=0.05)
+    assert result["flagged_held_out"] == pytest.approx(0.05, abs=0.02)
+    scores = [row["score"] for row in result["ranked"]]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(result["causes"].values()) == result["flagged"]
+    ds = toy_survey(600, seed=8, missing=0.0)
+    found = corrupt.separation(model, *cleaned(ds), false_alarm=0.05)
+    assert found["clean"]["found"] < 0.15
+    for name in corrupt.DAMAGES:
+        assert found[name]["auc"] > 0.95, name
+
+
+def test_too_strict_a_rate_is_refused(run):
+    with pytest.raises(DataError, match="cannot calibrate"):
+        pipeline.anomalies(run, false_alarm=1e-4)
+    with pytest.raises(InputError, match="false-alarm"):
+        pipeline.anomalies(run, false_alarm=2)
+
+
+def test_causes_name_the_region():
+    n = 400
+    rng = np.random.default_rng(0)
+    chi2 = np.exp(0.05 * rng.standard_normal((n, 3)))
+    chi2[0] = [9.0, 1.0, 60.0]
+    chi2[1, :] = np.nan
+    ds = xr.Dataset(
+        {
+            "chi2": (("star", "part"), chi2),
+            "local": ("star", np.abs(rng.normal(3, 0.3, n))),
+            "norm": ("star", np.abs(rng.normal(1, 0.2, n))),
+        },
+        coords={"part": ["all", "iron", "carbon"]},
+    )
+    ds["norm"].values[2] = 30
+    ds["local"].values[3] = 1e4
+    calibration = anomalies.calibrate(ds, np.arange(n) > 10, 0.02)
+    table = anomalies.score(ds, calibration)
+    assert table["cause"][:4].tolist() == ["reconstruction:carbon", "no data", "latent", "window"]
+    assert table["anomalous"][:4].all()
+
+
+# ------------------------------------------------------------------ flags
+
+
+def latents_of(z: np.ndarray, variance: float = 0.01) -> xr.Dataset:
+    n, d = z.shape
+    return xr.Dataset(
+        {
+            "mean": (("star", "latent"), z),
+            "covariance": (("star", "latent", "latent_"), np.broadcast_to(np.eye(d) * variance, (n, d, d))),
+            "star_id": ("star", np.array([f"s{i}" for i in range(n)], dtype=object)),
+        }
+    )
+
+
+def test_two_stars_calibrate_to_dex_and_fix_the_sign():
+    z = np.random.default_rng(0).standard_normal((2000, 3))
+    ds = latents_of(z)
+    labels = {f"s{i}": {"metal": -1.2 - 0.6 * z[i, 0], "carbon": 0.2 + 0.4 * z[i, 2]} for i in (0, 1)}
+    result = flags.apply(ds, ("metal", "alpha", "carbon"), labels=labels, signs={"alpha": -1})
+    assert result.signs == {"metal": -1, "alpha": -1, "carbon": 1}
+    assert result.lines["metal"].slope == pytest.approx(-0.6)
+    truth = (-1.2 - 0.6 * z[:, 0] < -1) & (0.2 + 0.4 * z[:, 2] > 0.7)
+    quality = precision_recall(result.member["cemp"], truth)
+    assert quality["precision"] > 0.95
+    assert quality["recall"] > 0.6
+
+
+def test_k_sigma_cuts_without_labels():
+    z = np.random.default_rng(1).standard_normal((5000, 3))
+    rule = {"rich": {"sigma": {"metal": (">", 1.0)}, "confidence": 0.5}}
+    result = flags.apply(latents_of(z), ("metal", "alpha", "carbon"), rules=rule)
+    assert result.member["rich"].mean() == pytest.approx(0.159, abs=0.02)
+    assert (result.outlying[:, 0] == 1).mean() == pytest.approx(0.0228, abs=0.01)
+    with pytest.raises(InputError, match="unknown latents"):
+        flags.apply(latents_of(z), ("metal", "alpha", "carbon"), rules={"x": {"sigma": {"tin": (">", 1)}}})
+
+
+def test_labels_that_cannot_be_used(tmp_path):
+    ds = latents_of(np.zeros((5, 3)))
+    names = ("metal", "alpha", "carbon")
+    with pytest.raises(InputError, match="different latents"):
+        flags.apply(ds, names, labels={"s0": {"metal": 1.0}, "s1": {"metal": 2.0}})
+    with pytest.raises(InputError, match="not in the latents"):
+        flags.apply(ds, names, labels={"zz": {"metal": 1.0}})
+    with pytest.raises(InputError, match="unknown latents"):
+        flags.apply(ds, names, labels={"s0": {"tin": 1.0}})
+    file = tmp_path / "labels.csv"
+    file.write_text("star_id,metal,carbon\ns0,-1.5,\ns1,-0.5,0.3\n")
+    assert flags.read_labels(file) == {"s0": {"metal": -1.5}, "s1": {"metal": -0.5, "carbon": 0.3}}
+    file.write_text("star,metal\ns0,1\n")
+    with pytest.raises(InputError, match="star_id"):
+        flags.read_labels(file)
+    file.write_text("star_id,metal\ns0,lots\n")
+    with pytest.raises(InputError, match="lots"):
+        flags.read_labels(file)
+
+
+def test_signs_without_labels_agree_with_the_labels(run):
+    summary = pipeline.flags(run)
+    result = json.loads((run / "flags.json").read_text())
+    assert result["signs"] == summary["signs"]
+    ds, _, _ = pipeline.latents(run)
+    survey = open_survey(pipeline.Run.open(run).store)
+    r = np.corrcoef(ds["mean"].values[:, 0], survey["fe_h"].values)[0, 1]
+    assert np.sign(r) == summary["signs"]["metal"]
+
+
+# -------------------------------------------------------------- evaluation
+
+
+def test_evaluation_has_the_promised_keys(run):
+    result = pipeline.evaluate(run)
+    wanted = ["r_fe_h", "r_alpha_fe", "r_c_fe", "r2_teff", "r2_logg", "relative_l2"]
+    wanted += ["rmse_fe_h", "rmse_alpha_fe", "rmse_c_fe"]
+    assert all(np.isfinite(result[k]) for k in wanted)
+    assert set(result["flags"]) >= {"cemp", "alpha_poor"}
+    assert json.loads((run / "vae_evaluation.json").read_text())["r_fe_h"] == pytest.approx(result["r_fe_h"])
+
+
+def test_evaluation_of_another_survey_is_refused(toy, run):
+    ds, _, out = pipeline.latents(run)
+    with pytest.raises(DataError, match="stars in the survey"):
+        evaluate(ds, toy.isel(star=slice(0, 10)), out)
+    with pytest.raises(DataError, match="no held-out"):
+        evaluate(ds, toy, np.zeros(600, bool))
+
+
+def test_boosted_r2_of_function_and_noise():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((4000, 3))
+    assert boosted_r2(z, z[:, 0] ** 2 + 0.1 * rng.standard_normal(4000)) > 0.9
+    assert boosted_r2(z, rng.standard_normal(4000)) < 0.02
+
+
+def test_class_truth_needs_its_labels():
+    labels = {"fe_h": np.array([-2.0, 0.0])}
+    assert class_truth(labels, {"fe_h": ("<", -1.0)}).tolist() == [True, False]
+    assert class_truth(labels, {"c_fe": (">", 0.7)}) is None
+
+
+# ----------------------------------------------------------- command line
+
+
+def test_command_line(toy_store, toy_run, tmp_path):
+    from chemscale.cli import build
+
+    run = shutil.copytree(toy_run, tmp_path / "run")
+    runner = CliRunner()
+    for arguments in (
+        ["vae", "infer", toy_store, "--run", str(run), "--json"],
+        ["vae", "evaluate", "--run", str(run), "--json"],
+        ["anomalies", "--run", str(run), "--false-alarm", "0.05", "--json"],
+        ["flags", "--run", str(run), "--json"],
+    ):
+        result = runner.invoke(build(), arguments)
+        assert result.exit_code == 0, result.output
+        json.loads(result.stdout)
+    result = runner.invoke(build(), ["vae", "infer", toy_store, "--run", str(tmp_path / "none")])
+    assert isinstance(result.exception, StoreError)
