@@ -10,7 +10,7 @@ What the paper's recipe leaves on the table, and what is done about it:
   the root mean square of their distances. It is Euclidean in a space of at most K dimensions a representation.
 
 The rate that is reported is honest: for each cluster the committee is chosen and fitted without it, the choice
-itself resting on leave-one-out among the remaining clusters.
+itself resting on leave-one-out among the remaining clusters (in folds where there are many).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from chemscale.rsca.metric import FieldMoments, check_freedom, pooled_sigma
 KEPT = (3, 4, 5, 6, 8, 10, 12, 16)
 SHRINKAGE = (0.0, 0.15, 0.3, 0.5)
 COMMITTEE = 24
+#: Folds of clusters in the search; up to as many clusters it is leave-one-cluster-out proper.
+MAX_FOLDS = 25
 #: Field stars the choice is made on (evenly spaced); the reported rate uses all.
 SEARCH_FIELD = 20_000
 
@@ -179,12 +181,19 @@ class AutoResult:
 
 
 class Search:
-    """Leave-two-out rates of every candidate on a thinned field: ``rates[candidate, left out, rated]``."""
+    """Rates of every candidate on a thinned field, with two folds of clusters left out of the fit.
+
+    A fold is one cluster, or several where there are more than :data:`MAX_FOLDS` clusters (the cost grows with the
+    square of the folds). ``rates[candidate, fold left out too, rated cluster]``; the rated cluster's own fold is
+    always left out.
+    """
 
     def __init__(self, forms: Mapping[str, Representation], ks: Sequence[int], shrinkage: Sequence[float] = SHRINKAGE):
         first = next(iter(forms.values()))
         self.sizes = first.sizes
-        n = len(self.sizes)
+        self.fold = folds_of(len(self.sizes))
+        n_folds = int(self.fold.max()) + 1
+        inside = [np.flatnonzero(self.fold == f).tolist() for f in range(n_folds)]
         self.candidates: list[Candidate] = []
         tables = []
         for name, form in forms.items():
@@ -192,29 +201,35 @@ class Search:
             for k, (s, robust) in product(ks, choices):
                 kept = sorted({min(f, k) for f in (*KEPT, k)})
                 self.candidates += [Candidate(name, k, s, robust, f) for f in kept]
-                table = np.full((len(kept), n, n), np.nan)
-                for a in range(n):
-                    for b in range(a, n):
-                        matrix = form.full_metric(k, s, robust, (a, b))
-                        for rated, other in {(a, b), (b, a)}:
-                            table[:, other, rated] = _rates_by_kept(form.evaluation, rated, matrix, kept)
+                table = np.full((len(kept), n_folds, len(self.sizes)), np.nan)
+                for a in range(n_folds):
+                    for b in range(a, n_folds):
+                        matrix = form.full_metric(k, s, robust, (*inside[a], *inside[b]))
+                        for left, own in {(a, b), (b, a)}:
+                            for j in inside[own]:
+                                table[:, left, j] = _rates_by_kept(form.evaluation, j, matrix, kept)
                 tables.append(table)
         self.rates = np.concatenate(tables)
 
     def order(self, without: int | None = None) -> np.ndarray:
-        """Candidates from best to worst, judged by leave-one-out on the clusters other than `without`."""
+        """Candidates from best to worst, judged on the clusters outside the fold of cluster `without`."""
         return np.argsort(self.scores(without), kind="stable")
 
     def scores(self, without: int | None = None) -> np.ndarray:
-        """Mean leave-one-out rate of each candidate, weighted by members; fits leave `without` out as well."""
-        n = len(self.sizes)
-        rated = np.array([j for j in range(n) if j != without])
-        left = rated if without is None else np.full(n - 1, without)
+        """Mean rate of each candidate, weighted by members; neither the fits nor the mean know `without`'s fold."""
+        out = -1 if without is None else self.fold[without]
+        rated = np.flatnonzero(self.fold != out)
+        left = self.fold[rated] if without is None else np.full(len(rated), out)
         values = self.rates[:, left, rated]
         good = np.isfinite(values).all(axis=0)
         if not good.any():
             raise DataError("no cluster has field stars within its pair cuts", "widen or drop the cuts")
         return values[:, good] @ (self.sizes[rated][good] / self.sizes[rated][good].sum())
+
+
+def folds_of(n_clusters: int) -> np.ndarray:
+    """Fold of each cluster: one a cluster, at most :data:`MAX_FOLDS`."""
+    return np.arange(n_clusters) % min(n_clusters, MAX_FOLDS)
 
 
 def _rates_by_kept(evaluation: Evaluation, j: int, matrix: np.ndarray, kept: Sequence[int]) -> np.ndarray:
@@ -290,12 +305,13 @@ def choose_metric(
             "use --metric paper, or add clusters",
         )
     k_max = first.evaluation.members.shape[1]
-    freedom = int(first.sizes.sum() - len(names) - 2 * (first.sizes.max() - 1))
+    of_fold = np.sort(np.bincount(folds_of(len(names)), weights=first.sizes - 1.0))
+    freedom = int(of_fold[:-2].sum())
     ks = [k for k in (ks or default_ks(k_max)) if k <= min(k_max, freedom)]
     if not ks:
         check_freedom(first.evaluation.clusters, k_max)
         raise DataError(
-            f"two clusters out leave {freedom} degrees of freedom, too few for a metric", "add cluster members"
+            f"nested cross-validation leaves {freedom} degrees of freedom, too few for a metric", "add cluster members"
         )
     search = Search(search_forms or forms, ks)
     joint = _joint(forms)

@@ -242,7 +242,9 @@ def fit_auto(run: Run) -> tuple[AutoResult, LabelTransport | None, str]:
     n = len(stars.field_rows)
     forms = {name: Representation(stars.evaluate(z[:n], z[n:]), noise) for name, z in coords.items()}
     search = {name: Representation(f.evaluation.thinned(SEARCH_FIELD), noise) for name, f in forms.items()}
-    return choose_metric(forms, search_forms=search), transport, note
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # clusters without a pair: the evaluation names them
+        return choose_metric(forms, search_forms=search), transport, note
 
 
 def save_auto(run: Run, result: AutoResult, transport: LabelTransport | None) -> None:
@@ -253,9 +255,8 @@ def save_auto(run: Run, result: AutoResult, transport: LabelTransport | None) ->
             "mean": (("representation", "component"), m.mean),
             "matrix": (("stacked", "feature"), m.matrix),
         },
-        coords={"representation": list(m.names)},
     )
-    ds.attrs = {"model": "committee", "committee": [c.label() for c in m.committee]}
+    ds.attrs = {"model": "committee", "representations": list(m.names), "committee": [c.label() for c in m.committee]}
     if transport is not None:
         state = transport.to_dict()
         ds.attrs["transport"] = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
@@ -280,7 +281,7 @@ def load_auto(run: Run) -> tuple[AutoMetric, LabelTransport | None]:
         run.need("auto.zarr", "chemscale rsca fit STORE --run RUN --metric auto"), consolidated=False
     ).load()
     mean = ds["mean"].values
-    names = tuple(str(v) for v in ds["representation"].values)
+    names = tuple(str(v) for v in ds.attrs["representations"])
     committee = [Candidate(**c) for c in run.load_json("auto.json")["committee"]] if run.has("auto.json") else []
     metric = AutoMetric(names, mean.shape[1], mean, ds["matrix"].values, committee)
     if "transport" not in ds.attrs:

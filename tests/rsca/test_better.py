@@ -104,6 +104,19 @@ def test_search_rates_are_those_of_the_engine():
             assert search.rates[i, left, 3] == pytest.approx(want, abs=1e-9)
 
 
+def test_many_clusters_are_searched_in_folds(monkeypatch):
+    monkeypatch.setattr("chemscale.rsca.auto.MAX_FOLDS", 4)
+    forms = forms_of(n=500, n_clusters=7)
+    search = Search(forms, [6])
+    assert search.rates.shape[1:] == (4, 7)
+    c, e = search.candidates[2], forms[search.candidates[2].representation].evaluation
+    matrix = forms[c.representation].metric(c, (1, 5, 2, 6))  # folds 1 and 2
+    assert search.rates[2, 1, 6] == pytest.approx(e.rates(matrices={e.names[6]: matrix}, k=c.k).overall, abs=1e-9)
+    shown = search.rates[:, 1, [0, 2, 3, 4, 6]]  # without cluster 5: neither fold 1 in the fits nor in the mean
+    weights = search.sizes[[0, 2, 3, 4, 6]]
+    np.testing.assert_allclose(search.scores(5), shown @ (weights / weights.sum()))
+
+
 def test_committee_beats_the_plain_metric_and_is_honest():
     forms = forms_of()
     result = choose_metric(forms, ks=[5, 8])
