@@ -26,6 +26,8 @@ Workers = Annotated[
 Cluster = Annotated[
     str | None, typer.Option("--cluster", metavar="SPEC", help="Dask cluster: an address, or a TOML with [cluster].")
 ]
+Append = Annotated[bool, typer.Option("--append", help="Add the stars to the existing store --out, as one revision.")]
+Replace = Annotated[bool, typer.Option("--replace", help="With --append: supersede stars that are there already.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
 Members = Annotated[str | None, typer.Option("--members", metavar="FILE", help="Membership table, FITS or CSV.")]
 MinProbability = Annotated[
@@ -70,6 +72,8 @@ def apogee(
     probability_column: ProbabilityColumn = None,
     min_probability: MinProbability = None,
     product: Annotated[str, typer.Option("--product", help="aspcapStar or apStar.")] = "aspcapStar",
+    append: Append = False,
+    replace: Replace = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     plan_only: PlanOnly = False,
@@ -110,9 +114,9 @@ def lamost(
     min_probability: MinProbability = None,
     wavelength_min: Annotated[float, typer.Option("--wavelength-min", help="First wavelength, Angstrom.")] = 4000.0,
     wavelength_max: Annotated[float, typer.Option("--wavelength-max", help="Last wavelength, Angstrom.")] = 8900.0,
-    continuum: Annotated[
-        str, typer.Option("--continuum", help="running-quantile or survey.")
-    ] = "running-quantile",
+    continuum: Annotated[str, typer.Option("--continuum", help="running-quantile or survey.")] = "running-quantile",
+    append: Append = False,
+    replace: Replace = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     plan_only: PlanOnly = False,
@@ -150,6 +154,8 @@ def table(
         str | None,
         typer.Option("--columns", metavar="TOML", help="Which column is what, unless named as here."),
     ] = None,
+    append: Append = False,
+    replace: Replace = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     plan_only: PlanOnly = False,
@@ -177,6 +183,8 @@ def _generic(name: str) -> Any:
             list[str] | None,
             typer.Option("--option", metavar="KEY=VALUE", help="Argument of the source; repeatable (TOML values)."),
         ] = None,
+        append: Append = False,
+        replace: Replace = False,
         resume: Resume = False,
         overwrite: Overwrite = False,
         plan_only: PlanOnly = False,
@@ -202,8 +210,9 @@ def _generic(name: str) -> Any:
 
 
 def _common(values: dict[str, Any]) -> dict[str, Any]:
-    names = ("out", "resume", "overwrite", "plan_only", "partition", "max_bad", "max_error", "workers", "cluster")
-    return {n: values[n] for n in names} | {"as_json": values["as_json"]}
+    names = ["append", "replace", "out", "resume", "overwrite", "plan_only", "partition", "max_bad"]
+    names += ["max_error", "workers", "cluster", "as_json"]
+    return {n: values[n] for n in names}
 
 
 def _full(path: str | None) -> str | None:
@@ -215,6 +224,8 @@ def _run(
     source: Any,
     *,
     out: str,
+    append: bool,
+    replace: bool,
     resume: bool,
     overwrite: bool,
     plan_only: bool,
@@ -225,9 +236,12 @@ def _run(
     cluster: str | None,
     as_json: bool,
 ) -> None:
+    from chemscale.errors import InputError
     from chemscale.survey.ingest import ingest
     from chemscale.survey.planning import plan_ingest
 
+    if (append or replace) and (overwrite or partition):
+        raise InputError("--append goes with neither --overwrite nor --partition", "leave one of them out")
     limit = max_error if max_error > 0 else None
     if plan_only:
         from chemscale.survey.estimate import estimate
@@ -239,6 +253,20 @@ def _run(
     if job is not None:
         workers = _n_workers(None, len(job.items))
     with _client(workers, cluster) as client:
+        if append or replace:
+            from chemscale.survey.append import append as add
+
+            summary = add(
+                source,
+                out,
+                replace_existing=replace,
+                client=client,
+                max_error=limit,
+                max_bad=max_bad,
+                resume=resume,
+            )
+            _show_summary(summary, as_json)
+            return
         summary = ingest(
             source,
             out,

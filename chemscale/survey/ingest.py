@@ -147,7 +147,7 @@ def ingest(
     if folder.exists(ROOT):
         finalise_store(folder)
         return summarise(folder, job, begun, kept=job.header.n_shards)
-    kept = {s for s in done_shards(folder) if _still_good(folder, job, s)}
+    kept = {s for s in done_shards(folder) if still_good(folder, job, s)}
     wanted = range(job.header.n_shards)
     if partition is not None:
         wanted = range(partition[0] - 1, job.header.n_shards, partition[1])
@@ -187,7 +187,7 @@ def _open_path(out: str | os.PathLike[str], *, overwrite: bool, resume: bool) ->
     return prepare_path(out, overwrite=overwrite)
 
 
-def _still_good(folder: Folder, job: Job, shard: int) -> bool:
+def still_good(folder: Folder, job: Job, shard: int) -> bool:
     """A marked shard counts as done when its marker fits the job and its files have the right size."""
     marker = read_marker(folder, shard)
     if marker is None or marker["fingerprint"] != job.shard_fingerprint(shard):
