@@ -159,7 +159,7 @@ def headline(evaluation: dict[str, Any]) -> dict[str, float]:
     }
     baselines = evaluation.get("abundances") or {}
     if baselines:
-        name, best = min(baselines.items(), key=lambda item: item[1]["rsca"])
+        _, best = min(baselines.items(), key=lambda item: item[1]["rsca"])
         rates[f"measured abundances ({len(best['species'])} species, RSCA)"] = best["rsca"]
     rates["noise-free floor (true abundances)"] = evaluation["floor"]
     return rates
