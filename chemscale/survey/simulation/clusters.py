@@ -86,7 +86,7 @@ def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
     mass = np.full(n, np.clip(1.0 + 1.1 * np.log(8.0 / age) / np.log(8.0 / 0.6), 1.0, 2.2))
     one = birth_abundances(rng, np.array([fe]), np.array([alpha]), np.array([np.clip(1.2 - 0.35 * age, -1, 1)]))
     # members differ by 0.01-0.02 dex: partly together (one metallicity), partly element by element
-    abundance = one + 0.008 * rng.standard_normal((n, 1)) + 0.010 * rng.standard_normal((n, len(APOGEE_ELEMENTS)))
+    abundance = one + 0.007 * rng.standard_normal((n, 1)) + 0.009 * rng.standard_normal((n, len(APOGEE_ELEMENTS)))
     for twin, of in (("CI", "C"), ("TiII", "Ti")):
         abundance[:, APOGEE_ELEMENTS.index(twin)] = abundance[:, APOGEE_ELEMENTS.index(of)]
     fe_h = abundance[:, APOGEE_ELEMENTS.index("Fe")].copy()

@@ -172,9 +172,10 @@ class Instrument:
         focus = np.array([np.random.default_rng([int(p), 77]).normal(0, 0.05) for p in plates])[index]
         scale = 1.0 if self.grid.name == "hband" else 0.35
         velocity_error = rng.normal(0, 0.10 + 6.0 / stars.snr) / self.grid.step
+        own = rng.normal(0, 0.14, n)  # macroturbulence and rotation differ by about 0.4 km/s
         half = 0.5 * velocity_error.astype(np.float32)[:, None]
         for i, (a, b) in enumerate(self.chips):
-            extra = (self._width[i, stars.fibre] + focus + rng.normal(0, 0.02, n)) * scale
+            extra = (self._width[i, stars.fibre] + focus + own) * scale
             tap = (0.5 * extra).astype(np.float32)[:, None]
             part = flux[:, a:b]
             middle = part[:, 1:-1]

@@ -132,9 +132,9 @@ def dredge_up(abundance: np.ndarray, logg: np.ndarray, mass: np.ndarray, fe_h: n
 def giant_branch(
     rng: np.random.Generator, fe_h: np.ndarray, mass: np.ndarray, scatter: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(Teff, logg) of giants: 30 % in the red clump, the others up the branch."""
+    """(Teff, logg) of giants: a quarter in the red clump, the others up the branch."""
     n = fe_h.size
-    clump = rng.random(n) < 0.3
+    clump = rng.random(n) < 0.25
     branch = 1.42 + 1.66 * rng.random(n) ** 0.8
     logg = np.where(clump, 2.42 + 0.10 * (mass - 1.2) + 0.07 * rng.standard_normal(n), branch)
     g = branch - 2.5
@@ -176,14 +176,14 @@ def draw_stars(
         abundance[:, _INDEX["C"]] = fe_h + rng.uniform(-0.42, 0.14, n)
         _tie(abundance)
         return teff, logg, fe_h, np.clip(alpha, -0.09, 0.39), abundance, np.ones(n)
-    thick = rng.random(n) < 0.22
-    fe_h = np.where(thick, rng.normal(-0.40, 0.22, n), 0.02 - rng.gamma(2.2, 0.11, n) + rng.gamma(1.5, 0.11, n))
+    thick = rng.random(n) < 0.24
+    fe_h = np.where(thick, rng.normal(-0.37, 0.20, n), 0.0 - rng.gamma(2.0, 0.095, n) + rng.gamma(1.5, 0.095, n))
     fe_h = _inside("fe_h", fe_h, grid)
     thin_track = 0.02 - 0.10 * fe_h
     thick_track = np.clip(0.22 - 0.14 * (fe_h + 0.4), 0.06, 0.30)
     alpha = np.where(thick, thick_track, thin_track) + 0.025 * rng.standard_normal(n)
     young = np.where(thick, -0.9, 0.3) + 0.35 * rng.standard_normal(n)
-    mass = np.where(thick, 0.95, 1.15) + np.abs(rng.normal(0, np.where(thick, 0.06, 0.30), n))
+    mass = np.where(thick, 0.95, 1.15) + np.abs(rng.normal(0, np.where(thick, 0.06, 0.40), n))
     abundance = birth_abundances(rng, fe_h, alpha, young)
     if grid == "lowres":
         dwarf = rng.random(n) < 0.6
