@@ -69,6 +69,7 @@ def compute(context: StudyContext) -> StudyResult:
         ax.plot(x, y, label=f"K = {k}", **look)
         ax.fill_between(x, np.maximum(y - e, 1e-5), y + e, color=style.CYCLE[i], alpha=0.2, lw=0)
     style.rate_axis(ax.yaxis)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("clusters the metric is trained on")
     ax.set_ylabel("doppelganger rate of the others")
     ax.legend()

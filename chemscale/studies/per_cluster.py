@@ -68,7 +68,7 @@ def compute(context: StudyContext) -> StudyResult:
     table: dict[str, list] = {k: [] for k in ("input", "cluster", "bin_low", "bin_high", "siblings", "field")}
     columns = min(4, len(names)) if len(inputs) == 1 else 2
     rows = -(-len(names) // columns)
-    fig, axes = style.figure("page", 0.155 * rows + 0.1, rows, columns * len(inputs), squeeze=False)
+    fig, axes = style.figure("page", 0.125 * rows + 0.12, rows, columns * len(inputs), squeeze=False)
     for ax in axes.flat:
         ax.set_visible(False)
     for p, (name, clusters) in enumerate(inputs.items()):
@@ -96,7 +96,8 @@ def compute(context: StudyContext) -> StudyResult:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=2)
     titles = {"spectra": "distance in RSCA features", "abundances": "distance in abundances"}
-    fig.supxlabel("   |   ".join(titles[p] for p in inputs), fontsize=8)
+    sides = ("left: ", "right: ") if len(inputs) == 2 else ("",)
+    fig.supxlabel("      ".join(side + titles[p] for side, p in zip(sides, inputs, strict=True)), fontsize=8)
     fig.supylabel("share of pairs per bin", fontsize=8)
     rates = np.array([v[2] for v in inputs["spectra"].values()])
     good = rates[np.isfinite(rates)]

@@ -133,6 +133,7 @@ def compute(context: StudyContext) -> StudyResult:
             ax.axvline(np.median(d[chosen]), color=style.CYCLE[colour], ls=style.DASHES[colour + 1], lw=0.9)
         ax.set_xlabel(f"distance between siblings, {name}")
         ax.set_ylabel("density")
+        ax.set_ylim(top=1.3 * ax.get_ylim()[1])
         ax.legend()
         columns = (name, clusters[first], ids[first], ids[second], together.astype(int), d)
         for key, value in zip(rows, columns, strict=True):

@@ -94,19 +94,22 @@ def run_page(page: Path, folder: Path) -> None:
         if kind == "bash":
             program = f'"{sys.executable}" -c "from chemscale.cli import main; main()"'
             script = f'set -e\nchemscale() {{ {program} "$@"; }}\n{code}'
-            done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=280)
+            done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=500)
         else:
             seen += code + "\n"
-            done = subprocess.run([sys.executable, "-c", seen], cwd=folder, capture_output=True, text=True, timeout=280)
+            done = subprocess.run([sys.executable, "-c", seen], cwd=folder, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, f"{page.name}:\n{code}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n.startswith("howto/own") else []) for n in RUN]
+)
 def test_page_runs(name, tmp_path):
     run_page(DOCS / name, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_tutorial_runs(tmp_path):
     run_page(DOCS / "tutorial.md", tmp_path)
     assert (tmp_path / "run" / "report.html").exists()
@@ -120,7 +123,7 @@ def test_site_builds_without_a_warning(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "reference" / "python.html").read_text(encoding="utf-8").count("doppelganger_rates") > 3
