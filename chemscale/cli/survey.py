@@ -150,10 +150,10 @@ def lamost(
 def table(
     file: Annotated[str, typer.Argument(metavar="FILE", help="NPZ, HDF5, FITS table or Zarr.")],
     out: Out,
-    columns: Annotated[
-        str | None,
-        typer.Option("--columns", metavar="TOML", help="Which column is what, unless named as here."),
+    mapping: Annotated[
+        str | None, typer.Option("--mapping", "--columns", metavar="TOML", help="Which column is what.")
     ] = None,
+    medium: Annotated[str | None, typer.Option("--medium", help="vacuum or air, where the file does not say.")] = None,
     append: Append = False,
     replace: Replace = False,
     resume: Resume = False,
@@ -172,7 +172,7 @@ def table(
     """
     from chemscale.survey.sources.table import TableSource
 
-    source = TableSource(str(_full(file)), _full(columns))
+    source = TableSource(str(_full(file)), _full(mapping), medium=medium)
     _run(source, **_common(locals()))
 
 
@@ -357,11 +357,25 @@ def _show_summary(summary: Any, as_json: bool) -> None:
         console.print(f"{summary.n_shards_kept} shards were already done", highlight=False)
     if summary.clusters:
         console.print(f"{len(summary.clusters)} clusters, {sum(summary.clusters.values()):,} members", highlight=False)
-    for r in summary.rejected[:20]:
+    _show_rejected(summary)
+
+
+def _show_rejected(summary: Any, most: int = 15) -> None:
+    """Unreadable files by name, what planning left out by reason."""
+    from rich.markup import escape
+
+    from chemscale.cli import console
+    from chemscale.survey.info import by_reason
+
+    read = [r for r in summary.rejected if r.stage == "read"]
+    for r in read[:most]:
         console.print(f"  [yellow]{escape(r.path)}[/]: {escape(r.reason)}", highlight=False, soft_wrap=True)
-    if len(summary.rejected) > 20:
+    rest = read[most:] + [r for r in summary.rejected if r.stage != "read"]
+    for reason, n in by_reason([r.reason for r in rest]).items():
+        console.print(f"  [yellow]{n:,}[/] x {escape(reason)}", highlight=False, soft_wrap=True)
+    if rest:
         where = f"{summary.path}/_chemscale/rejected.json"
-        console.print(f"  ... and {len(summary.rejected) - 20:,} more: {escape(where)}", highlight=False)
+        console.print(f"  all of them: {escape(where)}", highlight=False, soft_wrap=True)
 
 
 def finalise(out: StoreArg, as_json: AsJson = False) -> None:

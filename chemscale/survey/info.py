@@ -56,7 +56,7 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "n_slots": sum(int(e["slots"]) for e in record.segments),
         "n_superseded": superseded,
         "n_rejected": len(rejected),
-        "rejected_by_reason": _reasons(rejected),
+        "rejected_by_reason": by_reason([r["reason"] for r in rejected]),
         "rejected": rejected,
         "n_pixels": header.n_pixels,
         "wavelength": {"first": float(wave[0]), "last": float(wave[-1]), "medium": header.medium, "unit": "Angstrom"},
@@ -81,15 +81,15 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _reasons(rejected: list[dict[str, str]], most: int = 12) -> dict[str, int]:
+def by_reason(reasons: list[str], most: int = 12) -> dict[str, int]:
     """Counts by reason; digits are levelled so that "has 3751 values" and "has 3820 values" count together."""
     import re
 
     counts: dict[str, int] = {}
     example: dict[str, str] = {}
-    for r in rejected:
-        kind = re.sub(r"'[^']*'|\d+", "#", r["reason"])[:160]
-        example.setdefault(kind, r["reason"])
+    for reason in reasons:
+        kind = re.sub(r"'[^']*'|\d+", "#", reason)[:160]
+        example.setdefault(kind, reason)
         counts[kind] = counts.get(kind, 0) + 1
     ranked = sorted(counts, key=lambda k: -counts[k])
     out = {example[k]: counts[k] for k in ranked[:most]}
