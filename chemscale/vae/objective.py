@@ -7,7 +7,7 @@ the whole batch even when it is spread over several processes: see :class:`Paral
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from . import losses
 from .data import Batch
 from .model import ChemicalVAE, Posterior
 from .regions import REST
+
+#: Fewest steps of a training: main phase, finish, head start.
+MIN_STEPS = (1200, 600, 180)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class TrainConfig:
     finish: int = 6
     clip: float = 5.0
     group_weights: dict[str, float] = field(default_factory=dict)
-    floor: float = 0.002
+    floor: float = 0.005
     label_error: float = 0.02
     validation: float = 0.03
     patience: int = 0
@@ -116,6 +119,22 @@ class TrainConfig:
         if "adversary" in values:
             values["adversary"] = tuple((int(a), float(b)) for a, b in values["adversary"])
         return cls(**values)
+
+    def scaled(self, n_stars: int) -> TrainConfig:
+        """This configuration for a small survey: smaller batches and more epochs, so that steps are enough.
+
+        Nothing changes where `batch` is less than a sixth of the stars and the epochs give
+        :data:`MIN_STEPS`. Presets without a head start (the paper's) are left alone.
+        """
+        if not self.head_start:
+            return self
+        batch = max(8, min(self.batch, n_stars // 6))
+        per_epoch = max(1, n_stars // batch)
+        epochs, finish, head = (max(e, -(-m // per_epoch)) if e else 0 for e, m in zip(self._phases(), MIN_STEPS))
+        return replace(self, batch=batch, epochs=epochs, finish=finish, head_start=head)
+
+    def _phases(self) -> tuple[int, int, int]:
+        return self.epochs, self.finish, self.head_start
 
     def adversary_weight(self, epoch: int) -> float:
         """Lambda of the stepwise schedule at `epoch`."""

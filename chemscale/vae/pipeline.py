@@ -69,6 +69,7 @@ def train(
     device: str | None = None,
     processes: int = 1,
     client: Client | None = None,
+    scale: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Train a VAE on a survey; writes ``vae/model.*`` in the run.
@@ -94,6 +95,9 @@ def train(
         Carry on from the last checkpoint of the same settings.
     processes : int
         Data-parallel processes on this machine.
+    scale : bool
+        Give small surveys smaller batches and more epochs, see
+        :meth:`~chemscale.vae.objective.TrainConfig.scaled`.
     client : distributed.Client, optional
         Train on its workers, data-parallel; the run directory must be on a file system they share.
 
@@ -112,6 +116,7 @@ def train(
     model_config, config, preset_regions = recipe(preset, model, settings)
     survey = look_at(ds, held_out, split_seed)
     chosen = choose_regions(survey, regions if regions is not None else preset_regions)
+    config = config.scaled(int(survey.trained.sum())) if scale else config
     many = processes > 1 or client is not None
     if many and path is None:
         raise InputError("several processes need the path of a survey store", "write the Dataset with write_survey")

@@ -26,6 +26,6 @@ def toy_run(toy_store, tmp_path_factory):
     from chemscale.vae import pipeline
 
     run = tmp_path_factory.mktemp("vae-run") / "run"
-    pipeline.train(toy_store, run, model=FAST_MODEL, settings={**FAST, "epochs": 40}, regions=TOY_REGIONS)
+    pipeline.train(toy_store, run, model=FAST_MODEL, settings={**FAST, "epochs": 40}, regions=TOY_REGIONS, scale=False)
     pipeline.infer(toy_store, run)
     return run

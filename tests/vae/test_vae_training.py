@@ -77,7 +77,7 @@ def test_resume_refuses_other_settings(toy, tmp_path):
 
 def test_resume_through_the_pipeline(toy_store, tmp_path, monkeypatch):
     settings = {**FAST, "epochs": 3}
-    arguments = {"model": FAST_MODEL, "settings": settings, "regions": TOY_REGIONS}
+    arguments = {"model": FAST_MODEL, "settings": settings, "regions": TOY_REGIONS, "scale": False}
     pipeline.train(toy_store, tmp_path / "a", **arguments)
     train = Trainer.train
     monkeypatch.setattr(Trainer, "train", lambda self, **k: (train(self, max_steps=4), 1 / 0))
@@ -252,3 +252,14 @@ def test_checkpoints_hold_no_pickle(toy_run):
     assert b"pickle" not in payload
     assert payload[8:9] == b"{"  # safetensors: a JSON header
     assert not list((toy_run / "vae").glob("*.pt"))
+
+
+def test_small_surveys_get_more_epochs_and_smaller_batches():
+    config = TrainConfig()
+    assert config.scaled(28_000) == config
+    small = config.scaled(420)
+    assert small.batch == 70
+    assert small.epochs * (420 // 70) >= 1200
+    assert small.finish * (420 // 70) >= 600
+    _, paper, _ = recipe("paper")
+    assert paper.scaled(420) == paper
