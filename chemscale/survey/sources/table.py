@@ -97,7 +97,8 @@ class TableSource:
         n_stars, n_pixels = self._check_shapes(names, shapes)
         wavelength = self._wavelength(file, names["wavelength"], n_pixels)
         text = {key: self._text(file, key, shapes) for key in _TEXT_KEYS}
-        medium = self.medium or text["medium"] or "vacuum"
+        stated = self.medium or text["medium"] or file.medium(names["wavelength"])
+        medium = stated or "vacuum"
         if medium not in {"vacuum", "air"}:
             raise InputError(f"{printable(self.path)}: medium is {medium!r}", "use 'vacuum' or 'air'")
         elements = self._elements(file, names, shapes)
@@ -107,7 +108,7 @@ class TableSource:
             "survey": text["survey"] or "table",
             "normalisation": text["normalisation"] or "as given in the file",
             "frame": text["frame"] or "as given in the file; taken to be at rest",
-            "medium_stated": bool(self.medium or text["medium"]),
+            "medium_stated": bool(stated),
             "columns": dict(sorted(names.items())),
             "ignored": sorted(printable(s) for s in shapes.keys() - set(names.values()) - set(_TEXT_KEYS)),
         }

@@ -43,6 +43,10 @@ class TableFile(Protocol):
         """Unit the file states for `name`, '' when none."""
         ...
 
+    def medium(self, name: str) -> str:
+        """Attribute `medium` of the wavelengths, '' when none."""
+        ...
+
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         """Some rows of an array (all for None), native byte order; text as `str`."""
         ...
@@ -73,6 +77,8 @@ def open_table(path: str) -> TableFile:
 def _text(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "S":
         return np.char.strip(np.char.decode(values, "utf-8", "replace"))
+    if values.dtype.kind == "T":  # variable-length text of Zarr
+        return np.array(values.ravel().tolist(), dtype=str).reshape(values.shape)
     if values.dtype.kind == "O":
         return np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.ravel()])
     return values.astype(values.dtype.newbyteorder("=")) if values.dtype.kind in "iufb" else values
@@ -126,6 +132,9 @@ class NpzFile:
         return {name: header[0] for name, header in self._headers.items()}
 
     def units(self, name: str) -> str:
+        return ""
+
+    def medium(self, name: str) -> str:
         return ""
 
     def compressed(self, name: str) -> bool:
@@ -190,6 +199,10 @@ class Hdf5File:
     def units(self, name: str) -> str:
         return self._units[name]
 
+    def medium(self, name: str) -> str:
+        with self._open() as root:
+            return str(root[name].attrs.get("medium", ""))
+
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         with self._open() as root:
             data = root[name]
@@ -245,6 +258,9 @@ class FitsFile:
     def units(self, name: str) -> str:
         return self._units[name]
 
+    def medium(self, name: str) -> str:
+        return ""
+
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         array = self._arrays[name]
         return _text(np.array(array if rows is None else array[rows]))
@@ -267,6 +283,9 @@ class ZarrFile:
 
     def units(self, name: str) -> str:
         return str(self._names[name].attrs.get("units", ""))
+
+    def medium(self, name: str) -> str:
+        return str(self._names[name].attrs.get("medium", ""))
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         array = self._names[name]

@@ -273,3 +273,18 @@ def test_memory_is_bounded_by_the_block(tmp_path, name):
     tracemalloc.stop()
     assert block.flux.shape == (50, pixels)
     assert peak < 20 * 2**20
+
+
+def test_a_survey_written_by_xarray(tmp_path):
+    """Zarr from xarray: text of variable length, `medium` and `units` as attributes."""
+    import xarray as xr
+
+    data = contents()
+    pixels = {k: (("star", "wavelength"), data[k]) for k in ("flux", "error")}
+    stars = {k: ("star", data[k]) for k in ("star_id", "cluster")}
+    wave = ("wavelength", data["wavelength"] / 10, {"medium": "air", "units": "nm"})
+    xr.Dataset(pixels | stars, {"wavelength": wave}).to_zarr(tmp_path / "x.zarr", zarr_format=3)
+    plan, block = read_all(TableSource(str(tmp_path / "x.zarr")))
+    assert plan.medium == "air" and plan.attrs["medium_stated"] is True
+    np.testing.assert_allclose(plan.wavelength, data["wavelength"])
+    assert block.star_id == data["star_id"].tolist() and block.labels["cluster"].tolist()[:2] == ["M 67", "M 67"]
