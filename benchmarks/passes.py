@@ -120,18 +120,18 @@ class Memory:
         self._thread.join()
 
 
-def bare_pass(ds: xr.Dataset, names: tuple[str, ...]) -> float:
-    """Seconds to read and decode `names`, block by block, keeping nothing."""
+def bare_pass(ds: xr.Dataset, names: tuple[str, ...]) -> tuple[float, float]:
+    """Wall and CPU seconds to read and decode `names`, block by block, keeping nothing."""
     from chemscale.statistics import blocks
 
     arrays = [ds[n].data for n in names]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     dask.compute(
         blocks.tree(
             blocks.map_blocks(lambda *a: sum(b.shape[0] for b in a), arrays, arrays[0].chunks[0]), lambda *p: sum(p)
         )
     )
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def largest_angle(a: np.ndarray, b: np.ndarray) -> float:
@@ -155,22 +155,26 @@ def measure(args: argparse.Namespace) -> dict:
     out: dict = {"stars": ds.sizes["star"], "pixels": ds.sizes["wavelength"], "noise": args.noise, "cores": cores}
     bare = [bare_pass(ds, names)]
     with Memory() as memory:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         fit = fit_survey(ds, n_components=K, noise=args.noise, tol=args.tol, keep_bytes=args.keep_bytes)
         out["fit_seconds"] = time.perf_counter() - start
+        out["fit_cpu_seconds"] = time.process_time() - cpu
     out["fit_peak_gib"] = memory.peak / 2**30
     bare.append(bare_pass(ds, names))
     with Memory() as memory:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         embed_survey(ds, fit, args.embedding, overwrite=True)
         out["embed_seconds"] = time.perf_counter() - start
+        out["embed_cpu_seconds"] = time.process_time() - cpu
     out["embed_peak_gib"] = memory.peak / 2**30
     bare.append(bare_pass(ds, names))
-    out["bare_pass_seconds"] = bare
-    typical = float(np.median(bare))
+    out["bare_pass_seconds"], out["bare_pass_cpu_seconds"] = ([b[i] for b in bare] for i in (0, 1))
+    typical, typical_cpu = float(np.median(out["bare_pass_seconds"])), float(np.median(out["bare_pass_cpu_seconds"]))
     out |= {
         "fit_over_bare": out["fit_seconds"] / typical,
         "embed_over_bare": out["embed_seconds"] / typical,
+        "fit_over_bare_cpu": out["fit_cpu_seconds"] / typical_cpu,
+        "embed_over_bare_cpu": out["embed_cpu_seconds"] / typical_cpu,
         "passes": fit.n_passes_,
         "converged": fit.converged_,
         "estimated_angle": fit.angle_,
@@ -202,7 +206,7 @@ def main() -> None:
     two.add_argument("store")
     two.add_argument("--stars", type=int, default=0, help="only the first N stars")
     two.add_argument("--noise", choices=["shared", "per-pixel"], default="shared")
-    two.add_argument("--tol", type=float, default=1e-3)
+    two.add_argument("--tol", type=float, default=5e-3)
     two.add_argument("--keep-bytes", type=int, default=2 * 2**30)
     two.add_argument("--embedding", default="embedding-benchmark.zarr")
     two.add_argument("--model", help="store the fitted model here")

@@ -39,7 +39,7 @@ def fit_survey(
     noise: str = "shared",
     flags: str | int | Iterable[str] = "all",
     keep_bytes: int = 2 * 2**30,
-    tol: float = 1e-3,
+    tol: float = 5e-3,
     **settings: Any,
 ) -> MaskedPPCA:
     """Fit a :class:`~chemscale.statistics.ppca.MaskedPPCA` to the stars of a survey; computes.

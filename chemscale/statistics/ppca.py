@@ -54,6 +54,8 @@ SMALL = 20_000_000
 FRESH = 200_000_000
 #: Stars of the subsample the full passes start from, as a multiple of K and at least.
 SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 250, 3000
+#: Angle at which the subsample has done its work: the statistical error of its axes is larger.
+SUBSAMPLE_TOL = 0.05
 #: Stars and rows per batch of the incremental PCA that starts everything.
 WARM_STARS, WARM_BATCH = 1024, 256
 
@@ -232,7 +234,7 @@ class MaskedPPCA:
             state, trace = solve_shared(
                 partial(runner.shared, level),
                 state,
-                tol=self.tol if full else max(self.tol, 0.02),
+                tol=self.tol if full else max(self.tol, SUBSAMPLE_TOL),
                 loglike_tol=loglike_tol if full else 1e-7,
                 max_iter=self.max_iter if full else 30,
                 guards=guards,
@@ -250,7 +252,7 @@ class MaskedPPCA:
             model, trace = solve_weighted(
                 partial(runner.weighted, level, self.intrinsic != "none"),
                 model,
-                tol=self.tol if full else max(self.tol, 0.02),
+                tol=self.tol if full else max(self.tol, SUBSAMPLE_TOL),
                 loglike_tol=loglike_tol if full else 1e-7,
                 max_iter=self.max_iter if full else 30,
                 intrinsic=self.intrinsic,

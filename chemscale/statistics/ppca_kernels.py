@@ -106,8 +106,10 @@ def invert_spd(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def centred(flux: np.ndarray, missing: np.ndarray, mean: np.ndarray, unit: float = 1.0) -> np.ndarray:
-    """``flux / unit - mean`` with 0 where `missing`; a new array of the dtype of `mean`."""
-    return compiled.centre(flux, missing, mean.dtype.type(1.0 / unit), mean)
+    """``flux / unit - mean`` with 0 where `missing`, in the dtype of `mean`; a scratch array of this thread."""
+    out = compiled.scratch("centred", flux.shape, mean.dtype)
+    compiled.centre(flux, missing, mean.dtype.type(1.0 / unit), mean, out)
+    return out
 
 
 @dataclass
@@ -184,7 +186,8 @@ def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype:
     out: Stats = {}
     if task.rare.size:
         out |= _rare_stats(x, missing, post, valid, task.rare, dtype)
-    rss_star = compiled.subtract_where_seen(x, latent @ basis.T, missing)  # x becomes the residual, in place
+    predicted = np.matmul(latent, basis.T, out=compiled.scratch("predicted", x.shape, dtype))
+    rss_star = compiled.subtract_where_seen(x, predicted, missing)  # x becomes the residual, in place
     proj = x @ directions
     distance = rss_star / noise + np.sum((post.latent / model.scale) ** 2, axis=1)
     loglike = -0.5 * (seen * (LOG_2PI + np.log(noise)) + post.logdet + distance)
@@ -208,7 +211,13 @@ def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype:
     if task.pixel_cov:
         packed = pack(post.covariance / noise).astype(dtype)
         packed[~valid] = 0
-        out["pixel_cov"] = noise * (missing.astype(dtype).T @ packed).astype(np.float64)
+        out["pixel_cov"] = noise * (_as_float(missing, dtype).T @ packed).astype(np.float64)
+    return out
+
+
+def _as_float(missing: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    out = compiled.scratch("predicted", missing.shape, dtype)
+    out[...] = missing
     return out
 
 

@@ -264,7 +264,10 @@ def load_block(
     keep: np.ndarray | None,
     weighted: bool,
 ) -> Any:
-    """Select stars and pixels of one block, fold the reasons for missing pixels, call `function`."""
+    """Select stars and pixels of one block, fold the reasons for missing pixels, call `function`.
+
+    `function` gets scratch arrays (see :func:`.compiled.scratch`): what it keeps of them it must copy.
+    """
     rest = list(others)
     parts: list[Any] = [flux, rest.pop(0) if has[0] else None, rest.pop(0) if has[1] else None]
     chosen = stars[:, 0]
@@ -278,7 +281,9 @@ def load_block(
     marks = np.zeros((0, 0), dtype=np.uint8) if mask is None else mask.view(np.uint8) if mask.dtype == bool else mask
     errors = np.zeros((0, 0), dtype=flux.dtype) if ivar is None else ivar
     which = marks.dtype.type(np.iinfo(marks.dtype).max if bits is None else bits)
-    values, missing = compiled.fold_missing(flux, marks, which, errors, runs)
+    shape = (flux.shape[0], int(np.diff(runs).sum()))
+    values, missing = compiled.scratch("values", shape, flux.dtype), compiled.scratch("missing", shape, bool)
+    compiled.fold_missing(flux, marks, which, errors, runs, values, missing)
     weights = columns(ivar, keep) if weighted and ivar is not None else None
     return function(values, missing, weights, *stars[:, 1:].T)
 
@@ -299,12 +304,8 @@ def columns(array: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
     return np.concatenate(runs, axis=1) if runs and len(runs) < 200 else array[:, keep]
 
 
-def _plain(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None) -> Block:
-    return flux, missing, ivar
-
-
 def _compact(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None) -> Any:
-    return np.ascontiguousarray(flux), np.packbits(missing, axis=1), ivar
+    return flux.copy(), np.packbits(missing, axis=1), ivar
 
 
 def _on_cached(block: Any, kernel: Kernel) -> Stats:
