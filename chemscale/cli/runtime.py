@@ -100,6 +100,19 @@ def _tls_arguments(tls: str) -> list[str]:
     return ["--tls-ca-file", str(ca), "--tls-cert", str(cert), "--tls-key", str(key)]
 
 
+def _host(interface: str | None) -> list[str]:
+    """Where to listen: the address of an interface, else loopback. (`dask scheduler --interface` refuses TLS.)"""
+    from distributed.utils import get_ip_interface
+
+    from ..errors import ClusterError
+
+    try:
+        address = get_ip_interface(interface) if interface else "127.0.0.1"
+    except ValueError as err:
+        raise ClusterError(f"network interface {interface!r}: {err}", "`ip addr` lists them") from err
+    return ["--host", f"tls://{address}"]
+
+
 def scheduler(
     tls: Tls,
     scheduler_file: SchedulerFile,
@@ -113,8 +126,7 @@ def scheduler(
     import os
     import sys
 
-    where = ["--interface", interface] if interface else ["--host", "tls://127.0.0.1"]
-    arguments = [*where, "--protocol", "tls://", "--port", str(port), "--scheduler-file", scheduler_file]
+    arguments = [*_host(interface), "--port", str(port), "--scheduler-file", scheduler_file]
     arguments += ["--dashboard-address", "127.0.0.1:0", *_tls_arguments(tls)]
     os.execv(sys.executable, [sys.executable, "-m", "distributed.cli.dask_scheduler", *arguments])  # noqa: S606
 
@@ -140,7 +152,7 @@ def worker(
 
     arguments = ["--scheduler-file", scheduler_file, "--nworkers", str(workers), "--nthreads", str(threads)]
     arguments += ["--memory-limit", memory, "--death-timeout", str(death_timeout), "--no-dashboard"]
-    arguments += ["--interface", interface] if interface else ["--host", "tls://127.0.0.1"]
+    arguments += _host(interface)
     if lifetime:
         arguments += ["--lifetime", lifetime, "--lifetime-stagger", stagger]
     if resources:
