@@ -17,7 +17,7 @@ import numpy as np
 
 from chemscale.rsca.auto import Representation, Search, choose_metric, default_ks
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.pipeline import auto_forms, evaluate_run, fit_run
+from chemscale.rsca.pipeline import auto_representations, evaluate_run, fit_run
 from chemscale.rsca.stars import Stars
 from chemscale.rsca.transport import polynomial
 from chemscale.runtime.run import Run, write_json
@@ -47,19 +47,19 @@ def variants(run: Run) -> dict[str, float]:
             out[f"RSCA, {name}, K = {k}"] = engine.rates(k=k).overall
             out[f"RSCA, {name}, K = {k}, top 3"] = engine.rates(k=k, n_features=3).overall
             out[f"RSCA, {name}, K = {k}, top 8"] = engine.rates(k=k, n_features=8).overall
-    coords, _, _ = auto_forms(weighted)
-    noise = np.diag(np.asarray(weighted.embedding["coords_variance"].data[weighted.member_rows].compute()).mean(axis=0))
-    forms = {name: Representation(weighted.evaluate(z[:n], z[n:]), noise.astype(float)) for name, z in coords.items()}
+    forms, _, _ = auto_representations(weighted)
     for name, form in forms.items():
         for k in (20, 30):
             out[f"RSCA, {name} (per-pixel), K = {k}"] = form.evaluation.rates(k=k).overall
             out[f"RSCA, {name} (per-pixel), K = {k}, top 8"] = form.evaluation.rates(k=k, n_features=8).overall
-    detrended = _detrended(weighted, coords["plain"])
+    detrended = _detrended(weighted, np.concatenate([np.asarray(weighted.field), weighted.members]))
     out["RSCA, trend in (Teff, logg) removed, K = 20"] = detrended.rates(k=20).overall
     out["RSCA, trend in (Teff, logg) removed, K = 30"] = detrended.rates().overall
     for shrink in (0.3, 0.6):
         out[f"shrunk to identity {shrink}, plain"] = _shrunk(forms["plain"], shrink)
-    for name, chosen in ({"plain": ["plain"], "both forms": list(forms)}).items():
+    for name, chosen in (
+        {"plain": ["plain"], "without abundances": [f for f in forms if "abund" not in f], "all forms": list(forms)}
+    ).items():
         some = {k: forms[k] for k in chosen}
         out[f"nested, one candidate, {name}"] = choose_metric(some, committee=1).rates.overall
         out[f"nested, committee of 24, {name}"] = choose_metric(some).rates.overall
@@ -71,8 +71,8 @@ def variants(run: Run) -> dict[str, float]:
     rng = np.random.default_rng(0)
     mixed = rng.permutation(weighted.clusters)
     shuffled = {
-        name: Representation(Evaluation(z[:n], z[n:], mixed, **weighted.cuts), noise.astype(float))
-        for name, z in coords.items()
+        name: Representation(Evaluation(f.evaluation.field, f.evaluation.members, mixed, **weighted.cuts), f.targets)
+        for name, f in forms.items()
     }
     out["shuffled clusters, committee (control)"] = choose_metric(shuffled, ks=[10, 20, 30]).rates.overall
     return out
@@ -91,10 +91,10 @@ def _detrended(stars: Stars, z: np.ndarray) -> Evaluation:
 
 def _shrunk(form: Representation, shrink: float) -> float:
     """Within-cluster covariance of the sphered space shrunk towards the identity (the field), all dimensions kept."""
-    identity = Representation(form.evaluation, form.evaluation.moments.covariance)
+    identity = Representation(form.evaluation, {"field": form.evaluation.moments.covariance})
     names = form.evaluation.names
     k = form.evaluation.members.shape[1]
-    maps = {c: identity.full_metric(k, shrink, False, (j,)) for j, c in enumerate(names)}
+    maps = {c: identity.full_metric(k, shrink, "field", (j,)) for j, c in enumerate(names)}
     return form.evaluation.rates(matrices=maps).overall
 
 

@@ -5,7 +5,7 @@ What the paper's recipe leaves on the table, and what is done about it:
 * siblings differ in temperature and gravity, non-linearly: coordinates moved to one temperature and gravity
   (:mod:`chemscale.rsca.transport`) stand beside the plain ones;
 * some 160 degrees of freedom for K(K+1)/2 entries of a covariance: the within-cluster covariance is shrunk towards
-  the coordinates' measurement noise, which is known star by star and is a part of it;
+  what is known of it without clusters, the coordinates' measurement noise or the field's scatter at fixed labels;
 * one choice of K, shrinkage and kept dimensions is a lottery: the best choices form a committee, whose distance is
   the root mean square of their distances. It is Euclidean in a space of at most K dimensions a representation.
 
@@ -29,7 +29,7 @@ from chemscale.rsca.metric import FieldMoments, check_freedom, pooled_sigma
 
 #: Kept dimensions that are tried (as far as K allows).
 KEPT = (3, 4, 5, 6, 8, 10, 12, 16)
-SHRINKAGE = (0.0, 0.15, 0.3, 0.5)
+SHRINKAGE = (0.2, 0.5, 0.7, 0.85)
 COMMITTEE = 24
 #: Folds of clusters in the search; up to as many clusters it is leave-one-cluster-out proper.
 MAX_FOLDS = 25
@@ -39,34 +39,38 @@ SEARCH_FIELD = 20_000
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """One way to make a metric: coordinates, how many of them, shrinkage, dimensions kept; `robust` uses the MAD."""
+    """One way to make a metric: coordinates, how many of them, shrinkage and towards what, dimensions kept.
+
+    `kind` is the target of the shrinkage (a key of :attr:`Representation.targets`), or "mad" for scales from the median
+    absolute deviation as in the paper.
+    """
 
     representation: str
     k: int
     shrinkage: float
-    robust: bool
+    kind: str
     n_features: int
 
     def label(self) -> str:
         """Short text for tables."""
-        kind = "MAD" if self.robust else f"shrink {self.shrinkage:g}"
+        kind = "MAD" if self.kind == "mad" else f"shrink {self.shrinkage:g} to {self.kind}"
         return f"{self.representation}, K = {self.k}, {kind}, {self.n_features} kept"
 
 
 def shrunk_metric(
-    within: np.ndarray, field_covariance: np.ndarray, noise: np.ndarray | None = None, shrinkage: float = 0.0
+    within: np.ndarray, field_covariance: np.ndarray, target: np.ndarray | None = None, shrinkage: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Axes and scales from a within-cluster covariance.
 
-    Solves ``W a = w C a`` (sphering and rotation in one step), with W shrunk towards the noise covariance, and scales
+    Solves ``W a = w C a`` (sphering and rotation in one step), with W shrunk towards a target, and scales
     axis i by ``sqrt((1 - w_i) / w_i)``, which is 1 / sigma_r of eq. (4).
 
     Parameters
     ----------
     within, field_covariance : (k, k)
-    noise : (k, k), optional
-        Mean covariance of the members' measurement errors.
+    target : (k, k), optional
     shrinkage : float in [0, 1)
+        Weight of the target.
 
     Returns
     -------
@@ -75,8 +79,8 @@ def shrunk_metric(
     sigma : (k,)
         Root of the w_i.
     """
-    if shrinkage and noise is not None:
-        within = (1 - shrinkage) * within + shrinkage * noise
+    if shrinkage and target is not None:
+        within = (1 - shrinkage) * within + shrinkage * target
     w, axes = eigh(within, field_covariance)
     w = np.maximum(w, 1e-12)
     return axes * np.sqrt(np.maximum(1 - w, 0) / w), np.sqrt(w)
@@ -90,12 +94,13 @@ class Representation:
     ----------
     evaluation : Evaluation
         Holds field and members of this form, and the pair cuts.
-    noise : (K, K) or None
-        Mean measurement covariance of the members' coordinates.
+    targets : dict of str to (K, K)
+        Covariances the within-cluster covariance may be shrunk towards; none of them knows clusters. "noise": mean
+        measurement covariance of the members' coordinates. "residual": field scatter at fixed labels.
     """
 
     evaluation: Evaluation
-    noise: np.ndarray | None = None
+    targets: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         e = self.evaluation
@@ -109,17 +114,17 @@ class Representation:
 
     def metric(self, c: Candidate, left_out: Sequence[int] = ()) -> np.ndarray:
         """Map (k, n_features) fitted without the clusters `left_out`."""
-        return self.full_metric(c.k, c.shrinkage, c.robust, left_out)[:, : c.n_features]
+        return self.full_metric(c.k, c.shrinkage, c.kind, left_out)[:, : c.n_features]
 
-    def full_metric(self, k: int, shrinkage: float, robust: bool, left_out: Sequence[int] = ()) -> np.ndarray:
+    def full_metric(self, k: int, shrinkage: float, kind: str, left_out: Sequence[int] = ()) -> np.ndarray:
         """Map (k, k), most scaled feature first."""
         out = sorted(set(left_out))
         freedom = self.sizes.sum() - len(self.sizes) - sum(self.sizes[j] - 1 for j in out)
         within = (self.total - sum((self.scatter[j] for j in out), np.zeros_like(self.total)))[:k, :k] / freedom
         moments: FieldMoments = self.evaluation.moments.leading(k)
-        noise = None if self.noise is None else self.noise[:k, :k]
-        matrix, sigma = shrunk_metric(within, moments.covariance, noise, shrinkage)
-        if not robust:
+        target = self.targets[kind][:k, :k] if shrinkage else None
+        matrix, sigma = shrunk_metric(within, moments.covariance, target, shrinkage)
+        if kind != "mad":
             return matrix
         use = ~np.isin(self.evaluation.clusters, [self.evaluation.names[j] for j in out])
         axes = matrix / np.maximum(np.sqrt(np.maximum(1 - sigma**2, 0)) / sigma, 1e-12)
@@ -197,14 +202,14 @@ class Search:
         self.candidates: list[Candidate] = []
         tables = []
         for name, form in forms.items():
-            choices = [(s, False) for s in shrinkage if s == 0 or form.noise is not None] + [(0.0, True)]
-            for k, (s, robust) in product(ks, choices):
+            choices = [(0.0, "none"), (0.0, "mad"), *((s, t) for t in form.targets for s in shrinkage if s > 0)]
+            for k, (s, kind) in product(ks, choices):
                 kept = sorted({min(f, k) for f in (*KEPT, k)})
-                self.candidates += [Candidate(name, k, s, robust, f) for f in kept]
+                self.candidates += [Candidate(name, k, s, kind, f) for f in kept]
                 table = np.full((len(kept), n_folds, len(self.sizes)), np.nan)
                 for a in range(n_folds):
                     for b in range(a, n_folds):
-                        matrix = form.full_metric(k, s, robust, (*inside[a], *inside[b]))
+                        matrix = form.full_metric(k, s, kind, (*inside[a], *inside[b]))
                         for left, own in {(a, b), (b, a)}:
                             for j in inside[own]:
                                 table[:, left, j] = _rates_by_kept(form.evaluation, j, matrix, kept)
@@ -286,7 +291,7 @@ def choose_metric(
     forms : mapping of str to Representation
         The same stars in every form; coordinates in memory.
     ks : sequence of int, optional
-        Numbers of components to try; by default steps of 5 up to all.
+        Numbers of components to try; by default :func:`default_ks`.
     committee : int
         Members of the committee.
     search_forms : mapping, optional
@@ -337,8 +342,8 @@ def choose_metric(
 
 
 def default_ks(k_max: int) -> list[int]:
-    """Numbers of components to try: 10, 15, 20 ... and all."""
-    return sorted({*range(10, k_max, 5), k_max})
+    """Numbers of components to try: five, evenly spaced from a third of all to all."""
+    return sorted({int(v) for v in np.linspace(max(1, k_max / 3), k_max, 5).round()})
 
 
 def _joint(forms: Mapping[str, Representation]) -> Evaluation:

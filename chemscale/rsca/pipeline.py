@@ -116,8 +116,8 @@ def fit_run(
         _basis(run, ds, chosen.keep, role, components, "per-pixel", "_auto", say)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
-            result, transport, note = fit_auto(run)
-            save_auto(run, result, transport)
+            result, transports, note = fit_auto(run)
+            save_auto(run, result, transports)
             stage.note(rate=result.rates.overall, committee=len(result.metric.committee), note=note)
     return run
 
@@ -218,36 +218,62 @@ def load_metric(run: Run) -> RSCA:
 
 
 # ------------------------------------------------------------------ the better metric
-def auto_forms(stars: Stars) -> tuple[dict[str, np.ndarray], LabelTransport | None, str]:
-    """Coordinates of field stars then members in every form, the transport, and a note where labels do not allow it."""
+def auto_forms(stars: Stars) -> tuple[dict[str, np.ndarray], dict[str, LabelTransport], str]:
+    """Coordinates of field stars then members in every form the labels allow.
+
+    "plain"; "transported" at the star's own [Fe/H] and [alpha/M]; "transported-abundances" at its own abundances too,
+    where the survey has them.
+
+    Returns
+    -------
+    forms : dict of str to (n_field + n_members, K)
+    transports : dict of str to LabelTransport
+        Of the transported forms.
+    note : str
+        Why there is no transported form; else ''.
+    """
     z = np.concatenate([np.asarray(stars.field), stars.members])
     rows = np.concatenate([stars.field_rows, stars.member_rows])
     n = len(stars.field_rows)
-    labels = {name: v[rows] for name in (*MOVED, *HELD) if (v := stars.label(name)) is not None}
-    try:
-        transport = LabelTransport().fit(z[:n], {k: v[:n] for k, v in labels.items()})
-    except DataError as err:
-        return {"plain": z}, None, f"without labels: {err.message}"
-    return {"plain": z, "transported": transport.transform(z, labels)}, transport, ""
+    forms, transports, note = {"plain": z}, {}, ""
+    species = stars.elements()
+    for name, linear in (("transported", []), ("transported-abundances", species)):
+        if name != "transported" and not species:
+            continue
+        labels = {k: v[rows] for k in (*MOVED, *HELD, *linear) if (v := stars.label(k)) is not None}
+        try:
+            transport = LabelTransport(linear=linear).fit(z[:n], {k: v[:n] for k, v in labels.items()})
+        except DataError as err:
+            note = note or f"{name}: {err.message}"
+            continue
+        transports[name], forms[name] = transport, transport.transform(z, labels)
+    return forms, transports, note
 
 
-def fit_auto(run: Run) -> tuple[AutoResult, LabelTransport | None, str]:
+def auto_representations(stars: Stars) -> tuple[dict[str, Representation], dict[str, LabelTransport], str]:
+    """The forms of :func:`auto_forms` with what their within-cluster covariance may be shrunk towards."""
+    coords, transports, note = auto_forms(stars)
+    variance = np.asarray(stars.embedding["coords_variance"].data[stars.member_rows].compute(), dtype=np.float64)
+    targets = {"noise": np.diag(variance.mean(axis=0))}
+    if transports:  # the scatter at the fullest set of labels: least chemistry left in it
+        targets["residual"] = list(transports.values())[-1].residual_
+    n = len(stars.field_rows)
+    forms = {name: Representation(stars.evaluate(z[:n], z[n:]), targets) for name, z in coords.items()}
+    return forms, transports, note
+
+
+def fit_auto(run: Run) -> tuple[AutoResult, dict[str, LabelTransport], str]:
     """Choose and rate the better metric on a run's per-pixel embedding; see :mod:`chemscale.rsca.auto`."""
-    stars = Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
-    coords, transport, note = auto_forms(stars)
+    forms, transports, note = auto_representations(Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD))
     if note:
         logger.warning("%s", note)
-    variance = np.asarray(stars.embedding["coords_variance"].data[stars.member_rows].compute(), dtype=np.float64)
-    noise = np.diag(variance.mean(axis=0))
-    n = len(stars.field_rows)
-    forms = {name: Representation(stars.evaluate(z[:n], z[n:]), noise) for name, z in coords.items()}
-    search = {name: Representation(f.evaluation.thinned(SEARCH_FIELD), noise) for name, f in forms.items()}
+    search = {name: Representation(f.evaluation.thinned(SEARCH_FIELD), f.targets) for name, f in forms.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # clusters without a pair: the evaluation names them
-        return choose_metric(forms, search_forms=search), transport, note
+        return choose_metric(forms, search_forms=search), transports, note
 
 
-def save_auto(run: Run, result: AutoResult, transport: LabelTransport | None) -> None:
+def save_auto(run: Run, result: AutoResult, transports: dict[str, LabelTransport]) -> None:
     """Write ``auto.zarr`` (the map, for use) and ``auto.json`` (rates and choices)."""
     m = result.metric
     ds = xr.Dataset(
@@ -257,12 +283,12 @@ def save_auto(run: Run, result: AutoResult, transport: LabelTransport | None) ->
         },
     )
     ds.attrs = {"model": "committee", "representations": list(m.names), "committee": [c.label() for c in m.committee]}
-    if transport is not None:
+    for number, (name, transport) in enumerate(transports.items()):
         state = transport.to_dict()
-        ds.attrs["transport"] = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
-        for name, v in state.items():
-            if isinstance(v, np.ndarray):
-                ds[f"transport_{name}"] = (tuple(f"{name}_{i}" for i in range(v.ndim)), v)
+        arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
+        ds.attrs[f"transport_{number}"] = {"name": name, **{k: v for k, v in state.items() if k not in arrays}}
+        for k, v in arrays.items():
+            ds[f"transport_{number}_{k}"] = (tuple(f"{number}_{k}_{i}" for i in range(v.ndim)), v)
     ds.to_zarr(run.file("auto.zarr"), mode="w", zarr_format=3, consolidated=False)
     run.save_json(
         "auto.json",
@@ -275,19 +301,22 @@ def save_auto(run: Run, result: AutoResult, transport: LabelTransport | None) ->
     )
 
 
-def load_auto(run: Run) -> tuple[AutoMetric, LabelTransport | None]:
-    """The better metric of a run and the transport its second form needs."""
+def load_auto(run: Run) -> tuple[AutoMetric, dict[str, LabelTransport]]:
+    """The better metric of a run and the transports its forms need."""
     ds = xr.open_zarr(
         run.need("auto.zarr", "chemscale rsca fit STORE --run RUN --metric auto"), consolidated=False
     ).load()
     mean = ds["mean"].values
     names = tuple(str(v) for v in ds.attrs["representations"])
     committee = [Candidate(**c) for c in run.load_json("auto.json")["committee"]] if run.has("auto.json") else []
-    metric = AutoMetric(names, mean.shape[1], mean, ds["matrix"].values, committee)
-    if "transport" not in ds.attrs:
-        return metric, None
-    arrays = {str(v)[10:]: ds[v].values for v in ds.data_vars if str(v).startswith("transport_")}
-    return metric, LabelTransport.from_dict({**ds.attrs["transport"], **arrays})
+    transports = {}
+    for number in range(len(names)):
+        state = ds.attrs.get(f"transport_{number}")
+        if state is not None:
+            prefix = f"transport_{number}_"
+            arrays = {str(v)[len(prefix) :]: ds[v].values for v in ds.data_vars if str(v).startswith(prefix)}
+            transports[str(state["name"])] = LabelTransport.from_dict({**state, **arrays})
+    return AutoMetric(names, mean.shape[1], mean, ds["matrix"].values, committee), transports
 
 
 # ------------------------------------------------------------------ evaluation
@@ -382,15 +411,15 @@ def kept_correlations(run: Run, stars: Stars, n_features: int) -> dict[str, dict
     out = {"rsca": stars.correlations(features, stars.field_rows[::step], names)}
     if run.has("auto.zarr"):
         other = Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
-        metric, transport = load_auto(run)
-        features = auto_features(metric, transport, np.asarray(other.field), other, other.field_rows, n_features)
+        metric, transports = load_auto(run)
+        features = auto_features(metric, transports, np.asarray(other.field), other, other.field_rows, n_features)
         out["auto"] = other.correlations(features, other.field_rows, names)
     return out
 
 
 def auto_features(
     metric: AutoMetric,
-    transport: LabelTransport | None,
+    transports: dict[str, LabelTransport],
     coords: np.ndarray,
     stars: Stars,
     rows: np.ndarray,
@@ -398,10 +427,10 @@ def auto_features(
 ) -> np.ndarray:
     """Features of stars under the better metric: (n, d), from their coordinates and their labels."""
     forms = {"plain": coords}
-    if transport is not None:
-        nothing = np.full(len(rows), np.nan)
-        labels = {n: nothing if (v := stars.label(n)) is None else v[rows] for n in transport.moved_ + transport.held_}
-        forms["transported"] = transport.transform(coords, labels)
+    nothing = np.full(len(rows), np.nan)
+    for name, transport in transports.items():
+        labels = {n: nothing if (v := stars.label(n)) is None else v[rows] for n in transport.names_}
+        forms[name] = transport.transform(coords, labels)
     return metric.transform(forms, n_features)
 
 

@@ -295,7 +295,7 @@ class SiblingSearch:
             n_features = min(n_features or 3, len(fitted.scale_))
             amplitude = fitted.log_amplitude(n_features)
         else:
-            auto, transport = load_auto(run)
+            auto, transports = load_auto(run)
             if n_features is not None and not 1 <= n_features <= auto.matrix.shape[1]:
                 raise InputError(f"n_features is {n_features}", f"choose between 1 and {auto.matrix.shape[1]}")
         for block in coords.to_delayed().ravel():
@@ -304,7 +304,7 @@ class SiblingSearch:
             if metric == "paper":
                 parts.append(fitted.transform(z, n_features).astype(np.float32))
             else:
-                parts.append(auto_features(auto, transport, z, stars, rows, n_features).astype(np.float32))
+                parts.append(auto_features(auto, transports, z, stars, rows, n_features).astype(np.float32))
             start += len(z)
         features = np.concatenate(parts)
         index = SiblingIndex(features, text(stars.embedding["star_id"]))

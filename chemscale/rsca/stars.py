@@ -17,6 +17,8 @@ from chemscale.statistics.embedding import open_embedding
 FIT_COMMAND = "chemscale rsca fit STORE --run RUN"
 #: Coordinates of field stars are kept in memory up to this size, and read block by block beyond.
 IN_MEMORY_BYTES = 1 << 30
+#: Prefix of labels that are columns of `abundance`.
+ABUNDANCE = "abundance:"
 #: Covariates of the pair cuts (section 4.2): variable of the embedding -> name in the evaluation.
 CUTS = {"extinction": "extinction", "radial_velocity": "velocity"}
 
@@ -47,7 +49,9 @@ class Stars:
     members: np.ndarray
     clusters: np.ndarray
     thinned: bool = False
+    store: str = ""
     _labels: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _abundances_read: bool = False
 
     @classmethod
     def read(cls, run: Run, name: str = "embedding.zarr", *, max_field: int | None = None) -> Stars:
@@ -82,7 +86,7 @@ class Stars:
         values = coords[rows] if lazy else np.asarray(coords[rows].compute(), dtype=np.float64)
         members = np.asarray(coords[member_rows].compute(), dtype=np.float64)
         clusters = text(ds["cluster"])[member_rows]
-        return cls(ds, rows, member_rows, values, members, clusters, thinned)
+        return cls(ds, rows, member_rows, values, members, clusters, thinned, run.manifest.get("store") or "")
 
     @property
     def n_components(self) -> int:
@@ -90,13 +94,39 @@ class Stars:
         return int(self.embedding.sizes["component"])
 
     def label(self, name: str) -> np.ndarray | None:
-        """A numeric label of all stars of the survey (float64), or None where it is absent or NaN everywhere."""
+        """A numeric label of all stars of the survey (float64), or None where it is absent or NaN everywhere.
+
+        ``"abundance:Mg"`` is a column of the survey's abundances.
+        """
+        if name.startswith(ABUNDANCE):
+            self._read_abundances()
+            return self._labels.get(name)
         if name not in self._labels:
             if name not in self.embedding.variables:
                 return None
             self._labels[name] = np.asarray(self.embedding[name].values, dtype=np.float64)
         values = self._labels[name]
         return values if np.isfinite(values).any() else None
+
+    def elements(self) -> list[str]:
+        """Labels ``"abundance:X"`` of the species that at least half of the stars in play have."""
+        self._read_abundances()
+        rows = np.concatenate([self.field_rows, self.member_rows])
+        return [n for n, v in self._labels.items() if n.startswith(ABUNDANCE) and np.mean(np.isfinite(v[rows])) >= 0.5]
+
+    def _read_abundances(self) -> None:
+        from chemscale.survey.store import open_survey
+
+        if self._abundances_read or not self.store:
+            return
+        self._abundances_read = True
+        survey = open_survey(self.store)
+        if "abundance" not in survey.variables or survey.sizes["star"] != self.embedding.sizes["star"]:
+            return
+        values = np.asarray(survey["abundance"].values)
+        for j, element in enumerate(survey["element"].values):
+            if np.isfinite(values[:, j]).any():
+                self._labels[f"{ABUNDANCE}{element}"] = values[:, j].astype(np.float64)
 
     @cached_property
     def cuts(self) -> dict[str, Any]:

@@ -44,29 +44,42 @@ class LabelTransport:
         stars have are left aside.
     degree : int
         Degree of the polynomial.
+    linear : sequence of str
+        Further labels held at the star's own value, such as single abundances: they enter linearly and multiplied with
+        each of `moved`.
 
     Attributes
     ----------
-    moved_, held_ : tuple of str
+    moved_, held_, linear_ : tuple of str
         Labels in use.
     centre_, spread_, low_, high_ : (n_labels,)
         Standardisation, and the range of standardised labels (0.1 to 99.9 percentile of the field) beyond which a
         label counts as at the edge: a polynomial is not to be trusted there.
     weights_ : (n_terms, K)
         Coefficients of the coordinates.
+    residual_ : (K, K)
+        Covariance of what the labels do not explain: instrument, noise, and chemistry that is not among the labels.
     """
 
     moved_: tuple[str, ...]
     held_: tuple[str, ...]
+    linear_: tuple[str, ...]
     centre_: np.ndarray
     spread_: np.ndarray
     low_: np.ndarray
     high_: np.ndarray
     weights_: np.ndarray
     guess_: np.ndarray
+    residual_: np.ndarray
 
-    def __init__(self, moved: Sequence[str] = MOVED, held: Sequence[str] = HELD, degree: int = 2):
-        self.moved, self.held, self.degree = tuple(moved), tuple(held), int(degree)
+    def __init__(
+        self,
+        moved: Sequence[str] = MOVED,
+        held: Sequence[str] = HELD,
+        degree: int = 2,
+        linear: Sequence[str] = (),
+    ):
+        self.moved, self.held, self.degree, self.linear = tuple(moved), tuple(held), int(degree), tuple(linear)
 
     def fit(self, coords: np.ndarray, labels: Mapping[str, Any]) -> LabelTransport:
         """Learn the dependence of field coordinates on labels.
@@ -84,11 +97,12 @@ class LabelTransport:
         z = np.asarray(coords, dtype=np.float64)
         usable = [
             name
-            for name in (*self.moved, *self.held)
+            for name in (*self.moved, *self.held, *self.linear)
             if name in labels and np.mean(np.isfinite(np.asarray(labels[name], dtype=float))) >= MIN_FRACTION
         ]
         self.moved_ = tuple(n for n in self.moved if n in usable)
         self.held_ = tuple(n for n in self.held if n in usable)
+        self.linear_ = tuple(n for n in self.linear if n in usable)
         if not self.moved_:
             raise DataError(
                 f"none of the labels {', '.join(self.moved)} is known for half of the field stars",
@@ -101,20 +115,32 @@ class LabelTransport:
         self.spread_ = np.where(spread > 0, spread, 1.0)
         u = (raw[good] - self.centre_) / self.spread_
         self.low_, self.high_ = np.percentile(u, [0.1, 99.9], axis=0)
-        terms = polynomial(np.clip(u, self.low_, self.high_), self.degree)
+        terms = self._terms(np.clip(u, self.low_, self.high_))
         if len(terms) < 5 * terms.shape[1]:
             raise DataError(
-                f"{len(terms)} field stars with all of {', '.join(self.moved_ + self.held_)} are too few for "
-                f"{terms.shape[1]} terms",
+                f"{len(terms)} field stars with all of {', '.join(self.names_)} are too few for {terms.shape[1]} terms",
                 "use a method without labels, or more field stars",
             )
         self.weights_ = np.linalg.lstsq(terms, z[good], rcond=None)[0]
         linear = np.c_[np.ones(good.sum()), z[good]]
         self.guess_ = np.linalg.lstsq(linear, u, rcond=None)[0]
+        rest = z[good] - terms @ self.weights_
+        self.residual_ = rest.T @ rest / max(len(rest) - terms.shape[1], 1)
         return self
 
+    @property
+    def names_(self) -> tuple[str, ...]:
+        """All labels in use."""
+        return self.moved_ + self.held_ + self.linear_
+
+    def _terms(self, u: np.ndarray) -> np.ndarray:
+        curved = len(self.moved_) + len(self.held_)
+        extra = u[:, curved:]
+        products = [u[:, [i]] * extra for i in range(len(self.moved_))]
+        return np.concatenate([polynomial(u[:, :curved], self.degree), extra, *products], axis=1)
+
     def _stack(self, labels: Mapping[str, Any]) -> np.ndarray:
-        names = self.moved_ + self.held_
+        names = self.names_
         missing = [n for n in names if n not in labels]
         if missing:
             raise InputError(
@@ -140,13 +166,14 @@ class LabelTransport:
         u = np.clip(u, self.low_, self.high_)
         reference = u.copy()
         reference[:, : len(self.moved_)] = 0.0
-        return z - (polynomial(u, self.degree) - polynomial(reference, self.degree)) @ self.weights_
+        return z - (self._terms(u) - self._terms(reference)) @ self.weights_
 
     def to_dict(self) -> dict[str, Any]:
         """State as plain arrays and JSON values, for storage."""
         return {
             "moved": list(self.moved_),
             "held": list(self.held_),
+            "linear": list(self.linear_),
             "degree": self.degree,
             **{name: getattr(self, f"{name}_") for name in _ARRAYS},
         }
@@ -154,11 +181,11 @@ class LabelTransport:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> LabelTransport:
         """Inverse of :meth:`to_dict`."""
-        out = cls(state["moved"], state["held"], int(state["degree"]))
-        out.moved_, out.held_ = tuple(state["moved"]), tuple(state["held"])
+        out = cls(state["moved"], state["held"], int(state["degree"]), state["linear"])
+        out.moved_, out.held_, out.linear_ = out.moved, out.held, out.linear
         for name in _ARRAYS:
             setattr(out, f"{name}_", np.asarray(state[name], dtype=np.float64))
         return out
 
 
-_ARRAYS = ("centre", "spread", "low", "high", "weights", "guess")
+_ARRAYS = ("centre", "spread", "low", "high", "weights", "guess", "residual")

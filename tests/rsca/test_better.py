@@ -50,6 +50,18 @@ def test_transport_removes_temperature_but_not_chemistry():
     np.testing.assert_array_equal(again.transform(z, labels), moved)
 
 
+def test_transport_holds_single_abundances_too():
+    z, labels, clusters, n = giants(2)
+    hidden = {"teff": labels["teff"], "logg": labels["logg"], "x": labels["fe_h"], "y": labels["alpha_m"]}
+    some = [LabelTransport(linear=names).fit(z[:n], cut(hidden, slice(0, n))) for names in ((), ("x", "y"))]
+    inside = [np.var(centre_on_clusters(t.transform(z, hidden)[n:], clusters), axis=0).sum() for t in some]
+    assert inside[1] < 0.05 * inside[0]
+    assert some[1].names_ == ("teff", "logg", "x", "y")
+    assert np.trace(some[1].residual_) < 0.05 * np.trace(some[0].residual_)
+    again = LabelTransport.from_dict(some[1].to_dict())
+    np.testing.assert_array_equal(again.transform(z, hidden), some[1].transform(z, hidden))
+
+
 def test_transport_with_missing_labels():
     z, labels, _, n = giants(1)
     few = {k: v.copy() for k, v in labels.items()}
@@ -86,7 +98,7 @@ def forms_of(seed=0, shuffle=False, **kwargs):
     if shuffle:
         clusters = np.random.default_rng(seed).permutation(clusters)
     moved = LabelTransport().fit(z[:n], cut(labels, slice(0, n))).transform(z, labels)
-    noise = 0.05**2 * np.eye(8)
+    noise = {"noise": 0.05**2 * np.eye(8)}
     return {
         k: Representation(Evaluation(v[:n], v[n:], clusters), noise) for k, v in {"plain": z, "moved": moved}.items()
     }
