@@ -13,14 +13,25 @@ from .features import correlation
 from .registry import Study, StudyContext, StudyResult
 
 
-def shuffled(evaluation: Evaluation, cuts: dict[str, Any], n_features: int, seed: int) -> float:
-    """Global rate after members are dealt to clusters at random: about one half when nothing leaks.
+def shuffled(
+    evaluation: Evaluation, cuts: dict[str, Any], n_features: int, seed: int, strangers: bool = False
+) -> float:
+    """Global rate of clusters that are none.
 
-    A member keeps its covariates, so the pair cuts still apply to it.
+    Members dealt to the clusters at random keep their covariates, so the pair cuts still apply. Cluster stars span
+    less of chemistry than the field does, which keeps their rate somewhat below one half; with `strangers`, random
+    field stars take their places, and the rate is one half unless the evaluation itself favours siblings.
     """
     rng = np.random.default_rng(seed)
     names = rng.permutation(evaluation.clusters)
-    again = Evaluation(evaluation.field, evaluation.members, names, **cuts)
+    if not strangers:
+        return (
+            Evaluation(evaluation.field, evaluation.members, names, **cuts).rates("rsca", n_features=n_features).overall
+        )
+    rows = rng.choice(len(evaluation.field), len(names), replace=False)
+    rest = np.delete(np.arange(len(evaluation.field)), rows)
+    moved = {k: v[rest] if k.startswith("field_") else cuts[f"field_{k[7:]}"][rows] for k, v in cuts.items()}
+    again = Evaluation(evaluation.field[rest], evaluation.field[rows], names, **moved)
     return again.rates("rsca", n_features=n_features).overall
 
 
@@ -32,6 +43,7 @@ def compute(context: StudyContext) -> StudyResult:
     step = np.linspace(0, sample.n_field - 1, len(evaluation.field)).astype(np.int64)
     cuts = {k: v[step] if k.startswith("field_") else v for k, v in sample.cuts.items()}
     rates = [shuffled(evaluation, cuts, n, seed) for seed in range(int(settings["repeats"]))]
+    strangers = [shuffled(evaluation, cuts, n, seed, strangers=True) for seed in range(int(settings["repeats"]))]
     true = evaluation.rates("rsca", n_features=n).overall
     z = np.asarray(sample.evaluation.fit("rsca").transform(sample.coords[: sample.n_field].astype(float)))
     covariates = [c for c in ("radial_velocity", "extinction", "snr", "teff", "logg") if c in sample.labels]
@@ -41,8 +53,10 @@ def compute(context: StudyContext) -> StudyResult:
             r, e, _ = correlation(z[:, f], sample.field(name))
             rows.append(("correlation", name, f + 1, r, e))
     rows += [("shuffled_rate", "", i, r, np.nan) for i, r in enumerate(rates)]
+    rows += [("strangers_rate", "", i, r, np.nan) for i, r in enumerate(strangers)]
     fig, axes = style.figure("page", 0.36, 1, 2)
-    axes[0].hist(rates, np.linspace(0, 1, 41), color=style.CYCLE[5], edgecolor="white", label="clusters shuffled")
+    axes[0].hist(rates, np.linspace(0, 1, 41), color=style.CYCLE[5], edgecolor="white", label="members shuffled")
+    axes[0].hist(strangers, np.linspace(0, 1, 41), color=style.CYCLE[0], histtype="step", label="random field stars")
     axes[0].axvline(true, color=style.CYCLE[1], ls="--", label="true clusters")
     axes[0].set_xlabel("doppelganger rate")
     axes[0].set_ylabel("shuffles")
@@ -57,6 +71,7 @@ def compute(context: StudyContext) -> StudyResult:
     axes[1].set_ylabel("|correlation| over field stars")
     axes[1].legend()
     numbers = {"shuffled_rate": float(np.mean(rates)), "shuffled_rate_scatter": float(np.std(rates)), "true_rate": true}
+    numbers |= {"strangers_rate": float(np.mean(strangers)), "strangers_rate_scatter": float(np.std(strangers))}
     for name in ("radial_velocity", "extinction"):
         if name in covariates:
             numbers[f"largest_correlation_with_{name}"] = float(
@@ -66,7 +81,7 @@ def compute(context: StudyContext) -> StudyResult:
         figure=fig,
         table={key: [r[i] for r in rows] for i, key in enumerate(("what", "label", "number", "value", "error"))},
         columns={
-            "what": "correlation of a feature with a label, or the rate of one shuffle",
+            "what": "correlation of a feature with a label, or the rate of a shuffle (members, or random field stars)",
             "label": "survey label",
             "number": "feature (1 = most scaled) or shuffle",
             "value": "correlation or rate",
@@ -74,8 +89,9 @@ def compute(context: StudyContext) -> StudyResult:
         },
         numbers=numbers,
         caption=(
-            f"Left: rates after dealing the members to clusters at random, against the true clusters (top {n} "
-            "features). Right: how much of each label the features carry; the dotted line is 0.1."
+            f"Left: rates after dealing the members to clusters at random, and of random field stars in their places, "
+            f"against the true clusters (top {n} features). Right: how much of each label the features "
+            "carry; the dotted line is 0.1."
         ),
     )
 
