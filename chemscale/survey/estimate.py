@@ -11,7 +11,7 @@ import numpy as np
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import Inputs
 from chemscale.schema import VARIABLES
-from chemscale.survey.ingest import make_task, shard_memory
+from chemscale.survey.ingest import WORKER_BYTES, make_task, shard_memory
 from chemscale.survey.layout import BYTES_PER_PIXEL, PIXEL_VARIABLES, Layout, encode
 from chemscale.survey.planning import Job
 from chemscale.survey.reading import read_shard
@@ -58,7 +58,7 @@ def estimate(job: Job, *, workers: int = 1, sample: int = SAMPLE) -> dict[str, A
         "shard_stars": header.layout.shard_stars,
         "chunk_stars": header.layout.chunk_stars,
         "files_to_write": 3 * header.n_shards + 2 * (len(header.variables()) + 12),
-        "memory_per_worker": shard_memory(header) + (250 << 20),
+        "memory_per_worker": shard_memory(header) + WORKER_BYTES,
         "workers": workers,
         "seconds": whole * scale / max(1, min(workers, header.n_shards)),
         "sample": {"stars": len(chosen), "readable": int(status.sum()), "read_seconds": read, "all_seconds": whole},

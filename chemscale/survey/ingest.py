@@ -37,7 +37,6 @@ from chemscale.survey.shards import (
     Header,
     done_shards,
     dump,
-    marker_name,
     read_marker,
     write_shard,
 )
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
 
 #: Memory of a writer, in units of a shard's pixels (pixels, their encoded form, read-back, a block being read).
 SHARD_COPIES = 2.5
+#: Memory of a worker before it has read anything: Python, Dask, NumPy, Zarr.
+WORKER_BYTES = 250 << 20
 
 
 @dataclass
@@ -212,6 +213,7 @@ def run_shards(
     progress: bool | None = None,
 ) -> None:
     """Write the `wanted` shards that are not in `kept`."""
+    from chemscale.runtime.observe import Estimate, check_worker_memory
     from chemscale.runtime.shards import map_shards
 
     limit = None if max_bad is None else (max_bad * len(job.items) if 0 < max_bad < 1 else max_bad)
@@ -230,6 +232,8 @@ def run_shards(
 
     for shard in sorted(kept & set(wanted)):
         on_result(shard, read_marker(folder, shard) or {"rejected": []})
+    if client is not None:
+        check_worker_memory(client, Estimate(shard_memory(job.header), _threads(client), WORKER_BYTES))
     rows = job.header.layout.rows
     report = map_shards(
         write_shard_task,
@@ -243,6 +247,11 @@ def run_shards(
         show=progress,
     )
     report.raise_for_failures("shard")
+
+
+def _threads(client: Client) -> int:
+    """Shards a worker may write at once."""
+    return max((w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values()), default=1)
 
 
 def make_task(folder: Folder, job: Job, shard: int) -> ShardTask:
@@ -327,8 +336,3 @@ def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> In
 def shard_memory(header: Header) -> int:
     """Bytes a worker needs for one shard, imports aside."""
     return int(SHARD_COPIES * header.layout.shard_stars * header.n_pixels * BYTES_PER_PIXEL)
-
-
-def remove_marker(folder: Folder, shard: int) -> None:
-    """Declare a shard not done."""
-    folder.remove(marker_name(shard))
