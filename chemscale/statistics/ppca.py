@@ -74,7 +74,7 @@ class MaskedPPCA:
         maximum-likelihood ones falls below this.
     loglike_tol : float, optional
         Stop, too, when the log-likelihood changed by less than this relative amount over the last three
-        passes. Default: 1e-13 in float64, 1e-9 in float32 (the noise of its sums).
+        passes. Default: ``tol**2 / 1000``, at least 1e-13 in float64 and 1e-9 in float32 (the noise of its sums).
     max_iter : int
         Largest number of passes at each level (subsample, all stars).
     intrinsic : {"pixel", "global", "none"}
@@ -212,7 +212,8 @@ class MaskedPPCA:
         small = source.n_stars * n_pixels <= SMALL
         dtype = np.dtype(np.float64 if small or source.dtype == np.float64 else np.float32)
         runner = _Runner(source, sample, sample_unit(sample), dtype, self.random_state)
-        loglike_tol = self.loglike_tol or (1e-13 if dtype == np.float64 else 1e-9)
+        floor = 1e-13 if dtype == np.float64 else 1e-9
+        loglike_tol = self.loglike_tol or max(floor, 1e-3 * self.tol**2)
         solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
         model, trace = solve(runner, loglike_tol)
         self._store(model, trace, used, runner.unit, n_stars, float(counts["count"].sum()))

@@ -17,7 +17,7 @@ from chemscale.survey.store import open_survey, write_survey
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
-    ds = make_survey(700, 5, 8, n_pixels=60)
+    ds = make_survey(400, 5, 8, n_pixels=40)
     path = tmp_path_factory.mktemp("survey") / "s.zarr"
     write_survey(ds, path)
     return ds, open_survey(path, chunk_stars=128)
@@ -64,7 +64,7 @@ def test_embedding_equals_transform_and_carries_labels(survey, tmp_path):
 
 def test_an_interrupted_embedding_resumes(survey, tmp_path, monkeypatch):
     _, store = survey
-    monkeypatch.setattr(embedding, "PART_STARS", 200)
+    monkeypatch.setattr(embedding, "PART_STARS", 120)
     ppca = fit_survey(store, n_components=3)
     whole = embed_survey(store, ppca, tmp_path / "whole.zarr")["coords"].values
     path = tmp_path / "e.zarr"
