@@ -138,6 +138,7 @@ def test_only_known_pages_leave_blocks_unrun():
         "howto/siblings.md": "a run",
         "howto/interstellar.md": "a run",
         "explain/choosing.md": "a run",
+        "explain/vae.md": "a survey of labelled spectra",
         "index.md": "the demo has its own test",
         "tutorial.md": "run by the slow test",
     }
