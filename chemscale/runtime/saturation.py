@@ -23,25 +23,29 @@ from .shards import AHEAD
 
 #: Simulated workers in one process.
 WORKERS_PER_PROCESS = 100
-#: Stars in a task: a shard for ingestion and inference, a chunk for the passes of a fit.
-SHARD_STARS, CHUNK_STARS = 4096, 4096
+#: Stars in a task for APOGEE's 7,514 pixels: a shard for ingestion and inference, a block for the passes of a fit.
+SHARD_STARS, BLOCK_STARS = 4608, 1024
+#: Tasks of a pass of the fit for each block, reduction included: counted, 1.7 to 2.0.
+TASKS_PER_BLOCK = 2
+#: Blocks in one graph of the embedding (parts of some 65,536 stars).
+EMBED_STARS = 65_536
 
 
-def graph_tasks(stars: int, passes: int = 6, chunk: int = CHUNK_STARS, shard: int = SHARD_STARS) -> dict[str, int]:
+def graph_tasks(stars: int, passes: int = 6, block: int = BLOCK_STARS, shard: int = SHARD_STARS) -> dict[str, int]:
     """Tasks of each stage for `stars` stars, and the most that are in the scheduler at once.
 
-    A pass of the fit has one task a chunk (read, mask and sums in one) and a reduction of 1/7 of
-    that more (tree of eight); passes follow each other. Embedding goes through parts of 65,536
-    stars, ingestion and inference through shards a few ahead of the workers.
+    Passes of a fit follow each other, a graph each. Embedding goes through parts, ingestion and
+    inference through shards a few ahead of the workers: their graphs do not grow with the survey.
     """
-    chunks, shards = -(-stars // chunk), -(-stars // shard)
+    blocks, shards = -(-stars // block), -(-stars // shard)
     return {
         "ingest": shards,
-        "fit (a pass)": chunks + chunks // 7 + 1,
-        "fit (all passes)": passes * (chunks + chunks // 7 + 1),
-        "embed": chunks,
+        "fit (a pass)": TASKS_PER_BLOCK * blocks,
+        "fit (all passes)": passes * TASKS_PER_BLOCK * blocks,
+        "embed": blocks,
+        "embed (at once)": min(blocks, -(-EMBED_STARS // block)),
         "infer": shards,
-        "largest graph at once": chunks + chunks // 7 + 1,
+        "largest graph at once": TASKS_PER_BLOCK * blocks,
     }
 
 
