@@ -50,3 +50,22 @@ def make_run(folder: Path, ds: xr.Dataset, k: int = 6, store: str = "survey.zarr
     out = fit_run(str(folder / store), folder / run, components=k)
     evaluate_run(out.path)
     return Run.open(out.path)
+
+
+def make_latents_run(folder: Path, ds: xr.Dataset) -> Run:
+    """A run that holds finished VAE latents only, in the layout of the product."""
+    write_survey(ds, folder / "spectra.zarr")
+    out = Run.create(folder / "vae", store=str(folder / "spectra.zarr"))
+    rng, n = np.random.default_rng(0), ds.sizes["star"]
+    latents = xr.Dataset(
+        {
+            "star_id": ("star", ds["star_id"].values),
+            "mean": (("star", "latent"), rng.normal(size=(n, 3)).astype("f4")),
+            "auxiliary": (("star", "auxiliary_latent"), rng.normal(size=(n, 2)).astype("f4")),
+            "norm": ("star", rng.random(n).astype("f4")),
+        },
+        attrs={"complete": True},
+    )
+    latents.to_zarr(out.file("latents.zarr"), zarr_format=3, consolidated=False)
+    out.save_json("vae/curves.json", [{"epoch": e, "phase": "main", "reconstruction": 1 / (e + 1)} for e in range(5)])
+    return out

@@ -6,7 +6,7 @@ import shutil
 import time
 
 import pytest
-from toyrun import hostile, make_run, toy_survey
+from toyrun import hostile, make_latents_run, make_run, toy_survey
 
 from chemscale.report import build_report
 from chemscale.studies.registry import run_study
@@ -126,6 +126,15 @@ def test_dark_phone_and_print(browser, path):
     page.emulate_media(media="print")
     assert not page.locator(".bar").is_visible()
     assert page.pdf()[:4] == b"%PDF"
+    assert problems == []
+
+
+def test_page_of_latents(browser, tmp_path):
+    run = make_latents_run(tmp_path, toy_survey(n_field=120, n_clusters=3, n_pixels=40))
+    page, problems = open_page(browser, build_report(run))
+    walk(page)
+    assert page.locator("#siblings tbody tr").count() == 11
+    assert page.locator("#spectrum .main-svg").count() > 0
     assert problems == []
 
 

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from toyrun import hostile, make_run, toy_survey
+from toyrun import hostile, make_latents_run, make_run, toy_survey
 from typer.testing import CliRunner
 
 from chemscale.cli import build
@@ -100,6 +100,16 @@ def test_a_run_with_nothing_yet_says_what_to_do(tmp_path):
     assert "chemscale rsca evaluate --run" in page and "chemscale rsca fit STORE --run" in page
     with pytest.raises(StoreError, match="not a chemscale run"):
         build_report(tmp_path / "nowhere")
+
+
+def test_a_run_of_latents_alone(tmp_path):
+    out = make_latents_run(tmp_path, hostile(toy_survey(n_field=120, n_clusters=3, n_pixels=40)))
+    page = build_report(out).read_text(encoding="utf-8")
+    e = data(page)["explore"]
+    assert e["n_features"] == 3 and e["spectra"]["basis"] is None
+    text = body(page)
+    assert 'id="training"' in text and 'id="rates"' not in text and "in units of their scatter" in text
+    assert "<b onmouseover" not in text
 
 
 def test_the_survey_may_be_gone(tmp_path):
