@@ -1,8 +1,9 @@
 """Anomalous spectra: scores calibrated to a false-alarm rate, causes, a ranked table.
 
-Three scores a star, each large for what the model has not seen: the reconstruction's
-chi-square (whole spectrum), the largest deviation of any window of pixels, and the length of
-the latent mean under the prior (paper section 4.4, Fig. 7). Each is measured in units of its
+Four scores a star, each large for what the model has not seen: the reconstruction's
+chi-square (whole spectrum), the largest deviation of any window of pixels, the length of the
+latent mean under the prior (paper section 4.4, Fig. 7), and the stillness of the stillest window
+(a stretch filled with a constant has less scatter than noise). Each is measured in units of its
 own upper tail over clean held-out stars; the largest decides.
 """
 
@@ -22,7 +23,7 @@ from ..errors import DataError, InputError
 
 #: Fewest held-out stars a false-alarm rate of p needs: this many over p.
 TAIL_STARS = 5
-SCORES = ("reconstruction", "local", "norm")
+SCORES = ("reconstruction", "local", "norm", "quiet")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Calibration:
 
 
 def raw_scores(ds: xr.Dataset) -> dict[str, np.ndarray]:
-    """Scores of every star, larger = stranger: log10 of chi-square per pixel, log10 of local, norm.
+    """Scores of every star, larger = stranger: log10 of chi-square per pixel, log10 of local, norm, quiet.
 
     The chi-square of each group follows as ``reconstruction:GROUP``, for the causes.
     """
@@ -65,6 +66,7 @@ def raw_scores(ds: xr.Dataset) -> dict[str, np.ndarray]:
             "reconstruction": np.log10(np.maximum(chi2[:, 0], 1e-6)),
             "local": np.log10(np.maximum(np.asarray(ds["local"].values, dtype=np.float64), 1e-6)),
             "norm": np.asarray(ds["norm"].values, dtype=np.float64),
+            "quiet": np.asarray(ds["quiet"].values, dtype=np.float64),
         }
         for k, name in enumerate(names[1:], start=1):
             raw[f"reconstruction:{name}"] = np.log10(np.maximum(chi2[:, k], 1e-6))
@@ -123,8 +125,8 @@ def score(ds: xr.Dataset, calibration: Calibration) -> dict[str, np.ndarray]:
     -------
     dict
         `score` (n,) in units of the threshold: above 1 is anomalous; `anomalous` (n,) bool;
-        `cause` (n,) str: ``reconstruction:GROUP``, ``reconstruction:elsewhere``, ``window``, ``latent``
-        or ``no data``; '' for ordinary stars; `unit_*`: the single scores.
+        `cause` (n,) str: ``reconstruction:GROUP``, ``reconstruction:elsewhere``, ``window``,
+        ``filled window``, ``latent`` or ``no data``; '' for ordinary stars; `unit_*`: the single scores.
     """
     units = calibration.units(raw_scores(ds))
     combined = _combined(units) / calibration.threshold
@@ -137,7 +139,9 @@ def score(ds: xr.Dataset, calibration: Calibration) -> dict[str, np.ndarray]:
     best = np.argmax(by_group, axis=0)
     value = by_group[best, np.arange(by_group.shape[1])]
     region = np.where(value > calibration.threshold, np.array(groups)[best], "reconstruction:elsewhere")
-    cause = np.select([which == 0, which == 1], [region, "window"], "latent").astype(object)
+    cause = np.select([which == 0, which == 1, which == 3], [region, "window", "filled window"], "latent").astype(
+        object
+    )
     cause[~anomalous] = ""
     cause[nothing] = "no data"
     table: dict[str, np.ndarray] = {"score": combined, "anomalous": anomalous, "cause": cause}

@@ -121,6 +121,7 @@ def _as_dataset(model: ChemicalVAE, found: dict[str, np.ndarray]):
             "chi2": (("star", "part"), found["chi2"]),
             "local": (("star",), found["local"]),
             "norm": (("star",), found["norm"]),
+            "quiet": (("star",), found["quiet"]),
         },
         coords={"part": parts_of(model)},
     )

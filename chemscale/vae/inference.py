@@ -59,7 +59,8 @@ def scores(model: ChemicalVAE, flux: Tensor, weight: Tensor) -> dict[str, Tensor
         mean under the prior; `chi2` and `relative_l2` (n, groups + 1), the whole spectrum
         first: chi-square per used pixel and ||x - x_hat|| / ||x|| over used pixels (NaN where
         no pixel is used); `local` (n,): largest deviation of any window from what noise
-        gives, in standard deviations; `local_window` (n,): index of that window.
+        gives, in standard deviations; `local_window` (n,): index of that window; `quiet` (n,): see
+        :func:`_quiet`.
     """
     posterior = model.encode(model.features(flux, weight))
     prediction = model.reconstruct(posterior.mean, posterior.auxiliary)
@@ -79,6 +80,7 @@ def scores(model: ChemicalVAE, flux: Tensor, weight: Tensor) -> dict[str, Tensor
     chi2, error, power, count = totals
     nothing = torch.full_like(chi2, torch.nan)
     local, window = _local(pull, chi2_pixel, used)
+    quiet = _quiet(pull, used)
     root = torch.linalg.cholesky(model.prior)
     norm = torch.linalg.solve_triangular(root, posterior.mean.T, upper=False).norm(dim=0)
     return {
@@ -90,7 +92,28 @@ def scores(model: ChemicalVAE, flux: Tensor, weight: Tensor) -> dict[str, Tensor
         "relative_l2": torch.where(count > 0, (error / power.clamp_min(1e-30)).sqrt(), nothing),
         "local": local,
         "local_window": window.to(torch.int32),
+        "quiet": quiet,
     }
+
+
+def _quiet(pull: Tensor, used: Tensor) -> Tensor:
+    """How much less than noise neighbouring pixels differ in the stillest window, in standard deviations.
+
+    Differences of neighbours do not care whether the model is right on average, so a stretch
+    that was filled with a constant shows even where the constant is near the truth.
+    """
+    step = (pull[:, 1:] - pull[:, :-1]) ** 2 / 2
+    both = used[:, 1:] & used[:, :-1]
+    pad = -step.shape[1] % WINDOW
+
+    def sums(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, pad)).view(len(x), -1, WINDOW).sum(-1)
+
+    count = sums(both.to(pull.dtype))
+    k = (count / 1.5).clamp_min(1.0)  # neighbouring differences share a pixel: fewer independent ones
+    width = 2.0 / (9.0 * k)
+    scatter = ((sums(step * both) / count.clamp_min(1.0)).pow(1.0 / 3.0) - (1.0 - width)) / width.sqrt()
+    return torch.where(count >= WINDOW_LEAST, -scatter, torch.full_like(scatter, -10.0)).amax(1)
 
 
 def _groups(model: ChemicalVAE) -> dict[str, Tensor]:
@@ -164,6 +187,7 @@ def _outputs(model: ChemicalVAE) -> dict[str, tuple[tuple[str, ...], str, str]]:
         "relative_l2": (("star", "part"), "f4", "||x - x_hat|| / ||x|| over used pixels"),
         "local": (("star",), "f4", "largest deviation of any window, in standard deviations"),
         "local_window": (("star",), "i4", f"index of that window ({WINDOW} pixels each); -1 = none"),
+        "quiet": (("star",), "f4", "how much stiller than noise the stillest window is, in standard deviations"),
         "n_used": (("star",), "i4", "used pixels"),
     }
 

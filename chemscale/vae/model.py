@@ -64,6 +64,10 @@ class ModelConfig:
         The dependency table; latents are numbered in its order.
     correlations : mapping of "a-b" to float
         Off-diagonal entries of the prior's correlation matrix.
+    depth : float
+        Each decoder starts with its own latent making every pixel of its group this much deeper a
+        unit, for all stars alike (and learns from there): without it a latent may settle on
+        opposite signs for hot and cool stars. 0 = no such term (the paper's decoders).
     n_auxiliary : int
         Dimensions of w.
     labels : tuple of str
@@ -86,6 +90,7 @@ class ModelConfig:
     decoder: tuple[int, ...] = (64, 128)
     groups: tuple[Group, ...] = DEFAULT_GROUPS
     correlations: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_CORRELATIONS))
+    depth: float = 0.03
     n_auxiliary: int = 2
     labels: tuple[str, ...] = ("teff", "logg")
     selective: bool = True
@@ -231,6 +236,7 @@ class ChemicalVAE(nn.Module):
         else:
             self.encoder = ConvEncoder(mean32.clone(), n_out + aux)
         self.decoders = nn.ModuleDict()
+        self.depths = nn.ParameterDict()
         for name in wanted:
             n_in = len(self.inputs(name)) + aux
             decoder = perceptron(n_in, config.decoder, len(self.pixels[name]))
@@ -240,6 +246,8 @@ class ChemicalVAE(nn.Module):
                 last.weight.mul_(0.3)
                 last.bias.copy_(mean32[self.pixels[name]] - 1.0)
             self.decoders[name] = decoder
+            if config.depth and name != REST:
+                self.depths[name] = nn.Parameter(torch.full((len(self.pixels[name]),), config.depth))
         self.linear = nn.Linear(aux, len(config.labels))
         bins = config.adversary_bins ** len(config.labels)
         self.adversary = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, bins))
@@ -286,7 +294,8 @@ class ChemicalVAE(nn.Module):
         """
         index = self.inputs(group)
         parts = [read[:, index[:-1]], (read if group == REST else own)[:, index[-1:]], auxiliary]
-        return 1.0 + self.decoders[group](torch.cat(parts, 1)).float()
+        spectrum = 1.0 + self.decoders[group](torch.cat(parts, 1)).float()
+        return spectrum - self.depths[group] * parts[1] if group in self.depths else spectrum
 
     def reconstruct(self, mean: Tensor, auxiliary: Tensor) -> Tensor:
         """Whole spectra (n, P) from posterior means; NaN at pixels no decoder covers.
@@ -322,6 +331,8 @@ class ChemicalVAE(nn.Module):
             head.bias[row] *= -1
         for name in self.pixels:
             index = self.inputs(name)
+            if name in self.depths and index[-1] == latent:
+                self.depths[name] *= -1
             if latent in index:
                 self.decoders[name][0].weight[:, index.index(latent)] *= -1  # type: ignore[index]
         self.adversary[0].weight[:, latent] *= -1  # type: ignore[operator, index]

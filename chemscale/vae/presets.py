@@ -17,6 +17,7 @@ PAPER_MODEL = ModelConfig(
     groups=PAPER_GROUPS,
     condition_on="sample",
     auxiliary_gradient=True,
+    depth=0.0,
     rest=False,
 )
 PAPER_TRAIN = TrainConfig(

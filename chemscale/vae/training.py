@@ -281,6 +281,7 @@ class Trainer:
             return
         names = list(self.model.pixels)
         parameters = [q for name in names for q in self.model.decoders[name].parameters()]
+        parameters += list(self.model.depths.parameters())
         optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
         p.finish_step = 0  # short enough to be done again after an interruption
         for epoch in range(config.finish):
