@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
         out: str = typer.Option("", "--out", metavar="FILE", help="Where to write; RUN/report.html by default."),
         studies: bool = typer.Option(False, "--studies", help="Run every study the run can answer first."),
         stars: int = typer.Option(6000, "--stars", min=100, help="Field stars in the interactive figures."),
-        spectra: int = typer.Option(400, "--spectra", min=0, help="Spectra embedded in the page."),
+        spectra: int = typer.Option(300, "--spectra", min=0, help="Spectra embedded in the page."),
         json: bool = typer.Option(False, "--json", help="Print the result as JSON on stdout."),
     ) -> None:
         """Write one HTML page with everything the run holds; it needs no network and can be mailed.

@@ -32,7 +32,7 @@ def build_report(
     out: str | os.PathLike[str] | None = None,
     *,
     n_stars: int = 6000,
-    n_spectra: int = 400,
+    n_spectra: int = 300,
 ) -> Path:
     """Write the report of a run.
 

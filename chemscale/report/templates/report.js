@@ -152,7 +152,7 @@
     function pad(values) {
       const ok = [...values].filter(Number.isFinite).sort((a, b) => a - b);
       if (!ok.length) return [0, 1];
-      const lo = ok[Math.floor(0.001 * (ok.length - 1))], hi = ok[Math.ceil(0.999 * (ok.length - 1))], m = 0.05 * (hi - lo) || 0.5;
+      const lo = ok[Math.floor(0.005 * (ok.length - 1))], hi = ok[Math.ceil(0.995 * (ok.length - 1))], m = 0.08 * (hi - lo) || 0.5;
       return [lo - m, hi + m];
     }
     function drawPanels() {
