@@ -16,6 +16,7 @@ def test_graphs_stay_small():
         assert tasks["ingest"] < 10**6 and tasks["embed (at once)"] <= 64
 
 
+@pytest.mark.slow
 def test_tasks_of_a_fit_are_counted_right(tmp_path):
     """The number of tasks a pass takes per block, on which the extrapolation rests."""
     import sys
@@ -37,17 +38,22 @@ def test_tasks_of_a_fit_are_counted_right(tmp_path):
         def _pretask(self, *arguments):
             self.n += 1
 
-    store = str(tmp_path / "s.zarr")
-    write_survey(make_survey(1000, 4, 6, 40, seed=1), store, layout=Layout(32, 64, 4096))
-    ds = open_survey(store, chunk_stars=32)
-    blocks = len(ds["flux"].chunks[0])
-    with dask.config.set(scheduler="synchronous"):
-        with Count() as fit:
-            model = fit_survey(ds, n_components=3, keep_bytes=0, max_iter=3)
-        with Count() as embed:
-            embed_survey(ds, model, tmp_path / "e.zarr")
-    assert fit.n <= (saturation.TASKS_PER_BLOCK + 0.5) * blocks * model.n_passes_
-    assert embed.n == blocks
+    counts = []
+    for stars in (900, 1800):
+        store = str(tmp_path / f"{stars}.zarr")
+        write_survey(make_survey(stars, 4, 6, 30, seed=1), store, layout=Layout(32, 64, 4096))
+        ds = open_survey(store, chunk_stars=32)
+        blocks = len(ds["flux"].chunks[0])
+        with dask.config.set(scheduler="synchronous"):
+            with Count() as fit:
+                model = fit_survey(ds, n_components=3, keep_bytes=0, max_iter=3)
+            with Count() as embed:
+                embed_survey(ds, model, tmp_path / f"e{stars}.zarr")
+        assert embed.n == blocks
+        counts.append((blocks, model.n_passes_, fit.n))
+    (small, passes, few), (large, same, many) = counts
+    assert passes == same
+    assert (many - few) / (large - small) / passes <= saturation.TASKS_PER_BLOCK
 
 
 def test_relative_rates():
