@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -172,6 +173,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="chemscale-bench-", dir=Path(args.release).parent))
     result: dict[str, Any] = {"files": len(paths), "workers": args.workers, "shards": pieces}
     result["bytes"] = sum(Path(p).stat().st_size for p in paths)
+    result["load_average"] = os.getloadavg()[0]
     result["machine"] = {"python": platform.python_version(), "platform": platform.platform()}
     items = ApogeeSource(args.release).plan().items
     few = paths[:: max(1, len(paths) // 400)]

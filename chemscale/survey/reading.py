@@ -18,8 +18,8 @@ from chemscale.schema import VARIABLES
 from chemscale.survey.shards import Header, clean_text, empty_columns
 from chemscale.survey.sources.base import Item, Rejection, StarBlock
 
-#: Stars handed to a source's `read` at once.
-READ_STARS = 256
+#: Stars handed to a source's `read` at once: few enough that their arrays stay in the cache.
+READ_STARS = 64
 
 
 @dataclass(frozen=True)
