@@ -40,6 +40,8 @@ MODULES = {
     "together": "together",
     "per_cluster": "per_cluster",
     "controls": "controls",
+    "vae_latents": "vae_latents",
+    "vae_corruption": "vae_corruption",
 }
 ENTRY_POINT_GROUP = "chemscale.studies"
 

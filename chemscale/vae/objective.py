@@ -19,9 +19,6 @@ from .data import Batch
 from .model import ChemicalVAE, Posterior
 from .regions import REST
 
-#: Fewest steps of a training: main phase, finish, head start.
-MIN_STEPS = (1200, 600, 180)
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -75,6 +72,8 @@ class TrainConfig:
         Autocast type of encoder and decoders.
     memory_gb : float
         Largest training set held in memory; larger ones are streamed.
+    min_steps : tuple of int
+        Fewest steps of main phase, finish and head start: see :meth:`scaled`.
     """
 
     epochs: int = 80
@@ -102,6 +101,7 @@ class TrainConfig:
     patience: int = 0
     precision: str = "float32"
     memory_gb: float = 4.0
+    min_steps: tuple[int, int, int] = (1200, 600, 180)
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
@@ -118,19 +118,21 @@ class TrainConfig:
         values = dict(raw)
         if "adversary" in values:
             values["adversary"] = tuple((int(a), float(b)) for a, b in values["adversary"])
+        if "min_steps" in values:
+            values["min_steps"] = tuple(int(n) for n in values["min_steps"])
         return cls(**values)
 
     def scaled(self, n_stars: int) -> TrainConfig:
         """This configuration for a small survey: smaller batches and more epochs, so that steps are enough.
 
         Nothing changes where `batch` is less than a sixth of the stars and the epochs give
-        :data:`MIN_STEPS`. Presets without a head start (the paper's) are left alone.
+        `min_steps`. Presets without a head start (the paper's) are left alone.
         """
         if not self.head_start:
             return self
         batch = max(8, min(self.batch, n_stars // 6))
         per_epoch = max(1, n_stars // batch)
-        epochs, finish, head = (max(e, -(-m // per_epoch)) if e else 0 for e, m in zip(self._phases(), MIN_STEPS))
+        epochs, finish, head = (max(e, -(-m // per_epoch)) if e else 0 for e, m in zip(self._phases(), self.min_steps))
         return replace(self, batch=batch, epochs=epochs, finish=finish, head_start=head)
 
     def _phases(self) -> tuple[int, int, int]:

@@ -38,7 +38,7 @@ PAPER_TRAIN = TrainConfig(
     floor=0.0,
 )
 #: Short: a survey of a few thousand stars in under a minute on two cores.
-QUICK = {"epochs": 30, "batch": 256, "finish": 5}
+QUICK = {"epochs": 20, "batch": 128, "finish": 3, "head_start": 8, "min_steps": (500, 80, 150)}
 
 #: name -> (model, training, regions or None for the grid's default)
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig, str | None]] = {

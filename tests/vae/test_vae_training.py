@@ -256,7 +256,9 @@ def test_checkpoints_hold_no_pickle(toy_run):
 
 def test_small_surveys_get_more_epochs_and_smaller_batches():
     config = TrainConfig()
-    assert config.scaled(28_000) == config
+    large = config.scaled(200_000)
+    assert large == config
+    assert config.scaled(28_000).epochs == config.epochs
     small = config.scaled(420)
     assert small.batch == 70
     assert small.epochs * (420 // 70) >= 1200

@@ -1,0 +1,59 @@
+"""Latents against abundances, with fits in bins of Teff (Figure 4 and Table 1 of the VAE paper)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..vae import pipeline
+from ..vae.evaluate import LABELS, label_columns, pearson
+from . import style
+from .registry import Study, StudyContext, StudyResult
+
+
+def compute(context: StudyContext) -> StudyResult:
+    """Held-out stars: correlations of every latent with every label, and straight lines by Teff."""
+    latents, _, held_out = pipeline.latents(context.run)
+    labels = label_columns(context.survey)
+    names = [str(n) for n in latents["latent"].values]
+    shown = [(k, n, LABELS[n][1]) for k, n in enumerate(names) if n in LABELS and LABELS[n][1] in labels]
+    if not shown or "teff" not in labels:
+        raise DataError("the survey has no abundances (or no Teff) to compare latents with", "ingest them as labels")
+    z = np.asarray(latents["mean"].values, dtype=np.float64)[held_out]
+    columns = {k: v[held_out] for k, v in labels.items()}
+    edges = np.nanquantile(columns["teff"], [0, 1 / 3, 2 / 3, 1])
+    table: dict[str, list[Any]] = {"latent": [], "label": [], "r": []}
+    for k, latent in enumerate(names):
+        for label, values in columns.items():
+            if label != "snr":
+                table["latent"].append(latent)
+                table["label"].append(label)
+                table["r"].append(pearson(z[:, k], values))
+    fig, axes = style.figure(ncols=len(shown), width=style.PAGE, aspect=0.4)
+    for ax, (k, latent, label) in zip(np.atleast_1d(axes), shown):
+        x = columns[label]
+        good = np.isfinite(x) & np.isfinite(z[:, k])
+        ax.plot(x[good], z[good, k], ".", ms=1, color=style.FIELD, alpha=0.3, rasterized=True)
+        for b in range(3):
+            part = good & (columns["teff"] >= edges[b]) & (columns["teff"] <= edges[b + 1])
+            if part.sum() > 2:
+                slope, start = np.polyfit(x[part], z[part, k], 1)
+                ends = np.array([x[part].min(), x[part].max()])
+                text = f"{edges[b]:.0f}-{edges[b + 1]:.0f} K"
+                ax.plot(ends, start + slope * ends, color=style.CYCLE[b], ls=style.DASHES[b], label=text)
+        ax.set_xlabel(f"{label} (dex)")
+        ax.set_ylabel(f"z {latent}")
+    np.atleast_1d(axes)[0].legend()
+    numbers = {f"r_{label}": abs(pearson(z[:, k], columns[label])) for k, _, label in shown}
+    return StudyResult(
+        figure=fig,
+        table=table,
+        columns={"latent": "latent", "label": "survey label", "r": "Pearson correlation over held-out stars"},
+        numbers=numbers,
+        caption=f"Latents of {int(held_out.sum()):,} held-out stars against their abundances; lines are fits by Teff.",
+    )
+
+
+STUDY = Study("vae_latents", "Latents and abundances", "Physics-constrained VAE, Figure 4 and Table 1", compute)
