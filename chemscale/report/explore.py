@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import StoreError
+from ..errors import ChemscaleError, StoreError
 from ..runtime.run import Run
 from ..schema import VARIABLES
 from ..studies.sample import as_text, open_embedding, read_rows
@@ -63,7 +63,7 @@ class Stars:
 class Gallery:
     """Stars that the models reconstruct worst."""
 
-    payload: dict[str, Any]
+    payload: dict[str, Any] | None
     stars: list[dict[str, str]]
     note: str
 
@@ -274,7 +274,8 @@ def global_rates(evaluation: dict[str, Any]) -> dict[str, float]:
 def anomalies(run: Run, n: int = 8) -> Gallery | None:
     """Spectra, reconstructions and residuals of the strangest stars, where the run has VAE anomalies."""
     found = products.load_json(run, "anomalies.json")
-    ranked = (found.get("ranked") or [])[:n]
+    # a star without a finite score has no spectrum to show (no used pixel, or values beyond the model's reach)
+    ranked = [r for r in found.get("ranked") or [] if None not in (r.get("score"), r.get("chi2"))][:n]
     latents = products.open_product(run, "latents.zarr")
     if not ranked or latents is None or not run.has("vae/model.json"):
         return None
@@ -290,7 +291,10 @@ def anomalies(run: Run, n: int = 8) -> Gallery | None:
     if len(rows) != len(wanted) or not np.array_equal(as_text(read_rows(survey["star_id"], rows)), ids[rows]):
         return None  # the latents are of another survey
     flux, _ = products.read_spectra(survey, rows)
-    model, _ = load_model(run.path / "vae")
+    try:
+        model, _ = load_model(run.path / "vae")
+    except ChemscaleError as err:  # the rest of the page is worth having; it says why this part is missing
+        return Gallery(None, [], f"The gallery is left out: {err}")
     with torch.no_grad():
         parts = [torch.from_numpy(np.asarray(read_rows(latents[v], rows), np.float32)) for v in ("mean", "auxiliary")]
         rebuilt = model.reconstruct(*parts).numpy()
