@@ -46,7 +46,7 @@ def fit_survey(
 
     Passes over the store: one that counts the valid stars of each pixel and draws the subsample, then
     one per iteration (``n_passes_`` in all, typically 4 to 8). If the used pixels take at most `keep_bytes`, they
-    are read once and kept in the cluster's memory, otherwise every pass streams from the store.
+    are kept in the cluster's memory after one more pass, otherwise every pass streams from the store.
 
     Memory: each task thread holds some eight arrays of one block (1024 APOGEE spectra: 35 MB each), independent of
     the number of stars; the client holds the subsample (250 K stars).

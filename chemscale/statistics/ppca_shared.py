@@ -25,6 +25,8 @@ from chemscale.statistics.ppca_kernels import Model, SharedPass, Stats, unpack
 
 #: A pixel missing in more than this fraction of the stars is fitted by regression.
 RARE_FRACTION = 0.6
+#: Tighter tolerances than this also ask for a settled log-likelihood: one more pass.
+LOOSE = 1e-4
 #: Steps remembered by Anderson mixing.
 ANDERSON = 6
 
@@ -116,7 +118,7 @@ def solve_shared(
         previous = state.model
         state, angle = update(state, stats, guards)
         trace.angle.append(angle)
-        if angle < tol and _settled(trace.loglike, max(loglike_tol, tol**2)):
+        if angle < tol and (tol > LOOSE or _settled(trace.loglike, max(loglike_tol, tol**2))):
             trace.converged = "angle"
             break
         if len(trace.loglike) > 2 and _stalled(trace.loglike, loglike_tol):

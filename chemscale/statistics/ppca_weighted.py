@@ -14,7 +14,7 @@ import numpy as np
 
 from chemscale.statistics.anderson import Anderson, principal, turned
 from chemscale.statistics.ppca_kernels import Model, Stats, unpack
-from chemscale.statistics.ppca_shared import Trace, _settled, _stalled
+from chemscale.statistics.ppca_shared import LOOSE, Trace, _settled, _stalled
 
 
 def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
@@ -89,7 +89,7 @@ def solve_weighted(
         step = m_step(model, stats, intrinsic)
         angle = mixer.rate_corrected(turned(model.basis, step.basis))
         trace.angle.append(angle)
-        if angle < tol and _settled(trace.loglike, max(loglike_tol, tol**2)):
+        if angle < tol and (tol > LOOSE or _settled(trace.loglike, max(loglike_tol, tol**2))):
             model = step
             trace.converged = "angle"
             break
