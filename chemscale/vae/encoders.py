@@ -89,19 +89,30 @@ class PPCAFront(nn.Module):
     @torch.no_grad()
     def forward(self, flux: Tensor, ivar: Tensor) -> Tensor:
         """Coordinates (n, K). `ivar` is 0 at missing pixels, where `flux` may be anything finite."""
-        self.prepare()
         # linear algebra stays in float32 even under autocast
         with torch.autocast(flux.device.type, enabled=False):
             flux, ivar = flux.float(), ivar.float()
             weight = ivar / (1.0 + ivar * self.noise)
             basis = self.scale[:, None] * self.components
             right = (weight * (flux - self.mean)) @ basis.T
-            k = self.n_components
-            precision = flux.new_zeros(len(flux), k, k)
-            precision[:, self.rows, self.columns] = weight @ self.packed
-            precision.diagonal(dim1=1, dim2=2).add_(1.0)
-            factor = torch.linalg.cholesky(precision)  # reads the lower triangle only
-            return torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+            if not len(flux):
+                return right
+            low, high = weight.aminmax(dim=1)
+            # whole spectra with one error: the components are orthonormal, nothing to solve
+            simple = right / (1.0 + low[:, None] * self.scale**2)
+            mixed = low != high
+            if bool(mixed.any()):
+                simple[mixed] = self._solve(right[mixed], weight[mixed])
+            return simple
+
+    def _solve(self, right: Tensor, weight: Tensor) -> Tensor:
+        self.prepare()
+        k = self.n_components
+        precision = right.new_zeros(len(right), k, k)
+        precision[:, self.rows, self.columns] = weight @ self.packed
+        precision.diagonal(dim1=1, dim2=2).add_(1.0)
+        factor = torch.linalg.cholesky(precision)  # reads the lower triangle only
+        return torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
 
 
 class PPCAEncoder(nn.Module):

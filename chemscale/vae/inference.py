@@ -73,10 +73,10 @@ def scores(model: ChemicalVAE, flux: Tensor, weight: Tensor) -> dict[str, Tensor
     pull = difference * weight.sqrt()
     chi2_pixel, square = pull * pull, difference * difference
     size = torch.where(used, flux, torch.zeros_like(flux)) ** 2
+    members = _members(model)
     totals = []
     for quantity in (chi2_pixel, square, size, used.to(flux.dtype)):
-        columns = [quantity.sum(1)] + [quantity[:, index].sum(1) for index in _groups(model).values()]
-        totals.append(torch.stack(columns, 1))
+        totals.append(quantity @ members)
     chi2, error, power, count = totals
     nothing = torch.full_like(chi2, torch.nan)
     local, window = _local(pull, chi2_pixel, used)
@@ -96,6 +96,13 @@ def scores(model: ChemicalVAE, flux: Tensor, weight: Tensor) -> dict[str, Tensor
     }
 
 
+def _sums(x: Tensor) -> Tensor:
+    """Sums over windows of :data:`WINDOW` pixels, the last one what is left; (n, windows)."""
+    whole = x.shape[1] // WINDOW * WINDOW
+    sums = x[:, :whole].reshape(len(x), whole // WINDOW, WINDOW).sum(-1)
+    return sums if whole == x.shape[1] else torch.cat([sums, x[:, whole:].sum(1, keepdim=True)], 1)
+
+
 def _quiet(pull: Tensor, used: Tensor) -> Tensor:
     """How much less than noise neighbouring pixels differ in the stillest window, in standard deviations.
 
@@ -104,20 +111,20 @@ def _quiet(pull: Tensor, used: Tensor) -> Tensor:
     """
     step = (pull[:, 1:] - pull[:, :-1]) ** 2 / 2
     both = used[:, 1:] & used[:, :-1]
-    pad = -step.shape[1] % WINDOW
-
-    def sums(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, (0, pad)).view(len(x), -1, WINDOW).sum(-1)
-
-    count = sums(both.to(pull.dtype))
+    count = _sums(both.to(pull.dtype))
     k = (count / 1.5).clamp_min(1.0)  # neighbouring differences share a pixel: fewer independent ones
     width = 2.0 / (9.0 * k)
-    scatter = ((sums(step * both) / count.clamp_min(1.0)).pow(1.0 / 3.0) - (1.0 - width)) / width.sqrt()
+    scatter = ((_sums(step * both) / count.clamp_min(1.0)).pow(1.0 / 3.0) - (1.0 - width)) / width.sqrt()
     return torch.where(count >= WINDOW_LEAST, -scatter, torch.full_like(scatter, -10.0)).amax(1)
 
 
-def _groups(model: ChemicalVAE) -> dict[str, Tensor]:
-    return {g.name: model.index()[g.name] for g in model.config.groups}
+def _members(model: ChemicalVAE) -> Tensor:
+    """(P, groups + 1) of 0 and 1: all pixels, then those of each group. Sums over groups are products with it."""
+    members = model.mean.new_zeros(model.mean.numel(), 1 + len(model.config.groups))
+    members[:, 0] = 1.0
+    for k, group in enumerate(model.config.groups, start=1):
+        members[model.index()[group.name], k] = 1.0
+    return members
 
 
 def _local(pull: Tensor, chi2: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,18 +134,12 @@ def _local(pull: Tensor, chi2: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     residuals, and their chi-square through the Wilson-Hilferty cube root. The second is
     two-sided: a stretch that was filled with a constant has *less* scatter than noise.
     """
-    n, pixels = pull.shape
-    pad = -pixels % WINDOW
-
-    def sums(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, (0, pad)).view(n, -1, WINDOW).sum(-1)
-
-    count = sums(used.to(pull.dtype))
+    count = _sums(used.to(pull.dtype))
     enough = count >= WINDOW_LEAST
     k = count.clamp_min(1.0)
-    signed = sums(pull).abs() / k.sqrt()
+    signed = _sums(pull).abs() / k.sqrt()
     width = 2.0 / (9.0 * k)
-    scatter = ((sums(chi2) / k).pow(1.0 / 3.0) - (1.0 - width)) / width.sqrt()
+    scatter = ((_sums(chi2) / k).pow(1.0 / 3.0) - (1.0 - width)) / width.sqrt()
     worst = torch.where(enough, torch.maximum(signed, scatter.abs()), torch.zeros_like(signed))
     value, index = worst.max(1)
     return value, index
