@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import InputError
 from .runtime.run import Run
+from .schema import PAPER_SUBSET
 
 MARKER = ".chemscale-demo"
 Invoke = Callable[[list[str]], None]
@@ -166,7 +167,7 @@ def headline(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def noise_free_floor(run: Run, truth_file: Path) -> float:
-    """Doppelganger rate of the true abundances: what perfect chemistry of every star would reach.
+    """Doppelganger rate of the true abundances of the paper's seven species: what perfect chemistry would reach.
 
     The truth was kept beside the simulated survey and no fit has read it.
 
@@ -182,10 +183,11 @@ def noise_free_floor(run: Run, truth_file: Path) -> float:
     stars = Stars.read(run)
     with np.load(truth_file, allow_pickle=False) as truth:
         row = {str(s): i for i, s in enumerate(truth["star_id"])}
-        abundance = truth["abundance"].astype(np.float64)
+        columns = [str(e) for e in truth["element"]]
+        abundance = truth["abundance"].astype(np.float64)[:, [columns.index(e) for e in PAPER_SUBSET]]
+    iron = abundance[:, [PAPER_SUBSET.index("Fe")]]
+    abundance = np.where(np.array(PAPER_SUBSET) == "Fe", abundance, abundance - iron)
     ids = text(stars.embedding["star_id"])
-    rows = np.array([row[i] for i in ids])
-    varies = abundance.std(axis=0) > 0
-    abundance = abundance[rows][:, varies]
+    abundance = abundance[[row[i] for i in ids]]
     engine = stars.evaluate(abundance[stars.field_rows], abundance[stars.member_rows])
     return engine.rates("rsca").overall

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from typing import Any
@@ -72,8 +71,7 @@ def build() -> typer.Typer:
     """The app with every area's verbs registered."""
     if not app.registered_commands and not app.registered_groups:
         for area in AREAS:
-            if importlib.util.find_spec(f"{__name__}.{area}"):
-                importlib.import_module(f"{__name__}.{area}").register(app)
+            importlib.import_module(f"{__name__}.{area}").register(app)
     return app
 
 

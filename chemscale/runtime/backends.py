@@ -145,7 +145,7 @@ def _local_security(settings: ClusterSettings) -> Security | None:
         return credentials.in_memory()
     logger.warning(
         "no TLS between local processes (the package cryptography is missing): "
-        "other users of this machine could reach the scheduler; pip install 'chemscale[tls]'"
+        "other users of this machine could reach the scheduler; pip install cryptography"
     )
     return None
 

@@ -50,7 +50,7 @@ def make_pair() -> tuple[str, str]:
         from cryptography.x509.oid import NameOID
     except ImportError:
         raise ClusterError(
-            "TLS credentials cannot be made: the package cryptography is missing", "pip install 'chemscale[tls]'"
+            "TLS credentials cannot be made: the package cryptography is missing", "pip install cryptography"
         ) from None
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "chemscale-cluster")])

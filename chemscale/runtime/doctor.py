@@ -96,7 +96,7 @@ def _tls() -> Check:
     from . import credentials
 
     if not credentials.available():
-        return Check("tls", "note", "local clusters run without TLS", "pip install 'chemscale[tls]'")
+        return Check("tls", "note", "local clusters run without TLS", "pip install cryptography")
     credentials.make_pair()
     return Check("tls", "ok", "credentials can be made")
 
