@@ -173,7 +173,9 @@ def siblings(
         prior=prior,
     )
     columns = [str(v) for v in ds.data_vars]
-    table = Table(*columns, box=None)
+    table = Table(box=None)
+    for c in columns:  # an identifier that is cut off cannot be typed again
+        table.add_column(c, no_wrap=c == "star_id", overflow="fold")
     for i in range(ds.sizes["sibling"]):
         table.add_row(*(escape(_cell(ds[c].values[i])) for c in columns))
     console.print(table)

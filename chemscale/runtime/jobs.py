@@ -59,11 +59,14 @@ class Inputs:
     size, modified : ndarray (n,) int64
         Bytes and nanoseconds since the epoch; -1 where the file has neither (object
         stores, generated inputs, files that are gone).
+    distinct_bytes : int or None
+        Bytes of the distinct files; a table of spectra is one file for many rows. None where not known.
     """
 
     key: np.ndarray
     size: np.ndarray
     modified: np.ndarray
+    distinct_bytes: int | None = None
 
     @classmethod
     def of(cls, names: Sequence[str], paths: Sequence[str]) -> Inputs:
@@ -76,7 +79,8 @@ class Inputs:
         else:
             stats = [s for batch in batches for s in _stat_batch(batch)]
         values = np.array(stats, np.int64).reshape(-1, 2)
-        return cls(key, values[:, 0].copy(), values[:, 1].copy())
+        sizes = dict(zip(paths, values[:, 0].tolist(), strict=True))
+        return cls(key, values[:, 0].copy(), values[:, 1].copy(), sum(n for n in sizes.values() if n > 0))
 
     def __len__(self) -> int:
         return len(self.key)
@@ -84,7 +88,7 @@ class Inputs:
     @property
     def total_bytes(self) -> int:
         """Bytes of all files whose size is known."""
-        return int(self.size[self.size > 0].sum())
+        return self.distinct_bytes if self.distinct_bytes is not None else int(self.size[self.size > 0].sum())
 
     def digest(self, start: int = 0, stop: int | None = None) -> str:
         """Fingerprint of rows ``[start, stop)``."""
