@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .rsca.siblings import siblings
     from .runtime.run import Run
     from .schema import Flag, validate
+    from .statistics.embedding import open_embedding
     from .statistics.ppca import MaskedPPCA
     from .survey.ingest import ingest
     from .survey.store import open_survey, write_survey
@@ -27,6 +28,7 @@ _LAZY = {
     "Run": "runtime.run",
     "doppelganger_rates": "rsca.doppelganger",
     "ingest": "survey.ingest",
+    "open_embedding": "statistics.embedding",
     "open_survey": "survey.store",
     "siblings": "rsca.siblings",
     "validate": "schema",
@@ -41,6 +43,7 @@ __all__ = [
     "__version__",
     "doppelganger_rates",
     "ingest",
+    "open_embedding",
     "open_survey",
     "siblings",
     "validate",

@@ -292,14 +292,21 @@ def job(tmp_path: Path, files: Path, out: Path, workers: int) -> subprocess.Pope
     script = tmp_path / f"job{workers}.py"
     text = SCRIPT.format(here=str(Path(__file__).parent), files=str(files), out=str(out), workers=workers)
     script.write_text(textwrap.dedent(text))
-    return subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, str(script)], start_new_session=True, stderr=open(tmp_path / "stderr", "w")
+    )
+
+
+def n_marked(out: Path) -> int:
+    """Shards whose marker is written."""
+    return len(list((out / "_chemscale" / "shards").glob("*.json")))
 
 
 def kill_after(process: subprocess.Popen, out: Path, n_markers: int, limit: float = 60) -> None:
     """SIGKILL the whole process group once `n_markers` shards are marked."""
     begun = time.monotonic()
     while time.monotonic() - begun < limit and process.poll() is None:
-        if len(list((out / "_chemscale" / "shards").glob("*.json"))) >= n_markers:
+        if n_marked(out) >= n_markers:
             break
         time.sleep(0.003)
     os.killpg(process.pid, signal.SIGKILL)
@@ -328,11 +335,14 @@ def test_ten_kills_of_job_and_workers(tmp_path):
     for attempt in range(5):
         out = tmp_path / f"killed{attempt}"
         kill_after(job(tmp_path, files, out, 2), out, int(rng.integers(0, 90)))
+        marked = n_marked(out)
         process = job(tmp_path, files, out, 2)
-        time.sleep(float(rng.uniform(1.5, 3.5)))
+        while process.poll() is None and n_marked(out) <= marked:  # workers are at work, not being born
+            time.sleep(0.003)
+        time.sleep(float(rng.uniform(0, 0.4)))
         for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
             if "spawn_main" in " ".join(child.cmdline()):
                 child.kill()
                 break
-        assert process.wait(120) == 0
+        assert process.wait(120) == 0, (tmp_path / "stderr").read_text()[-4000:]
         assert tree(out) == whole
