@@ -499,7 +499,7 @@ def warm_start(runner: _Runner, k: int, guards: int) -> tuple[Model, np.ndarray]
     n, p = flux.shape
     want = max(1, min(k + guards, n - 1, p - 1))
     batch = min(n, max(WARM_BATCH, 2 * want))
-    model = IncrementalPCA(n_components=want, batch_size=batch)
+    model = IncrementalPCA(n_components=want, batch_size=batch, random_state=runner.seed)
     chunks = tuple(len(part) for part in np.array_split(np.arange(n), max(1, n // batch)))
     # A thousand stars: not worth a trip to the cluster, and dask-ml divides 0 by 0 in its first batch.
     with dask.config.set(scheduler="synchronous"), np.errstate(divide="ignore", invalid="ignore"):

@@ -258,3 +258,13 @@ def test_wrong_input_is_refused(call, error, match):
     flux, _ = toy(50, 12, 2)
     with pytest.raises(error, match=match):
         call(flux)
+
+
+def test_same_seed_gives_the_same_fit_to_the_bit():
+    """Large enough for the randomised solver of the warm start, stopped long before convergence hides a difference."""
+    rng = np.random.default_rng(4)
+    flux = rng.normal(size=(1500, 3)) @ rng.normal(size=(3, 700)) + rng.normal(size=(1500, 700))
+    mask = rng.random(flux.shape) < 0.05
+    one, two = (MaskedPPCA(8, max_iter=2, random_state=7).fit(flux, mask) for _ in range(2))
+    np.testing.assert_array_equal(one.components_, two.components_)
+    assert one.loglike_ == two.loglike_
