@@ -29,8 +29,9 @@ from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
 logger = logging.getLogger(__name__)
 
 METRICS = ("paper", "auto")
-#: A fit stops at this principal angle (radian) to the exact solution, or after this many passes: where no gap follows
-#: the last component, its direction is hardly defined and rates do not depend on it.
+#: A fit stops at this principal angle (radian) to the exact solution, or after this many passes. Where no gap follows
+#: the last component its direction is hardly defined: the cap is reached, and fits from other starts (seeds) then
+#: gave rates up to 0.006 apart on a survey of 4,000 stars. The manifest says which stop it was.
 PPCA_ANGLE, PPCA_PASSES = 0.01, 30
 #: Field stars that the better metric is learned and rated on, at most.
 AUTO_FIELD = 200_000
