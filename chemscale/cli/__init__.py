@@ -14,7 +14,7 @@ from .._version import __version__
 from ..errors import ChemscaleError
 
 #: Modules with a `register(app)`, in the order their verbs are listed by `--help`.
-AREAS = ("demo", "simulate", "survey", "rsca", "vae", "study", "report", "runtime", "config")
+AREAS = ("demo", "simulate", "survey", "mask", "rsca", "vae", "study", "report", "runtime", "config")
 
 #: Everything for people goes to stderr; stdout is kept for `--json`.
 console = Console(stderr=True)

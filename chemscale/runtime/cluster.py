@@ -294,6 +294,19 @@ def connect(
         yield stack.enter_context(backends.start(settings))
 
 
+def current_client() -> Client | None:
+    """The distributed client that is in use here; None where Dask works in this process."""
+    import dask
+    from distributed import Client
+
+    if dask.config.get("scheduler", None) not in (None, "distributed", "dask.distributed"):
+        return None
+    try:
+        return Client.current()
+    except ValueError:
+        return None
+
+
 def free_directory(settings: ClusterSettings, stack: ExitStack) -> str:
     """Scratch directory of the workers: the one asked for, or a temporary one gone with the cluster."""
     import tempfile

@@ -8,7 +8,7 @@ The contract between this module and those who use it (ingestion, embedding, inf
   with the store's shards, so nobody else writes there) and returns a small summary. Doing
   a shard twice gives the same bytes, so a retry is always safe;
 - models and other large constants are not part of `func`: it gets them with
-  :func:`per_worker`, which loads them once a process;
+  :func:`per_worker`, which loads them once a process, or as `shared`, which is sent to each worker once;
 - whoever calls keeps the ledger: ``done`` lists the keys that need no work, ``on_result``
   is called on the client, in order of completion, for each finished shard. What was
   handed to `on_result` is never computed again; a run that is stopped loses at most what
@@ -129,10 +129,11 @@ def per_worker(key: Hashable, make: Callable[[], Any]) -> Any:
 
 
 def map_shards(
-    func: Callable[[Any], Any],
+    func: Callable[..., Any],
     shards: Mapping[K, Any] | Iterable[K],
     client: Client | None = None,
     *,
+    shared: Any = None,
     done: Collection[K] = (),
     on_result: Callable[[K, Any], None] | None = None,
     retries: int = 2,
@@ -155,6 +156,8 @@ def map_shards(
         Key -> item, or keys that are their own items.
     client : distributed.Client, optional
         Without one the shards are done here, one after the other, under the same rules.
+    shared : object, optional
+        Second argument of every call of `func`, when given.
     done : collection of keys
         Already done (from the caller's ledger): skipped.
     on_result : callable, optional
@@ -191,7 +194,7 @@ def map_shards(
     size = weight or (lambda key: 1.0)
     start = time.monotonic()
     with progress_bar(sum(size(k) for k in todo), description, unit=unit, show=show) as bar:
-        work = _Work(func, items, report, on_result, retries, policy, bar, size)
+        work = _Work(func, items, shared, report, on_result, retries, policy, bar, size)
         if client is None:
             work.serial(todo)
         else:
@@ -204,8 +207,9 @@ def map_shards(
 class _Work:
     """State of one :func:`map_shards` call."""
 
-    func: Callable[[Any], Any]
+    func: Callable[..., Any]
     items: dict[Any, Any]
+    shared: Any
     report: ShardReport
     on_result: Callable[[Any, Any], None] | None
     retries: int
@@ -224,7 +228,7 @@ class _Work:
         while self.pending:
             key = self.pending.popleft()
             try:
-                result = self.func(self.items[key])
+                result = self.func(self.items[key], *(() if self.shared is None else (self.shared,)))
             except Exception as err:
                 self.failed(key, err)
             else:
@@ -279,6 +283,8 @@ class _Work:
         stall_timeout: float,
     ) -> None:
         self.pending.extend(todo)
+        if self.shared is not None:  # a task of its own: it goes from worker to worker, and is made again when lost
+            self.shared = client.submit(_keep, self.shared, pure=False)
         slots, seen, looked = 0, time.monotonic(), 0.0
         try:
             while self.pending or self.flight or self.suspects:
@@ -316,7 +322,9 @@ class _Work:
             return
         while self.pending and len(self.flight) < window:
             key = self.pending.popleft()
-            future = client.submit(self.func, self.items[key], pure=False, resources=dict(resources or {}) or None)
+            more = () if self.shared is None else (self.shared,)
+            needs = dict(resources or {}) or None
+            future = client.submit(self.func, self.items[key], *more, pure=False, resources=needs)
             self.flight[key] = future
             # the callback only passes the future on: results are looked at in this thread
             future.add_done_callback(lambda f, k=key: self.finished.put((k, f)))
@@ -368,6 +376,10 @@ class _Work:
                     self.succeeded(key, future.result(timeout=5))
             except Exception as err:
                 logger.warning("shard %s had finished but its result is lost: %s", key, err)
+
+
+def _keep(thing: Any) -> Any:
+    return thing
 
 
 def _lost(report: ShardReport) -> ClusterError:

@@ -1,7 +1,7 @@
 """The Dask layer under the statistics: map a kernel over blocks of stars, combine in a tree.
 
 Graph size: one task per block (Dask fuses the reading of flux, flags and ivar into the
-kernel's task) plus 1/7 of a combining task. Block results are small sums, so a worker holds
+kernel's task) plus 1/3 of a combining task. Block results are small sums, so a worker holds
 the block it is working on and nothing else.
 
 Threads. Workers and BLAS would otherwise each start one thread per core. Inside a block task BLAS is
@@ -111,7 +111,7 @@ def map_blocks(function: Callable[..., Any], arrays: Sequence[Any], rows: tuple[
     ndim = max(array.ndim for array in aligned)
     indexed = [item for array in aligned for item in (array, axes[: array.ndim])]
     result = da.blockwise(
-        _call,
+        call,
         axes[:ndim],
         *indexed,
         function=function,
@@ -123,7 +123,8 @@ def map_blocks(function: Callable[..., Any], arrays: Sequence[Any], rows: tuple[
     return list(result.to_delayed(optimize_graph=True).ravel())
 
 
-def _call(*blocks: np.ndarray, function: Callable[..., Any]) -> Any:
+def call(*blocks: np.ndarray, function: Callable[..., Any]) -> Any:
+    """``function(*blocks)`` inside a task, with BLAS limited to the task's share of the cores."""
     share_cores(task_threads())
     return function(*blocks)
 

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,14 +20,19 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+import zarr
 
 from chemscale.errors import InputError, ResumeError, StoreError
+from chemscale.runtime import lots
+from chemscale.runtime.cluster import current_client
+from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import STAR_VARIABLES, Flag, flag_mask
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca import MaskedPPCA, embed
 from chemscale.statistics.ppca_source import DaskSource, load_block
 
-#: Stars in a chunk of the embedding, and between two marks a resumed run can start from (about).
+#: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
+#: between two marks a resumed run can start from.
 PART_STARS = 65_536
 #: Version of the product's layout.
 EMBEDDING_VERSION = 1
@@ -111,8 +118,9 @@ def embed_survey(
 ) -> xr.Dataset:
     """Write the posterior mean and variance of every star's coordinates to a Zarr product: one pass.
 
-    Blocks are embedded on the workers; a block's result (240 bytes a star at K = 30) travels to the client,
-    the only writer, which writes some 65,000 stars at a time and marks them done.
+    Workers read runs of blocks, embed them and write them themselves, each run a chunk of the product of its own
+    (:mod:`chemscale.runtime.lots`); the client marks them done. Without a distributed client, or for arrays that are
+    not simply a store's, this process writes, some 65,000 stars at a time.
 
     Parameters
     ----------
@@ -148,58 +156,145 @@ def embed_survey(
             f"the survey has {flux.shape[1]} pixels, the model {model.pixel_used_.size}",
             "use the survey it was fitted to",
         )
-    rows = flux.chunks[0]
-    parts = plan_parts(rows)
+    n, rows = flux.shape[0], flux.chunks[0]
+    edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
+    size = max(rows) * lots.group(len(rows))
+    parts = [(start, min(start + size, n)) for start in range(0, n, size)]
     root = os.fspath(path)
     columns = _columns(ds, extra)
     fingerprint = _fingerprint(ds, model, columns, _bits(flags), parts)
-    done = _begin(root, ds, model, columns, parts, fingerprint, overwrite=overwrite, resume=resume)
-
-    kernel = partial(_embed_loaded, model=model.model(), weighted=model.noise == "per-pixel")
+    done = _begin(root, ds, model, columns, size, fingerprint, len(parts), overwrite=overwrite, resume=resume)
     load = partial(
         load_block,
-        function=kernel,
+        function=partial(_embed_loaded, model=model.model(), weighted=model.noise == "per-pixel"),
         has=(True, True),
         bits=_bits(flags),
         keep=model.pixel_used_,
         weighted=model.noise == "per-pixel",
     )
-    everyone = np.ones((flux.shape[0], 1), dtype=bool)
-    delayed = blocks.map_blocks(load, [everyone, flux, bits, ivar], rows)
-    import zarr
-
-    group = zarr.open_group(root, mode="r+")
-    k = model.n_components
-    for number, (first, last, start, stop) in enumerate(parts):
-        if done[number]:
-            continue
-        both = np.concatenate(dask.compute(*delayed[first:last]))
-        group["coords"][start:stop] = both[:, :k]  # type: ignore[index]
-        group["coords_variance"][start:stop] = both[:, k:]  # type: ignore[index]
-        group["valid"][start:stop] = np.isfinite(both[:, 0])  # type: ignore[index]
-        done[number] = True
-        group.attrs["parts_done"] = np.flatnonzero(done).tolist()
-        if progress is not None:
-            progress(stop, flux.shape[0])
-    group.attrs["complete"] = True
+    target = _Target(root, fingerprint, model.n_components)
+    marks = _Marks(root, done, parts, progress)
+    readers, client = lots.readers([flux, bits, ivar]), current_client()
+    try:
+        if readers is not None and client is not None:
+            job = _Job(readers, edges, load, target)
+            todo = {i: part for i, part in enumerate(parts) if not done[i]}
+            map_shards(
+                _embed_lot,
+                todo,
+                client,
+                shared=job,
+                on_result=lambda number, result: marks.add([number]),
+                description="embedding",
+                unit="stars",
+                weight=lambda number: parts[number][1] - parts[number][0],
+            ).raise_for_failures("embedding part")
+        else:
+            everyone = np.ones((n, 1), dtype=bool)
+            _embed_here(blocks.map_blocks(load, [everyone, flux, bits, ivar], rows), edges, target, marks)
+    finally:
+        marks.save()
+    zarr.open_group(root, mode="r+").attrs["complete"] = True
     return open_embedding(root)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The product that parts are written to, and how wide it is."""
+
+    root: str
+    fingerprint: str
+    components: int
+
+    def write(self, start: int, stop: int, both: np.ndarray) -> None:
+        """Means and variances (n, 2K) of the stars from `start` to `stop`: on workers whole chunks, nobody else's."""
+        key = ("chemscale.embedding", self.root, self.fingerprint, os.getpid())
+        group = per_worker(key, lambda: zarr.open_group(self.root, mode="r+"))
+        k = self.components
+        group["coords"][start:stop] = both[:, :k]
+        group["coords_variance"][start:stop] = both[:, k:]
+        group["valid"][start:stop] = np.isfinite(both[:, 0])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every part needs; sent to each worker once."""
+
+    readers: list[lots.Reader]
+    edges: np.ndarray
+    load: Callable[..., np.ndarray]
+    target: _Target
+
+
+def _embed_lot(part: tuple[int, int], job: _Job) -> None:
+    """Read, embed and write one part; runs on a worker."""
+    found = []
+    for start, stop in lots.cut(*part, job.edges):
+        everyone = np.ones((stop - start, 1), dtype=bool)
+        read = (reader.read(start, stop) for reader in job.readers)
+        found.append(blocks.call(everyone, *read, function=job.load))
+    job.target.write(*part, np.concatenate(found))
+
+
+def _embed_here(delayed: list[Any], edges: np.ndarray, target: _Target, marks: _Marks) -> None:
+    """Embed with whatever Dask scheduler is active and write from this process, some 65,000 stars at a time.
+
+    `delayed` are the embedded blocks between `edges`; parts may end inside of a block.
+    """
+    parts = marks.parts
+    first = np.searchsorted(edges, [start for start, _ in parts], side="right") - 1
+    last = np.searchsorted(edges, [stop for _, stop in parts], side="left")
+    written = np.ones(len(delayed), dtype=bool)
+    for i in np.flatnonzero(~marks.done):
+        written[first[i] : last[i]] = False
+    todo = np.flatnonzero(~written).tolist()
+    while todo:
+        stars = 0
+        batch: list[int] = []
+        while todo and (not batch or stars + edges[todo[0] + 1] - edges[todo[0]] <= PART_STARS):
+            stars += int(edges[todo[0] + 1] - edges[todo[0]])
+            batch.append(todo.pop(0))
+        for number, found in zip(batch, dask.compute(*(delayed[b] for b in batch))):
+            target.write(int(edges[number]), int(edges[number + 1]), found)
+            written[number] = True
+        marks.add([i for i in range(len(parts)) if not marks.done[i] and written[first[i] : last[i]].all()])
+
+
+class _Marks:
+    """Which parts are done, written into the product at most once a second and at the end."""
+
+    def __init__(
+        self,
+        root: str,
+        done: np.ndarray,
+        parts: list[tuple[int, int]],
+        progress: Callable[[int, int], None] | None,
+    ):
+        self.done, self.parts, self.progress = done, parts, progress
+        self.group = zarr.open_group(root, mode="r+")
+        self.stars = sum(stop - start for (start, stop), is_done in zip(parts, done) if is_done)
+        self.saved, self.changed = time.monotonic(), False
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """Parts that are written."""
+        for number in numbers:
+            self.done[number] = self.changed = True
+            self.stars += self.parts[number][1] - self.parts[number][0]
+        if time.monotonic() - self.saved > 1.0:
+            self.save()
+        if self.progress is not None:
+            self.progress(self.stars, self.parts[-1][1])
+
+    def save(self) -> None:
+        """Make the marks last."""
+        if self.changed:
+            self.group.attrs["parts_done"] = np.flatnonzero(self.done).tolist()
+            self.saved, self.changed = time.monotonic(), False
 
 
 def _embed_loaded(flux: np.ndarray, missing: np.ndarray, ivar: Any, *, model: Any, weighted: bool) -> np.ndarray:
     used = np.ones(flux.shape[1], dtype=bool)
     return embed(flux, missing, ivar, model=model, used=used, weighted=weighted).astype(np.float32)
-
-
-def plan_parts(rows: tuple[int, ...], size: int | None = None) -> list[tuple[int, int, int, int]]:
-    """Group blocks into parts of about `size` stars: (first block, last block, first star, last star)."""
-    size = size or PART_STARS
-    edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
-    parts, first = [], 0
-    for i in range(1, len(edges)):
-        if edges[i] - edges[first] >= size or i == len(edges) - 1:
-            parts.append((first, i, int(edges[first]), int(edges[i])))
-            first = i
-    return parts
 
 
 def _columns(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
@@ -233,8 +328,9 @@ def _begin(
     ds: xr.Dataset,
     model: MaskedPPCA,
     columns: Mapping[str, np.ndarray],
-    parts: list[tuple[int, int, int, int]],
+    chunk: int,
     fingerprint: str,
+    n_parts: int,
     *,
     overwrite: bool,
     resume: bool,
@@ -249,7 +345,7 @@ def _begin(
                 raise ResumeError(
                     f"{root}: was begun with another model, survey or setting", "pass overwrite to start again"
                 )
-            done = np.zeros(len(parts), dtype=bool)
+            done = np.zeros(n_parts, dtype=bool)
             done[list(attrs.get("parts_done", []))] = True
             return done
         if not overwrite:
@@ -258,7 +354,6 @@ def _begin(
     elif "://" not in root and os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
         raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
     n, k = ds.sizes["star"], model.n_components
-    chunk = min(PART_STARS, max(n, 1))
     lazy = da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32)
     template = xr.Dataset(
         {
@@ -287,9 +382,9 @@ def _begin(
         "survey": str(ds.attrs.get("survey", "")),
         "parts_done": [],
     }
-    encoding = {name: {"chunks": (chunk,)} for name in columns}
+    encoding = {name: {"chunks": (min(_reading_chunk(chunk), max(n, 1)),)} for name in columns}
     template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
-    return np.zeros(len(parts), dtype=bool)
+    return np.zeros(n_parts, dtype=bool)
 
 
 def _attributes(root: str) -> dict[str, Any] | None:
@@ -311,6 +406,11 @@ def _remove(root: str) -> None:
     fs.rm(where, recursive=True)
 
 
+def _reading_chunk(chunk: int) -> int:
+    """Whole chunks of the product, some 65,000 stars: fewer and larger tasks for those who read it."""
+    return chunk * max(1, PART_STARS // chunk)
+
+
 def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
     """Open a complete embedding product lazily.
 
@@ -330,6 +430,7 @@ def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
             f"{root}: unfinished embedding, {len(attrs.get('parts_done', []))} parts are written",
             "run the embedding again with resume",
         )
-    ds = xr.open_zarr(root, chunks={}, consolidated=False)
+    chunk = int(zarr.open_array(root, path="coords", mode="r").chunks[0])
+    ds = xr.open_zarr(root, consolidated=False, chunks={"star": _reading_chunk(chunk)})
     text = {name: ds[name].astype(object) for name in ds.variables if ds[name].dtype.kind == "T"}
     return ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})

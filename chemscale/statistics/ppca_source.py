@@ -19,6 +19,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from chemscale.errors import InputError
+from chemscale.runtime import lots
 from chemscale.statistics import blocks, compiled
 from chemscale.statistics.ppca_kernels import Stats, add_into, add_stats
 
@@ -136,8 +137,9 @@ class ArraySource:
 class DaskSource:
     """Dask arrays, chunked along stars in any way; pixels are merged into one chunk.
 
-    A pass is one graph of one task per block plus 1/3 of an adding task (see :mod:`.blocks`). Nothing is kept between
-    passes unless :meth:`cache` is called.
+    A pass over a store is one graph of one task per lot of blocks (:mod:`chemscale.runtime.lots`), over other Dask
+    arrays of one per block, plus 1/3 of an adding task (see :mod:`.blocks`). Nothing is kept between passes unless
+    :meth:`cache` is called.
 
     Parameters
     ----------
@@ -181,8 +183,16 @@ class DaskSource:
             keep=keep,
         )
 
-    def _parts(self, function: Callable[..., Any], extra: np.ndarray | None = None) -> list[Delayed]:
-        """Delayed ``function(flux, missing, ivar[, extra])`` of every block with a chosen star; `extra` is per star."""
+    def _parts(
+        self,
+        function: Callable[..., Any],
+        extra: np.ndarray | None = None,
+        combine: Callable[[Any, Any], Any] | None = None,
+    ) -> list[Delayed]:
+        """Delayed ``function(flux, missing, ivar[, extra])`` of every block with a chosen star; `extra` is per star.
+
+        With `combine` (total or None, result) the blocks of a store are added up lot by lot, each lot by one task.
+        """
         rows = self.flux.chunks[0]
         chosen = np.ones(self.flux.shape[0], dtype=bool) if self.chosen is None else self.chosen
         stars = chosen[:, None] if extra is None else np.stack([chosen, extra], axis=1)
@@ -195,6 +205,9 @@ class DaskSource:
             keep=self.keep,
             weighted=self.weighted,
         )
+        readers = lots.readers(arrays) if combine is not None else None
+        if combine is not None and readers is not None:
+            return lots.map_lots(partial(blocks.call, function=load), combine, readers, rows, stars)
         parts = blocks.map_blocks(load, [stars, *arrays], rows)
         starts = np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)
         return [p for p, s, n in zip(parts, starts, rows) if chosen[s : s + n].any()]
@@ -205,7 +218,7 @@ class DaskSource:
             call = dask.delayed(_on_cached, pure=False)
             parts = [call(block, shared) for block in self._cached]
         else:
-            parts = self._parts(kernel)
+            parts = self._parts(kernel, combine=add_into)
         if not parts:
             raise InputError("no star is selected", "check the selection")
         return dask.compute(blocks.tree(parts, add_stats))[0]
@@ -224,7 +237,7 @@ class DaskSource:
         chosen = np.flatnonzero(self.chosen) if self.chosen is not None else np.arange(self.flux.shape[0])
         wanted = np.zeros(self.flux.shape[0], dtype=bool)
         wanted[chosen[index]] = True
-        parts = self._parts(count_and_sample, wanted)
+        parts = self._parts(count_and_sample, wanted, fold_samples)
         total, pieces = dask.compute(blocks.tree(parts, merge_samples))[0]
         flux, missing, ivar = (  # sorted, like `index`
             None if pieces[0][i] is None else np.concatenate([piece[i] for piece in pieces]) for i in range(3)
@@ -252,6 +265,11 @@ def count_and_sample(
 def merge_samples(*parts: tuple[Stats, list[Block]]) -> tuple[Stats, list[Block]]:
     """Combine counts; samples stay in the order of the blocks."""
     return add_stats(*(p[0] for p in parts)), [piece for p in parts for piece in p[1]]
+
+
+def fold_samples(total: tuple[Stats, list[Block]] | None, part: tuple[Stats, list[Block]]) -> Any:
+    """:func:`merge_samples` of what there is so far and one block more."""
+    return part if total is None else merge_samples(total, part)
 
 
 def load_block(

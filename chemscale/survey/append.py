@@ -102,9 +102,8 @@ def append(
     segments = _segments(top, record, {i: where for i, where in existing.items() if i in new_ids})
     segments.append((name, job.header.n_slots, closed["hidden"]))
     summary = summarise(folder, job, begun, kept=len(kept))
-    publish(
-        top, segments, revision=record.revision + 1, fingerprint=digest([record.fingerprint, job.header.fingerprint])
-    )
+    fingerprint = digest([record.fingerprint, job.header.fingerprint])
+    publish(top, segments, revision=record.revision + 1, fingerprint=fingerprint, mask=record.mask)
     tidy(folder)
     return replace(
         summary,

@@ -17,6 +17,7 @@ from xarray.core import indexing
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
+from chemscale.schema import Flag
 
 
 @dataclass(frozen=True)
@@ -74,23 +75,70 @@ def _open_array(url: str, name: str, token: str) -> Any:
     return zarr.open_array(Folder(url).zarr_store(), path=name, mode="r")
 
 
+@dataclass(frozen=True)
+class Mask:
+    """What `chemscale mask` adds to the flags of a store when they are read.
+
+    Attributes
+    ----------
+    windows : tuple of (start, stop, bit)
+        Pixels flagged for every star.
+    max_error : float or None
+        Pixels of a larger error of the flux are LARGE_ERROR.
+    """
+
+    windows: tuple[tuple[int, int, int], ...] = ()
+    max_error: float | None = None
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Mask | None:
+        """From the root record; None when it asks for nothing."""
+        windows = tuple((int(a), int(b), int(bit)) for a, b, bit in stored.get("windows", ()))
+        limit = stored.get("max_error")
+        return cls(windows, limit) if windows or limit is not None else None
+
+    def apply(self, flags: np.ndarray, ivar: np.ndarray | None) -> np.ndarray:
+        """Flags (n, P) with the mask's bits set; `ivar` (n, P) is needed with `max_error` only."""
+        out = flags.copy()
+        for start, stop, bit in self.windows:
+            out[:, start:stop] |= np.uint8(bit)
+        if self.max_error is not None:
+            assert ivar is not None
+            out[ivar < np.float32(1.0 / self.max_error**2)] |= np.uint8(Flag.LARGE_ERROR)
+        return out
+
+
 class Rows:
     """Rows of one variable over all segments; what dask blocks and lazy columns read from."""
 
-    def __init__(self, segments: tuple[Segment, ...], name: str, shape: tuple[int, ...], dtype: Any):
+    def __init__(
+        self,
+        segments: tuple[Segment, ...],
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        mask: Mask | None = None,
+    ):
         self.segments = segments
         self.name = name
+        self.mask = mask
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.ndim = len(shape)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows ``[start, stop)``."""
+        values = self._stored(self.name, start, stop)
+        if self.mask is None:
+            return values
+        return self.mask.apply(values, None if self.mask.max_error is None else self._stored("ivar", start, stop))
+
+    def _stored(self, name: str, start: int, stop: int) -> np.ndarray:
         out, offset = [], 0
         for segment in self.segments:
             lo, hi = max(start - offset, 0), min(stop - offset, segment.rows)
             if hi > lo:
-                out.append(segment.read(self.name, lo, hi))
+                out.append(segment.read(name, lo, hi))
             offset += segment.rows
         if len(out) == 1:
             return out[0]
@@ -102,7 +150,12 @@ class Rows:
         return self.read(start, stop)[(slice(None, None, step), *key[1:])]
 
     def __dask_tokenize__(self) -> Any:
-        return (self.name, self.shape, tuple((s.url, s.token, s.slots, len(s.hidden)) for s in self.segments))
+        return (
+            self.name,
+            self.shape,
+            self.mask,
+            tuple((s.url, s.token, s.slots, len(s.hidden)) for s in self.segments),
+        )
 
 
 class Column(BackendArray):

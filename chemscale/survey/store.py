@@ -23,7 +23,7 @@ from chemscale.runtime.jobs import digest
 from chemscale.schema import STAR_VARIABLES, STORE_VERSION, VARIABLES, SchemaError, check, variable_attrs
 from chemscale.survey.finalise import finalise_segment
 from chemscale.survey.layout import PIXEL_VARIABLES, Layout, choose_layout, chunk_file, encode, metadata
-from chemscale.survey.rows import Column, Rows, Segment
+from chemscale.survey.rows import Column, Mask, Rows, Segment
 from chemscale.survey.shards import (
     BOOK,
     PLAN,
@@ -52,6 +52,8 @@ class RootRecord:
     fingerprint: str = ""
     #: CRC32C of each segment's list of markers, and of every hidden-slot file: name -> checksum
     checksums: dict[str, int] = field(default_factory=dict)
+    #: pixels that readers see flagged beside those that are (:class:`chemscale.survey.rows.Mask`)
+    mask: dict[str, Any] = field(default_factory=dict)
     format: str = "chemscale-survey"
     version: int = STORE_VERSION
 
@@ -80,14 +82,19 @@ class RootRecord:
             record = cls(**{k: v for k, v in raw.items() if k != "checksum"})
         except TypeError as err:
             raise StoreError(f"{folder.root}: {ROOT} is damaged ({err})", "restore it or ingest again") from err
-        if raw.get("checksum") != checksum(dump(asdict(record))):
+        if raw.get("checksum") != checksum(dump(_content(record))):
             raise StoreError(f"{folder.root}: {ROOT} is damaged (checksum)", "restore it or ingest again")
         return record
 
     def write(self, folder: Folder) -> None:
         """Publish: from here on readers see this record."""
-        content = asdict(self)
+        content = _content(self)
         folder.write(ROOT, dump(content | {"checksum": checksum(dump(content))}), sync=True)
+
+
+def _content(record: RootRecord) -> dict[str, Any]:
+    """The record as it is stored: without a mask, where there is none, as stores were written before there were any."""
+    return {k: v for k, v in asdict(record).items() if k != "mask" or v}
 
 
 def _why_not(folder: Folder) -> StoreError:
@@ -190,7 +197,14 @@ def publish_first(folder: Folder, header: Header, hidden: np.ndarray) -> None:
     publish(folder, [("", header.n_slots, hidden)], revision=0, fingerprint=digest(header.fingerprint))
 
 
-def publish(folder: Folder, segments: list[tuple[str, int, np.ndarray]], *, revision: int, fingerprint: str) -> None:
+def publish(
+    folder: Folder,
+    segments: list[tuple[str, int, np.ndarray]],
+    *,
+    revision: int,
+    fingerprint: str,
+    mask: dict[str, Any] | None = None,
+) -> None:
     """Write the root record: (path, slots, hidden slots) of every segment. Until then readers see the one before."""
     entries = [segment_entry(folder, path, slots, hidden, revision=revision) for path, slots, hidden in segments]
     names = [f"{path}/{SHARDS}".lstrip("/") for path, _, _ in segments] + [e["hidden"] for e in entries if e["hidden"]]
@@ -200,7 +214,23 @@ def publish(folder: Folder, segments: list[tuple[str, int, np.ndarray]], *, revi
         revision=revision,
         fingerprint=fingerprint,
         checksums={name: checksum(folder.read(name)) for name in names},
+        mask=mask or {},
     ).write(folder)
+
+
+def publish_mask(folder: Folder, mask: dict[str, Any]) -> int:
+    """Replace the store's mask (``windows``, ``max_error``) by a revision of the root record; no pixel is rewritten.
+
+    Returns
+    -------
+    int
+        The revision readers see now: the same one where the mask was there already.
+    """
+    record = RootRecord.read(folder)
+    if record.mask != mask:
+        record = replace(record, mask=mask, revision=record.revision + 1)
+        record.write(folder)
+    return record.revision
 
 
 def segment_entry(folder: Folder, path: str, slots: int, hidden: np.ndarray, *, revision: int) -> dict[str, Any]:
@@ -254,13 +284,12 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
     folder = Folder(path)
     record = RootRecord.read(folder)
     header = Header.read(folder)
-    token = digest([record.fingerprint, record.revision, record.n_stars, _modified(folder)])
-    segments = tuple(
-        Segment(folder.sub(e["path"]).root, int(e["slots"]), read_hidden(folder, e), token) for e in record.segments
-    )
+    segments = _open_segments(folder, record)
+    token = segments[0].token
     variables: dict[str, Any] = {}
     for name in PIXEL_VARIABLES:
-        pixels = Rows(segments, name, (record.n_stars, header.n_pixels), VARIABLES[name].dtype)
+        mask = Mask.of(record.mask) if name == "flags" else None
+        pixels = Rows(segments, name, (record.n_stars, header.n_pixels), VARIABLES[name].dtype, mask)
         variables[name] = _pixel_variable(pixels, header, chunk_stars)
     for name in header.variables():
         spec = VARIABLES[name]
@@ -274,6 +303,23 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
         )
     attrs = dict(header.attrs) | {"store": folder.root, "revision": record.revision}
     return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def _open_segments(folder: Folder, record: RootRecord) -> tuple[Segment, ...]:
+    token = digest([record.fingerprint, record.revision, record.n_stars, _modified(folder)])
+    return tuple(
+        Segment(folder.sub(e["path"]).root, int(e["slots"]), read_hidden(folder, e), token) for e in record.segments
+    )
+
+
+def flags_as_ingested(folder: Folder, chunks: tuple[int, ...]) -> Any:
+    """The store's flags without its mask, as a dask array of `chunks` stars."""
+    import dask.array as da
+
+    record, header = RootRecord.read(folder), Header.read(folder)
+    rows = Rows(_open_segments(folder, record), "flags", (record.n_stars, header.n_pixels), np.uint8)
+    meta = np.empty((0, 0), np.uint8)
+    return da.from_array(rows, chunks=(chunks, (header.n_pixels,)), asarray=False, fancy=False, meta=meta)
 
 
 def _modified(folder: Folder) -> float:

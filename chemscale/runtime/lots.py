@@ -1,0 +1,127 @@
+"""Runs of blocks as one task, read by the worker itself: what keeps graphs small at any number of stars.
+
+A Dask graph with a task for each block makes the scheduler the slowest part of a large cluster. A *lot* is a run of
+neighbouring blocks that one task reads, works through one after the other and adds up, so that its memory is
+that of a block and its result that of a block, and a pass over 10^8 stars takes some five thousand tasks. What
+every task of a pass needs (the model, the store's description) is one object of the graph, sent to each
+worker once and passed on from worker to worker.
+
+Only arrays that are rows of a store, as :func:`chemscale.open_survey` makes them, can be read that way:
+:func:`readers` tells.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dask
+import numpy as np
+from dask.delayed import Delayed
+
+#: Lots a pass is made of at most: a few for each of a thousand workers, so that uneven ones even out.
+MOST_LOTS = 4096
+
+
+class Reader(Protocol):
+    """What a lot reads from: rows of a variable of a store."""
+
+    shape: tuple[int, ...]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``[start, stop)``."""
+        ...
+
+
+def readers(arrays: Sequence[Any]) -> list[Reader] | None:
+    """The stores' rows behind Dask arrays; None unless every array is nothing but such rows."""
+    found = [_reader(a) for a in arrays]
+    return None if any(r is None for r in found) else found  # type: ignore[return-value]
+
+
+def _reader(array: Any) -> Reader | None:
+    graph = getattr(array, "dask", None)
+    name = f"original-{getattr(array, 'name', '')}"
+    layers = getattr(graph, "layers", {})
+    if set(layers) != {name, getattr(array, "name", "")}:
+        return None
+    node = dict(layers[name]).get(name)
+    rows = getattr(node, "value", node)  # a data node, or the object itself
+    return rows if hasattr(rows, "read") and getattr(rows, "shape", None) == array.shape else None
+
+
+def group(n: int, most: int = MOST_LOTS) -> int:
+    """Blocks in a lot, of `n` in all. Depends on nothing else, so that results do not depend on the cluster."""
+    return max(1, -(-n // most))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the lots of a pass have in common."""
+
+    function: Callable[..., Any]
+    combine: Callable[[Any, Any], Any]
+    readers: list[Reader]
+
+
+def map_lots(
+    function: Callable[..., Any],
+    combine: Callable[[Any, Any], Any],
+    sources: list[Reader],
+    rows: Sequence[int],
+    stars: np.ndarray,
+) -> list[Delayed]:
+    """Delayed sums over lots of blocks; lots without a chosen star are left out.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(stars of the block, one NumPy block per reader)``.
+    combine : callable
+        ``combine(total or None, result of a block)`` -> new total; may change the total in place.
+    rows : sequence of int
+        Stars of each block.
+    stars : ndarray of bool (star, columns)
+        Travels with the lots; the first column says which stars are chosen.
+    """
+    shared = dask.delayed(_keep, pure=False)(Shared(function, combine, sources))
+    call = dask.delayed(run_lot, pure=False, traverse=False)
+    edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
+    size, parts = group(len(rows)), []
+    for first in range(0, len(rows), size):
+        inner = edges[first : first + size + 1]
+        marks = stars[inner[0] : inner[-1]]
+        if not marks[:, 0].any():
+            continue
+        whole = bool(marks.all())
+        packed = None if whole else np.packbits(marks, axis=0)
+        parts.append(call(shared, tuple(int(e) for e in inner), packed, stars.shape[1]))
+    return parts
+
+
+def _keep(thing: Any) -> Any:
+    return thing
+
+
+def run_lot(shared: Shared, edges: tuple[int, ...], packed: np.ndarray | None, columns: int) -> Any:
+    """Work through the blocks between `edges`; runs on a worker."""
+    n = edges[-1] - edges[0]
+    if packed is None:
+        marks = np.ones((n, columns), dtype=bool)
+    else:
+        marks = np.unpackbits(packed, axis=0, count=n).astype(bool)
+    total = None
+    for start, stop in itertools.pairwise(edges):
+        stars = marks[start - edges[0] : stop - edges[0]]
+        if stars[:, 0].any():
+            total = shared.combine(total, shared.function(stars, *(r.read(start, stop) for r in shared.readers)))
+    return total
+
+
+def cut(start: int, stop: int, edges: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of rows between `start` and `stop`, cut where blocks of the store begin."""
+    inner = edges[(edges > start) & (edges < stop)]
+    bounds = [start, *(int(e) for e in inner), stop]
+    return itertools.pairwise(bounds)
