@@ -15,10 +15,14 @@ A pipeline file has a table a stage; its keys are the options of the stage's ver
     source = "apogee"
     spectra = ["dr17/spectra"]
 
+    [mask]                    # find = ["extinction"] unless told otherwise
     [fit]
     components = 30
 
     [evaluate]
+    [train]
+    [infer]
+    [anomalies]
     [report]
 
 (`fit` also embeds every star: one verb, `chemscale rsca fit`.)
@@ -56,7 +60,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "siblings": ("rsca", "siblings"),
     "train": ("vae", "train"),
     "infer": ("vae", "infer"),
-    "anomalies": ("vae", "anomalies"),
+    "anomalies": ("anomalies",),
+    "flags": ("flags",),
     "study": ("study",),
     "report": ("report",),
 }

@@ -66,6 +66,7 @@ def make_store(path: Path, stars: int, client: Client | None, seed: int = 7) -> 
     The spectra of some 2,000 simulated stars, 22 clusters among them, repeated with fresh noise: their cost is that
     of `stars` different ones, and the store is made in seconds rather than minutes.
     """
+    import dask
     import xarray as xr
 
     from ..survey.ingest import ingest
@@ -87,7 +88,8 @@ def make_store(path: Path, stars: int, client: Client | None, seed: int = 7) -> 
         rows = np.arange(start, min(start + layout.shard_stars, stars))
         parts.append(_repeated(base, rows, seed))
     part = path.with_name(f".{path.name}.part")
-    write_survey(xr.concat(parts, "star"), part, layout=layout, overwrite=part.exists())
+    with dask.config.set(scheduler="synchronous"):  # the base is in this process
+        write_survey(xr.concat(parts, "star"), part, layout=layout, overwrite=part.exists())
     part.rename(path)
     return str(path)
 
