@@ -1,14 +1,20 @@
 """How fast files become a store, against merely reading and parsing them with the same processes.
 
-    python benchmarks/ingest.py RELEASE_DIR [--workers 2] [--readers] [--out FILE.json]
+    python benchmarks/ingest.py RELEASE_DIR [--workers 2] [--cold] [--out FILE.json]
 
 RELEASE_DIR holds aspcapStar files (``chemscale simulate --stars 20000 --as-release DIR``).
-Both arms run on one Dask cluster, in turn, on the same (cached) files:
+All arms run in turn on one Dask cluster, on the same files, cut as the shards are:
 
-read    every file's bytes read and parsed into arrays and labels by the source (`ApogeeSource.read`)
-parse   the FITS part of that alone: flux, error and label table of every file, nothing kept
-astropy the same with astropy, without lazy loading or memory maps (on fewer files, scaled)
-ingest  the whole of ``chemscale.ingest``: planning, reading, censoring, writing, verifying, finalising
+bytes    every file read, nothing parsed
+arrays   chemscale's FITS reader, called as a user would for every file: flux and error as native arrays, and
+         the row of labels with all its values; nothing kept
+source   `ApogeeSource.read`: the same in blocks, plus inverse variance, flags and labels as columns
+fitsio   flux, error and the row of labels with fitsio (where it is installed; on fewer files, scaled)
+astropy  the same with astropy, without lazy loading or memory maps (on fewer files, scaled)
+ingest   the whole of ``chemscale.ingest``: planning, reading, censoring, counting, compressing, writing,
+         reading back, finalising
+
+``--cold`` drops the files from the page cache before every arm: a release of terabytes is never in it.
 """
 
 from __future__ import annotations
@@ -23,33 +29,27 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
+def read_only(paths: list[str]) -> int:
+    """Bytes only."""
+    return sum(len(Path(p).read_bytes()) for p in paths)
+
+
 def parse_files(paths: list[str]) -> int:
-    """Read and parse: flux, error, labels. The lower bound of any ingestion."""
-    from chemscale.schema import APOGEE_ELEMENTS
-    from chemscale.survey.sources.apogee_labels import file_labels
+    """Flux, error and label row of every file with chemscale's reader."""
     from chemscale.survey.sources.fits import read_bytes, scan
 
-    pixels = 0
+    values = 0
     for path in paths:
         units = scan(read_bytes(path))
-        flux, error = units[1].image(), units[2].image()
-        file_labels(units, APOGEE_ELEMENTS)
-        pixels += flux.size + error.size
-    return pixels
-
-
-def parse_pixels(paths: list[str]) -> int:
-    """Read and parse the two spectra only."""
-    from chemscale.survey.sources.fits import read_bytes, scan
-
-    return sum(u[1].image().size + u[2].image().size for u in (scan(read_bytes(p)) for p in paths))
+        values += units[1].image().size + units[2].image().size + len(units[4].table()[0].item())
+    return values
 
 
 def read_source(items: list[Any]) -> int:
@@ -64,33 +64,35 @@ def read_source(items: list[Any]) -> int:
     return n
 
 
-def read_only(paths: list[str]) -> int:
-    """Bytes only."""
-    return sum(len(Path(p).read_bytes()) for p in paths)
-
-
-def with_astropy(paths: list[str], lazy: bool = False, memmap: bool = False) -> int:
-    """The same with astropy."""
+def with_astropy(paths: list[str]) -> int:
+    """The same three HDUs with astropy."""
     from astropy.io import fits
 
-    pixels = 0
+    values = 0
     for path in paths:
-        with fits.open(path, lazy_load_hdus=lazy, memmap=memmap) as hdus:
-            pixels += np.asarray(hdus[1].data, "f4").size + np.asarray(hdus[2].data, "f4").size
-            hdus[4].data["FPARAM"]
-    return pixels
+        with fits.open(path, lazy_load_hdus=False, memmap=False) as hdus:
+            values += np.asarray(hdus[1].data, "f4").size + np.asarray(hdus[2].data, "f4").size
+            values += len(np.asarray(hdus[4].data)[0].item())
+    return values
 
 
 def with_fitsio(paths: list[str]) -> int:
-    """The same with fitsio."""
+    """The same three HDUs with fitsio."""
     import fitsio
 
-    pixels = 0
+    values = 0
     for path in paths:
         with fitsio.FITS(path) as hdus:
-            pixels += hdus[1].read().size + hdus[2].read().size
-            hdus[4].read(columns=["FPARAM"])
-    return pixels
+            values += hdus[1].read().size + hdus[2].read().size + len(hdus[4].read()[0].item())
+    return values
+
+
+def forget(paths: list[str]) -> None:
+    """Drop files from the page cache (they must be clean: written out)."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
 
 
 class Clock:
@@ -120,36 +122,31 @@ def timed_map(client: Any, func: Any, paths: list[Any], pieces: int) -> Clock:
     return clock
 
 
-def compare_readers(paths: list[str]) -> dict[str, float]:
-    """Files a CPU second with each reader, one process, one thread."""
-    readers: dict[str, Any] = {
-        "bytes only": read_only,
-        "chemscale, pixels": parse_pixels,
-        "chemscale, pixels and labels": parse_files,
-        "astropy, lazy, memmap": lambda p: with_astropy(p, lazy=True, memmap=True),
-        "astropy, lazy": lambda p: with_astropy(p, lazy=True),
-        "astropy, not lazy": with_astropy,
-    }
-    try:
-        import fitsio  # noqa: F401
+def codec_rate(path: Path) -> dict[str, float]:
+    """Bytes a second one core compresses and decompresses, on the first chunk of the store just written."""
+    import zarr
+    from numcodecs import blosc
 
-        readers["fitsio"] = with_fitsio
-    except ImportError:
-        pass
     rates = {}
-    for name, reader in readers.items():
-        reader(paths[:20])
-        begun = time.process_time()
-        reader(paths)
-        rates[name] = round(len(paths) / (time.process_time() - begun), 1)
-    begun = time.perf_counter()
-    parse_files(paths)
-    alone = time.perf_counter() - begun
-    with ThreadPoolExecutor(2) as pool:
-        begun = time.perf_counter()
-        list(pool.map(parse_files, [paths[::2], paths[1::2]]))
-        rates["speed-up of 2 threads over 1 (wall)"] = round(alone / (time.perf_counter() - begun), 2)
+    blosc.use_threads = False
+    for name, shuffle in (("flux", 1), ("ivar", 1), ("flags", 0)):
+        array: Any = zarr.open_array(path / name, mode="r")
+        values = np.ascontiguousarray(array[: array.chunks[0]])
+        packed = blosc.compress(values, b"lz4", 1, shuffle, 1 << 16)
+        for what, work in (
+            ("compress", lambda v=values, s=shuffle: blosc.compress(v, b"lz4", 1, s, 1 << 16)),
+            ("decompress", lambda p=packed: blosc.decompress(p)),
+        ):
+            best = min(_seconds(work) for _ in range(5))
+            rates[f"{name}, {what}, GB/s"] = round(values.nbytes / best / 1e9, 2)
+        rates[f"{name}, size over original"] = round(len(packed) / values.nbytes, 3)
     return rates
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def main() -> None:
@@ -157,8 +154,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="threads of a worker, as `chemscale ingest` uses")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--readers", action="store_true", help="also compare FITS readers on 500 files")
+    parser.add_argument("--few", type=int, default=600, help="files for astropy and fitsio")
+    parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before every arm")
     parser.add_argument("--out", help="write the result here as well")
     args = parser.parse_args()
 
@@ -168,45 +167,61 @@ def main() -> None:
     from chemscale.survey.layout import choose_layout
     from chemscale.survey.sources.apogee import ApogeeSource
 
-    paths = sorted(str(p) for p in Path(args.release).rglob("aspcapStar*.fits"))
+    items = ApogeeSource(args.release).plan().items
+    paths = [i.path for i in items]
     pieces = choose_layout(len(paths), 8575).n_shards(len(paths))
+    few = paths[:: max(1, len(paths) // args.few)]
     scratch = Path(tempfile.mkdtemp(prefix="chemscale-bench-", dir=Path(args.release).parent))
-    result: dict[str, Any] = {"files": len(paths), "workers": args.workers, "shards": pieces}
+    result: dict[str, Any] = {"files": len(paths), "workers": args.workers, "threads": args.threads, "shards": pieces}
+    result["page_cache"] = "cold" if args.cold else "warm"
     result["bytes"] = sum(Path(p).stat().st_size for p in paths)
     result["load_average"] = os.getloadavg()[0]
     result["machine"] = {"python": platform.python_version(), "platform": platform.platform()}
-    items = ApogeeSource(args.release).plan().items
-    few = paths[:: max(1, len(paths) // 400)]
-    wall: dict[str, list[float]] = {"read": [], "parse": [], "astropy": [], "ingest": []}
+    arms: dict[str, tuple[Any, list[Any], float]] = {
+        "bytes": (read_only, paths, 1.0),
+        "arrays": (parse_files, paths, 1.0),
+        "source": (read_source, items, 1.0),
+        "astropy": (with_astropy, few, len(paths) / len(few)),
+    }
+    try:
+        import fitsio
+
+        result["machine"]["fitsio"] = fitsio.__version__
+        arms["fitsio"] = (with_fitsio, few, len(paths) / len(few))
+    except ImportError:
+        print("fitsio is not installed: left out", file=sys.stderr)
+    wall: dict[str, list[float]] = {name: [] for name in (*arms, "ingest")}
     cpu: dict[str, list[float]] = {name: [] for name in wall}
 
     def note(name: str, clock: Clock, scale: float = 1.0) -> None:
         wall[name].append(clock.wall * scale)
         cpu[name].append(clock.cpu * scale)
-        print(f"{name}: {clock.wall * scale:.1f} s wall, {clock.cpu * scale:.1f} s CPU", file=sys.stderr, flush=True)
+        print(f"{name}: {clock.wall * scale:.2f} s wall, {clock.cpu * scale:.2f} s CPU", file=sys.stderr, flush=True)
 
     try:
-        with connect("local", workers=args.workers, threads=1) as client:
-            timed_map(client, read_only, paths, pieces)  # warms the page cache for all arms
+        with connect("local", workers=args.workers, threads=args.threads) as client:
+            ingest(ApogeeSource(args.release), scratch / "s.zarr", client=client, progress=False)  # warms caches, Numba
             for _ in range(args.repeats):
-                note("read", timed_map(client, read_source, items, pieces))
-                note("parse", timed_map(client, parse_files, paths, pieces))
-                note("astropy", timed_map(client, with_astropy, few, 2), len(paths) / len(few))
+                for name, (func, over, scale) in arms.items():
+                    if args.cold:
+                        forget(over if over and isinstance(over[0], str) else paths)
+                    note(name, timed_map(client, func, over, pieces if scale == 1 else 2 * args.workers), scale)
+                shutil.rmtree(scratch / "s.zarr")
+                if args.cold:
+                    forget(paths)
                 with Clock(client) as clock:
                     summary = ingest(ApogeeSource(args.release), scratch / "s.zarr", client=client, progress=False)
                 note("ingest", clock)
-                shutil.rmtree(scratch / "s.zarr")
             result["stars"], result["bytes_written"] = summary.n_stars, summary.bytes_written
             result["peak_memory_per_worker"] = max(worker_peaks(client).values())
-            if args.readers:
-                result["files_per_cpu_second"] = compare_readers(paths[:500])
+        result["codec_of_one_core"] = codec_rate(scratch / "s.zarr")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    for kind, arms in (("wall", wall), ("cpu", cpu)):
-        medians = {k: statistics.median(v) for k, v in arms.items()}
-        result[f"{kind}_seconds"] = {k: [round(x, 2) for x in v] for k, v in arms.items()}
-        result[f"ingest_rate_over_{kind}"] = {k: medians[k] / medians["ingest"] for k in arms if k != "ingest"}
-        result[f"stars_per_{kind}_second"] = {k: len(paths) / v for k, v in medians.items()}
+    for kind, times in (("wall", wall), ("cpu", cpu)):
+        medians = {k: statistics.median(v) for k, v in times.items()}
+        result[f"{kind}_seconds"] = {k: [round(x, 2) for x in v] for k, v in times.items()}
+        result[f"ingest_rate_over_{kind}"] = {k: round(medians[k] / medians["ingest"], 3) for k in arms}
+        result[f"files_per_{kind}_second"] = {k: round(len(paths) / v) for k, v in medians.items()}
     text = json.dumps(result, indent=1)
     print(text)
     if args.out:

@@ -24,8 +24,9 @@ import zarr
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES
 from chemscale.survey.layout import PIXEL_VARIABLES, Layout, array_spec
-from chemscale.survey.shards import Header, empty_columns, write_shard
+from chemscale.survey.shards import Header, empty_columns
 from chemscale.survey.store import create_store, finalise_store, open_survey
+from chemscale.survey.writing import write_shard
 
 
 def blocks(stars: int, pixels: int, size: int) -> list[dict[str, np.ndarray]]:

@@ -20,9 +20,8 @@ APOGEE_WINDOWS = tuple(
     (10 ** (4.179 + 6e-6 * (start - 0.5)), 10 ** (4.179 + 6e-6 * (stop - 0.5)))
     for start, stop in ((720, 910), (2370, 2470), (2600, 2750), (4300, 4600))
 )
-#: Beyond these a value cannot be squared or weighted in float32: treated as not finite.
-_FLUX_LIMIT = np.float32(1e9)
-_IVAR_LIMIT = np.float32(1e18)
+#: For kernels: no pixel is a gap by itself.
+NO_GAPS = np.zeros(0, bool)
 
 
 def windows_for(wavelength: np.ndarray, medium: str) -> tuple[tuple[float, float], ...]:
@@ -81,29 +80,25 @@ def censor(
         `flags` with GAP, NON_FINITE, LARGE_ERROR and INTERSTELLAR added. A gap carries no
         LARGE_ERROR bit: there is nothing to measure an error of.
     """
-    out = flags.copy()
-    # comparisons with NaN are False: "not small" therefore catches NaN, infinities and absurd values at once
-    bad = ~((np.abs(flux) < _FLUX_LIMIT) & (np.abs(ivar) < _IVAR_LIMIT))
-    gap = (flux == 0) & ((out & np.uint8(Flag.SURVEY_BAD)) == 0)
-    if gaps is not None:
-        gap |= gaps
-    limit = 0.0 if max_error is None else 1.0 / float(max_error) ** 2
-    noisy = (ivar <= 0) if max_error is None else (ivar < np.float32(limit)) | (ivar <= 0)
-    noisy &= ~(gap | bad)
-    for mask, bit in ((gap, Flag.GAP), (bad, Flag.NON_FINITE), (noisy, Flag.LARGE_ERROR)):
-        out |= mask.view(np.uint8) * np.uint8(bit)
-    for start, stop in windows:
-        out[:, start:stop] |= np.uint8(Flag.INTERSTELLAR)
+    from chemscale.quality import compiled
+
+    out = np.empty_like(flags)
+    ranges = np.array([tuple(w) for w in windows], np.int64).reshape(-1, 2)
+    no_flux = NO_GAPS if gaps is None else np.ascontiguousarray(gaps)
+    compiled.flag_block(flux, ivar, flags, error_limit(max_error), no_flux, ranges, out)
     return out
+
+
+def error_limit(max_error: float | None) -> np.float32:
+    """Smallest inverse variance of a pixel whose error is not LARGE_ERROR."""
+    return np.float32(0.0 if max_error is None else 1.0 / float(max_error) ** 2)
 
 
 def clean(flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray) -> None:
     """Zero, in place, flux and ivar of NON_FINITE pixels and negative ivar, so that stored pixels are always finite."""
-    bad = (flags & np.uint8(Flag.NON_FINITE)) != 0
-    if bad.any():
-        flux[bad] = 0
-        ivar[bad] = 0
-    np.maximum(ivar, 0, out=ivar)
+    from chemscale.quality import compiled
+
+    compiled.clean_block(flux, ivar, flags)
 
 
 def used_mask(flags: np.ndarray, ivar: np.ndarray, selected: str | int | Iterable[str] = "all") -> np.ndarray:

@@ -8,6 +8,7 @@ the process that reads or writes; nothing here stores or ships them.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import time
@@ -125,26 +126,27 @@ class Folder:
         StoreError
             No space left, read-only file system, quota.
         """
+        with self.writing(name) as piece:
+            piece.put(data)
+            piece.commit(sync=sync)
+
+    def writing(self, name: str) -> Writing:
+        """Write a file piece by piece (see :class:`Writing`); parents are made, errors are those of :meth:`write`."""
+        return Writing(self, name)
+
+    def checksum(self, name: str) -> tuple[int, int]:
+        """CRC32C and bytes of a file as it reads now."""
+        import google_crc32c
+
         if self.remote:
-            self._remote(lambda fs, base: fs.pipe_file(_join(base, name), bytes(data)))
-            return
-        path = Path(self.where(name))
-        temporary = path.with_name(f"{path.name}{_PARTIAL}{uuid.uuid4().hex[:12]}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as f:
-                f.write(data)
-                if sync:
-                    f.flush()
-                    os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except OSError as err:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise StoreError(
-                f"cannot write {path}: {err.strerror or err}",
-                "make room (or mend the permissions), then run again with --resume",
-            ) from err
+            data = self.read(name)
+            return int(google_crc32c.value(data)), len(data)
+        crc = size = 0
+        with open(self.where(name), "rb", buffering=0) as f:
+            while piece := f.read(1 << 18):
+                crc = google_crc32c.extend(crc, piece)
+                size += len(piece)
+        return int(crc), size
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -212,6 +214,81 @@ class Folder:
 
         self._fs()  # a clear error for an unknown protocol
         return FsspecStore.from_url(self.root, read_only=read_only)
+
+
+class Writing:
+    """A file that is being written: it appears under its name, whole, with :meth:`commit`, or not at all.
+
+    Local files grow on disk under a temporary name; objects are gathered in memory. Leaving the `with`
+    block without a commit leaves nothing.
+    """
+
+    def __init__(self, folder: Folder, name: str):
+        self._folder, self._name = folder, name
+        self._pieces: list[bytes | memoryview] = []
+        self._file: io.FileIO | None = None
+        if not folder.remote:
+            self._path = Path(folder.where(name))
+            self._temporary = self._path.with_name(f"{self._path.name}{_PARTIAL}{uuid.uuid4().hex[:12]}")
+            with self._told():
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = io.FileIO(self._temporary, "wb")
+
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._drop()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as err:
+            raise StoreError(
+                f"cannot write {self._path}: {err.strerror or err}",
+                "make room (or mend the permissions), then run again with --resume",
+            ) from err
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Append a piece."""
+        if self._folder.remote:
+            self._pieces.append(data)
+            return
+        file = self._open_file()
+        view = memoryview(data).cast("B")
+        with self._told():
+            while view:  # an unbuffered write may take less than it was given
+                view = view[file.write(view) :]
+
+    def commit(self, *, sync: bool = False) -> None:
+        """Give the file its name; `sync` asks the operating system to put it on the disk before."""
+        if self._folder.remote:
+            content = bytes(self._pieces[0]) if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces = []
+            self._folder._remote(lambda fs, base: fs.pipe_file(_join(base, self._name), content))
+            return
+        file = self._open_file()
+        with self._told():
+            if sync:
+                os.fsync(file.fileno())
+            file.close()
+            os.replace(self._temporary, self._path)
+        self._file = None
+
+    def _open_file(self) -> io.FileIO:
+        if self._file is None:
+            raise ValueError(f"{self._name} is no longer being written")
+        return self._file
+
+    def _drop(self) -> None:
+        self._pieces = []
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            self._file = None
 
 
 def _join(base: str, name: str) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from chemscale.runtime.files import is_remote
 
 _BATCH = 512
 _THREADS = 16
+#: Seconds a file: slower than this, and threads pay.
+_SLOW = 50e-6
 
 
 def canonical(obj: Any) -> bytes:
@@ -70,14 +73,17 @@ class Inputs:
 
     @classmethod
     def of(cls, names: Sequence[str], paths: Sequence[str]) -> Inputs:
-        """Look at every file once (in threads: a shared file system answers slowly)."""
+        """Look at every file once; in threads where the file system answers slowly (a warm disk does not)."""
         key = np.fromiter((_hash64(n, p) for n, p in zip(names, paths, strict=True)), np.uint64, len(names))
         batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
-        if len(batches) > 4:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                stats = [s for batch in pool.map(_stat_batch, batches) for s in batch]
-        else:
-            stats = [s for batch in batches for s in _stat_batch(batch)]
+        stats = []
+        begun = time.perf_counter()
+        for done, batch in enumerate(batches):
+            stats += _stat_batch(batch)
+            if time.perf_counter() - begun > _SLOW * len(stats) and len(batches) - done > 4:
+                with ThreadPoolExecutor(_THREADS) as pool:
+                    stats += [s for some in pool.map(_stat_batch, batches[done + 1 :]) for s in some]
+                break
         values = np.array(stats, np.int64).reshape(-1, 2)
         sizes = dict(zip(paths, values[:, 0].tolist(), strict=True))
         return cls(key, values[:, 0].copy(), values[:, 1].copy(), sum(n for n in sizes.values() if n > 0))

@@ -5,7 +5,7 @@ shard is one task: read its stars, censor pixels, write, read back, compare chec
 a marker. Finalising gathers the per-star values and publishes the store. Whatever kills the
 job in between, ``resume=True`` carries on and the result is the same to the last bit.
 
-Passes: every input file is read once. Memory of a worker: one shard (about 320 MiB of
+Passes: every input file is read once. Memory of a worker: one chunk (about 40 MiB of
 pixels and its encoded form), whatever the number of files.
 """
 
@@ -27,7 +27,7 @@ from chemscale.runtime.jobs import Inputs
 from chemscale.survey.finalise import PLANNED_REJECTIONS
 from chemscale.survey.layout import BYTES_PER_PIXEL, Layout
 from chemscale.survey.planning import Job, check_same, plan_ingest
-from chemscale.survey.reading import ShardTask, read_shard
+from chemscale.survey.reading import RowReader, ShardTask, empty_pixels, plain_rejection
 from chemscale.survey.shards import (
     BOOK,
     INPUTS,
@@ -35,18 +35,19 @@ from chemscale.survey.shards import (
     REJECTED,
     ROOT,
     Header,
+    ReadBackError,
     done_shards,
     dump,
     read_marker,
-    write_shard,
 )
 from chemscale.survey.sources.base import Rejection, Source
+from chemscale.survey.writing import ShardWriter
 
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Memory of a writer, in units of a shard's pixels (pixels, their encoded form, read-back, a block being read).
-SHARD_COPIES = 2.5
+#: Memory of a writer, in units of a chunk's pixels (pixels, a variable's encoded form, a block being read).
+CHUNK_COPIES = 2.5
 #: Memory of a worker before it has read anything: Python, Dask, NumPy, Zarr.
 WORKER_BYTES = 250 << 20
 
@@ -233,7 +234,9 @@ def run_shards(
     for shard in sorted(kept & set(wanted)):
         on_result(shard, read_marker(folder, shard) or {"rejected": []})
     if client is not None:
-        check_worker_memory(client, Estimate(shard_memory(job.header), _threads(client), WORKER_BYTES))
+        check_worker_memory(
+            client, Estimate(shard_memory(job.header, remote=folder.remote), _threads(client), WORKER_BYTES)
+        )
     rows = job.header.layout.rows
     report = map_shards(
         write_shard_task,
@@ -270,20 +273,26 @@ def write_shard_task(task: ShardTask) -> dict[str, Any]:
         cannot be written: that stops the job, where a bad input would only be quarantined.
     """
     try:
-        pixels, columns, status, rejected = read_shard(task)
-        marker = write_shard(
-            task.folder,
-            task.header,
-            task.shard,
-            pixels,
-            columns,
-            status,
-            rejected=rejected,
-            fingerprint=task.fingerprint,
-        )
+        try:
+            marker = _write_once(task)
+        except ReadBackError:  # once more, from the files; a second time is the machine's fault
+            marker = _write_once(task)
     except ChemscaleError as err:
         return {"error": err}
     return {"shard": task.shard, "n_stars": marker["statistics"]["n_stars"], "rejected": marker["rejected"]}
+
+
+def _write_once(task: ShardTask) -> dict[str, Any]:
+    reader, header = RowReader(task), task.header
+    step = header.layout.chunk_stars
+    pixels = empty_pixels(min(step, len(task.items)), header.n_pixels)
+    with ShardWriter(task.folder, header, task.shard) as writer:
+        for start in range(0, len(task.items), step):
+            stop = min(start + step, len(task.items))
+            reader.fill(pixels, start, stop)
+            writer.add(pixels, reader.status[start:stop])
+        rejected = [plain_rejection(r) for r in reader.rejected]
+        return writer.close(reader.columns, reader.status, rejected=rejected, fingerprint=task.fingerprint)
 
 
 def _refuse_empty(folder: Folder, job: Job) -> None:
@@ -333,6 +342,9 @@ def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> In
     )
 
 
-def shard_memory(header: Header) -> int:
-    """Bytes a worker needs for one shard, imports aside."""
-    return int(SHARD_COPIES * header.layout.shard_stars * header.n_pixels * BYTES_PER_PIXEL)
+def shard_memory(header: Header, *, remote: bool = False) -> int:
+    """Bytes a worker needs to write one shard, imports aside; an object store takes a shard's files whole."""
+    chunk, shard = (
+        n * header.n_pixels * BYTES_PER_PIXEL for n in (header.layout.chunk_stars, header.layout.shard_stars)
+    )
+    return int(CHUNK_COPIES * chunk + (2 * shard if remote else 0))

@@ -86,18 +86,24 @@ def _floor_power(n: int) -> int:
     return 1 << max(0, int(n).bit_length() - 1)
 
 
+#: Blosc settings of the pixel variables: shuffle, element size.
+_SHUFFLE = {"flux": ("shuffle", 4), "ivar": ("shuffle", 4), "flags": ("noshuffle", 1)}
+#: Bytes Blosc compresses at a time: a quarter of a processor's level-2 cache or less.
+_BLOSC_BLOCK = 1 << 16
+
+
 def pixel_codecs(name: str) -> list[Any]:
     """Compressors of a pixel variable's chunks.
 
-    Bit-shuffled LZ4 for floats: noise leaves only the exponents to squeeze, where LZ4 gets
-    as far as Zstandard in less than half the time. Flags are mostly constant: Zstandard. A CRC32C
+    LZ4 after a shuffle of bytes: noise leaves only the exponents to squeeze, where LZ4 gets as far as
+    Zstandard in a tenth of its time, and a shuffle of bits takes twice as long for the same size. A CRC32C
     on every chunk, because the compressors do not notice a flipped bit.
     """
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    if name == "flags":
-        return [BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=1), Crc32cCodec()]
-    return [BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle", typesize=4), Crc32cCodec()]
+    shuffle, size = _SHUFFLE[name]
+    settings: Any = {"shuffle": shuffle, "typesize": size, "blocksize": _BLOSC_BLOCK}
+    return [BloscCodec(cname="lz4", clevel=1, **settings), Crc32cCodec()]
 
 
 def label_codecs() -> list[Any]:
@@ -166,33 +172,50 @@ def encode(name: str, dtype: str, values: np.ndarray, layout: Layout) -> bytes:
     return memory[key].to_bytes()
 
 
-def _encode_shard(name: str, values: np.ndarray, layout: Layout) -> bytes:
-    """A shard in the layout of Zarr's sharding codec with :func:`pixel_codecs`.
+class ShardEncoder:
+    """One pixel variable of a shard, chunk by chunk, in the layout of Zarr's sharding codec with :func:`pixel_codecs`.
 
     The same bytes that zarr-python writes, in half its time (no event loop, no copies of
     chunks): chunks one after the other, each Blosc then CRC32C; the index at the end, one
     (offset, length) pair of uint64 a chunk and its CRC32C. Chunks without rows are absent.
     """
-    import google_crc32c
-    from numcodecs import blosc
 
-    compressor, level = (b"zstd", 1) if name == "flags" else (b"lz4", 1)
-    n_chunks = layout.shard_stars // layout.chunk_stars
-    index = np.full((n_chunks, 2), np.iinfo(np.uint64).max, dtype="<u8")
-    parts, at = [], 0
-    values = np.ascontiguousarray(values)
-    for k in range(-(-len(values) // layout.chunk_stars)):
-        chunk = values[k * layout.chunk_stars : (k + 1) * layout.chunk_stars]
-        if len(chunk) < layout.chunk_stars:  # Zarr stores whole chunks, filled up
-            whole = np.zeros((layout.chunk_stars, *values.shape[1:]), values.dtype)
-            whole[: len(chunk)] = chunk
-            chunk = whole
-        packed = blosc.compress(chunk, compressor, level, blosc.BITSHUFFLE)
-        parts += [packed, google_crc32c.value(packed).to_bytes(4, "little")]
-        index[k] = at, len(packed) + 4
-        at += len(packed) + 4
-    tail = index.tobytes()
-    return b"".join([*parts, tail, google_crc32c.value(tail).to_bytes(4, "little")])
+    def __init__(self, name: str, layout: Layout):
+        self._shuffle = {"shuffle": 1, "noshuffle": 0}[_SHUFFLE[name][0]]
+        self._chunk_stars = layout.chunk_stars
+        n_chunks = layout.shard_stars // layout.chunk_stars
+        self._index = np.full((n_chunks, 2), np.iinfo(np.uint64).max, dtype="<u8")
+        self._at = self._done = 0
+
+    def chunk(self, values: np.ndarray) -> list[bytes]:
+        """Bytes of the next chunk; a last one with fewer rows is filled up with zeros, as Zarr does."""
+        import google_crc32c
+        from numcodecs import blosc
+
+        values = np.ascontiguousarray(values)
+        if len(values) < self._chunk_stars:
+            whole = np.zeros((self._chunk_stars, *values.shape[1:]), values.dtype)
+            whole[: len(values)] = values
+            values = whole
+        packed = blosc.compress(values, b"lz4", 1, self._shuffle, _BLOSC_BLOCK)
+        self._index[self._done] = self._at, len(packed) + 4
+        self._at += len(packed) + 4
+        self._done += 1
+        return [packed, google_crc32c.value(packed).to_bytes(4, "little")]
+
+    def end(self) -> list[bytes]:
+        """Bytes after the last chunk."""
+        import google_crc32c
+
+        tail = self._index.tobytes()
+        return [tail, google_crc32c.value(tail).to_bytes(4, "little")]
+
+
+def _encode_shard(name: str, values: np.ndarray, layout: Layout) -> bytes:
+    encoder, parts = ShardEncoder(name, layout), []
+    for start in range(0, len(values), layout.chunk_stars):
+        parts += encoder.chunk(values[start : start + layout.chunk_stars])
+    return b"".join([*parts, *encoder.end()])
 
 
 def decoder(name: str, dtype: str, shape: tuple[int, ...], data: bytes, layout: Layout) -> Any:

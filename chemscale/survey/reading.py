@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import ChemscaleError, InputError
-from chemscale.quality.pixels import censor, clean
+from chemscale.quality.pixels import NO_GAPS, error_limit
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES
+from chemscale.survey.layout import PIXEL_VARIABLES
 from chemscale.survey.shards import Header, clean_text, empty_columns
 from chemscale.survey.sources.base import Item, Rejection, StarBlock
+from chemscale.survey.sources.blocks import join
 
 #: Stars handed to a source's `read` at once: few enough that their arrays stay in the cache.
-READ_STARS = 64
+READ_STARS = 32
 
 
 @dataclass(frozen=True)
@@ -35,41 +37,88 @@ class ShardTask:
     fingerprint: str
 
 
+class RowReader:
+    """Reads the stars of a shard, some rows at a time; collects their columns, status and rejections.
+
+    Attributes
+    ----------
+    columns : dict of ndarray
+        Per-star values of the whole shard; NaN, '' or 0 in empty slots.
+    status : ndarray (n,) uint8
+        1 where a slot holds a star.
+    rejected : list of Rejection
+    """
+
+    def __init__(self, task: ShardTask):
+        self.task = task
+        self.columns = empty_columns(task.header, len(task.items))
+        self.status = np.zeros(len(task.items), np.uint8)
+        self.rejected: list[Rejection] = []
+        settings = task.header.settings
+        self._limit = error_limit(settings["max_error"])
+        self._windows = np.array(settings["windows"], np.int64).reshape(-1, 2)
+
+    def fill(self, pixels: dict[str, np.ndarray], start: int, stop: int) -> None:
+        """Rows ``[start, stop)`` of the shard to the first rows of `pixels`; empty slots are zeros."""
+        for first in range(start, stop, READ_STARS):
+            self._fill_block(pixels, start, first, min(first + READ_STARS, stop))
+        empty = np.flatnonzero(self.status[start:stop] == 0)
+        for values in pixels.values():
+            values[empty] = 0
+            values[stop - start :] = 0
+
+    def _fill_block(self, pixels: dict[str, np.ndarray], base: int, start: int, stop: int) -> None:
+        from chemscale.quality import compiled
+
+        task = self.task
+        items = task.items[start:stop]
+        block = read_safely(task.source, items, task.wavelength, task.header.elements)
+        self.rejected += block.rejected
+        n = len(block.star_id)
+        if n == len(items) and block.star_id == [i.star_id for i in items]:
+            slots = np.arange(start, stop)
+        else:
+            slot_of = {item.star_id: start + i for i, item in enumerate(items)}
+            slots = np.array([slot_of[s] for s in block.star_id], dtype=np.intp)
+        usable = np.empty(n, bool)
+        flux, ivar, flags = (np.ascontiguousarray(a) for a in (block.flux, block.ivar, block.flags))
+        target: Any = (pixels["flux"], pixels["ivar"], pixels["flags"])
+        compiled.settle_block(
+            flux,
+            ivar,
+            flags,
+            self._limit,
+            NO_GAPS,
+            self._windows,
+            slots - base,
+            target[0],
+            target[1],
+            target[2],
+            usable,
+        )
+        for row in np.flatnonzero(~usable):
+            item = task.items[slots[row]]
+            self.rejected.append(Rejection(item.path, "no pixel has a finite flux and a valid error", item.star_id))
+        chosen: Any = slice(None) if usable.all() else usable
+        slots = slots[chosen]
+        self.status[slots] = 1
+        _fill_columns(self.columns, slots, block, chosen, [task.items[s] for s in slots])
+
+
 def read_shard(
     task: ShardTask,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, list[Rejection]]:
-    """Pixels, per-star columns, slot status and rejections of a shard. Empty slots are zeros."""
-    n, header = len(task.items), task.header
-    pixels: dict[str, np.ndarray] = {
-        "flux": np.zeros((n, header.n_pixels), np.float32),
-        "ivar": np.zeros((n, header.n_pixels), np.float32),
-        "flags": np.zeros((n, header.n_pixels), np.uint8),
-    }
-    columns = empty_columns(header, n)
-    status = np.zeros(n, np.uint8)
-    rejected: list[Rejection] = []
-    windows = [(int(a), int(b)) for a, b in header.settings["windows"]]
-    for start in range(0, n, READ_STARS):
-        items = task.items[start : start + READ_STARS]
-        block = read_safely(task.source, items, task.wavelength, header.elements)
-        rejected += block.rejected
-        flags = censor(block.flux, block.ivar, block.flags, max_error=header.settings["max_error"], windows=windows)
-        clean(block.flux, block.ivar, flags)
-        slot_of = {item.star_id: start + i for i, item in enumerate(items)}
-        slots = np.array([slot_of[s] for s in block.star_id], dtype=np.intp)
-        usable = (block.ivar > 0).any(axis=1) if len(slots) else np.zeros(0, bool)
-        for row in np.flatnonzero(~usable):
-            item = task.items[slots[row]]
-            rejected.append(Rejection(item.path, "no pixel has a finite flux and a valid error", item.star_id))
-        chosen: Any = slice(None) if usable.all() else usable
-        slots = slots[chosen]
-        whole = len(slots) == len(items)  # then rows are slots in order: a plain copy
-        target: Any = slice(start, start + len(items)) if whole else slots
-        for name, array in (("flux", block.flux), ("ivar", block.ivar), ("flags", flags)):
-            pixels[name][target] = array[chosen]
-        status[target] = 1
-        _fill_columns(columns, target, block, chosen, [task.items[s] for s in slots])
-    return pixels, columns, status, [_plain_rejection(r) for r in rejected]
+    """Pixels, per-star columns, slot status and rejections of a whole shard in memory."""
+    n = len(task.items)
+    pixels = empty_pixels(n, task.header.n_pixels)
+    reader = RowReader(task)
+    reader.fill(pixels, 0, n)
+    return pixels, reader.columns, reader.status, [plain_rejection(r) for r in reader.rejected]
+
+
+def empty_pixels(n: int, n_pixels: int) -> dict[str, np.ndarray]:
+    """Arrays (n, P) of the pixel variables, not initialised."""
+    return {name: np.empty((n, n_pixels), VARIABLES[name].dtype) for name in PIXEL_VARIABLES}
 
 
 def _fill_columns(
@@ -95,7 +144,8 @@ def _fill_columns(
             column[target] = values
 
 
-def _plain_rejection(r: Rejection) -> Rejection:
+def plain_rejection(r: Rejection) -> Rejection:
+    """`r` with text that any report can hold."""
     return Rejection(clean_text(r.path), clean_text(r.reason), clean_text(r.star_id), r.stage)
 
 
@@ -114,31 +164,9 @@ def read_safely(source: Any, items: Sequence[Item], wavelength: np.ndarray, elem
             )
         half = len(items) // 2
         parts = [read_safely(source, part, wavelength, elements) for part in (items[:half], items[half:])]
-        return _join(parts, len(items))
+        return join(parts)
     _check_block(source, block, items, len(wavelength))
     return block
-
-
-def _join(parts: list[StarBlock], n: int) -> StarBlock:
-    filled = [p for p in parts if p.star_id]
-    names = {k for p in filled for k in p.labels}
-    lost = [k for k in names if any(k not in p.labels for p in filled)]
-    labels = {k: np.concatenate([p.labels[k] for p in filled]) for k in names if k not in lost}
-    for name in lost:  # a label that only some parts have: the others get its fill value
-        columns = []
-        for p in filled:
-            like = next(q.labels[name] for q in filled if name in q.labels)
-            shape = (len(p.star_id), *like.shape[1:])
-            columns.append(p.labels.get(name, np.full(shape, VARIABLES[name].fill, dtype=like.dtype)))
-        labels[name] = np.concatenate(columns)
-    return StarBlock(
-        [s for p in parts for s in p.star_id],
-        flux=np.concatenate([p.flux for p in parts]),
-        ivar=np.concatenate([p.ivar for p in parts]),
-        flags=np.concatenate([p.flags for p in parts]),
-        labels=labels,
-        rejected=[r for p in parts for r in p.rejected],
-    )
 
 
 def _check_block(source: Any, block: StarBlock, items: Sequence[Item], n_pixels: int) -> None:

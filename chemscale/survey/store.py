@@ -35,8 +35,8 @@ from chemscale.survey.shards import (
     done_shards,
     dump,
     empty_columns,
-    write_shard,
 )
+from chemscale.survey.writing import write_shard
 
 #: A dask block of flux stays under this many bytes.
 BLOCK_BYTES = 48 << 20

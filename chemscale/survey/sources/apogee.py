@@ -25,23 +25,22 @@ from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.survey.sources import apogee_labels as labelling
 from chemscale.survey.sources.apogee_pixels import (
-    BAD_ERROR,
     BAD_PIXMASK,
     CHIPS,
     INTERSTELLAR_WINDOWS,
     N_PIXELS,
     check_identity,
+    copy_spectrum,
     finish,
-    spectrum,
     wavelength_grid,
 )
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
+from chemscale.survey.sources.compiled import REASONS
 from chemscale.survey.sources.files import find_files, id_problem, printable
-from chemscale.survey.sources.fits import FitsError, read_bytes, scan
+from chemscale.survey.sources.fits import HDU, FitsError, read_bytes, scan
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.members import Membership, read_members
-from chemscale.survey.sources.pixels import usable
 
 PRODUCTS = ("aspcapStar", "apStar")
 
@@ -277,33 +276,42 @@ class ApogeeSource:
         """
         if len(wavelength) != N_PIXELS or not np.allclose(wavelength, wavelength_grid(), rtol=1e-7, atol=0):
             raise InputError("the store's wavelength grid is not APOGEE's", "ingest APOGEE into a store of its own")
-        return read_in_batches(items, N_PIXELS, elements, lambda part: self._read_batch(part, elements))
+        return read_in_batches(items, elements, lambda part: self._read_batch(part, elements))
 
     def _read_batch(self, items: Sequence[Item], elements: Sequence[str]) -> Batch:
         flux = np.empty((len(items), N_PIXELS), np.float32)
         error = np.empty_like(flux)
-        bad = np.zeros(flux.shape, bool)
+        bad = np.zeros(flux.shape if self.product == "apStar" else (0, 0), bool)
+        mask = np.empty(N_PIXELS, np.int64)
         kept: list[Item] = []
-        own: list[dict[str, Any]] = []
+        files: list[list[HDU]] = []
         rejected: list[Rejection] = []
         for item in items:
             row = len(kept)
             try:
                 units = scan(read_bytes(item.path))
                 check_identity(units, item.star_id)
-                flux[row], error[row] = spectrum(units, 1, "flux"), spectrum(units, 2, "error")
-                mask = spectrum(units, 3, "mask") if self.product == "apStar" else np.zeros(1, np.int16)
-                usable(flux[row], error[row], BAD_ERROR)
-                # the catalogue's labels count; a file's own are read where it has none
-                own.append({} if "teff" in item.labels else labelling.file_labels(units, elements))
+                with np.errstate(over="ignore", invalid="ignore"):  # doubles beyond float32 become infinite: flagged
+                    copy_spectrum(units, 1, "flux", flux[row])
+                    copy_spectrum(units, 2, "error", error[row])
+                if len(bad):
+                    copy_spectrum(units, 3, "mask", mask)
+                    np.not_equal(mask & BAD_PIXMASK, 0, out=bad[row])
             except FitsError as problem:
                 rejected.append(Rejection(printable(item.path), str(problem), item.star_id))
                 continue
-            bad[row] = (mask & BAD_PIXMASK) != 0
             kept.append(item)
+            # the catalogue's labels count; a file's own are read where it has none
+            files.append([] if "teff" in item.labels else units)
         n = len(kept)
-        pixels = finish(flux[:n], error[:n], bad[:n], normalise=self.product == "apStar")
-        return Batch(kept, own, *pixels, rejected=rejected)
+        flux, ivar, flags, verdict = finish(flux[:n], error[:n], bad[:n], normalise=self.product == "apStar")
+        if verdict.any():
+            for i in np.flatnonzero(verdict):
+                rejected.append(Rejection(printable(kept[i].path), REASONS[verdict[i]], kept[i].star_id))
+            good = np.flatnonzero(verdict == 0)
+            flux, ivar, flags = flux[good], ivar[good], flags[good]
+            kept, files = [kept[i] for i in good], [files[i] for i in good]
+        return Batch(kept, labelling.file_labels(files, elements), flux, ivar, flags, rejected)
 
 
 _NORMALISATION = {
@@ -340,7 +348,7 @@ def _signal_to_noise(path: str) -> float:
         units = scan(read_bytes(path))
         snr = number(units[0].header.get("SNR"))
         if snr != snr:
-            snr = labelling.file_labels(units, ()).get("snr", np.nan)
+            snr = float(labelling.file_labels([units], ()).get("snr", [np.nan])[0])
         return snr if snr == snr else -1.0
     except FitsError:
         return -np.inf

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.schema import APOGEE_ELEMENTS
-from chemscale.survey.sources.fits import HDU, FitsError, Header
+from chemscale.schema import APOGEE_ELEMENTS, VARIABLES
+from chemscale.survey.sources.fits import HDU, FitsError, Header, table_dtype
 from chemscale.survey.sources.fits_tables import iter_table, table_columns
 from chemscale.survey.sources.labels import clean, number
 from chemscale.survey.sources.members import read_csv_columns
@@ -178,66 +178,121 @@ def table_unit(units: list[HDU]) -> HDU | None:
     return None
 
 
-def file_labels(units: list[HDU], elements: Sequence[str]) -> dict[str, Any]:
-    """Labels of one star from its own file: HDU4 table, then the primary header.
+def file_labels(files: Sequence[list[HDU]], elements: Sequence[str]) -> dict[str, np.ndarray]:
+    """Labels of stars from their own files: the HDU4 table of each, else its primary header.
 
-    Releases up to DR14 order the last four of their 26 abundances differently from DR16;
-    for those (reduction ``r8`` and older) the last four stay undefined.
+    Parameters
+    ----------
+    files : sequence of list of HDU
+        One file a star; an empty list where nothing is to be read.
+    elements : sequence of str
+        Species wanted in `abundance`; none for ().
+
+    Returns
+    -------
+    dict of str to ndarray
+        (n,) or (n, n_elements); missing = NaN, '' or 0.
+
+    Notes
+    -----
+    The rows of files whose tables have one layout are put together and cleaned as columns. Releases up to DR14
+    order the last four of their 26 abundances differently from DR16; for those (reduction ``r8`` and older)
+    the last four stay undefined.
     """
-    unit = table_unit(units)
-    if unit is None:
-        return _header_labels(units[0].header)
-    row = unit.table()[0]
-    names = row.dtype.names or ()
-    out: dict[str, Any] = {}
-    param = np.ravel(row["PARAM"]) if "PARAM" in names else np.empty(0)
-    if param.dtype.kind == "f" and len(param) >= 7:
+    layouts: dict[bytes, list[int]] = {}
+    tables = [table_unit(units) for units in files]
+    parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
+    for row, (units, unit) in enumerate(zip(files, tables, strict=True)):
+        if unit is not None:
+            layouts.setdefault(unit.header.raw, []).append(row)
+        elif units:
+            parts.append(([row], _header_labels(units[0].header)))
+    for raw, rows in layouts.items():
+        units_here = [unit for row in rows if (unit := tables[row]) is not None]
+        width = units_here[0].shape[1]
+        content = b"".join(u.buffer[u.offset : u.offset + width] for u in units_here)
+        parts.append((rows, _table_labels(np.frombuffer(content, table_dtype(Header(raw), width)), elements)))
+    out: dict[str, np.ndarray] = {}
+    for rows, columns in parts:
+        for name, values in columns.items():
+            if len(rows) == len(files):
+                out[name] = values
+                continue
+            if name not in out:
+                fill = "" if values.dtype == object else VARIABLES[name].fill
+                out[name] = np.full((len(files), *values.shape[1:]), fill, values.dtype)
+            out[name][rows] = values
+    return out
+
+
+def _table_labels(table: np.ndarray, elements: Sequence[str]) -> dict[str, np.ndarray]:
+    """Labels of rows of one table layout, (n,) or (n, n_elements)."""
+    dtype = table.dtype
+    names = dtype.names or ()
+    out: dict[str, np.ndarray] = {}
+    if "PARAM" in names and dtype["PARAM"].base.kind == "f" and math.prod(dtype["PARAM"].shape) >= 7:
         # ASPCAP parameter order: Teff, log g, log10 vmicro, [M/H], [C/M], [N/M], [alpha/M], ...
-        vmicro = 10.0 ** float(param[2]) if -50 < param[2] < 3 else np.nan
-        values = {"teff": param[0], "logg": param[1], "vmicro": vmicro, "alpha_m": param[6]}
+        param = table["PARAM"].reshape(len(table), -1).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            vmicro = np.where((param[:, 2] > -50) & (param[:, 2] < 3), 10.0 ** param[:, 2], np.nan)
+        values = {"teff": param[:, 0], "logg": param[:, 1], "vmicro": vmicro, "alpha_m": param[:, 6]}
         out = {name: _in_range(name, value) for name, value in values.items()}
     for name, sources in _COLUMNS.items():
-        source = next((s for s in sources if s in names and row.dtype[s].shape == ()), None)
+        source = next((s for s in sources if s in names and dtype[s].shape == ()), None)
         if source is not None:
-            out[name] = _in_range(name, row[source])
-    if "ASPCAPFLAG" in names and row.dtype["ASPCAPFLAG"].kind == "i" and row.dtype["ASPCAPFLAG"].shape == ():
-        out["quality"] = int(row["ASPCAPFLAG"])
-    if "VISITS" in names and row.dtype["VISITS"].kind == "S":
-        out["visits"] = row["VISITS"].decode("utf-8", "replace").strip()
-    if elements and "X_H" in names and row.dtype["X_H"].base.kind == "f":
-        out |= _file_abundances(row, elements)
+            out[name] = _in_range(name, table[source])
+    if "ASPCAPFLAG" in names and dtype["ASPCAPFLAG"].kind == "i":
+        out["quality"] = table["ASPCAPFLAG"].astype(np.int64)
+    if "VISITS" in names and dtype["VISITS"].kind == "S":
+        out["visits"] = np.array([v.decode("utf-8", "replace").strip() for v in table["VISITS"].tolist()], object)
+    if elements and "X_H" in names and dtype["X_H"].base.kind == "f":
+        out |= _file_abundances(table, elements)
     return out
 
 
-def _in_range(name: str, value: Any) -> float:
+def _in_range(name: str, values: np.ndarray) -> np.ndarray:
     low, high = _RANGES.get(name, (-900.0, np.inf))
-    return number(value, below=low, above=high)
+    if values.dtype.kind not in "fiu":  # numbers written as text
+        return np.array([number(v, below=low, above=high) for v in values.tolist()])
+    return clean(values, below=low, above=high)
 
 
-def _header_labels(header: Header) -> dict[str, Any]:
+def _header_labels(header: Header) -> dict[str, np.ndarray]:
     keys = {"snr": "SNR", "radial_velocity": "VHELIO", "velocity_scatter": "VSCATTER", "n_visits": "NVISITS"}
     keys |= {"extinction": "AKTARG", "ra": "RA", "dec": "DEC", "reddening": "SFD_EBV"}
-    return {name: _in_range(name, header.get(key)) for name, key in keys.items() if header.get(key) is not None}
+    found = {name: header.get(key) for name, key in keys.items()}
+    return {
+        name: _in_range(name, np.array([number(value, below=-np.inf)]))
+        for name, value in found.items()
+        if value is not None
+    }
 
 
-def _file_abundances(row: np.void, elements: Sequence[str]) -> dict[str, Any]:
-    columns_here = row.dtype.names or ()
-    values = np.ravel(row["X_H"]).astype(np.float64)
-    names: tuple[str, ...] = {26: APOGEE_ELEMENTS, 20: DR17_ELEMENTS}.get(len(values), ())
-    file = row["FILE"].decode("latin-1") if "FILE" in columns_here and row.dtype["FILE"].kind == "S" else ""
-    if len(values) == 26 and file.split("-")[1:2] in (["r5"], ["r6"], ["r7"], ["r8"]):
-        names = APOGEE_ELEMENTS[:22]
-    columns = [names.index(e) if e in names else -1 for e in elements]
-    out: dict[str, Any] = {"abundance": _pick(clean(values), columns)}
-    if "X_H_ERR" in columns_here and row.dtype["X_H_ERR"].base.kind == "f":
-        errors = np.ravel(row["X_H_ERR"]).astype(np.float64)
+def _file_abundances(table: np.ndarray, elements: Sequence[str]) -> dict[str, np.ndarray]:
+    names, n = table.dtype.names or (), len(table)
+    values = table["X_H"].reshape(n, -1)
+    species: tuple[str, ...] = {26: APOGEE_ELEMENTS, 20: DR17_ELEMENTS}.get(values.shape[1], ())
+    columns = [species.index(e) if e in species else -1 for e in elements]
+    out = {"abundance": _pick(clean(values), columns)}
+    if "X_H_ERR" in names and table.dtype["X_H_ERR"].base.kind == "f":
+        errors = table["X_H_ERR"].reshape(n, -1)
         if errors.shape == values.shape:
             out["abundance_error"] = _pick(clean(errors, below=-1e-9, above=900.0), columns)
-    if not any(s in columns_here for s in _COLUMNS["fe_h"]) and "Fe" in elements:
-        out["fe_h"] = float(out["abundance"][list(elements).index("Fe")])
+    if len(species) == 26 and "FILE" in names and table.dtype["FILE"].kind == "S":
+        old = [f.decode("latin-1").split("-")[1:2] in _OLD_REDUCTIONS for f in table["FILE"].tolist()]
+        moved = [k for k, e in enumerate(elements) if e in APOGEE_ELEMENTS[22:]]
+        for name in ("abundance", "abundance_error"):
+            if name in out and any(old):
+                out[name][np.ix_(old, moved)] = np.nan
+    if not any(s in names for s in _COLUMNS["fe_h"]) and "Fe" in elements:
+        out["fe_h"] = out["abundance"][:, list(elements).index("Fe")].astype(np.float64)
     return out
+
+
+_OLD_REDUCTIONS = (["r5"], ["r6"], ["r7"], ["r8"])
 
 
 def _pick(values: np.ndarray, columns: list[int]) -> np.ndarray:
-    picked = np.append(values, np.nan)[columns]  # -1 is the NaN at the end
+    blank = np.full((len(values), 1), np.nan)
+    picked = np.concatenate([values, blank], axis=1)[:, columns]  # -1 is the NaN at the end
     return picked.astype(np.float32)

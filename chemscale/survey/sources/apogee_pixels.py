@@ -8,9 +8,9 @@ import numpy as np
 
 from chemscale.schema import Flag
 from chemscale.survey.continuum import running_quantile
+from chemscale.survey.sources import compiled
 from chemscale.survey.sources.files import printable
-from chemscale.survey.sources.fits import HDU, FitsError, Header
-from chemscale.survey.sources.pixels import inverse_variance
+from chemscale.survey.sources.fits import HDU, IMAGE_DTYPES, FitsError, Header
 
 N_PIXELS = 8575
 LOG_START, LOG_STEP = 4.179, 6e-6
@@ -23,6 +23,8 @@ for _start, _stop in CHIPS:
 INTERSTELLAR_WINDOWS = ((720, 910), (2370, 2470), (2600, 2750), (4300, 4600))
 #: An error at or above this marks a bad pixel.
 BAD_ERROR = 1e10
+#: The continuum is 1: a finite flux beyond this is a mistake.
+_ABSURD = 1e3
 #: APOGEE_PIXMASK bits that make a pixel bad: BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT,
 #: BADERR, NOSKY, and SIG_SKYLINE (12), as in the survey's own badPixMask plus its sky-line bit.
 BAD_PIXMASK = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 6, 7, 12))
@@ -40,21 +42,35 @@ def check_identity(units: list[HDU], star_id: str) -> None:
             raise FitsError(f"file name says {star_id!r}, its {key} keyword says {printable(claimed)!r}")
 
 
-def spectrum(units: list[HDU], index: int, what: str) -> np.ndarray:
-    """The (first row of the) 8575-pixel image in HDU `index`, its grid checked."""
+def copy_spectrum(units: list[HDU], index: int, what: str, out: np.ndarray) -> None:
+    """Copy the (first row of the) 8575-pixel image in HDU `index` to `out`, its grid checked."""
     if len(units) <= index:
         raise FitsError(f"file has {len(units)} HDUs, {what} is expected in HDU {index}")
     unit = units[index]
-    if unit.kind != "IMAGE":
-        raise FitsError(f"HDU {index} ({what}) is a {unit.kind}, not an image")
-    if not unit.shape or unit.shape[-1] != N_PIXELS or len(unit.shape) > 2 or 0 in unit.shape:
-        raise FitsError(f"HDU {index} ({what}) has shape {unit.shape}, expected {N_PIXELS} pixels")
-    bitpix = unit.header.get("BITPIX")
+    dtype = _stored_type(unit.header.raw, unit.kind, unit.shape, index, what)
+    _check_grid(unit.header, units[0].header, index)
+    if dtype is None:  # scaled values
+        image = unit.image()
+        out[:] = image if image.ndim == 1 else image[0]
+    elif unit.size < N_PIXELS * dtype.itemsize:
+        raise FitsError(f"HDU {index} ({what}) declares {unit.size} bytes for {N_PIXELS} pixels")
+    else:
+        out[:] = np.frombuffer(unit.buffer, dtype, N_PIXELS, unit.offset)
+
+
+@lru_cache(maxsize=256)  # once for all files of a release: their image headers are the same
+def _stored_type(raw: bytes, kind: str, shape: tuple[int, ...], index: int, what: str) -> np.dtype | None:
+    """Type of the values of a spectrum's HDU, checked against what is expected there; None for scaled values."""
+    header = Header(raw)
+    if kind != "IMAGE":
+        raise FitsError(f"HDU {index} ({what}) is a {kind}, not an image")
+    if not shape or shape[-1] != N_PIXELS or len(shape) > 2 or 0 in shape:
+        raise FitsError(f"HDU {index} ({what}) has shape {shape}, expected {N_PIXELS} pixels")
+    bitpix = header.get("BITPIX")
     if (bitpix < 0) == (what == "mask"):
         raise FitsError(f"HDU {index} ({what}) has BITPIX {bitpix}, expected {'integers' if bitpix < 0 else 'floats'}")
-    _check_grid(unit.header, units[0].header, index)
-    image = unit.image()
-    return image if image.ndim == 1 else image[0]
+    scaled = header.number("BSCALE", 1.0) != 1.0 or header.number("BZERO", 0.0) != 0.0
+    return None if scaled else np.dtype(IMAGE_DTYPES[bitpix])
 
 
 def _check_grid(header: Header, primary: Header, index: int) -> None:
@@ -79,15 +95,27 @@ def _grid_keys(raw: bytes) -> tuple[float, float, float]:
 
 def finish(
     flux: np.ndarray, error: np.ndarray, bad: np.ndarray, *, normalise: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flux, ivar and flags of a block from what the files hold (all stars at once)."""
-    zero = flux == 0
-    with np.errstate(invalid="ignore"):
-        bad = bad | (zero & _INSIDE) | (error >= BAD_ERROR)
-    flags = (zero & ~_INSIDE).view(np.uint8) * np.uint8(Flag.GAP)
-    flags |= bad.view(np.uint8) * np.uint8(Flag.SURVEY_BAD)
-    ivar = inverse_variance(error)
-    ivar[bad | zero] = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Flux, ivar and flags of a block from what the files hold, and the verdict on each star.
+
+    Parameters
+    ----------
+    flux, error : ndarray (n, P) float32
+        `flux` is changed when it is normalised.
+    bad : ndarray (n, P) bool
+        Pixels the survey's mask calls bad; shape (0, 0) where it has none.
+    normalise : bool
+        Divide by a running quantile of each detector.
+
+    Returns
+    -------
+    flux, ivar, flags : ndarray (n, P)
+    verdict : ndarray (n,) uint8
+        Index of :data:`chemscale.survey.sources.compiled.REASONS`; 0 for a usable star.
+    """
+    ivar, flags, verdict = np.empty_like(flux), np.empty(flux.shape, np.uint8), np.empty(len(flux), np.uint8)
+    absurd = np.float32(np.inf if normalise else _ABSURD)
+    compiled.weigh_block(flux, error, bad, _INSIDE, np.float32(BAD_ERROR), absurd, ivar, flags, verdict)
     if normalise:
         grid = wavelength_grid()
         for start, stop in CHIPS:
@@ -98,9 +126,8 @@ def finish(
         outside = ~_INSIDE
         flux[:, outside], ivar[:, outside] = 0.0, 0.0
         flags[:, outside] |= np.uint8(Flag.GAP)
-    with np.errstate(invalid="ignore"):
-        absurd = (np.abs(flux) > 1e3) & (flux != np.inf) & (flux != -np.inf)  # the continuum is 1
-    if absurd.any():
-        ivar[absurd] = 0.0
-        flags[absurd] |= np.uint8(Flag.SURVEY_BAD)
-    return flux, ivar, flags
+        with np.errstate(invalid="ignore"):
+            strange = (np.abs(flux) > _ABSURD) & (flux != np.inf) & (flux != -np.inf)
+        ivar[strange] = 0.0
+        flags[strange] |= np.uint8(Flag.SURVEY_BAD)
+    return flux, ivar, flags, verdict

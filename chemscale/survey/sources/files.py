@@ -20,6 +20,8 @@ MAX_ID = 128
 
 def printable(path: str) -> str:
     """`path` as text that can be stored and shown: undecodable bytes and control characters escaped."""
+    if path.isascii() and path.isprintable():
+        return path
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -34,7 +36,9 @@ def id_problem(star_id: str) -> str:
         return "identifier is empty"
     if len(star_id) > MAX_ID:
         return f"identifier has {len(star_id)} characters, more than {MAX_ID}"
-    if any(unicodedata.category(c) in {"Cc", "Cs", "Cn", "Co"} for c in star_id):
+    if not (star_id.isascii() and star_id.isprintable()) and any(
+        unicodedata.category(c) in {"Cc", "Cs", "Cn", "Co"} for c in star_id
+    ):
         return "identifier holds control characters or undecodable bytes"
     return ""
 

@@ -38,6 +38,7 @@ _PASSING = {
 IMAGE_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _COLUMN_DTYPES = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
 _TFORM = re.compile(r"^(\d*)([LXBIJKAEDCMPQ])")
+_NO_DATA = b"NAXIS   =                    0"
 END_CARD = b"END" + b" " * 77
 
 
@@ -70,13 +71,17 @@ def read_bytes(path: str, max_bytes: int = MAX_BYTES) -> bytes:
         else:
             # O_NONBLOCK: opening a FIFO somebody named like a spectrum must not hang a worker
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            with open(handle, "rb", buffering=0) as stream:
+            try:
                 info = os.fstat(handle)
                 if not stat.S_ISREG(info.st_mode):
                     raise FitsError("not a regular file")
                 if info.st_size > max_bytes:
                     raise FitsError(f"file has {info.st_size} bytes, more than the limit of {max_bytes}")
-                raw = stream.read()
+                raw = os.read(handle, info.st_size)
+                while len(raw) < info.st_size and (more := os.read(handle, info.st_size - len(raw))):
+                    raw += more  # a network file system may give less than it was asked for
+            finally:
+                os.close(handle)
     except OSError as error:
         if _passing(error, path):
             raise
@@ -135,11 +140,19 @@ class Header:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Value of `key` (bool, int, float, str) or `default`; unreadable values count as absent."""
-        at = self._index().get(key.encode("ascii").ljust(8))
-        if at is None or self.raw[at + 8 : at + 10] != b"= ":
+        name = key.encode("ascii").ljust(8)
+        at = self._find(name) if self._cards is None else self._cards.get(name, -1)
+        if at < 0 or self.raw[at + 8 : at + 10] != b"= ":
             return default
         value = _card_value(self.raw[at + 10 : at + CARD])
         return default if value is None else value
+
+    def _find(self, name: bytes) -> int:
+        """First card that starts with `name`, -1 where there is none: quicker than an index for a keyword or two."""
+        at = self.raw.find(name)
+        while at % CARD and at >= 0:
+            at = self.raw.find(name, at + 1)
+        return at
 
     def number(self, key: str, default: float = math.nan) -> float:
         """Finite number stored under `key`, else `default`."""
@@ -182,18 +195,24 @@ class HDU:
 
     __slots__ = ("buffer", "header", "index", "kind", "offset", "shape", "size")
 
-    def __init__(self, index: int, header: Header, buffer: bytes, offset: int):
+    def __init__(
+        self,
+        index: int,
+        header: Header,
+        buffer: bytes,
+        offset: int,
+        described: tuple[str, tuple[int, ...], int] | None = None,
+    ):
         self.index, self.header, self.buffer, self.offset = index, header, buffer, offset
-        self.kind, self.shape, self.size = describe(index, header)
+        self.kind, self.shape, self.size = described or describe(index, header)
 
     def image(self) -> np.ndarray:
         """The image as a native-endian array, ``BSCALE``/``BZERO`` applied where present."""
         if self.kind != "IMAGE" or not self.shape:
             raise FitsError(f"HDU {self.index} holds no image")
-        dtype = IMAGE_DTYPES[int(self.header.get("BITPIX"))]
+        dtype, scale, zero = _pixel_format(self.header.raw)
         count = math.prod(self.shape)
         data = np.frombuffer(self.buffer, dtype, count, self.offset).reshape(self.shape)
-        scale, zero = self.header.number("BSCALE", 1.0), self.header.number("BZERO", 0.0)
         if scale != 1.0 or zero != 0.0:
             return data * scale + zero
         return data.astype(data.dtype.newbyteorder("="))
@@ -209,9 +228,20 @@ class HDU:
         return np.frombuffer(self.buffer, table_dtype(self.header, width), rows, self.offset)
 
 
+@lru_cache(maxsize=256)
+def _pixel_format(raw: bytes) -> tuple[np.dtype, float, float]:
+    """Type of an image's stored values, BSCALE and BZERO."""
+    header = Header(raw)
+    dtype = np.dtype(IMAGE_DTYPES[int(header.get("BITPIX"))])
+    return dtype, header.number("BSCALE", 1.0), header.number("BZERO", 0.0)
+
+
 def describe(index: int, header: Header) -> tuple[str, tuple[int, ...], int]:
     """Kind, shape and size in bytes of the data a header declares; nothing is trusted yet."""
-    return _describe(index, header.raw)
+    raw = header.raw
+    if index == 0 and raw[160:190] == _NO_DATA and b"GROUPS  =" not in raw:
+        raw = raw[:240]  # a primary header without data: all that counts stands in its first three cards
+    return _describe(index, raw)
 
 
 @lru_cache(maxsize=256)  # the image headers of one release are the same bytes over and over
@@ -306,17 +336,36 @@ def scan(buffer: bytes) -> list[HDU]:
     """
     units: list[HDU] = []
     offset = 0
-    while offset < len(buffer) and len(units) < MAX_HDUS:
+    size = len(buffer)
+    while offset < size and len(units) < MAX_HDUS:
         if units and buffer[offset : offset + 8] != b"XTENSION":
             break
-        header, offset = header_at(buffer, offset, len(units))
-        unit = HDU(len(units), header, buffer, offset)
-        if offset + unit.size > len(buffer):
-            have = max(len(buffer) - offset, 0)
+        index = len(units)
+        known = _SEEN.get(index)
+        if known is not None and buffer.startswith(known[0], offset):
+            # the very bytes of an extension header met before: what they say is known
+            _, header, length, described = known
+            start = offset + length
+            unit = HDU(index, header, buffer, start, described)
+        else:
+            header, start = header_at(buffer, offset, index)
+            unit = HDU(index, header, buffer, start)
+            if 0 < index < _MOST_SEEN and len(header.raw) < 2**16:
+                raw = header.raw + END_CARD
+                _SEEN[index] = (raw, header, start - offset, (unit.kind, unit.shape, unit.size))
+        offset = start
+        if offset + unit.size > size:
+            have = max(size - offset, 0)
             raise FitsError(f"HDU {unit.index}: header declares {unit.size} bytes of data, the file has {have}")
         units.append(unit)
         offset += -(-unit.size // BLOCK) * BLOCK
     return units
+
+
+#: HDU index -> (header up to END, parsed, bytes with padding, description) of the file read last: the files of
+#: a release differ in their primary headers only. Entries are replaced whole, so threads may share them.
+_SEEN: dict[int, tuple[bytes, Header, int, tuple[str, tuple[int, ...], int]]] = {}
+_MOST_SEEN = 16
 
 
 def native(values: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def number(value: Any, *, below: float = -900.0, above: float = np.inf) -> float
 
 
 def block_labels(
-    items: Sequence[Item], read: Sequence[Mapping[str, Any]], elements: Sequence[str]
+    items: Sequence[Item], read: Sequence[Mapping[str, Any]] | Mapping[str, np.ndarray], elements: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Labels of the stars of a block as arrays of the contract's dtypes.
 
@@ -73,8 +73,9 @@ def block_labels(
     ----------
     items : sequence of Item
         The stars, in row order; their labels count first.
-    read : sequence of mapping
-        What each star's own file says; fills what the catalogue lacks (absent or NaN).
+    read : sequence of mapping, or mapping of arrays
+        What the stars' own files say, star by star or as columns; fills what the catalogue
+        lacks (absent, '' or NaN).
     elements : sequence of str
         Columns of `abundance`.
 
@@ -83,31 +84,47 @@ def block_labels(
     dict of str to numpy.ndarray
         (n,) or, for abundances, (n, n_elements). Names no star has are left out.
     """
-    names = {name for labels in (*read, *(item.labels for item in items)) for name in labels}
+    own = read if isinstance(read, Mapping) else _columns(read)
+    catalogued = {name for item in items for name in item.labels}
     out: dict[str, np.ndarray] = {}
     for name, spec in VARIABLES.items():
-        if name not in names or name == "star_id":
+        if name == "star_id" or not (name in own or name in catalogued):
             continue
-        values = [_first(item.labels, own, name) for item, own in zip(items, read, strict=True)]
-        if spec.dims == ("star",):
-            if spec.dtype == "str":
-                out[name] = np.array(["" if v is None else str(v) for v in values], dtype=object).astype(str)
-            else:
-                out[name] = np.array([spec.fill if v is None else v for v in values]).astype(spec.dtype)
-        elif "element" in spec.dims and elements:
-            table = np.full((len(items), len(elements)), np.nan, spec.dtype)
-            for row, value in zip(table, values):
-                if value is not None and len(value) == len(elements):
-                    row[:] = value
-            out[name] = table
+        single = spec.dims == ("star",)
+        if not single and not ("element" in spec.dims and elements):
+            continue
+        shape = (len(items),) if single else (len(items), len(elements))
+        column = np.full(shape, spec.fill, object if spec.dtype == "str" else spec.dtype)
+        for row, value in _given(own.get(name), shape):
+            column[row] = value
+        if name in catalogued:
+            for row, item in enumerate(items):
+                value = item.labels.get(name)
+                if value is None or value == "" or (isinstance(value, float) and value != value):
+                    continue
+                if single or len(value) == len(elements):
+                    column[row] = value
+        out[name] = column.astype(str) if spec.dtype == "str" else column
     return out
 
 
-def _first(labels: Mapping[str, Any], own: Mapping[str, Any], name: str) -> Any:
-    value = labels.get(name)
-    if value is None or value == "" or (isinstance(value, float) and value != value):
-        return own.get(name, value)
-    return value
+def _given(values: Any, shape: tuple[int, ...]) -> list[tuple[Any, Any]]:
+    """(row, value) pairs of what files say; one pair for a whole column."""
+    if values is None:
+        return []
+    if isinstance(values, np.ndarray):
+        return [(slice(None), values)] if values.shape == shape else []
+    return [(row, v) for row, v in values if np.shape(v) == shape[1:]]
+
+
+def _columns(read: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, Any]]]:
+    """name -> (row, value) of the stars that have it."""
+    out: dict[str, list[tuple[int, Any]]] = {}
+    for row, labels in enumerate(read):
+        for name, value in labels.items():
+            if value is not None:
+                out.setdefault(name, []).append((row, value))
+    return out
 
 
 def contract_labels(names: Iterable[str]) -> tuple[str, ...]:

@@ -203,7 +203,7 @@ class LamostSource:
     def read(self, items: Sequence[Item], wavelength: np.ndarray, elements: Sequence[str]) -> StarBlock:
         """Read spectra, shift to rest, rebin onto `wavelength`, normalise. One read a file."""
         grid = np.asarray(wavelength, np.float64)
-        return read_in_batches(items, len(grid), (), lambda part: self._read_batch(part, grid))
+        return read_in_batches(items, (), lambda part: self._read_batch(part, grid))
 
     def _read_batch(self, items: Sequence[Item], grid: np.ndarray) -> Batch:
         shape = (len(items), len(grid))

@@ -201,7 +201,7 @@ class SdssVSource:
         grid = self.wavelength_grid()
         if len(wavelength) != len(grid) or not np.allclose(wavelength, grid, rtol=1e-7, atol=0):
             raise InputError("the store's wavelength grid is another instrument's", "use a store of its own")
-        return read_in_batches(items, len(grid), elements, lambda part: self._read_batch(part, grid))
+        return read_in_batches(items, elements, lambda part: self._read_batch(part, grid))
 
     def _read_batch(self, items: Sequence[Item], grid: np.ndarray) -> Batch:
         shape = (len(items), len(grid))

@@ -275,7 +275,7 @@ class TableSource:
         """Read rows. A row without a usable pixel is rejected; nothing is resampled."""
         file = self._open()
         names = self._names(file.shapes())
-        return read_in_batches(items, len(wavelength), elements, lambda part: self._read_batch(part, file, names))
+        return read_in_batches(items, elements, lambda part: self._read_batch(part, file, names))
 
     def _read_batch(self, items: Sequence[Item], file: TableFile, names: dict[str, str]) -> Batch:
         wanted = np.array([int(item.path.rsplit("#", 1)[1]) for item in items])
