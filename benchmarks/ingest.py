@@ -118,8 +118,16 @@ def timed_map(client: Any, func: Any, paths: list[Any], pieces: int) -> Clock:
     """Time `func` over `paths`, cut as the shards of a store are."""
     cuts = [paths[a:b] for a, b in itertools.pairwise(np.linspace(0, len(paths), pieces + 1).astype(int))]
     with Clock(client) as clock:
-        client.gather([client.submit(func, c, pure=False) for c in cuts])
+        client.gather([client.submit(_with_memory, func, c, pure=False) for c in cuts])
     return clock
+
+
+def _with_memory(func: Any, piece: list[Any]) -> Any:
+    """As ingestion works: every arm keeps the buffers it frees."""
+    from chemscale.runtime.memory import keep_freed_memory
+
+    with keep_freed_memory():
+        return func(piece)
 
 
 def codec_rate(path: Path) -> dict[str, float]:

@@ -24,6 +24,7 @@ from chemscale.errors import ChemscaleError, DataError, StoreError
 from chemscale.quality.pixels import MAX_ERROR
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import Inputs
+from chemscale.runtime.memory import keep_freed_memory
 from chemscale.survey.finalise import PLANNED_REJECTIONS
 from chemscale.survey.layout import BYTES_PER_PIXEL, Layout
 from chemscale.survey.planning import Job, check_same, plan_ingest
@@ -273,10 +274,11 @@ def write_shard_task(task: ShardTask) -> dict[str, Any]:
         cannot be written: that stops the job, where a bad input would only be quarantined.
     """
     try:
-        try:
-            marker = _write_once(task)
-        except ReadBackError:  # once more, from the files; a second time is the machine's fault
-            marker = _write_once(task)
+        with keep_freed_memory():
+            try:
+                marker = _write_once(task)
+            except ReadBackError:  # once more, from the files; a second time is the machine's fault
+                marker = _write_once(task)
     except ChemscaleError as err:
         return {"error": err}
     return {"shard": task.shard, "n_stars": marker["statistics"]["n_stars"], "rejected": marker["rejected"]}
