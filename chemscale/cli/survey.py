@@ -295,7 +295,8 @@ def _client(workers: int | None, cluster: str | None) -> Any:
         return
     from chemscale.runtime.cluster import connect
 
-    overrides: dict[str, Any] = {} if cluster else {"threads": 1}
+    # two shards in hand a process: one is read or compressed while the other waits for the disk
+    overrides: dict[str, Any] = {} if cluster else {"threads": 2}
     with connect(cluster or "local", workers=workers, **overrides) as client:
         yield client
 

@@ -97,6 +97,32 @@ def test_source_that_breaks_the_protocol_is_named(tmp_path, files, mode):
         ingest(ToySource(files, mode=mode), tmp_path / "s.zarr", layout=SMALL)
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_what_reads_back_differently_is_written_again_then_an_error(tmp_path, files, monkeypatch, failures):
+    """A disk that loses a bit of ivar, once or always."""
+    whole = Folder.checksum
+    lost = []
+
+    def checksum(folder, name):
+        crc, size = whole(folder, name)
+        if name == "ivar/c/3/0" and len(lost) < failures:
+            lost.append(name)
+            return crc ^ 1, size
+        return crc, size
+
+    monkeypatch.setattr(Folder, "checksum", checksum)
+    if failures == 1:
+        ingest(ToySource(files), tmp_path / "s.zarr", layout=SMALL)
+    else:
+        with pytest.raises(StoreError, match="ivar/c/3/0: what was read back differs"):
+            ingest(ToySource(files), tmp_path / "s.zarr", layout=SMALL)
+        ingest(ToySource(files), tmp_path / "s.zarr", layout=SMALL, resume=True)
+    assert len(lost) == failures
+    monkeypatch.undo()
+    ingest(ToySource(files), tmp_path / "whole", layout=SMALL)
+    assert tree(tmp_path / "s.zarr") == tree(tmp_path / "whole")
+
+
 def test_nothing_readable_leaves_nothing(tmp_path, files):
     for f in files.iterdir():
         f.write_bytes(b"x")

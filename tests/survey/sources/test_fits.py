@@ -173,3 +173,22 @@ def test_trouble_that_passes_is_no_verdict_on_the_file(tmp_path, monkeypatch, nu
     with pytest.raises(OSError, match="later perhaps") as caught:
         fits.read_bytes(str(path))
     assert not isinstance(caught.value, FitsError)
+
+
+def test_headers_met_before_are_not_mistaken_for_others(tmp_path):
+    """Files of two layouts in turn, and files that differ from a known one in a card or in their length."""
+    contents = []
+    for columns, dtype in ((4, ">f4"), (7, ">f4"), (4, ">f8")):
+        image = np.arange(3 * columns, dtype=dtype).reshape(3, columns)
+        hdus = [afits.PrimaryHDU(), afits.ImageHDU(image), afits.ImageHDU(image + 1)]
+        afits.HDUList(hdus).writeto(tmp_path / f"{columns}{dtype[1:]}.fits")
+        contents.append(((tmp_path / f"{columns}{dtype[1:]}.fits").read_bytes(), image))
+    for _ in range(2):
+        for content, image in contents:
+            units = fits.scan(content)
+            np.testing.assert_array_equal(units[1].image(), image)
+            np.testing.assert_array_equal(units[2].image(), image + 1)
+            with pytest.raises(FitsError, match="HDU 2: header declares"):
+                fits.scan(content[:-2880])
+            scaled = content.replace(b"GCOUNT  =                    1", b"BSCALE  =                  2.0")
+            np.testing.assert_array_equal(fits.scan(scaled)[1].image(), 2 * image)
