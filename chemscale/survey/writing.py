@@ -19,6 +19,7 @@ from chemscale.schema import Flag
 from chemscale.survey.layout import PIXEL_VARIABLES, ShardEncoder, chunk_file
 from chemscale.survey.shards import (
     COVERAGE_BINS,
+    ROOT,
     Header,
     check_back,
     dump,
@@ -131,6 +132,8 @@ class ShardWriter:
             self._put(name, self._encoders[name].end())
             self._files[name].commit(sync=True)
         files = {self._names[n]: check_back(self.folder, self._names[n], *self._sums[n]) for n in PIXEL_VARIABLES}
+        if self.folder.exists(ROOT):  # we are left over from a job whose scheduler is gone; another one carried on
+            raise StoreError(f"{self.folder.root}: was completed by another job meanwhile", "nothing is left to do")
         part = pack({**columns, "status": status, "used_per_pixel": self.counts.used_per_pixel})
         marker = {
             "shard": self.shard,

@@ -91,8 +91,8 @@ def test_interrupted_append_is_invisible_and_resumes(tmp_path, first, monkeypatc
 
     from chemscale.survey import ingest as module
 
-    original = module.write_shard
-    monkeypatch.setattr(module, "write_shard", dies)
+    original = module._write_once
+    monkeypatch.setattr(module, "_write_once", dies)
     with pytest.raises(KeyboardInterrupt):
         append(ToySource(release), first)
     assert open_survey(first).sizes["star"] == 29 and verify(first).ok

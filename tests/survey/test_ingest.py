@@ -305,17 +305,19 @@ from chemscale.survey.ingest import ingest
 from chemscale.survey.layout import Layout
 if __name__ == "__main__":
     source, layout = ToySource({files!r}, delay=0.002), Layout(4, 8, 16)
-    if {workers}:
+    if {workers!r}:
         from chemscale.runtime.cluster import connect
-        with connect("local", workers={workers}, threads=1) as client:
+        options = dict(workers={workers!r}, threads=1) if isinstance({workers!r}, int) else dict(timeout=5)
+        with connect({workers!r} if isinstance({workers!r}, str) else "local", **options) as client:
             ingest(source, {out!r}, layout=layout, client=client, resume=True, progress=False)
     else:
         ingest(source, {out!r}, layout=layout, resume=True, progress=False)
 """
 
 
-def job(tmp_path: Path, files: Path, out: Path, workers: int) -> subprocess.Popen:
-    script = tmp_path / f"job{workers}.py"
+def job(tmp_path: Path, files: Path, out: Path, workers: int | str) -> subprocess.Popen:
+    """A process that ingests with so many workers of its own, or on the cluster of that address."""
+    script = tmp_path / f"job{workers if isinstance(workers, int) else ''}.py"
     text = SCRIPT.format(here=str(Path(__file__).parent), files=str(files), out=str(out), workers=workers)
     script.write_text(textwrap.dedent(text))
     return subprocess.Popen(
@@ -371,4 +373,62 @@ def test_ten_kills_of_job_and_workers(tmp_path):
                 child.kill()
                 break
         assert process.wait(120) == 0, (tmp_path / "stderr").read_text()[-4000:]
+        assert tree(out) == whole
+
+
+class Cluster:
+    """A scheduler and two workers as processes of their own, on loopback."""
+
+    def __init__(self, tmp_path: Path):
+        self.file = tmp_path / "scheduler.json"
+        self.file.unlink(missing_ok=True)
+        module = [sys.executable, "-m"]
+        where = ["--scheduler-file", str(self.file)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        options = {"env": env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        scheduler = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+        self.scheduler = subprocess.Popen([*module, *scheduler, *where], **options)
+        while not self.file.exists() and self.scheduler.poll() is None:
+            time.sleep(0.02)
+        worker = ["distributed.cli.dask_worker", *where, "--nworkers", "2", "--nthreads", "1"]
+        worker += ["--no-dashboard", "--death-timeout", "20", "--local-directory", str(tmp_path)]
+        self.workers = subprocess.Popen([*module, *worker], **options)
+        self.address = json.loads(self.file.read_text())["address"]
+
+    def close(self) -> None:
+        for process in (self.scheduler, self.workers):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kills_of_the_scheduler_alone(tmp_path):
+    """The job ends with a clear error; resumed on a new cluster, while workers of the old one may still be writing."""
+    files = write_files(tmp_path / "spectra", n=800)
+    ingest(ToySource(files, delay=0.002), tmp_path / "whole", layout=SMALL)
+    whole = tree(tmp_path / "whole")
+    rng = np.random.default_rng(int(time.time()))
+    for attempt in range(2):
+        out = tmp_path / f"killed{attempt}"
+        clusters = []
+        try:
+            for _ in range(1 + attempt):
+                clusters.append(cluster := Cluster(tmp_path))
+                before = n_marked(out)
+                process = job(tmp_path, files, out, cluster.address)
+                begun = time.monotonic()
+                while n_marked(out) <= before + int(rng.integers(0, 40)) and time.monotonic() - begun < 120:
+                    assert process.poll() is None, (tmp_path / "stderr").read_text()[-4000:]
+                    time.sleep(0.003)
+                cluster.scheduler.kill()
+                assert process.wait(120) != 0
+                assert "scheduler is lost" in (tmp_path / "stderr").read_text()
+                assert not (out / "_chemscale" / "root.json").exists()
+            clusters.append(cluster := Cluster(tmp_path))
+            assert job(tmp_path, files, out, cluster.address).wait(200) == 0, (tmp_path / "stderr").read_text()[-4000:]
+        finally:
+            for cluster in clusters:
+                cluster.close()
         assert tree(out) == whole

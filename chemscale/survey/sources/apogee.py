@@ -38,7 +38,7 @@ from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.compiled import REASONS
 from chemscale.survey.sources.files import find_files, id_problem, printable
-from chemscale.survey.sources.fits import HDU, FitsError, read_bytes, scan
+from chemscale.survey.sources.fits import FitsError, read_bytes, scan
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.members import Membership, read_members
 
@@ -284,7 +284,7 @@ class ApogeeSource:
         bad = np.zeros(flux.shape if self.product == "apStar" else (0, 0), bool)
         mask = np.empty(N_PIXELS, np.int64)
         kept: list[Item] = []
-        files: list[list[HDU]] = []
+        own: list[labelling.FileLabels | None] = []
         rejected: list[Rejection] = []
         for item in items:
             row = len(kept)
@@ -297,12 +297,13 @@ class ApogeeSource:
                 if len(bad):
                     copy_spectrum(units, 3, "mask", mask)
                     np.not_equal(mask & BAD_PIXMASK, 0, out=bad[row])
+                # the catalogue's labels count; a file's own are read where it has none
+                said = None if "teff" in item.labels else labelling.FileLabels.of(units)
             except FitsError as problem:
                 rejected.append(Rejection(printable(item.path), str(problem), item.star_id))
                 continue
             kept.append(item)
-            # the catalogue's labels count; a file's own are read where it has none
-            files.append([] if "teff" in item.labels else units)
+            own.append(said)
         n = len(kept)
         flux, ivar, flags, verdict = finish(flux[:n], error[:n], bad[:n], normalise=self.product == "apStar")
         if verdict.any():
@@ -310,8 +311,8 @@ class ApogeeSource:
                 rejected.append(Rejection(printable(kept[i].path), REASONS[verdict[i]], kept[i].star_id))
             good = np.flatnonzero(verdict == 0)
             flux, ivar, flags = flux[good], ivar[good], flags[good]
-            kept, files = [kept[i] for i in good], [files[i] for i in good]
-        return Batch(kept, labelling.file_labels(files, elements), flux, ivar, flags, rejected)
+            kept, own = [kept[i] for i in good], [own[i] for i in good]
+        return Batch(kept, labelling.file_labels(own, elements), flux, ivar, flags, rejected)
 
 
 _NORMALISATION = {
@@ -348,7 +349,7 @@ def _signal_to_noise(path: str) -> float:
         units = scan(read_bytes(path))
         snr = number(units[0].header.get("SNR"))
         if snr != snr:
-            snr = float(labelling.file_labels([units], ()).get("snr", [np.nan])[0])
+            snr = float(labelling.file_labels([labelling.FileLabels.of(units)], ()).get("snr", [np.nan])[0])
         return snr if snr == snr else -1.0
     except FitsError:
         return -np.inf

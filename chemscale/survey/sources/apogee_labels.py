@@ -178,13 +178,35 @@ def table_unit(units: list[HDU]) -> HDU | None:
     return None
 
 
-def file_labels(files: Sequence[list[HDU]], elements: Sequence[str]) -> dict[str, np.ndarray]:
-    """Labels of stars from their own files: the HDU4 table of each, else its primary header.
+@dataclass(frozen=True)
+class FileLabels:
+    """What a star's own file says of it, copied out of the file: the row of its table, else its primary header."""
+
+    header: Header
+    row: bytes
+    #: of `row`; None where the file has no table
+    dtype: np.dtype | None
+
+    @classmethod
+    def of(cls, units: list[HDU]) -> FileLabels:
+        """From the units of a file; FitsError for a table that makes no sense."""
+        unit = table_unit(units)
+        if unit is None:
+            return cls(units[0].header, b"", None)
+        width = unit.shape[1]
+        row = unit.buffer[unit.offset : unit.offset + width]
+        if len(row) < width:
+            raise FitsError(f"HDU {unit.index}: its table of labels stops early")
+        return cls(unit.header, row, table_dtype(unit.header, width))
+
+
+def file_labels(files: Sequence[FileLabels | None], elements: Sequence[str]) -> dict[str, np.ndarray]:
+    """Labels of stars from their own files.
 
     Parameters
     ----------
-    files : sequence of list of HDU
-        One file a star; an empty list where nothing is to be read.
+    files : sequence of FileLabels
+        One a star; None where nothing is to be read.
     elements : sequence of str
         Species wanted in `abundance`; none for ().
 
@@ -199,19 +221,19 @@ def file_labels(files: Sequence[list[HDU]], elements: Sequence[str]) -> dict[str
     order the last four of their 26 abundances differently from DR16; for those (reduction ``r8`` and older)
     the last four stay undefined.
     """
-    layouts: dict[bytes, list[int]] = {}
-    tables = [table_unit(units) for units in files]
+    layouts: dict[int, list[int]] = {}  # by identity: equal headers share one dtype
     parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
-    for row, (units, unit) in enumerate(zip(files, tables, strict=True)):
-        if unit is not None:
-            layouts.setdefault(unit.header.raw, []).append(row)
-        elif units:
-            parts.append(([row], _header_labels(units[0].header)))
-    for raw, rows in layouts.items():
-        units_here = [unit for row in rows if (unit := tables[row]) is not None]
-        width = units_here[0].shape[1]
-        content = b"".join(u.buffer[u.offset : u.offset + width] for u in units_here)
-        parts.append((rows, _table_labels(np.frombuffer(content, table_dtype(Header(raw), width)), elements)))
+    for at, file in enumerate(files):
+        if file is None:
+            continue
+        if file.dtype is None:
+            parts.append(([at], _header_labels(file.header)))
+        else:
+            layouts.setdefault(id(file.dtype), []).append(at)
+    for rows in layouts.values():
+        alike = [file for at in rows if (file := files[at]) is not None]
+        table = np.frombuffer(b"".join(file.row for file in alike), alike[0].dtype)
+        parts.append((rows, _table_labels(table, elements)))
     out: dict[str, np.ndarray] = {}
     for rows, columns in parts:
         for name, values in columns.items():
