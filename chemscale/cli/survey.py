@@ -356,6 +356,9 @@ def _show_summary(summary: Any, as_json: bool) -> None:
     )
     if summary.n_shards_kept and summary.n_shards_kept < summary.n_shards:
         console.print(f"{summary.n_shards_kept} shards were already done", highlight=False)
+    if summary.ignored:
+        names = escape(", ".join(summary.ignored))
+        console.print(f"[yellow]not stored[/], no variable of the contract: {names}", highlight=False)
     if summary.clusters:
         console.print(f"{len(summary.clusters)} clusters, {sum(summary.clusters.values()):,} members", highlight=False)
     _show_rejected(summary)

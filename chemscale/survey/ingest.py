@@ -73,6 +73,8 @@ class IngestSummary:
     #: shards that were found done by an earlier, interrupted job
     n_shards_kept: int = 0
     clusters: dict[str, int] = field(default_factory=dict)
+    #: arrays of the input that the contract has no place for
+    ignored: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -341,6 +343,7 @@ def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> In
         complete=complete,
         n_shards_kept=kept,
         clusters=clusters,
+        ignored=list(header.attrs.get("ignored", ())),
     )
 
 

@@ -37,13 +37,13 @@ from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import id_problem, printable
 from chemscale.survey.sources.fits import FitsError
 from chemscale.survey.sources.labels import RowLabels, clean, contract_labels
-from chemscale.survey.sources.members import cluster_name
 from chemscale.survey.sources.pixels import inverse_variance, usable
-from chemscale.survey.sources.table_files import NpzFile, TableFile, open_table
+from chemscale.survey.sources.table_files import TableFile, open_table
+from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, words
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
 _TEXT_KEYS = ("survey", "medium", "normalisation", "frame")
-_ALIASES = {"spectra": "flux", "wave": "wavelength", "id": "star_id"}
+_ALIASES = {"spectra": "flux", "wave": "wavelength", "id": "star_id", "alpha_fe": "alpha_m"}
 #: labels where a value below -900 can be real
 _WIDE = {"radial_velocity": -1e5}
 
@@ -65,8 +65,9 @@ class TableSource:
     Notes
     -----
     Rows are read where they stand (memory-mapped NPZ and FITS, chunks of HDF5 and Zarr).
-    A *compressed* NPZ cannot be read by rows: each array is loaded once a process. Nothing is
-    unpickled. Without `star_id` a star is named after the file and its row.
+    A compressed NPZ is decompressed from its start up to the rows asked for, by every task: slow, but bounded.
+    Nothing is unpickled. Without `star_id` a star is named after the file and its row. Arrays the contract
+    does not know are not stored; the plan's attribute ``ignored`` lists them.
     """
 
     name = "table"
@@ -95,6 +96,7 @@ class TableSource:
         shapes = file.shapes()
         names = self._names(shapes)
         n_stars, n_pixels = self._check_shapes(names, shapes)
+        contract_flags(self._pixels(file, names, slice(0, 1)).get("flags", np.zeros(1, np.uint8)))
         wavelength = self._wavelength(file, names["wavelength"], n_pixels)
         text = {key: self._text(file, key, shapes) for key in _TEXT_KEYS}
         stated = self.medium or text["medium"] or file.medium(names["wavelength"])
@@ -112,8 +114,6 @@ class TableSource:
             "columns": dict(sorted(names.items())),
             "ignored": sorted(printable(s) for s in shapes.keys() - set(names.values()) - set(_TEXT_KEYS)),
         }
-        if isinstance(file, NpzFile):
-            attrs["loaded_whole"] = [k for k in _PIXEL_NAMES if k in names and file.compressed(names[k])]
         labels = contract_labels(columns)
         return SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
 
@@ -152,17 +152,32 @@ class TableSource:
     def _check_shapes(self, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
         shape = shapes[names["flux"]]
         if len(shape) != 2 or 0 in shape:
-            raise InputError(f"{printable(self.path)}: flux has shape {shape}, expected (stars, pixels)")
+            raise InputError(
+                f"{printable(self.path)}: flux has shape {shape}, expected (stars, pixels)",
+                "one row a star, also for a single one",
+            )
+        grid = shapes[names["wavelength"]]
+        if len(grid) == 1 and grid[0] == shape[0] != shape[1]:
+            raise InputError(
+                f"{printable(self.path)}: flux has shape {shape} and wavelength {grid}: pixels come first",
+                "store flux (and its errors) as (stars, pixels): flux.T",
+            )
         for name in _PIXEL_NAMES:
             if name in names and shapes[names[name]] != shape:
-                raise InputError(f"{printable(self.path)}: {name} has shape {shapes[names[name]]}, flux has {shape}")
+                raise InputError(
+                    f"{printable(self.path)}: {name} has shape {shapes[names[name]]}, flux has {shape}",
+                    "give one value a star and pixel",
+                )
         return shape[0], shape[1]
 
     def _wavelength(self, file: TableFile, name: str, n_pixels: int) -> np.ndarray:
         shape = file.shapes()[name]
         values = file.rows(name) if len(shape) == 1 else file.rows(name, slice(0, 1))[0]
         if values.shape != (n_pixels,) or values.dtype.kind not in "fiu":
-            raise InputError(f"{printable(self.path)}: wavelength has shape {values.shape}, flux has {n_pixels} pixels")
+            raise InputError(
+                f"{printable(self.path)}: wavelength has shape {values.shape} ({values.dtype}) for {n_pixels} pixels",
+                "give one number a pixel, in Angstrom",
+            )
         if len(shape) == 2:
             last = file.rows(name, slice(shape[0] - 1, shape[0]))[0]
             if not np.array_equal(values, last):
@@ -171,13 +186,7 @@ class TableSource:
                     "resample them to one grid (chemscale.survey.resample)",
                 )
         wave = self._convert(file, "wavelength", name, values.astype(np.float64))
-        if not (np.isfinite(wave).all() and np.all(np.diff(wave) > 0)):
-            raise InputError(f"{printable(self.path)}: wavelength is not finite and strictly increasing")
-        if wave[0] < 900 or wave[-1] > 3e5:
-            raise InputError(
-                f"{printable(self.path)}: wavelengths from {wave[0]:g} to {wave[-1]:g} are not in Angstrom",
-                "state their unit: [units] wavelength = 'nm' in a mapping file",
-            )
+        check_grid(wave, printable(self.path))
         return wave
 
     def _convert(self, file: TableFile, name: str, column: str, values: np.ndarray) -> np.ndarray:
@@ -228,29 +237,40 @@ class TableSource:
                 continue
             shape = shapes[names[name]]
             wanted = (n_stars,) if spec.dims == ("star",) else (n_stars, len(elements))
-            if shape != wanted:
-                raise InputError(f"{printable(self.path)}: {name} has shape {shape}, expected {wanted}")
+            if shape != wanted and shape != (*wanted, 1) and not (name == "visits" and shape[:1] == wanted):
+                raise InputError(
+                    f"{printable(self.path)}: {name} has shape {shape}, expected {wanted}", "give one row a star"
+                )
             values = file.rows(names[name])
-            if spec.dtype == "str":
-                columns[name] = values.astype(str)
+            values = values if name == "visits" and values.ndim == 2 else values.reshape(wanted)
+            if name == "visits" and are_counts(values):
+                columns.setdefault("n_visits", values.astype(np.float32))
+            elif spec.dtype == "str":
+                columns[name] = words(name, values)
             elif values.dtype.kind not in "fiub":
-                raise InputError(f"{printable(self.path)}: {name} holds {values.dtype}, expected numbers")
+                raise InputError(
+                    f"{printable(self.path)}: {name} holds {values.dtype}, expected numbers",
+                    "store numbers, NaN where missing",
+                )
             elif spec.dtype.startswith("float"):
                 values = clean(values, below=_WIDE.get(name, -900.0), above=1e30)
                 columns[name] = self._convert(file, name, names[name], values).astype(spec.dtype)
             else:
-                columns[name] = values.astype(spec.dtype)
-        if "cluster" in columns:
-            columns["cluster"] = np.array([cluster_name(c) for c in columns["cluster"].tolist()], dtype=str)
+                columns[name] = np.where(np.isfinite(values), values, 0).astype(spec.dtype)
         return columns
 
     def _items(
         self, file: TableFile, names: dict[str, str], n_stars: int, columns: dict[str, np.ndarray]
     ) -> tuple[list[Item], list[Rejection]]:
         if "star_id" in names:
-            ids = [str(s).strip() for s in file.rows(names["star_id"]).tolist()]
+            raw = file.rows(names["star_id"]).ravel()
+            if raw.dtype.kind == "f" and np.all(raw == np.floor(raw)):
+                raw = raw.astype(np.int64)  # 12.0 is star 12
+            ids = [str(s).strip() for s in raw.tolist()]
             if len(ids) != n_stars:
-                raise InputError(f"{printable(self.path)}: {len(ids)} identifiers for {n_stars} stars")
+                raise InputError(
+                    f"{printable(self.path)}: {len(ids)} identifiers for {n_stars} stars", "give one a star"
+                )
         else:
             stem = printable(self.path.rstrip("/").rsplit("/", 1)[-1]).rsplit(".", 1)[0]
             ids = [f"{stem}-{row:08d}" for row in range(n_stars)]
@@ -277,14 +297,21 @@ class TableSource:
         names = self._names(file.shapes())
         return read_in_batches(items, elements, lambda part: self._read_batch(part, file, names))
 
+    def _pixels(self, file: TableFile, names: dict[str, str], rows: Any) -> dict[str, np.ndarray]:
+        """Rows of flux, error, mask, ..., as they are in the file, their kinds checked."""
+        raw = {name: file.rows(names[name], rows) for name in _PIXEL_NAMES if name in names}
+        for name, kinds in (("flux", "fiu"), ("ivar", "fiu"), ("error", "fiu"), ("mask", "fiub")):
+            if name in raw and raw[name].dtype.kind not in kinds:
+                raise InputError(
+                    f"{printable(self.path)}: {name} holds {raw[name].dtype}, expected numbers", "store plain numbers"
+                )
+        return raw
+
     def _read_batch(self, items: Sequence[Item], file: TableFile, names: dict[str, str]) -> Batch:
         wanted = np.array([int(item.path.rsplit("#", 1)[1]) for item in items])
         consecutive = len(wanted) > 0 and np.array_equal(wanted, np.arange(wanted[0], wanted[0] + len(wanted)))
         rows = slice(int(wanted[0]), int(wanted[0]) + len(wanted)) if consecutive else wanted
-        raw = {name: file.rows(names[name], rows) for name in _PIXEL_NAMES if name in names}
-        for name in ("flux", "ivar", "error"):
-            if name in raw and raw[name].dtype.kind not in "fiu":
-                raise InputError(f"{printable(self.path)}: {name} holds {raw[name].dtype}, expected numbers")
+        raw = self._pixels(file, names, rows)
         with np.errstate(over="ignore", invalid="ignore"):
             flux = raw["flux"].astype(np.float32)
             if "ivar" in raw:
@@ -292,7 +319,7 @@ class TableSource:
                 ivar[~(np.isfinite(ivar) & (ivar > 0))] = 0.0
             else:
                 ivar = inverse_variance(raw["error"])
-        flags = raw["flags"].astype(np.uint8) if "flags" in raw else np.zeros(flux.shape, np.uint8)
+        flags = contract_flags(raw["flags"]) if "flags" in raw else np.zeros(flux.shape, np.uint8)
         if "mask" in raw:
             flags[raw["mask"] != 0] |= np.uint8(Flag.SURVEY_BAD)
         kept: list[int] = []

@@ -6,13 +6,8 @@ spectra. Nothing is unpickled.
 
 from __future__ import annotations
 
-import lzma
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,14 +17,8 @@ from chemscale.survey.sources import fits
 from chemscale.survey.sources.files import printable
 from chemscale.survey.sources.fits_tables import scan_mapped
 
-#: A compressed array cannot be read by rows: it is held in memory, up to this size.
+#: What cannot be read by rows is held in memory, up to this size.
 MAX_LOADED = 2 * 2**30
-#: what zipfile, zlib and NumPy raise on damaged archives (NotImplementedError: unknown compression;
-#: RuntimeError: encrypted; TypeError, OverflowError, SyntaxError: nonsense in an array header)
-_DAMAGED_ZIP = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, KeyError),
-    *(ValueError, TypeError, OverflowError, SyntaxError, NotImplementedError, RuntimeError, MemoryError),
-)
 
 
 class TableFile(Protocol):
@@ -64,6 +53,8 @@ def open_table(path: str) -> TableFile:
     if not fits.is_remote(path) and not os.path.exists(path):
         raise InputError(f"no such file: {printable(path)}", "check the path")
     if lower.endswith(".npz"):
+        from chemscale.survey.sources.npz_files import NpzFile
+
         return NpzFile(path)
     if lower.endswith((".h5", ".hdf5", ".hdf")):
         return Hdf5File(path)
@@ -74,7 +65,8 @@ def open_table(path: str) -> TableFile:
     raise InputError(f"{printable(path)}: unknown kind of table", "use .npz, .h5, .fits or .zarr")
 
 
-def _text(values: np.ndarray) -> np.ndarray:
+def as_text(values: np.ndarray) -> np.ndarray:
+    """Native byte order; every kind of text as `str`."""
     if values.dtype.kind == "S":
         return np.char.strip(np.char.decode(values, "utf-8", "replace"))
     if values.dtype.kind == "T":  # variable-length text of Zarr
@@ -82,89 +74,6 @@ def _text(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "O":
         return np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.ravel()])
     return values.astype(values.dtype.newbyteorder("=")) if values.dtype.kind in "iufb" else values
-
-
-class NpzFile:
-    """NumPy archive. Uncompressed members (``np.savez``) are memory-mapped; compressed ones
-    (``np.savez_compressed``) are loaded whole, once a process, up to :data:`MAX_LOADED`."""
-
-    def __init__(self, path: str):
-        if fits.is_remote(path):
-            raise InputError(f"{path}: an NPZ cannot be read by rows from a URL", "copy it, or convert it to Zarr")
-        self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = {
-                    i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")
-                }
-                self._headers = {name: self._header(archive, info) for name, info in members.items()}
-        except _DAMAGED_ZIP as error:
-            raise InputError(
-                f"{printable(path)}: not a readable NPZ: {error}", "write it again with np.savez"
-            ) from error
-        for name, (_, _, dtype, _, _) in self._headers.items():
-            if dtype.hasobject:
-                raise InputError(
-                    f"{printable(path)}: {name} holds Python objects, which would have to be unpickled",
-                    "store plain arrays; text as a fixed-width string array",
-                )
-
-    def _header(
-        self, archive: zipfile.ZipFile, info: zipfile.ZipInfo
-    ) -> tuple[tuple[int, ...], bool, np.dtype, int, bool]:
-        with archive.open(info) as stream:
-            version = np.lib.format.read_magic(stream)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = reader(stream)
-            at = stream.tell()
-        stored = info.compress_type == zipfile.ZIP_STORED
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize if not dtype.hasobject else 0
-        if at + size > info.file_size:
-            raise ValueError(f"{info.filename} declares {size} bytes, holds {info.file_size - at}")
-        if not stored:
-            return shape, fortran, dtype, -1, False
-        with open(self.path, "rb") as raw:
-            raw.seek(info.header_offset + 26)
-            lengths = np.frombuffer(raw.read(4), "<u2")
-        return shape, fortran, dtype, info.header_offset + 30 + int(lengths.sum()) + at, True
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: header[0] for name, header in self._headers.items()}
-
-    def units(self, name: str) -> str:
-        return ""
-
-    def medium(self, name: str) -> str:
-        return ""
-
-    def compressed(self, name: str) -> bool:
-        """Whether reading any row of `name` loads all of it."""
-        return not self._headers[name][4]
-
-    def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
-        shape, fortran, dtype, offset, stored = self._headers[name]
-        whole: np.ndarray
-        if stored and shape and 0 not in shape:
-            whole = np.memmap(self.path, dtype, "r", offset, shape, "F" if fortran else "C")
-        else:
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            if size > MAX_LOADED:
-                raise InputError(
-                    f"{printable(self.path)}: {name} is compressed and {size / 2**30:.1f} GiB: no reading by rows",
-                    "write the file with np.savez (uncompressed), or as Zarr",
-                )
-            whole = _load_member(self.path, name, os.stat(self.path).st_mtime_ns)
-        part = whole if rows is None or not shape else whole[rows]
-        return _text(np.array(part))
-
-
-@lru_cache(maxsize=2)
-def _load_member(path: str, name: str, _modified: int) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return np.asarray(archive[name])
-    except _DAMAGED_ZIP as error:
-        raise InputError(f"{printable(path)}: {name} cannot be read: {error}", "write the file again") from error
 
 
 class Hdf5File:
@@ -207,11 +116,11 @@ class Hdf5File:
         with self._open() as root:
             data = root[name]
             if rows is None or not data.shape:
-                return _text(np.asarray(data[()]))
+                return as_text(np.asarray(data[()]))
             if isinstance(rows, slice):
-                return _text(np.asarray(data[rows]))
+                return as_text(np.asarray(data[rows]))
             unique, back = np.unique(rows, return_inverse=True)  # h5py wants increasing indices
-            return _text(np.asarray(data[unique])[back])
+            return as_text(np.asarray(data[unique])[back])
 
 
 class FitsFile:
@@ -263,7 +172,7 @@ class FitsFile:
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         array = self._arrays[name]
-        return _text(np.array(array if rows is None else array[rows]))
+        return as_text(np.array(array if rows is None else array[rows]))
 
 
 class ZarrFile:
@@ -290,7 +199,7 @@ class ZarrFile:
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         array = self._names[name]
         if rows is None or not array.shape:
-            return _text(np.asarray(array[...]))
+            return as_text(np.asarray(array[...]))
         if isinstance(rows, slice):
-            return _text(np.asarray(array[rows]))
-        return _text(np.asarray(array.oindex[rows]))
+            return as_text(np.asarray(array[rows]))
+        return as_text(np.asarray(array.oindex[rows]))

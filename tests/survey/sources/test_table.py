@@ -214,7 +214,7 @@ def test_bad_rows_and_ids(tmp_path):
         ({"flux": np.ones(40)}, "flux has shape"),
         ({"error": np.ones((6, 39))}, "error has shape"),
         ({"wavelength": np.linspace(5000, 5100, 39)}, "wavelength has shape"),
-        ({"wavelength": np.linspace(5100, 5000, 40)}, "strictly increasing"),
+        ({"wavelength": np.linspace(5100, 5000, 40)}, "wavelength decreases"),
         ({"wavelength": np.linspace(0.5, 0.51, 40)}, "not in Angstrom"),
         ({"teff": np.ones(5)}, "teff has shape"),
         ({"teff": np.array(["a"] * 6)}, "teff holds"),

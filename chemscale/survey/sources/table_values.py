@@ -1,0 +1,85 @@
+"""What the arrays of a stranger's table mean: wavelength grids, text, flags."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chemscale.errors import InputError
+from chemscale.schema import ALL_FLAGS, Flag
+from chemscale.survey.sources.members import cluster_name
+
+
+def check_grid(wave: np.ndarray, path: str) -> None:
+    """Refuse a grid that is not finite, increasing and in Angstrom, saying where.
+
+    Raises
+    ------
+    InputError
+    """
+    steps = np.diff(wave)
+    if not np.isfinite(wave).all():
+        at = int(np.argmin(np.isfinite(wave)))
+        raise InputError(f"{path}: wavelength is not finite at pixel {at}", "drop that pixel from all arrays")
+    if len(steps) and np.all(steps < 0):
+        raise InputError(
+            f"{path}: wavelength decreases, from {wave[0]:g} to {wave[-1]:g}",
+            "reverse the pixels of all arrays: wavelength[::-1], flux[:, ::-1], ...",
+        )
+    if not np.all(steps > 0):
+        at = int(np.argmin(steps > 0))
+        how = "repeats a value" if steps[at] == 0 else "goes back"
+        raise InputError(
+            f"{path}: wavelength {how} at pixel {at + 1}: {wave[at]:.8g}, {wave[at + 1]:.8g}",
+            "sort the pixels and drop doubles (of float16 or float32 grids: store float64)",
+        )
+    if wave[0] < 900 or wave[-1] > 3e5:
+        logarithms = 2.9 < wave[0] <= wave[-1] < 5.5
+        unit = "state their unit: [units] wavelength = 'nm' in a mapping file"
+        raise InputError(
+            f"{path}: wavelengths from {wave[0]:g} to {wave[-1]:g} are not in Angstrom",
+            "they look like logarithms: store 10**wavelength" if logarithms else unit,
+        )
+
+
+def words(name: str, values: np.ndarray) -> np.ndarray:
+    """A text column of the contract, (n,): numbers written out, visits joined, clusters in one spelling.
+
+    A missing or negative number (-1 is what clustering codes call "in none") is no cluster.
+    """
+    if name == "cluster" and values.dtype.kind in "if":
+        values = np.where(values < 0, np.nan, values.astype(np.float64))
+    if values.dtype.kind == "f":
+        text = ["" if v != v else f"{v:.0f}" if v == np.floor(v) else str(v) for v in values.ravel().tolist()]
+        values = np.array(text, str).reshape(values.shape)
+    if values.ndim == 2:
+        return np.array([",".join(str(v).strip() for v in row if str(v).strip()) for row in values.tolist()], str)
+    if name == "cluster":
+        return np.array([cluster_name(c) for c in values.tolist()], str)
+    return values.astype(str)
+
+
+def are_counts(values: np.ndarray) -> bool:
+    """Whether numbers under `visits` are numbers of visits: dates and plates are larger."""
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        return False
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and bool(finite.max() < 1000)
+
+
+def contract_flags(values: np.ndarray) -> np.ndarray:
+    """Flags as the contract's bits; a bit it does not know (or plain True) is the survey's own: SURVEY_BAD.
+
+    Raises
+    ------
+    InputError
+        Neither integers nor booleans.
+    """
+    if values.dtype.kind == "b":
+        return np.where(values, np.uint8(Flag.SURVEY_BAD), np.uint8(0))
+    if values.dtype.kind not in "iu":
+        raise InputError(f"flags holds {values.dtype}, expected integers (or True = bad)", "store them as integers")
+    known = values & values.dtype.type(ALL_FLAGS)
+    strange = known != values
+    known = known.astype(np.uint8)
+    known[strange] |= np.uint8(Flag.SURVEY_BAD)
+    return known
