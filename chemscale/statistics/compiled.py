@@ -112,3 +112,35 @@ def subtract_where_seen(x, model, missing):
             row[j] = zero if gone[j] else row[j] - guess[j]
         squares[i] = np.dot(row, row)
     return squares
+
+
+@njit(nogil=True, cache=True)
+def sum_over_missing(missing, rows):
+    """For every pixel, the sum of `rows` (n, R) over the stars that miss it: (P, R) in the dtype of `rows`.
+
+    The product ``missing.T @ rows`` with work proportional to what is missing.
+    """
+    n, p = missing.shape
+    start = np.zeros(p + 1, np.int64)
+    for i in range(n):
+        gone = missing[i]
+        for d in range(p):
+            start[d + 1] += gone[d]
+    for d in range(p):
+        start[d + 1] += start[d]
+    at = start[:-1].copy()
+    stars = np.empty(start[p], np.int32)
+    for i in range(n):
+        gone = missing[i]
+        for d in range(p):
+            if gone[d]:
+                stars[at[d]] = i
+                at[d] += 1
+    out = np.zeros((p, rows.shape[1]), rows.dtype)
+    for d in range(p):
+        total = out[d]
+        for a in range(start[d], start[d + 1]):
+            row = rows[stars[a]]
+            for c in range(row.size):
+                total[c] += row[c]
+    return out

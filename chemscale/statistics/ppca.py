@@ -239,7 +239,7 @@ class MaskedPPCA:
                 loglike_tol=loglike_tol if full else 1e-7,
                 max_iter=self.max_iter if full else 30,
                 guards=guards,
-                fresh_cov=level.n_stars * level.n_pixels <= FRESH,
+                fresh_moments=level.n_stars * level.n_pixels <= FRESH,
             )
         return state.model, trace
 

@@ -56,14 +56,14 @@ class Model:
 class SharedPass:
     """What one pass of the shared-noise solver sends to the blocks.
 
-    `extra` (P, L) holds search directions orthonormal to the basis; `pixel_cov` asks for
-    the sums of posterior covariances over the stars missing each pixel; `rare` lists
-    pixels missing so often that they are fitted by regression instead.
+    `extra` (P, L) holds search directions orthonormal to the basis; `missing_moments` asks for
+    sums over the stars missing each pixel; `rare` lists pixels missing so often that they are fitted by
+    regression instead.
     """
 
     model: Model
     extra: np.ndarray
-    pixel_cov: bool = True
+    missing_moments: bool = True
     rare: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
@@ -170,7 +170,8 @@ def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype:
         ``n`` stars used; ``count`` (P,) observed; ``resid`` (P,) sum of r; ``resid_proj`` (P, K+L) sum of
         r (r^T [basis, extra]); ``resid_latent`` (P, K) sum of r u^T; ``latent`` (K,), ``latent2`` (K, K) sums of
         u and u u^T; ``latent_proj`` (K, K+L) sum of u (r^T [basis, extra]); ``cov`` (K, K) sum of posterior
-        covariances;        ``rss`` sum of r^2; ``loglike``; optional ``pixel_cov`` (P, K(K+1)/2) and ``rare_*``.
+        covariances; ``rss`` sum of r^2; ``loglike``; optional ``rare_*``; optional, both (P, K(K+1)/2),
+        ``missing_cov`` and ``missing_latent2``: sums of Cov u and of u u^T over the stars missing each pixel.
     """
     model = task.model
     basis = model.basis.astype(dtype)
@@ -208,11 +209,20 @@ def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype:
         "rss": np.array(rss_star.sum()),
         "loglike": np.array(loglike[valid].sum()),
     }
-    if task.pixel_cov:
-        packed = pack(post.covariance / noise).astype(dtype)
+    if task.missing_moments:
+        packed = np.concatenate([pack(post.covariance / noise), pack_outer(post.latent)], axis=1).astype(dtype)
         packed[~valid] = 0
-        out["pixel_cov"] = noise * (_as_float(missing, dtype).T @ packed).astype(np.float64)
+        moments = _over_missing(missing, packed)
+        size = packed_size(k)
+        out["missing_cov"], out["missing_latent2"] = noise * moments[:, :size], moments[:, size:]
     return out
+
+
+def _over_missing(missing: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """``missing.T @ rows``, float64."""
+    if np.count_nonzero(missing) > SPARSE_MISSING * missing.size:
+        return (_as_float(missing, rows.dtype).T @ rows).astype(np.float64)
+    return compiled.sum_over_missing(missing, rows).astype(np.float64)
 
 
 def _as_float(missing: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -20,15 +20,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.linalg import qr
 
-from chemscale.statistics.anderson import SCALE_FLOOR, Anderson, principal
+from chemscale.statistics.anderson import SCALE_FLOOR, principal, turned
+from chemscale.statistics.ppca_imputation import newton_rows, self_consistent
 from chemscale.statistics.ppca_kernels import Model, SharedPass, Stats, unpack
 
 #: A pixel missing in more than this fraction of the stars is fitted by regression.
 RARE_FRACTION = 0.6
+#: Angle below which the eigenproblem outside the search space is solved to first order.
+LINEAR = 0.1
+#: The part of a step expected to be left to the next one, at least.
+LEAST_LEFT = 0.05
 #: Tighter tolerances than this also ask for a settled log-likelihood: one more pass.
 LOOSE = 1e-4
-#: Steps remembered by Anderson mixing.
-ANDERSON = 6
 
 
 @dataclass
@@ -47,10 +50,31 @@ class SharedState:
 
     model: Model
     extra: np.ndarray
-    correction: np.ndarray | None = None  # lagged missing-pixel covariance term, as (P, K) acting on `lag_basis`
-    lag_basis: np.ndarray | None = None
-    diagonal: np.ndarray | None = None  # the same term's diagonal, (P,): enough for the search directions
+    lag: Lagged | None = None
     rare: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+@dataclass
+class Lagged:
+    """Per star, moments over the stars missing each pixel, of the pass that asked for them last."""
+
+    basis: np.ndarray
+    covariance: np.ndarray  # (P, K): posterior covariance of the missing values, less noise, acting on `basis`
+    diagonal: np.ndarray  # (P,): its diagonal, enough for the search directions
+    latent2: np.ndarray  # (P, K, K): second moments of the latents
+
+    @classmethod
+    def from_stats(cls, stats: Stats, model: Model, missing: np.ndarray) -> Lagged:
+        n, k, noise = float(stats["n"]), model.basis.shape[1], float(model.noise)
+        cov = np.einsum("pi,pij->pj", model.basis, unpack(stats["missing_cov"], k))
+        acting = (cov * (1.0 + noise / model.scale**2) - noise * missing[:, None] * model.basis) / n
+        diagonal = np.einsum("pj,pj->p", cov, model.basis) / n
+        return cls(model.basis, acting, diagonal, unpack(stats["missing_latent2"], k) / n)
+
+    def turned(self, basis: np.ndarray) -> np.ndarray:
+        """:attr:`latent2` for the latents of another basis of (nearly) the same space."""
+        turn = self.basis.T @ basis
+        return np.einsum("ki,pkl,lj->pij", turn, self.latent2, turn, optimize=True)
 
 
 def orthonormal(against: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -83,7 +107,7 @@ def solve_shared(
     loglike_tol: float,
     max_iter: int,
     guards: int,
-    fresh_cov: bool = True,
+    fresh_moments: bool = True,
     trace: Trace | None = None,
 ) -> tuple[SharedState, Trace]:
     """Iterate passes until the estimated largest principal angle to the solution is below `tol`.
@@ -92,31 +116,30 @@ def solve_shared(
     ----------
     run : callable
         Sums :func:`~chemscale.statistics.ppca_kernels.shared_stats` over all blocks; one pass.
-    fresh_cov : bool
-        Recompute the covariance term of the missing pixels in every pass (exact).  Otherwise it is computed in
-        the first pass only and carried along: it is a correction of relative size (missing fraction) x K / P.
+    fresh_moments : bool
+        Recompute the moments over missing pixels in every pass (exact).  Otherwise they come from the first pass: the
+        covariance among them is a correction of relative size (missing fraction) x K / P, the rest only steers.
     guards : int
         Ritz vectors kept beyond K to speed up convergence.
     """
     trace = trace or Trace()
-    mixer = Anderson(ANDERSON)
-    fallback: SharedState | None = None
+    before: tuple[SharedState, Stats] | None = None
     best = -np.inf
     for iteration in range(max_iter):
-        want_cov = fresh_cov or iteration == 0
-        stats = run(SharedPass(state.model, state.extra, want_cov, state.rare))
-        trace.loglike.append(float(stats["loglike"]))
+        moments = fresh_moments or iteration == 0
+        stats = run(SharedPass(state.model, state.extra, moments, state.rare))
+        loglike = float(stats["loglike"])
+        trace.loglike.append(loglike)
         trace.count = stats["count"]
-        loglike = trace.loglike[-1]
-        if fallback is not None and loglike < best:
-            # The extrapolated point was worse than where it came from: go on from the plain step.
-            state, fallback = fallback, None
-            mixer.clear()
+        if before is not None and loglike < best - loglike_tol * abs(best):
+            # The self-consistent step overshot: take the plain EM step, which can't, from where it started.
+            state, _ = update(*before, guards, tol, plain=True)
+            before = None
             trace.angle.append(np.inf)
             continue
         best = max(best, loglike)
-        previous = state.model
-        state, angle = update(state, stats, guards)
+        before = state, stats
+        state, angle = update(state, stats, guards, tol)
         trace.angle.append(angle)
         if angle < tol and (tol > LOOSE or _settled(trace.loglike, max(loglike_tol, tol**2))):
             trace.converged = "angle"
@@ -124,10 +147,6 @@ def solve_shared(
         if len(trace.loglike) > 2 and _stalled(trace.loglike, loglike_tol):
             trace.converged = "loglike"
             break
-        if angle < 1.0:
-            fallback = state
-            mixed = mixer.next(previous, state.model)
-            state = replace(state, model=mixed, extra=orthonormal(mixed.basis, state.extra))
     return state, trace
 
 
@@ -140,61 +159,51 @@ def _stalled(loglike: list[float], tol: float) -> bool:
     return max(last) - min(last) <= tol * max(abs(last[-1]), 1.0)
 
 
-def update(state: SharedState, stats: Stats, guards: int) -> tuple[SharedState, float]:
-    """One Rayleigh-Ritz step on the completed covariance; returns the new state and the angle estimate."""
+def update(state: SharedState, stats: Stats, guards: int, tol: float, plain: bool = False) -> tuple[SharedState, float]:
+    """One step from the sums of one pass; returns the new state and the estimated angle to the solution."""
     model, extra = state.model, state.extra
-    basis, noise = model.basis, float(model.noise)
+    basis = model.basis
     k = basis.shape[1]
     n = float(stats["n"])
-    missing = n - stats["count"]
     active = stats["count"] > 0
-    missing = np.where(active, missing, 0.0)
+    missing = np.where(active, n - stats["count"], 0.0)
     directions = np.concatenate([basis, extra], axis=1)
-
-    # S @ directions: sums of (r + X u)(r + X u)^T about the new mean, plus posterior covariance of missing pixels.
-    product = stats["resid_proj"] + basis @ stats["latent_proj"]
-    product[:, :k] += stats["resid_latent"] + basis @ stats["latent2"]
-    shift = (stats["resid"] + basis @ stats["latent"]) / n
-    product /= n
-    product -= np.outer(shift, shift @ directions)
-    product += noise * (missing / n)[:, None] * directions
-    prior = noise / model.scale**2
-    if "pixel_cov" in stats:
-        cov = np.einsum("pi,pij->pj", basis, unpack(stats["pixel_cov"], k))
-        state.correction = (cov * (1.0 + prior) - noise * missing[:, None] * basis) / n
-        state.diagonal = np.einsum("pj,pj->p", cov, basis) / n
-        state.lag_basis = basis
-    if state.correction is not None and state.lag_basis is not None and state.diagonal is not None:
-        product[:, :k] += state.correction @ (state.lag_basis.T @ basis)
-        product[:, k:] += state.diagonal[:, None] * extra
-    trace_cov = np.sum(np.diag(stats["cov"]) * (1.0 + prior)) / n - k * noise + noise * missing.sum() / n
-    total = (stats["rss"] + 2 * np.trace(stats["latent_proj"][:, :k]) + np.trace(stats["latent2"])) / n
-    total += trace_cov - shift @ shift
+    if "missing_cov" in stats:
+        state.lag = Lagged.from_stats(stats, model, missing)
+    product, shift, total = _completed(state, stats, directions, missing)
+    latent2 = state.lag.turned(basis) if state.lag is not None and not plain else None
 
     ritz = directions.T @ product
     ritz[:k, k:] = ritz[k:, :k].T  # the columns of the basis are exact, those of the search directions nearly
     ritz = 0.5 * (ritz + ritz.T)
-    values, vectors = np.linalg.eigh(ritz)
-    order = np.argsort(values)[::-1]
-    keep = order[: min(k + guards, order.size)]
-    values, vectors = values[keep], vectors[:, keep]
+    found = self_consistent(ritz, directions, k, k + guards, latent2, missing / n, 0.05 * tol)
+    values, vectors = found.values, found.vectors
     block = directions @ vectors
-    residual = product @ vectors - block * values
+    applied = product @ vectors + found.answer @ vectors[:k] + basis @ (found.answer.T @ block)
+    filled, moved = (missing / n)[:, None] * basis, product[:, k:] @ found.moved
+    applied += moved @ (filled.T @ block) + filled @ (moved.T @ block)
+    residual = applied - block * values
     previous = extra @ vectors[k:]
 
     n_active = int(active.sum())
     new_noise = max((total - values[:k].sum()) / max(n_active - k, 1), np.finfo(float).tiny)
     scale = np.sqrt(np.maximum(values[:k] - new_noise, SCALE_FLOOR * new_noise))
     new = Model(model.mean + shift, block[:, :k], scale, new_noise)
+    following = max(values[-1], new_noise) if values.size > k else new_noise
+    spread = np.maximum(values[:k] - following, 1e-2 * values[:k])
+    latent2 = state.lag.turned(new.basis) if state.lag is not None else None
+    beyond = newton_rows(residual[:, :k], spread, latent2)
+    missed = float(np.linalg.norm(beyond, 2))
+    if missed < LINEAR:
+        # Close by, the linearised solution outside the search space is worth taking at once; what it leaves is
+        # about the share that the rest of the covariance, taken for noise there, has of the last eigenvalue.
+        new = replace(new, basis=np.linalg.qr(new.basis + beyond)[0])
+        missed *= min(max(following / values[k - 1], LEAST_LEFT), 1.0)
     if state.rare.size:
         new = _with_rare(new, model, stats, state.rare)
-    new_extra = orthonormal(new.basis, np.concatenate([block[:, k:], residual, previous], axis=1))
+    new_extra = orthonormal(new.basis, np.concatenate([block[:, k:], beyond, residual[:, k:], previous], axis=1))
 
-    angle = _angle(values, residual[:, :k], new_noise, k)
-    # The imputation of a pixel missing in a fraction f of the stars contracts at the rate f.
-    rate = np.minimum(missing / n, 0.95)
-    change = new.basis - basis @ (basis.T @ new.basis)
-    angle = max(angle, float(np.linalg.norm(change * (rate / (1 - rate))[:, None], 2)))
+    angle = max(missed, LEAST_LEFT * turned(basis, new.basis))
     if not extra.shape[1]:
         angle = np.inf  # without search directions nothing has been tested yet
     rare = np.flatnonzero(active & (missing > RARE_FRACTION * n))
@@ -202,11 +211,31 @@ def update(state: SharedState, stats: Stats, guards: int) -> tuple[SharedState, 
     return state, angle
 
 
-def _angle(values: np.ndarray, residual: np.ndarray, noise: float, k: int) -> float:
-    """Davis-Kahan estimate of the largest principal angle between Ritz and true subspace."""
-    following = max(values[k], noise) if values.size > k else noise
-    gap = np.maximum(values[:k] - following, 1e-3 * noise)
-    return float(np.linalg.norm(residual / gap, 2))
+def _completed(
+    state: SharedState, stats: Stats, directions: np.ndarray, missing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Completed covariance acting on `directions`, change of the mean, and trace of the covariance.
+
+    Sums of (r + X u)(r + X u)^T about their mean, plus the posterior covariance of the missing pixels.
+    """
+    basis, noise = state.model.basis, float(state.model.noise)
+    k, n = basis.shape[1], float(stats["n"])
+    product = stats["resid_proj"] + basis @ stats["latent_proj"]
+    product[:, :k] += stats["resid_latent"] + basis @ stats["latent2"]
+    product /= n
+    centre = (stats["resid"] + basis @ stats["latent"]) / n
+    product -= np.outer(centre, centre @ directions)
+    product += noise * (missing / n)[:, None] * directions
+    if state.lag is not None:
+        product[:, :k] += state.lag.covariance @ (state.lag.basis.T @ basis)
+        product[:, k:] += state.lag.diagonal[:, None] * directions[:, k:]
+    prior = noise / state.model.scale**2
+    trace = np.sum(np.diag(stats["cov"]) * (1.0 + prior)) / n - k * noise + noise * missing.sum() / n
+    trace += (stats["rss"] + 2 * np.trace(stats["latent_proj"][:, :k]) + np.trace(stats["latent2"])) / n
+    trace -= centre @ centre
+    # The mean of a pixel is that of the stars that show it: the imputed values only repeat the old one.
+    shift = stats["resid"] / np.maximum(stats["count"], 1.0) + basis @ (stats["latent"] / n)
+    return product, shift, float(trace)
 
 
 def _with_rare(new: Model, old: Model, stats: Stats, rare: np.ndarray) -> Model:

@@ -88,7 +88,7 @@ def test_an_interrupted_embedding_resumes(survey, tmp_path, monkeypatch):
     expected = whole.copy()
     expected[0, 0] = 123.0
     np.testing.assert_array_equal(product["coords"].values, expected)
-    other = fit_survey(store, n_components=3, max_iter=1)
+    other = fit_survey(store, n_components=2)
     with pytest.raises(ResumeError, match="another model"):
         embed_survey(store, other, path, resume=True)
     np.testing.assert_array_equal(embed_survey(store, ppca, path, overwrite=True)["coords"].values, whole)
