@@ -29,7 +29,6 @@ class Turned:
     vectors: np.ndarray  # (d, m)
     answer: np.ndarray  # (P, K) change of the completed covariance acting on the old basis
     moved: np.ndarray  # (d - K, K) how the search directions enter the old latents
-    iterations: int
 
 
 def top(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,10 +74,10 @@ def self_consistent(
     values, vectors = top(ritz, keep)
     answer, moved = np.zeros((directions.shape[0], k)), np.zeros((d - k, k))
     if latent2 is None or d <= k:
-        return Turned(values, vectors, answer, moved, 0)
+        return Turned(values, vectors, answer, moved)
     typical = directions.T @ (fraction[:, None] * directions[:, :k])
     iteration = 0
-    for iteration in range(1, INNER + 1):
+    for _ in range(INNER):
         lead = vectors[:, :k]
         change = lead @ lead[:k].T
         change[:k] -= np.eye(k)
@@ -92,11 +91,11 @@ def self_consistent(
         turned += mixed + mixed.T
         values, vectors = top(turned, keep)
         new = vectors[:, :k]
-        step = np.linalg.norm(new - lead @ (lead.T @ new), 2)
-        total = np.linalg.norm(new[k:], 2)
+        step = float(np.linalg.norm(new - lead @ (lead.T @ new), 2))
+        total = float(np.linalg.norm(new[k:], 2))
         if step < max(tol, 0.02 * total):
             break
-    return Turned(values, vectors, answer, moved, iteration)
+    return Turned(values, vectors, answer, moved)
 
 
 def newton_rows(residual: np.ndarray, spread: np.ndarray, latent2: np.ndarray | None) -> np.ndarray:
