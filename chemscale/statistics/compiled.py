@@ -144,3 +144,177 @@ def sum_over_missing(missing, rows):
             for c in range(row.size):
                 total[c] += row[c]
     return out
+
+
+@njit(nogil=True, cache=True)
+def count_missing(missing):
+    """Missing pixels of every star and stars missing every pixel, float64."""
+    n, p = missing.shape
+    stars, pixels = np.zeros(n), np.zeros(p, np.int64)
+    for i in range(n):
+        gone = missing[i]
+        total = 0
+        for d in range(p):
+            total += gone[d]
+            pixels[d] += gone[d]
+        stars[i] = total
+    return stars, pixels.astype(np.float64)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def invert_spd(matrices, inverse, logdet):
+    """Inverses and log-determinants of symmetric positive definite matrices (n, K, K) by Cholesky.
+
+    Five times as fast as LAPACK called matrix by matrix at K = 30. Returns False if one is not positive definite.
+    """
+    n, k, _ = matrices.shape
+    low, inv = np.zeros((k, k)), np.zeros((k, k))  # L with the reciprocals of its diagonal; L^-1
+    good = True
+    for s in range(n):
+        m, out = matrices[s], inverse[s]
+        det = 0.0
+        for j in range(k):
+            row = low[j]
+            for i in range(j):
+                other = low[i]
+                t = m[j, i]
+                for q in range(i):
+                    t -= row[q] * other[q]
+                row[i] = t * other[i]
+            t = m[j, j]
+            for q in range(j):
+                t -= row[q] * row[q]
+            good &= t > 0.0
+            det += np.log(t) if t > 0.0 else np.nan
+            row[j] = 1.0 / np.sqrt(t)
+        logdet[s] = det
+        for i in range(k):
+            row = inv[i]
+            row[:i] = 0.0
+            row[i] = low[i, i]
+            for q in range(i):
+                factor, other = -low[i, q] * low[i, i], inv[q]
+                for c in range(q + 1):
+                    row[c] += factor * other[c]
+        for i in range(k):
+            out[i, : i + 1] = 0.0
+        for q in range(k):
+            row = inv[q]
+            for i in range(q + 1):
+                factor, target = row[i], out[i]
+                for c in range(i + 1):
+                    target[c] += factor * row[c]
+        for i in range(k):
+            for c in range(i):
+                out[c, i] = out[i, c]
+    return good
+
+
+@njit(nogil=True, cache=True)
+def weigh(flux, ivar, missing, scale, mean, extra, x, weight, weighted):
+    """Centred flux, weights ``1 / (1 / ivar + extra)`` and their product, in one sweep.
+
+    Parameters
+    ----------
+    flux, ivar, missing : ndarray (n, P)
+    scale : float
+        Reciprocal of the working unit of the flux; `mean` and `extra` are in working units.
+    mean, extra : ndarray (P,)
+    x, weight, weighted : ndarray (n, P)
+        Receive ``flux * scale - mean``, the weight, and their product; 0 where `missing`.
+
+    Returns
+    -------
+    seen, logsum, strength : ndarray (n,), float64
+        Pixels with positive weight, sum of their log weights, sum of squared weights.
+    """
+    n, p = flux.shape
+    seen, logsum, strength = np.zeros(n), np.zeros(n), np.zeros(n)
+    zero, one = mean.dtype.type(0), mean.dtype.type(1)
+    factor, per_unit = mean.dtype.type(scale), mean.dtype.type(1.0 / (scale * scale))
+    for i in range(n):
+        f, v, gone, xi, wi, xw = flux[i], ivar[i], missing[i], x[i], weight[i], weighted[i]
+        for j in range(p):
+            w = v[j] * per_unit
+            w = zero if gone[j] else w / (one + w * extra[j])
+            value = zero if gone[j] else f[j] * factor - mean[j]
+            wi[j] = w
+            xi[j] = value
+            xw[j] = w * value
+        squares, logs, product, count = 0.0, 0.0, 1.0, 0
+        # The logarithm of a product of eight: weights stay within the range of float32, products in that of float64.
+        for j in range(p):
+            w = np.float64(wi[j])
+            if w > 0.0:
+                squares += w * w
+                product *= w
+                count += 1
+                if count & 7 == 0:
+                    logs += np.log(product)
+                    product = 1.0
+        seen[i], logsum[i], strength[i] = count, logs + np.log(product), squares
+    return seen, logsum, strength
+
+
+@njit(nogil=True, cache=True)
+def weighted_residuals(x, weight, predicted):
+    """Sums over the weighted residuals ``r = x - predicted``.
+
+    Returns
+    -------
+    chi2 : ndarray (n,)
+        Sum over pixels of w r^2.
+    w2r2, w2 : ndarray (P,)
+        Sums over stars of (w r)^2 and w^2.
+    """
+    n, p = x.shape
+    chi2, w2r2, w2 = np.zeros(n), np.zeros(p), np.zeros(p)
+    for i in range(n):
+        xi, wi, guess = x[i], weight[i], predicted[i]
+        for j in range(p):
+            r = xi[j] - guess[j]
+            guess[j] = r * wi[j]
+            xi[j] = r
+        for j in range(p):
+            w2r2[j] += np.float64(guess[j]) * np.float64(guess[j])
+            w2[j] += np.float64(wi[j]) * np.float64(wi[j])
+        total = 0.0
+        for j in range(p):
+            total += np.float64(xi[j]) * np.float64(guess[j])
+        chi2[i] = total
+    return chi2, w2r2, w2
+
+
+@njit(nogil=True, cache=True)
+def prior_system(packed, scale, system):
+    """Systems ``1 + scale_i G_ij scale_j`` (n, K, K) from packed upper triangles of G (n, K(K+1)/2)."""
+    n = packed.shape[0]
+    k = scale.size
+    for s in range(n):
+        at = 0
+        for i in range(k):
+            for j in range(i, k):
+                value = packed[s, at] * scale[i] * scale[j]
+                system[s, i, j] = value
+                system[s, j, i] = value
+                at += 1
+            system[s, i, i] += 1.0
+
+
+@njit(nogil=True, cache=True)
+def second_moments(latent, covariance, valid, out):
+    """Rows [packed (z z^T + covariance), z, 1] of every valid star, 0 of the others: (n, K(K+1)/2 + K + 1)."""
+    n, k = latent.shape
+    for s in range(n):
+        row = out[s]
+        if not valid[s]:
+            row[:] = 0
+            continue
+        at = 0
+        for i in range(k):
+            for j in range(i, k):
+                row[at] = latent[s, i] * latent[s, j] + covariance[s, i, j]
+                at += 1
+        for i in range(k):
+            row[at + i] = latent[s, i]
+        row[at + k] = 1

@@ -27,12 +27,10 @@ from chemscale.statistics.ppca_kernels import (
     SharedPass,
     Stats,
     centred,
-    pixel_weights,
     shared_posterior,
     shared_stats,
-    weighted_posterior,
-    weighted_stats,
 )
+from chemscale.statistics.ppca_kernels_weighted import weigh, weighted_stats
 from chemscale.statistics.ppca_shared import SharedState, Trace, orthonormal, signed, solve_shared
 from chemscale.statistics.ppca_source import (
     ArraySource,
@@ -414,15 +412,15 @@ def embed(
     block, missing, errors = select(prepare(flux, mask, ivar), used)
     small = block.size <= SMALL // 10
     dtype = np.dtype(np.float64 if small or block.dtype == np.float64 else np.float32)
-    basis = model.basis.astype(dtype)
-    x = centred(block, missing, model.mean.astype(dtype))
     if weighted:
         assert errors is not None
-        weight = pixel_weights(errors, missing, model.noise, dtype)
-        post = weighted_posterior(x, weight, model, basis)
+        found = weigh(block, missing, errors, model, dtype)
+        variance = np.diagonal(found.covariance, axis1=1, axis2=2)
+        out = np.concatenate([found.latent * model.scale, variance * model.scale**2], axis=1)
     else:
-        post = shared_posterior(x, missing, model, basis)
-    out = np.concatenate([post.latent, np.diagonal(post.covariance, axis1=1, axis2=2)], axis=1)
+        x = centred(block, missing, model.mean.astype(dtype))
+        post = shared_posterior(x, missing, model, model.basis.astype(dtype))
+        out = np.concatenate([post.latent, np.diagonal(post.covariance, axis1=1, axis2=2)], axis=1)
     out[missing.all(axis=1)] = np.nan
     return out
 

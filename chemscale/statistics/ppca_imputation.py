@@ -76,7 +76,6 @@ def self_consistent(
     if latent2 is None or d <= k:
         return Turned(values, vectors, answer, moved)
     typical = directions.T @ (fraction[:, None] * directions[:, :k])
-    iteration = 0
     for _ in range(INNER):
         lead = vectors[:, :k]
         change = lead @ lead[:k].T

@@ -98,11 +98,11 @@ def unpack(packed: np.ndarray, k: int) -> np.ndarray:
 
 
 def invert_spd(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverses and log-determinants of symmetric positive definite `matrices` (N, K, K)."""
-    chol = np.linalg.cholesky(matrices)
-    logdet = 2.0 * np.log(np.diagonal(chol, axis1=1, axis2=2)).sum(axis=1)
-    inverse = np.linalg.inv(matrices)
-    return 0.5 * (inverse + inverse.transpose(0, 2, 1)), logdet
+    """Inverses and log-determinants of symmetric positive definite `matrices` (N, K, K), float64."""
+    inverse, logdet = np.empty_like(matrices), np.empty(len(matrices))
+    if not compiled.invert_spd(matrices, inverse, logdet):
+        raise np.linalg.LinAlgError("a matrix is not positive definite")
+    return inverse, logdet
 
 
 def centred(flux: np.ndarray, missing: np.ndarray, mean: np.ndarray, unit: float = 1.0) -> np.ndarray:
@@ -179,7 +179,8 @@ def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype:
     k = basis.shape[1]
     noise = float(model.noise)
     x = centred(flux, missing, model.mean.astype(dtype), unit)
-    seen = x.shape[1] - np.count_nonzero(missing, axis=1).astype(np.float64)
+    gone_star, gone_pixel = compiled.count_missing(missing)
+    seen = x.shape[1] - gone_star
     valid = seen > 0
     post = shared_posterior(x, missing, model, basis)
     latent = post.latent.astype(dtype)
@@ -198,7 +199,7 @@ def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype:
     u = post.latent[valid]
     out |= {
         "n": np.array(float(valid.sum())),
-        "count": len(x) - np.count_nonzero(missing, axis=0).astype(np.float64),
+        "count": len(x) - gone_pixel,
         "resid_proj": back[:, :width],
         "resid_latent": back[:, width : width + k],
         "resid": back[:, -1],
@@ -263,89 +264,3 @@ def add_stats(*parts: Stats) -> Stats:
         total = add_into(total, part)
     assert total is not None
     return total
-
-
-def pixel_weights(
-    ivar: np.ndarray, missing: np.ndarray, extra: np.ndarray | float, dtype: np.dtype, unit: float = 1.0
-) -> np.ndarray:
-    """Weights ``1 / (1 / ivar + extra)``, 0 where `missing`; written so that ivar = 0 needs no division."""
-    weight = np.multiply(ivar, unit**2, dtype=dtype)
-    np.copyto(weight, 0, where=missing)
-    extra = np.asarray(extra, dtype=dtype)
-    if np.any(extra > 0):
-        weight /= 1 + weight * extra
-    return weight
-
-
-def weighted_posterior(centred_flux: np.ndarray, weight: np.ndarray, model: Model, basis: np.ndarray) -> Posterior:
-    """Posterior when every pixel has its own variance ``1 / weight``; 0 = missing."""
-    k = basis.shape[1]
-    system = unpack(weight @ pack_outer(basis), k)
-    # In units of the prior the systems are 1 + (signal / noise)^2 >= 1: always invertible.
-    system *= model.scale[:, None] * model.scale
-    system[:, np.arange(k), np.arange(k)] += 1.0
-    inverse, logdet = invert_spd(system)
-    right = ((centred_flux * weight) @ basis).astype(np.float64) * model.scale
-    latent = np.einsum("nij,nj->ni", inverse, right) * model.scale
-    return Posterior(latent, inverse * model.scale[:, None] * model.scale, logdet)
-
-
-def weighted_stats(
-    flux: np.ndarray,
-    missing: np.ndarray,
-    ivar: np.ndarray,
-    model: Model,
-    dtype: np.dtype,
-    jitter: bool = True,
-    unit: float = 1.0,
-) -> Stats:
-    """Sufficient statistics of one block of the per-pixel noise model.
-
-    Returns
-    -------
-    dict of ndarray, all float64
-        With z = u / scale: ``second`` (P, K(K+1)/2) sum of w (z z^T + Cov z), ``first`` (P, K+1) sum of w [z, 1],
-        ``cross`` (P, K+1) sum of w x [z, 1] (x centred on the old mean); ``latent``, ``latent2`` sums of
-        z and z z^T + Cov z over stars; ``n``, ``count``, ``loglike``; and for the intrinsic variance
-        ``w2r2``, ``w2`` (P,): sums of w^2 residual^2 and of w^2, ``lever`` (K, K), ``strength``: sums over stars of
-        (sum of w^2) Cov u and of (sum of w^2).
-    """
-    basis = model.basis.astype(dtype)
-    x = centred(flux, missing, model.mean.astype(dtype), unit)
-    weight = pixel_weights(ivar, missing, model.noise, dtype, unit)
-    seen = np.count_nonzero(weight, axis=1)
-    valid = seen > 0
-    post = weighted_posterior(x, weight, model, basis)
-    z = post.latent / model.scale
-    cov = post.covariance / (model.scale[:, None] * model.scale)
-    second = np.einsum("ni,nj->nij", z, z) + cov
-    second[~valid] = 0
-    z1 = np.concatenate([z, np.ones((len(x), 1))], axis=1).astype(dtype)
-    x *= weight
-    cross = (x.T @ z1).astype(np.float64)
-    first = (weight.T @ z1).astype(np.float64)
-    pixel_second = (weight.T @ pack(second).astype(dtype)).astype(np.float64)
-    x -= weight * (post.latent.astype(dtype) @ basis.T)  # now weight * residual
-    with np.errstate(divide="ignore"):
-        logw = np.log(weight)
-    logw[weight == 0] = 0
-    np.square(x, out=x)
-    out: Stats = {"w2r2": x.sum(axis=0, dtype=np.float64), "w2": np.einsum("np,np->p", weight, weight)}
-    np.divide(x, weight, out=x, where=weight > 0)
-    chi2 = x.sum(axis=1, dtype=np.float64) + np.sum(z**2, axis=1)
-    loglike = -0.5 * (seen * LOG_2PI - logw.sum(axis=1, dtype=np.float64) + post.logdet + chi2)
-    if jitter:
-        strength = np.einsum("np,np->n", weight, weight).astype(np.float64)
-        out["lever"] = np.einsum("n,nij->ij", strength, post.covariance)
-        out["strength"] = strength.sum()
-    out |= {
-        "second": pixel_second,
-        "first": first,
-        "cross": cross,
-        "latent": z[valid].sum(axis=0),
-        "latent2": second.sum(axis=0),
-        "n": np.array(float(valid.sum())),
-        "count": np.count_nonzero(weight, axis=0).astype(np.float64),
-        "loglike": np.array(loglike[valid].sum()),
-    }
-    return {key: np.asarray(value, dtype=np.float64) for key, value in out.items()}
