@@ -211,7 +211,7 @@ def invert_spd(matrices, inverse, logdet):
 
 
 @njit(nogil=True, cache=True)
-def weigh(flux, ivar, missing, scale, mean, extra, x, weight, weighted):
+def weigh(flux, ivar, missing, scale, mean, extra, sums, x, weight, weighted):
     """Centred flux, weights ``1 / (1 / ivar + extra)`` and their product, in one sweep.
 
     Parameters
@@ -220,6 +220,8 @@ def weigh(flux, ivar, missing, scale, mean, extra, x, weight, weighted):
     scale : float
         Reciprocal of the working unit of the flux; `mean` and `extra` are in working units.
     mean, extra : ndarray (P,)
+    sums : bool
+        False: the returned sums are not wanted and left 0.
     x, weight, weighted : ndarray (n, P)
         Receive ``flux * scale - mean``, the weight, and their product; 0 where `missing`.
 
@@ -241,6 +243,8 @@ def weigh(flux, ivar, missing, scale, mean, extra, x, weight, weighted):
             wi[j] = w
             xi[j] = value
             xw[j] = w * value
+        if not sums:
+            continue
         squares, logs, product, count = 0.0, 0.0, 1.0, 0
         # The logarithm of a product of eight: weights stay within the range of float32, products in that of float64.
         for j in range(p):

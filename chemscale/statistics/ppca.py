@@ -414,7 +414,7 @@ def embed(
     dtype = np.dtype(np.float64 if small or block.dtype == np.float64 else np.float32)
     if weighted:
         assert errors is not None
-        found = weigh(block, missing, errors, model, dtype)
+        found = weigh(block, missing, errors, model, dtype, sums=False)
         variance = np.diagonal(found.covariance, axis1=1, axis2=2)
         out = np.concatenate([found.latent * model.scale, variance * model.scale**2], axis=1)
     else:

@@ -43,11 +43,19 @@ class Weighed:
 
 
 def weigh(
-    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray, model: Model, dtype: np.dtype, unit: float = 1.0
+    flux: np.ndarray,
+    missing: np.ndarray,
+    ivar: np.ndarray,
+    model: Model,
+    dtype: np.dtype,
+    unit: float = 1.0,
+    *,
+    sums: bool = True,
 ) -> Weighed:
     """Weights ``1 / (1 / ivar + model.noise)`` of a block and the posterior of its latents.
 
-    The large arrays are scratch of this thread: valid until the next call.
+    The large arrays are scratch of this thread: valid until the next call. Without `sums`, `seen`, `logsum` and
+    `strength` are not computed.
     """
     basis = model.basis.astype(dtype)
     n, p = flux.shape
@@ -55,7 +63,7 @@ def weigh(
     extra = np.broadcast_to(np.asarray(model.noise, dtype=dtype), (p,)).copy()
     x, weight, weighted = (compiled.scratch(name, (n, p), dtype) for name in ("centred", "weight", "weighted"))
     seen, logsum, strength = compiled.weigh(
-        flux, ivar, missing, 1.0 / unit, model.mean.astype(dtype), extra, x, weight, weighted
+        flux, ivar, missing, 1.0 / unit, model.mean.astype(dtype), extra, sums, x, weight, weighted
     )
     system = np.empty((n, k, k))
     compiled.prior_system((weight @ _outer(basis)).astype(np.float64), model.scale, system)
