@@ -15,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from chemscale.rsca.auto import Representation, Search, choose_metric, default_ks
+from chemscale.rsca.auto import Search, choose_metric, default_ks
+from chemscale.rsca.auto_run import auto_representations
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.pipeline import auto_representations, evaluate_run, fit_run
+from chemscale.rsca.evaluate import evaluate_run
+from chemscale.rsca.pipeline import fit_run
+from chemscale.rsca.representation import Representation
 from chemscale.rsca.stars import Stars
 from chemscale.rsca.transport import polynomial
 from chemscale.runtime.run import Run, write_json

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import chemscale
-from chemscale.rsca.pipeline import evaluate_run, fit_run
+from chemscale.rsca.evaluate import evaluate_run
+from chemscale.rsca.pipeline import fit_run
 from chemscale.survey.sources.simulated import SimulatedSource
 
 folder = Path(tempfile.mkdtemp())

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from helpers import make_survey
 
-from chemscale.rsca.pipeline import evaluate_run, fit_run
+from chemscale.rsca.evaluate import evaluate_run
+from chemscale.rsca.pipeline import fit_run
 from chemscale.runtime.run import Run
 from chemscale.schema import variable_attrs
 from chemscale.survey.store import write_survey

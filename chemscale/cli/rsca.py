@@ -87,7 +87,7 @@ def evaluate(
     """
     from rich.table import Table
 
-    from ..rsca.pipeline import evaluate_run
+    from ..rsca.evaluate import evaluate_run
     from . import console, echo_json
 
     result = evaluate_run(run, n_features=n_features)
@@ -198,7 +198,9 @@ def neighbours(
     run: RunDir,
     k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each star.")] = 10,
     metric: Metric = "best",
-    method: Annotated[str, typer.Option("--method", help="exact (NumPy) or faiss (exact, extra `index`).")] = "exact",
+    method: Annotated[
+        str, typer.Option("--method", help="exact; with the extra `index` also faiss (exact), approximate.")
+    ] = "exact",
     json: AsJson = False,
 ) -> None:
     """Write RUN/siblings.zarr: the k nearest stars of every star.

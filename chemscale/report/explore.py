@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 
 from ..errors import ChemscaleError, StoreError
+from ..rsca.stars import FIT_COMMAND, read_rows, text
 from ..runtime.run import Run
 from ..schema import VARIABLES
-from ..studies.sample import as_text, open_embedding, read_rows
+from ..statistics.embedding import open_embedding
 from . import charts, products
 
 #: Features shown and compared at most.
@@ -100,11 +101,11 @@ def gather(run: Run, model: Model | None, n_stars: int, n_spectra: int, evaluati
 
 def _from_metric(run: Run, model: Model, n_stars: int, n_spectra: int, evaluation: dict[str, Any]) -> Stars:
     assert model.matrix is not None and model.centre is not None
-    embedding = open_embedding(run)
-    rows = products.choose_rows(as_text(embedding["role"].values), n_stars)
-    role = as_text(read_rows(embedding["role"], rows))
-    cluster = np.where(role == "member", as_text(read_rows(embedding["cluster"], rows)), "")
-    ids = as_text(read_rows(embedding["star_id"], rows))
+    embedding = open_embedding(run.need("embedding.zarr", FIT_COMMAND))
+    rows = products.choose_rows(text(embedding["role"].values), n_stars)
+    role = text(read_rows(embedding["role"], rows))
+    cluster = np.where(role == "member", text(read_rows(embedding["cluster"], rows)), "")
+    ids = text(read_rows(embedding["star_id"], rows))
     n_features = min(MAX_FEATURES, model.matrix.shape[1])
     payload = {
         **_table(embedding, rows, ids, cluster),
@@ -132,12 +133,12 @@ def _from_latents(run: Run, latents: xr.Dataset, n_stars: int, n_spectra: int) -
     if survey.sizes["star"] != latents.sizes["star"]:
         return None
     good = np.isfinite(np.asarray(latents["norm"].values))
-    named = as_text(survey["cluster"].values) != "" if "cluster" in survey else np.zeros(len(good), bool)
+    named = text(survey["cluster"].values) != "" if "cluster" in survey else np.zeros(len(good), bool)
     rows = products.choose_rows(np.where(good, np.where(named, "member", "field"), "unused"), n_stars)
-    ids = as_text(read_rows(latents["star_id"], rows))
-    cluster = as_text(read_rows(survey["cluster"], rows)) if "cluster" in survey else np.full(len(rows), "")
+    ids = text(read_rows(latents["star_id"], rows))
+    cluster = text(read_rows(survey["cluster"], rows)) if "cluster" in survey else np.full(len(rows), "")
     z = read_rows(latents["mean"], rows).astype(np.float64)
-    names = as_text(latents["latent"].values).tolist() if "latent" in latents.variables else None
+    names = text(latents["latent"].values).tolist() if "latent" in latents.variables else None
     payload = {
         **_table(survey, rows, ids, cluster),
         "n_components": z.shape[1],
@@ -200,7 +201,7 @@ def _add_spectra(
     stars.wavelength_title = f"wavelength (Å, {medium})" if medium else "wavelength (Å)"
     stars.bin_factor, stars.wavelength = factor, products.bin_pixels(wave, factor)
     chosen = products.spectra_rows(survey, rows, is_member, n)
-    if len(chosen) and np.array_equal(as_text(read_rows(survey["star_id"], rows[chosen])), ids[chosen]):
+    if len(chosen) and np.array_equal(text(read_rows(survey["star_id"], rows[chosen])), ids[chosen]):
         flux, missing = products.read_spectra(survey, rows[chosen])
     else:  # the embedding covers other rows than the survey: spectra cannot be matched by position
         chosen, flux = chosen[:0], np.full((0, len(wave)), np.nan, np.float32)
@@ -236,13 +237,13 @@ def _latents(run: Run, ids: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]
     ds = products.open_product(run, "latents.zarr")
     if ds is None or not ds.attrs.get("complete") or ds.sizes["star"] <= int(rows[-1]):
         return []
-    if not np.array_equal(as_text(read_rows(ds["star_id"], rows)), ids):
+    if not np.array_equal(text(read_rows(ds["star_id"], rows)), ids):
         return []  # made from another survey: rows cannot be matched
     columns = []
     for variable, dim, title in (("mean", "latent", "latent z"), ("auxiliary", "auxiliary_latent", "latent w")):
         if variable not in ds:
             continue
-        names = as_text(ds[dim].values) if dim in ds.variables else None
+        names = text(ds[dim].values) if dim in ds.variables else None
         for k, values in enumerate(read_rows(ds[variable], rows).T):
             name = f"{title} {names[k]}" if names is not None else f"{title}{k + 1}"
             columns.append({"name": name, "title": name, "values": charts.pack(values)})
@@ -286,9 +287,9 @@ def anomalies(run: Run, n: int = 8) -> Gallery | None:
 
     survey = open_survey(run.store)
     wanted = [str(r["star_id"]) for r in ranked]
-    ids = as_text(latents["star_id"].values)
+    ids = text(latents["star_id"].values)
     rows = np.flatnonzero(np.isin(ids, wanted))
-    if len(rows) != len(wanted) or not np.array_equal(as_text(read_rows(survey["star_id"], rows)), ids[rows]):
+    if len(rows) != len(wanted) or not np.array_equal(text(read_rows(survey["star_id"], rows)), ids[rows]):
         return None  # the latents are of another survey
     flux, _ = products.read_spectra(survey, rows)
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,10 @@ import xarray as xr
 import zarr
 
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
-from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, Candidate, Representation, choose_metric
-from chemscale.rsca.doppelganger import DoppelgangerRates, Evaluation
-from chemscale.rsca.likeness import calibrate, pair_ratios
+from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
 from chemscale.rsca.metric import RSCA, check_freedom
 from chemscale.rsca.stars import Stars, text
-from chemscale.rsca.transport import HELD, MOVED, LabelTransport
 from chemscale.runtime.run import Run
-from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +28,6 @@ METRICS = ("paper", "auto")
 #: the last component its direction is hardly defined: the cap is reached, and fits from other starts (seeds) then
 #: gave rates up to 0.006 apart on a survey of 4,000 stars. The manifest says which stop it was.
 PPCA_ANGLE, PPCA_PASSES = 0.01, 30
-#: Field stars that the better metric is learned and rated on, at most.
-AUTO_FIELD = 200_000
-#: Field stars of the abundance baselines and correlations, at most.
-BASELINE_FIELD = 200_000
 
 
 def fit_run(
@@ -61,7 +52,8 @@ def fit_run(
     run_path : path
         Run directory, made if need be. Products of an earlier fit there are replaced.
     components : int
-        K, the components of the basis.
+        K, the components of the basis; the better metric's own basis has up to
+        :data:`~chemscale.rsca.auto_run.AUTO_COMPONENTS` where that is more.
     metric : {"paper", "auto"}
         The paper's recipe alone, or the metric chosen by nested cross-validation beside it.
     overwrite : bool
@@ -106,7 +98,7 @@ def fit_run(
         check_freedom(chosen.cluster[chosen.members], components)
     role = np.where(chosen.field, "field", np.where(chosen.members, "member", "unused"))
     say(f"{chosen.field.sum():,} field stars, {chosen.members.sum()} members of {len(chosen.clusters)} clusters")
-    _basis(run, ds, chosen.keep, role, components, "shared", "", say)
+    n_pixels = _basis(run, ds, chosen.keep, role, components, "shared", "", say)
     with run.stage("metric") as stage:
         stars = Stars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
@@ -114,7 +106,9 @@ def fit_run(
         stage.note(scale=fitted.scale_, informative=int(np.sum(fitted.scale_ > 0)))
     _forget(run, "evaluation.json", "auto.json")
     if metric == "auto":
-        _basis(run, ds, chosen.keep, role, components, "per-pixel", "_auto", say)
+        freedom = int(chosen.members.sum()) - len(chosen.clusters)
+        more = auto_components(components, int(chosen.field.sum()), n_pixels, freedom)
+        _basis(run, ds, chosen.keep, role, more, "per-pixel", "_auto", say)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
             result, transports, note = fit_auto(run)
@@ -139,7 +133,8 @@ def _basis(
     noise: str,
     suffix: str,
     say: Callable[[str], None],
-) -> None:
+) -> int:
+    """Fit a basis and embed every star; the number of pixels used."""
     from chemscale.statistics.embedding import embed_survey, fit_survey
 
     say(f"fitting {components} components ({noise} noise)")
@@ -162,6 +157,7 @@ def _basis(
             embedding = embed_survey(ds, model, target, extra=extra, overwrite=True)
         stage.note(left_out=_leave_out_empty(target, embedding, role))
         stage.note(stars=int(embedding.sizes["star"]))
+    return int(model.pixel_used_.sum())
 
 
 def _leave_out_empty(path: str, embedding: xr.Dataset, role: np.ndarray) -> dict[str, Any]:
@@ -216,271 +212,3 @@ def load_metric(run: Run) -> RSCA:
         setattr(out, f"{name}_", np.asarray(ds[name].values, dtype=np.float64))
     out.n_field_, out.n_members_, out.n_clusters_ = (int(ds.attrs[n]) for n in ("n_field", "n_members", "n_clusters"))
     return out
-
-
-# ------------------------------------------------------------------ the better metric
-def auto_forms(stars: Stars) -> tuple[dict[str, np.ndarray], dict[str, LabelTransport], str]:
-    """Coordinates of field stars then members in every form the labels allow.
-
-    "plain"; "transported" at the star's own [Fe/H] and [alpha/M]; "transported-abundances" at its own abundances too,
-    where the survey has them.
-
-    Returns
-    -------
-    forms : dict of str to (n_field + n_members, K)
-    transports : dict of str to LabelTransport
-        Of the transported forms.
-    note : str
-        Why there is no transported form; else ''.
-    """
-    z = np.concatenate([np.asarray(stars.field), stars.members])
-    rows = np.concatenate([stars.field_rows, stars.member_rows])
-    n = len(stars.field_rows)
-    forms, transports, note = {"plain": z}, {}, ""
-    species = stars.elements()
-    for name, linear in (("transported", []), ("transported-abundances", species)):
-        if name != "transported" and not species:
-            continue
-        labels = {k: v[rows] for k in (*MOVED, *HELD, *linear) if (v := stars.label(k)) is not None}
-        try:
-            transport = LabelTransport(linear=linear).fit(z[:n], {k: v[:n] for k, v in labels.items()})
-        except DataError as err:
-            note = note or f"{name}: {err.message}"
-            continue
-        transports[name], forms[name] = transport, transport.transform(z, labels)
-    return forms, transports, note
-
-
-def auto_representations(stars: Stars) -> tuple[dict[str, Representation], dict[str, LabelTransport], str]:
-    """The forms of :func:`auto_forms` with what their within-cluster covariance may be shrunk towards."""
-    coords, transports, note = auto_forms(stars)
-    variance = np.asarray(stars.embedding["coords_variance"].data[stars.member_rows].compute(), dtype=np.float64)
-    targets = {"noise": np.diag(variance.mean(axis=0))}
-    if transports:  # the scatter at the fullest set of labels: least chemistry left in it
-        targets["residual"] = list(transports.values())[-1].residual_
-    n = len(stars.field_rows)
-    forms = {name: Representation(stars.evaluate(z[:n], z[n:]), targets) for name, z in coords.items()}
-    return forms, transports, note
-
-
-def fit_auto(run: Run) -> tuple[AutoResult, dict[str, LabelTransport], str]:
-    """Choose and rate the better metric on a run's per-pixel embedding; see :mod:`chemscale.rsca.auto`."""
-    forms, transports, note = auto_representations(Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD))
-    if note:
-        logger.warning("%s", note)
-    search = {name: Representation(f.evaluation.thinned(SEARCH_FIELD), f.targets) for name, f in forms.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # clusters without a pair: the evaluation names them
-        return choose_metric(forms, search_forms=search), transports, note
-
-
-def save_auto(run: Run, result: AutoResult, transports: dict[str, LabelTransport]) -> None:
-    """Write ``auto.zarr`` (the map, for use) and ``auto.json`` (rates and choices)."""
-    m = result.metric
-    ds = xr.Dataset(
-        {
-            "mean": (("representation", "component"), m.mean),
-            "matrix": (("stacked", "feature"), m.matrix),
-        },
-    )
-    ds.attrs = {"model": "committee", "representations": list(m.names), "committee": [c.label() for c in m.committee]}
-    for number, (name, transport) in enumerate(transports.items()):
-        state = transport.to_dict()
-        arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
-        ds.attrs[f"transport_{number}"] = {"name": name, **{k: v for k, v in state.items() if k not in arrays}}
-        for k, v in arrays.items():
-            ds[f"transport_{number}_{k}"] = (tuple(f"{number}_{k}_{i}" for i in range(v.ndim)), v)
-    ds.to_zarr(run.file("auto.zarr"), mode="w", zarr_format=3, consolidated=False)
-    run.save_json(
-        "auto.json",
-        {
-            "rate": result.rates.overall,
-            "per_cluster": result.rates.per_cluster,
-            "committee": [vars(c) for c in m.committee],
-            "candidates": result.table[:200],
-        },
-    )
-
-
-def load_auto(run: Run) -> tuple[AutoMetric, dict[str, LabelTransport]]:
-    """The better metric of a run and the transports its forms need."""
-    ds = xr.open_zarr(
-        run.need("auto.zarr", "chemscale rsca fit STORE --run RUN --metric auto"), consolidated=False
-    ).load()
-    mean = ds["mean"].values
-    names = tuple(str(v) for v in ds.attrs["representations"])
-    committee = [Candidate(**c) for c in run.load_json("auto.json")["committee"]] if run.has("auto.json") else []
-    transports = {}
-    for number in range(len(names)):
-        state = ds.attrs.get(f"transport_{number}")
-        if state is not None:
-            prefix = f"transport_{number}_"
-            arrays = {str(v)[len(prefix) :]: ds[v].values for v in ds.data_vars if str(v).startswith(prefix)}
-            transports[str(state["name"])] = LabelTransport.from_dict({**state, **arrays})
-    return AutoMetric(names, mean.shape[1], mean, ds["matrix"].values, committee), transports
-
-
-# ------------------------------------------------------------------ evaluation
-def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> dict[str, Any]:
-    """Doppelganger rates of a run, leave-one-cluster-out, written to ``evaluation.json``.
-
-    Reads the embedding (some hundred bytes a star), never the spectra. A field too large for memory goes through in
-    blocks, two passes a method.
-
-    Parameters
-    ----------
-    run_path : path
-    n_features : int
-        Dimensions kept for `rsca_top`.
-
-    Returns
-    -------
-    dict
-        ``raw``, ``scaled``, ``rsca``, ``rsca_top`` (the most scaled `n_features`), ``auto`` where it was fitted;
-        ``rsca_without_cross_validation``; ``per_cluster`` (cluster -> method -> rate, and n_members); counts;
-        ``abundances`` baselines; ``correlations`` of the kept features with labels over the field; ``likeness``, the
-        calibration of eq. (5); ``unrated_clusters``, which no field star can be compared with.
-
-    Raises
-    ------
-    StoreError
-        Not a run, or nothing fitted yet.
-    DataError, InputError
-        One cluster only, `n_features` beyond K.
-    """
-    run = Run.open(run_path)
-    with run.stage("evaluate", settings={"n_features": n_features}) as stage:
-        stars = Stars.read(run)
-        engine = stars.evaluation
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # clusters without a pair are listed once, below
-            rates: dict[str, DoppelgangerRates] = {
-                "raw": engine.rates("raw"),
-                "scaled": engine.rates("scaled"),
-                "rsca": engine.rates("rsca"),
-                "rsca_top": engine.rates("rsca", n_features=n_features),
-            }
-            overfitted = engine.rates("rsca", leave_one_out=False).overall
-        unrated = [c for c, n in rates["raw"].n_pairs.items() if not n]
-        if unrated:
-            logger.warning("no field star passes the pair cuts for %s: left out of the averages", ", ".join(unrated))
-        result: dict[str, Any] = {name: r.overall for name, r in rates.items()}
-        result["rsca_without_cross_validation"] = overfitted
-        per_cluster: dict[str, dict[str, Any]] = {
-            c: {"n_members": rates["raw"].n_members[c], **{name: r.per_cluster[c] for name, r in rates.items()}}
-            for c in engine.names
-        }
-        if run.has("auto.json"):
-            auto = run.load_json("auto.json")
-            result["auto"] = auto["rate"]
-            for c, value in auto["per_cluster"].items():
-                per_cluster[c]["auto"] = value
-        result |= {
-            "per_cluster": per_cluster,
-            "n_field": len(stars.field_rows),
-            "n_members": len(stars.member_rows),
-            "n_clusters": len(engine.names),
-            "n_components": stars.n_components,
-            "n_features": n_features,
-            "cuts": sorted({k.split("_", 1)[1] for k in stars.cuts}),
-            "leave_one_cluster_out": True,
-            "unrated_clusters": unrated,
-            "likeness": likeness(engine, n_features),
-            "abundances": abundance_baselines(run, stars),
-            "correlations": kept_correlations(run, stars, n_features),
-        }
-        run.save_json("evaluation.json", result)
-        stage.note(**{k: result[k] for k in ("raw", "scaled", "rsca", "rsca_top", "auto") if k in result})
-    return run.load_json("evaluation.json")
-
-
-def likeness(engine: Evaluation, n_features: int) -> dict[str, Any]:
-    """Calibration of the probability ratio (eq. 5) on pairs of held-out clusters; {} where there are too few pairs."""
-    n_pairs = sum(len(g) * (len(g) - 1) // 2 for g in engine.groups)
-    if n_pairs < 50 or not isinstance(engine.field, np.ndarray):
-        return {}
-    result = calibrate(*pair_ratios(engine, n_features=n_features))
-    return {**vars(result), "n_features": n_features}
-
-
-def kept_correlations(run: Run, stars: Stars, n_features: int) -> dict[str, dict[str, list[float]]]:
-    """Correlation over the field of each kept feature with velocity and extinction (should be small) and chemistry."""
-    names = ("radial_velocity", "extinction", "fe_h", "alpha_m", "teff", "logg")
-    step = max(1, len(stars.field_rows) // BASELINE_FIELD)
-    picked = np.asarray(stars.field[::step])
-    features = load_metric(run).transform(picked, n_features)
-    out = {"rsca": stars.correlations(features, stars.field_rows[::step], names)}
-    if run.has("auto.zarr"):
-        other = Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
-        metric, transports = load_auto(run)
-        features = auto_features(metric, transports, np.asarray(other.field), other, other.field_rows, n_features)
-        out["auto"] = other.correlations(features, other.field_rows, names)
-    return out
-
-
-def auto_features(
-    metric: AutoMetric,
-    transports: dict[str, LabelTransport],
-    coords: np.ndarray,
-    stars: Stars,
-    rows: np.ndarray,
-    n_features: int | None = None,
-) -> np.ndarray:
-    """Features of stars under the better metric: (n, d), from their coordinates and their labels."""
-    forms = {"plain": coords}
-    nothing = np.full(len(rows), np.nan)
-    for name, transport in transports.items():
-        labels = {n: nothing if (v := stars.label(n)) is None else v[rows] for n in transport.names_}
-        forms[name] = transport.transform(coords, labels)
-    return metric.transform(forms, n_features)
-
-
-def abundance_baselines(run: Run, stars: Stars) -> dict[str, dict[str, Any]]:
-    """Rates of the survey's own abundances (section 4.5): all of the paper's species, and its subset of seven.
-
-    A set is left out where its species are not defined for two members of at least two clusters. Stars without all of
-    them take no part.
-    """
-    from chemscale.survey.store import open_survey
-
-    survey = open_survey(run.store)
-    if "abundance" not in survey.variables or "element" not in survey.variables:
-        return {}
-    if survey.sizes["star"] != stars.embedding.sizes["star"]:
-        return {}
-    elements = [str(e) for e in survey["element"].values]
-    step = max(1, len(stars.field_rows) // BASELINE_FIELD)
-    field_rows = stars.field_rows[::step]
-    rows = np.concatenate([field_rows, stars.member_rows])
-    values = np.asarray(survey["abundance"].values, dtype=np.float64)[rows]
-    n = len(field_rows)
-    known = np.isfinite(values[n:]).mean(axis=0) > 0.5
-    sets = {
-        "all": [e for e in PAPER_ELEMENTS if e in elements and known[elements.index(e)]],
-        "subset": [e for e in PAPER_SUBSET if e in elements and known[elements.index(e)]],
-    }
-    out: dict[str, dict[str, Any]] = {}
-    for name, species in sets.items():
-        if len(species) < 2 or (name == "subset" and len(species) < len(PAPER_SUBSET)):
-            continue
-        x = values[:, [elements.index(e) for e in species]]
-        if name == "subset":  # with respect to iron, iron itself to hydrogen
-            iron = x[:, species.index("Fe")].copy()
-            x = x - np.where(np.array(species) == "Fe", 0.0, iron[:, None])
-        try:
-            engine = _complete(stars, x, n, step)
-            out[name] = {m: engine.rates(m).overall for m in ("raw", "scaled", "rsca")}
-        except DataError as err:
-            logger.info("abundance baseline %s left out: %s", name, err.message)
-            continue
-        out[name] |= {"species": species, "n_members": len(engine.members), "n_field": int(engine.field.shape[0])}
-    return out
-
-
-def _complete(stars: Stars, x: np.ndarray, n: int, step: int) -> Evaluation:
-    """An evaluation of the stars for which all of `x` is finite."""
-    good = np.isfinite(x).all(axis=1)
-    names, counts = np.unique(stars.clusters[good[n:]], return_counts=True)
-    members = good[n:] & np.isin(stars.clusters, names[counts >= 2])
-    cuts = {k: v[::step][good[:n]] if k.startswith("field_") else v[members] for k, v in stars.cuts.items()}
-    return Evaluation(x[:n][good[:n]], x[n:][members], stars.clusters[members], **cuts)

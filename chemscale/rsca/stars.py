@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,9 +24,40 @@ ABUNDANCE = "abundance:"
 CUTS = {"extinction": "extinction", "radial_velocity": "velocity"}
 
 
-def text(variable: xr.DataArray) -> np.ndarray:
-    """Values of a text variable as fixed-width strings, whatever kind of text the store keeps."""
-    return np.asarray(variable.values, dtype=object).astype(str)
+def text(values: Any) -> np.ndarray:
+    """Text of any kind (a variable, objects, NumPy's variable-width strings) as fixed-width strings."""
+    return np.asarray(getattr(values, "values", values), dtype=object).astype(str)
+
+
+def read_rows(variable: xr.DataArray, rows: np.ndarray) -> np.ndarray:
+    """Values of `rows` of a star-first variable, in their order; each touched chunk is read once, a chunk at a time."""
+    if variable.chunks is None:
+        return np.asarray(variable.values[rows])
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    parts, start = [], 0
+    for size in variable.chunks[0]:
+        lo, hi = np.searchsorted(ordered, [start, start + size])
+        if hi > lo:
+            block = variable.isel(star=slice(start, start + size))
+            parts.append(np.asarray(block.values)[ordered[lo:hi] - start])
+        start += size
+    if not parts:
+        return np.empty((0, *variable.shape[1:]), dtype=variable.dtype)
+    return np.concatenate(parts)[np.argsort(order, kind="stable")]
+
+
+def pair_cuts(label: Callable[[str], np.ndarray | None], field: Any, members: Any) -> dict[str, Any]:
+    """Arguments of the pair cuts for the covariates that some of the `field` and some of the `members` rows have.
+
+    `label` gives a covariate of all rows, or None.
+    """
+    out: dict[str, Any] = {}
+    for name, key in CUTS.items():
+        values = label(name)
+        if values is not None and np.isfinite(values[field]).any() and np.isfinite(values[members]).any():
+            out |= {f"field_{key}": values[field], f"member_{key}": values[members]}
+    return out
 
 
 @dataclass
@@ -40,6 +72,8 @@ class Stars:
     field : array or dask array (n_field, K)
     members : array (n_members, K)
     clusters : array of str (n_members,)
+    n_field_total : int
+        Field stars of the run, of which `field_rows` may be some.
     """
 
     embedding: xr.Dataset
@@ -48,7 +82,7 @@ class Stars:
     field: Any
     members: np.ndarray
     clusters: np.ndarray
-    thinned: bool = False
+    n_field_total: int = 0
     store: str = ""
     _labels: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _abundances_read: bool = False
@@ -78,15 +112,15 @@ class Stars:
         if not len(rows) or not len(member_rows):
             what = "field stars" if not len(rows) else "cluster members"
             raise DataError(f"{run.path} has no {what}", "check the sample cuts and the `cluster` variable")
-        thinned = max_field is not None and len(rows) > max_field
-        if max_field is not None and thinned:
+        total = len(rows)
+        if max_field is not None and total > max_field:
             rows = rows[np.linspace(0, len(rows) - 1, max_field).astype(np.int64)]
         coords = ds["coords"].data
         lazy = max_field is None and len(rows) * coords.shape[1] * 4 > IN_MEMORY_BYTES
         values = coords[rows] if lazy else np.asarray(coords[rows].compute(), dtype=np.float64)
         members = np.asarray(coords[member_rows].compute(), dtype=np.float64)
         clusters = text(ds["cluster"])[member_rows]
-        return cls(ds, rows, member_rows, values, members, clusters, thinned, run.manifest.get("store") or "")
+        return cls(ds, rows, member_rows, values, members, clusters, total, run.manifest.get("store") or "")
 
     @property
     def n_components(self) -> int:
@@ -131,15 +165,7 @@ class Stars:
     @cached_property
     def cuts(self) -> dict[str, Any]:
         """Arguments of the pair cuts, for the covariates that some field stars and some members have."""
-        out: dict[str, Any] = {}
-        for name, key in CUTS.items():
-            values = self.label(name)
-            if values is None:
-                continue
-            of_field, of_members = values[self.field_rows], values[self.member_rows]
-            if np.isfinite(of_field).any() and np.isfinite(of_members).any():
-                out |= {f"field_{key}": of_field, f"member_{key}": of_members}
-        return out
+        return pair_cuts(self.label, self.field_rows, self.member_rows)
 
     @cached_property
     def evaluation(self) -> Evaluation:

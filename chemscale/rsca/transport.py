@@ -189,3 +189,63 @@ class LabelTransport:
 
 
 _ARRAYS = ("centre", "spread", "low", "high", "weights", "guess", "residual")
+
+
+class SelfTransport:
+    """Transport by pseudo-labels that are read from the coordinates themselves, where a survey has no labels.
+
+    Parameters
+    ----------
+    mean : (K,)
+        Of the field.
+    axes : (K, 3)
+        Functionals of the centred coordinates: what is taken out, and two that are held.
+
+    Attributes
+    ----------
+    transport_ : LabelTransport
+        In the pseudo-labels.
+    """
+
+    transport_: LabelTransport
+
+    def __init__(self, mean: np.ndarray, axes: np.ndarray):
+        self.mean, self.axes = np.asarray(mean, dtype=np.float64), np.asarray(axes, dtype=np.float64)
+
+    def _labels(self, coords: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(_PSEUDO, ((coords - self.mean) @ self.axes).T, strict=True))
+
+    def fit(self, coords: np.ndarray) -> SelfTransport:
+        """Learn the dependence of field coordinates (n_field, K) on the pseudo-labels."""
+        z = np.asarray(coords, dtype=np.float64)
+        self.transport_ = LabelTransport(_PSEUDO[:1], _PSEUDO[1:]).fit(z, self._labels(z))
+        return self
+
+    @property
+    def names_(self) -> tuple[str, ...]:
+        """Labels of the survey in use: none."""
+        return ()
+
+    def transform(self, coords: np.ndarray, labels: Mapping[str, Any] | None = None) -> np.ndarray:
+        """Coordinates (n, K) at the reference; `labels` are not looked at."""
+        z = np.asarray(coords, dtype=np.float64)
+        return self.transport_.transform(z, self._labels(z))
+
+    def to_dict(self) -> dict[str, Any]:
+        """State as plain arrays and JSON values, for storage."""
+        return {"pseudo_mean": self.mean, "pseudo_axes": self.axes, **self.transport_.to_dict()}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> SelfTransport:
+        """Inverse of :meth:`to_dict`."""
+        out = cls(state["pseudo_mean"], state["pseudo_axes"])
+        out.transport_ = LabelTransport.from_dict(state)
+        return out
+
+
+_PSEUDO = ("nuisance", "chemistry_1", "chemistry_2")
+
+
+def stored_transport(state: Mapping[str, Any]) -> LabelTransport | SelfTransport:
+    """The transport a stored state is of."""
+    return (SelfTransport if "pseudo_axes" in state else LabelTransport).from_dict(state)

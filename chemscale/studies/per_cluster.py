@@ -6,7 +6,8 @@ import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
 from ..errors import ChemscaleError
-from ..rsca.doppelganger import Candidates, Evaluation, PairCuts
+from ..rsca.doppelganger import Evaluation
+from ..rsca.pairs import Candidates, PairCuts
 from . import style
 from .elements import abundance_features, species
 from .registry import Study, StudyContext, StudyResult

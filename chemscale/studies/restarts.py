@@ -8,9 +8,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..rsca.doppelganger import Evaluation
+from ..rsca.stars import FIT_COMMAND, read_rows, text
+from ..statistics.embedding import open_embedding
 from ..statistics.ppca import MaskedPPCA
 from .registry import StudyContext
-from .sample import as_text, open_embedding, read_rows
 
 #: Stretches of neighbouring stars the field sample is taken from: few chunks are decoded.
 _STRETCHES = 48
@@ -26,10 +27,10 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
     dict
         ``flux`` and boolean ``missing`` (n, pixels) and ``is_field``, ``cluster``, ``extinction``, ``radial_velocity``.
     """
-    survey, embedding = context.survey, open_embedding(context.run)
+    survey, embedding = context.survey, open_embedding(context.run.need("embedding.zarr", FIT_COMMAND))
     if survey.sizes["star"] != embedding.sizes["star"]:
         raise DataError("the embedding and the survey hold different stars", "fit the run again")
-    role = as_text(embedding["role"].values)
+    role = text(embedding["role"].values)
     field, members = np.flatnonzero(role == "field"), np.flatnonzero(role == "member")
     if len(field) > n_field:
         rng = np.random.default_rng(seed)
@@ -40,7 +41,7 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
     flux = read_rows(survey["flux"], rows)
     missing = (read_rows(survey["flags"], rows) != 0) | ~(read_rows(survey["ivar"], rows) > 0) | ~np.isfinite(flux)
     out = {"flux": np.where(missing, 0, flux).astype(np.float32), "missing": missing, "is_field": role[rows] == "field"}
-    out["cluster"] = as_text(read_rows(embedding["cluster"], rows))
+    out["cluster"] = text(read_rows(embedding["cluster"], rows))
     for name in ("extinction", "radial_velocity"):
         if name in embedding:
             out[name] = read_rows(embedding[name], rows).astype(float)

@@ -1,4 +1,4 @@
-"""The stars of a run as the studies need them: coordinates, membership, covariates, abundances.
+"""What the studies share: one run's stars in memory with all their labels, abundances and visits.
 
 Per-star products are small next to spectra (K numbers a star) but not small at 10^8 stars: where a run has more than
 `max_field` field stars, an evenly spaced selection of them stands for the field, and the studies say so.
@@ -11,45 +11,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from ..errors import DataError
 from ..rsca.doppelganger import Evaluation
+from ..rsca.stars import Stars, pair_cuts, read_rows, text
 from ..runtime.run import Run
 from ..schema import STAR_VARIABLES, VARIABLES
 
 #: Field stars a study reads at most.
 MAX_FIELD = 500_000
-FIT_COMMAND = "chemscale rsca fit STORE --run RUN"
-
-
-def open_embedding(run: Run) -> xr.Dataset:
-    """The embedding product of a run, lazy; an unfinished one is refused."""
-    from ..statistics.embedding import open_embedding as open_product
-
-    return open_product(run.need("embedding.zarr", FIT_COMMAND))
-
-
-def as_text(values: Any) -> np.ndarray:
-    """Text of any flavour (objects, fixed width, NumPy's variable-width strings) as a fixed-width array."""
-    return np.asarray(values, dtype=object).astype(str)
-
-
-def read_rows(variable: xr.DataArray, rows: np.ndarray) -> np.ndarray:
-    """Values of the sorted `rows` of a star-first variable; reads each touched chunk once, a chunk at a time."""
-    if variable.chunks is None:
-        return np.asarray(variable.values[rows])
-    parts, start = [], 0
-    for size in variable.chunks[0]:
-        lo, hi = np.searchsorted(rows, [start, start + size])
-        if hi > lo:
-            block = variable.isel(star=slice(start, start + size))
-            # whole block for many rows; for a few, xarray still decodes the chunk once
-            parts.append(np.asarray(block.values)[rows[lo:hi] - start])
-        start += size
-    if not parts:
-        return np.empty((0, *variable.shape[1:]), dtype=variable.dtype)
-    return np.concatenate(parts)
 
 
 @dataclass
@@ -94,76 +64,31 @@ class Sample:
         DataError
             It has no field stars or no members.
         """
-        ds = open_embedding(run)
-        role = as_text(ds["role"].values)
-        valid = np.asarray(ds["valid"].values)
-        field, members = np.flatnonzero((role == "field") & valid), np.flatnonzero((role == "member") & valid)
-        if not len(field) or not len(members):
-            what = "field stars" if not len(field) else "cluster members"
-            raise DataError(
-                f"{run.path} has no {what}", "check the sample cuts and the `cluster` variable of the survey"
-            )
-        total = len(field)
-        if total > max_field:
-            field = field[np.linspace(0, total - 1, max_field).astype(np.int64)]
-        rows = np.concatenate([field, members])
-        order = np.argsort(rows, kind="stable")
-        back = np.argsort(order, kind="stable")
+        from ..survey.store import open_survey
 
-        def take(name: str, source: xr.Dataset = ds) -> np.ndarray:
-            return read_rows(source[name], rows[order])[back]
-
+        stars = Stars.read(run, max_field=max_field)
+        ds, rows = stars.embedding, np.concatenate([stars.field_rows, stars.member_rows])
         labels = {
-            name: take(name).astype(float)
+            name: read_rows(ds[name], rows).astype(float)
             for name in STAR_VARIABLES
             if name in ds and VARIABLES[name].dtype.startswith("float") and np.issubdtype(ds[name].dtype, np.number)
         }
         sample = cls(
-            coords=take("coords"),
-            n_field=len(field),
-            n_field_total=total,
-            clusters=as_text(take("cluster")[len(field) :]),
-            star_id=as_text(take("star_id")),
+            coords=np.concatenate([stars.field, stars.members]),
+            n_field=len(stars.field_rows),
+            n_field_total=stars.n_field_total,
+            clusters=stars.clusters,
+            star_id=text(read_rows(ds["star_id"], rows)),
             labels=labels,
         )
-        sample._from_survey(run, ds, rows, order, back)
-        return sample._without_lone_members()
-
-    def _without_lone_members(self) -> Sample:
-        """Drop clusters that invalid spectra left with one member: they have no pair."""
-        names, counts = np.unique(self.clusters, return_counts=True)
-        keep = np.concatenate([np.ones(self.n_field, bool), np.isin(self.clusters, names[counts >= 2])])
-        if keep.all():
-            return self
-        self.coords, self.star_id, self.clusters = (
-            self.coords[keep],
-            self.star_id[keep],
-            self.clusters[keep[self.n_field :]],
-        )
-        self.labels = {k: v[keep] for k, v in self.labels.items()}
-        self.abundance = None if self.abundance is None else self.abundance[keep]
-        self.visits = None if self.visits is None else self.visits[keep]
-        return self
-
-    def _from_survey(self, run: Run, ds: xr.Dataset, rows: np.ndarray, order: np.ndarray, back: np.ndarray) -> None:
-        """Abundances and visits, from the embedding or else from the survey (per-star variables only)."""
-        source = ds
-        if "abundance" not in ds or "visits" not in ds:
-            from ..survey.store import open_survey
-
-            survey = open_survey(run.store)
-            if survey.sizes["star"] == ds.sizes["star"]:
-                source = survey
-        for name in ("abundance", "visits"):
-            where = ds if name in ds else source
-            if name not in where:
-                continue
-            values = read_rows(where[name], rows[order])[back]
-            if name == "abundance":
-                self.abundance = values.astype(float)
-                self.elements = tuple(str(e) for e in where["element"].values)
-            else:
-                self.visits = as_text(values)
+        survey = open_survey(run.store)
+        if survey.sizes["star"] == ds.sizes["star"]:
+            if "abundance" in survey:
+                sample.abundance = read_rows(survey["abundance"], rows).astype(float)
+                sample.elements = tuple(str(e) for e in survey["element"].values)
+            if "visits" in survey:
+                sample.visits = text(read_rows(survey["visits"], rows))
+        return sample
 
     @property
     def n_components(self) -> int:
@@ -181,12 +106,7 @@ class Sample:
     @cached_property
     def cuts(self) -> dict[str, Any]:
         """Covariates of the pair cuts of section 4.2 that this run has for field stars and members alike."""
-        out: dict[str, Any] = {}
-        for name, key in (("extinction", "extinction"), ("radial_velocity", "velocity")):
-            field, members = self.field(name), self.members(name)
-            if np.isfinite(field).any() and np.isfinite(members).any():
-                out |= {f"field_{key}": field, f"member_{key}": members}
-        return out
+        return pair_cuts(self.labels.get, slice(0, self.n_field), slice(self.n_field, None))
 
     @cached_property
     def evaluation(self) -> Evaluation:

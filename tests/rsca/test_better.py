@@ -5,12 +5,13 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from chemscale.errors import DataError, InputError
-from chemscale.rsca.auto import Representation, Search, choose_metric, shrunk_metric
+from chemscale.rsca.auto import Search, choose_metric
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import calibrate, pair_ratios, sibling_probability
 from chemscale.rsca.metric import centre_on_clusters
 from chemscale.rsca.nuisance import nuisance_plane
-from chemscale.rsca.transport import LabelTransport
+from chemscale.rsca.representation import Representation, Straightened, continuum_directions, shrunk_metric
+from chemscale.rsca.transport import LabelTransport, stored_transport
 
 
 def giants(seed=0, n=3000, n_clusters=10, size=6):
@@ -209,3 +210,63 @@ def test_nuisance_plane_finds_what_velocity_marks():
     assert nuisance_plane(x[:, :4], velocity).n_removed == 0
     with pytest.raises(DataError, match="groups"):
         nuisance_plane(x[:50], velocity[:50])
+
+
+def test_self_transport_straightens_without_labels():
+    z, labels, clusters, n = giants(4)
+    noise = {"noise": 0.05**2 * np.eye(8)}
+    form = Straightened(Evaluation(z[:n], z[n:], clusters), noise)
+    view = form.view(())
+    before = choose_metric({"plain": Representation(form.evaluation, noise)}, ks=[8]).rates.overall
+    assert choose_metric({"straightened": form}, ks=[8]).rates.overall < 0.8 * before
+    again = stored_transport(view.transport.to_dict())
+    np.testing.assert_array_equal(again.transform(z), view.transport.transform(z))
+    assert again.names_ == ()
+    np.testing.assert_allclose(view.field_coords(), again.transform(z[:n]))
+
+
+def test_a_view_does_not_know_the_clusters_left_out():
+    z, labels, clusters, n = giants(5)
+    noise = {"noise": 0.05**2 * np.eye(8)}
+    other = z.copy()
+    other[n + 12 : n + 18] += np.random.default_rng(0).normal(size=(6, 8))  # cluster 2 is another one
+    views = [Straightened(Evaluation(v[:n], v[n:], clusters), noise).view((2,)) for v in (z, other)]
+    for v in views:
+        np.testing.assert_array_equal(
+            v.full_metric(8, 0.3, "noise", False, (2,)), views[0].full_metric(8, 0.3, "noise", False, (2,))
+        )
+    np.testing.assert_array_equal(views[0].rows(2)[0], views[1].rows(2)[0])
+    assert not np.array_equal(views[0].full_metric(8, 0.3, "noise"), views[1].full_metric(8, 0.3, "noise"))
+
+
+def test_an_ignored_continuum_does_not_reach_the_features():
+    rng = np.random.default_rng(0)
+    used = np.ones(300, bool)
+    used[140:170] = False
+    basis = np.zeros((6, 300))
+    x = np.linspace(-1, 1, 140)
+    mean = np.ones(300)
+    basis[0, :140], basis[1, :140], basis[2, 170:] = 1, x, 1  # continuum errors of two detectors
+    basis[3:, used] = rng.normal(size=(3, 270))
+    basis = np.linalg.qr(basis.T)[0].T
+    directions = continuum_directions(basis, mean, used)
+    assert directions.shape == (6, 6)
+    tilt = basis[:, :140] @ (0.01 * x)
+    field = rng.normal(size=(2000, 6))
+    members = rng.normal(size=(12, 6)).repeat(5, axis=0) * 0.9 + 0.4 * rng.normal(size=(60, 6))
+    form = Representation(
+        Evaluation(field, members, np.repeat([f"c{i}" for i in range(12)], 5)), {"noise": 0.01 * np.eye(6)}, directions
+    )
+    heard = [np.linalg.norm(tilt @ form.full_metric(6, 0.3, "noise", ignore)) for ignore in (False, True)]
+    assert heard[1] < 0.4 * heard[0]
+
+
+def test_noisy_members_weigh_less():
+    rng = np.random.default_rng(1)
+    clusters = np.repeat([f"c{i}" for i in range(30)], 6)
+    loud = np.arange(180) % 3 == 0
+    members = rng.normal(size=(30, 3)).repeat(6, axis=0) + rng.normal(size=(180, 3)) * np.where(loud, 1.0, 0.1)[:, None]
+    e = Evaluation(rng.normal(size=(500, 3)), members, clusters)
+    equal, weighted = Representation(e), Representation(e, weights=np.where(loud, 0.01, 1.0))
+    assert np.trace(weighted.within()) < 0.2 * np.trace(equal.within())
+    np.testing.assert_allclose(Representation(e, weights=np.full(180, 0.7)).within(), equal.within())

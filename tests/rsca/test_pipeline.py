@@ -9,9 +9,12 @@ from helpers import make_survey
 from typer.testing import CliRunner
 
 from chemscale.errors import DataError, InputError, StoreError
+from chemscale.rsca.auto_run import auto_features, load_auto
 from chemscale.rsca.doppelganger import doppelganger_rates
-from chemscale.rsca.pipeline import auto_features, evaluate_run, fit_run, load_auto, load_metric
-from chemscale.rsca.siblings import SiblingIndex, SiblingSearch, siblings, write_neighbours
+from chemscale.rsca.evaluate import evaluate_run
+from chemscale.rsca.neighbours import SiblingIndex
+from chemscale.rsca.pipeline import fit_run, load_metric
+from chemscale.rsca.siblings import SiblingSearch, siblings, write_neighbours
 from chemscale.rsca.stars import Stars
 from chemscale.runtime.run import Run
 from chemscale.survey.store import write_survey
@@ -132,6 +135,18 @@ def test_all_neighbours_are_exact(method):
     np.testing.assert_allclose(np.take_along_axis(d, rows, axis=1)[good], want[good], rtol=1e-4, atol=1e-6)
     part, _ = index.all_nearest(4, method=method, rows=slice(100, 150))
     np.testing.assert_array_equal(part, rows[100:150])
+
+
+def test_approximate_neighbours_are_nearly_all_of_the_exact_ones():
+    pytest.importorskip("faiss")
+    x = np.random.default_rng(1).normal(size=(6000, 8)).astype(np.float32) * np.geomspace(8, 0.5, 8, dtype=np.float32)
+    index = SiblingIndex(x, np.arange(6000).astype(str))
+    rows, distances = index.all_nearest(5, method="approximate")
+    exact, _ = index.all_nearest(5)
+    recall = np.mean([np.isin(e, r).mean() for e, r in zip(exact, rows)])
+    assert recall > 0.95
+    assert not np.any(rows == np.arange(6000)[:, None])
+    np.testing.assert_allclose(distances[7], np.linalg.norm(x[rows[7]].astype(float) - x[7], axis=1), rtol=1e-5)
 
 
 def test_neighbour_table(run):

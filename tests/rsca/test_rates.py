@@ -121,7 +121,7 @@ def test_dask_and_blocks_agree_with_numpy(cuts, monkeypatch):
     field, members, clusters, cov = make(3)
     cov = cov if cuts else {}
     want = doppelganger_rates(field, members, clusters, **cov)
-    monkeypatch.setattr("chemscale.rsca.doppelganger.BLOCK_ROWS", 97)
+    monkeypatch.setattr("chemscale.rsca.pairs.BLOCK_ROWS", 97)
     for chunks in [(1500, 6), (333, 6), (100, 4)]:
         got = doppelganger_rates(da.from_array(field, chunks=chunks), members, clusters, **cov)
         assert got.per_cluster == pytest.approx(want.per_cluster, abs=1e-9)

@@ -97,8 +97,8 @@ def test_dataset_size_rates_only_clusters_it_was_not_trained_on(run):
 
 def test_shuffled_clusters_are_near_one_half(done):
     numbers = done[0]["controls"]["numbers"]
-    assert 0.3 < numbers["shuffled_rate"] < 0.7
-    assert 0.4 < numbers["strangers_rate"] < 0.6
+    assert 0.3 < numbers["shuffled_members_rate"] < 0.7
+    assert 0.4 < numbers["control_rate"] < 0.6
     assert numbers["true_rate"] < 0.1
 
 

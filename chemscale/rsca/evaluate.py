@@ -1,0 +1,172 @@
+"""How good a run's metrics are: rates, abundance baselines, calibration, correlations (sections 4.2-4.5)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import DataError
+from chemscale.rsca.auto_run import AUTO_FIELD, auto_features, load_auto
+from chemscale.rsca.doppelganger import DoppelgangerRates, Evaluation
+from chemscale.rsca.likeness import calibrate, pair_ratios
+from chemscale.rsca.pipeline import load_metric
+from chemscale.rsca.stars import Stars
+from chemscale.runtime.run import Run
+from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
+
+logger = logging.getLogger(__name__)
+
+#: Field stars of the abundance baselines and correlations, at most.
+BASELINE_FIELD = 200_000
+
+
+def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> dict[str, Any]:
+    """Doppelganger rates of a run, leave-one-cluster-out, written to ``evaluation.json``.
+
+    Reads the embedding (some hundred bytes a star), never the spectra. A field too large for memory goes through in
+    blocks, two passes a method.
+
+    Parameters
+    ----------
+    run_path : path
+    n_features : int
+        Dimensions kept for `rsca_top`.
+
+    Returns
+    -------
+    dict
+        ``raw``, ``scaled``, ``rsca``, ``rsca_top`` (the most scaled `n_features`), ``auto`` where it was fitted;
+        ``rsca_without_cross_validation``; ``per_cluster`` (cluster -> method -> rate, and n_members); counts;
+        ``abundances`` baselines; ``correlations`` of the kept features with labels over the field; ``likeness``, the
+        calibration of eq. (5); ``unrated_clusters``, which no field star can be compared with.
+
+    Raises
+    ------
+    StoreError
+        Not a run, or nothing fitted yet.
+    DataError, InputError
+        One cluster only, `n_features` beyond K.
+    """
+    run = Run.open(run_path)
+    with run.stage("evaluate", settings={"n_features": n_features}) as stage:
+        stars = Stars.read(run)
+        engine = stars.evaluation
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # clusters without a pair are listed once, below
+            rates: dict[str, DoppelgangerRates] = {
+                "raw": engine.rates("raw"),
+                "scaled": engine.rates("scaled"),
+                "rsca": engine.rates("rsca"),
+                "rsca_top": engine.rates("rsca", n_features=n_features),
+            }
+            overfitted = engine.rates("rsca", leave_one_out=False).overall
+        unrated = [c for c, n in rates["raw"].n_pairs.items() if not n]
+        if unrated:
+            logger.warning("no field star passes the pair cuts for %s: left out of the averages", ", ".join(unrated))
+        result: dict[str, Any] = {name: r.overall for name, r in rates.items()}
+        result["rsca_without_cross_validation"] = overfitted
+        per_cluster: dict[str, dict[str, Any]] = {
+            c: {"n_members": rates["raw"].n_members[c], **{name: r.per_cluster[c] for name, r in rates.items()}}
+            for c in engine.names
+        }
+        if run.has("auto.json"):
+            auto = run.load_json("auto.json")
+            result["auto"] = auto["rate"]
+            for c, value in auto["per_cluster"].items():
+                per_cluster[c]["auto"] = value
+        result |= {
+            "per_cluster": per_cluster,
+            "n_field": len(stars.field_rows),
+            "n_members": len(stars.member_rows),
+            "n_clusters": len(engine.names),
+            "n_components": stars.n_components,
+            "n_features": n_features,
+            "cuts": sorted({k.split("_", 1)[1] for k in stars.cuts}),
+            "leave_one_cluster_out": True,
+            "unrated_clusters": unrated,
+            "likeness": likeness(engine, n_features),
+            "abundances": abundance_baselines(run, stars),
+            "correlations": kept_correlations(run, stars, n_features),
+        }
+        run.save_json("evaluation.json", result)
+        stage.note(**{k: result[k] for k in ("raw", "scaled", "rsca", "rsca_top", "auto") if k in result})
+    return run.load_json("evaluation.json")
+
+
+def likeness(engine: Evaluation, n_features: int) -> dict[str, Any]:
+    """Calibration of the probability ratio (eq. 5) on pairs of held-out clusters; {} where there are too few pairs."""
+    n_pairs = sum(len(g) * (len(g) - 1) // 2 for g in engine.groups)
+    if n_pairs < 50 or not isinstance(engine.field, np.ndarray):
+        return {}
+    result = calibrate(*pair_ratios(engine, n_features=n_features))
+    return {**vars(result), "n_features": n_features}
+
+
+def kept_correlations(run: Run, stars: Stars, n_features: int) -> dict[str, dict[str, list[float]]]:
+    """Correlation over the field of each kept feature with velocity and extinction (should be small) and chemistry."""
+    names = ("radial_velocity", "extinction", "fe_h", "alpha_m", "teff", "logg")
+    step = max(1, len(stars.field_rows) // BASELINE_FIELD)
+    picked = np.asarray(stars.field[::step])
+    features = load_metric(run).transform(picked, n_features)
+    out = {"rsca": stars.correlations(features, stars.field_rows[::step], names)}
+    if run.has("auto.zarr"):
+        other = Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
+        metric, transports = load_auto(run)
+        features = auto_features(metric, transports, np.asarray(other.field), other, other.field_rows, n_features)
+        out["auto"] = other.correlations(features, other.field_rows, names)
+    return out
+
+
+def abundance_baselines(run: Run, stars: Stars) -> dict[str, dict[str, Any]]:
+    """Rates of the survey's own abundances (section 4.5): all of the paper's species, and its subset of seven.
+
+    A set is left out where its species are not defined for two members of at least two clusters. Stars without all of
+    them take no part.
+    """
+    from chemscale.survey.store import open_survey
+
+    survey = open_survey(run.store)
+    if "abundance" not in survey.variables or "element" not in survey.variables:
+        return {}
+    if survey.sizes["star"] != stars.embedding.sizes["star"]:
+        return {}
+    elements = [str(e) for e in survey["element"].values]
+    step = max(1, len(stars.field_rows) // BASELINE_FIELD)
+    field_rows = stars.field_rows[::step]
+    rows = np.concatenate([field_rows, stars.member_rows])
+    values = np.asarray(survey["abundance"].values, dtype=np.float64)[rows]
+    n = len(field_rows)
+    known = np.isfinite(values[n:]).mean(axis=0) > 0.5
+    sets = {
+        "all": [e for e in PAPER_ELEMENTS if e in elements and known[elements.index(e)]],
+        "subset": [e for e in PAPER_SUBSET if e in elements and known[elements.index(e)]],
+    }
+    out: dict[str, dict[str, Any]] = {}
+    for name, species in sets.items():
+        if len(species) < 2 or (name == "subset" and len(species) < len(PAPER_SUBSET)):
+            continue
+        x = values[:, [elements.index(e) for e in species]]
+        if name == "subset":  # with respect to iron, iron itself to hydrogen
+            iron = x[:, species.index("Fe")].copy()
+            x = x - np.where(np.array(species) == "Fe", 0.0, iron[:, None])
+        try:
+            engine = _complete(stars, x, n, step)
+            out[name] = {m: engine.rates(m).overall for m in ("raw", "scaled", "rsca")}
+        except DataError as err:
+            logger.info("abundance baseline %s left out: %s", name, err.message)
+            continue
+        out[name] |= {"species": species, "n_members": len(engine.members), "n_field": int(engine.field.shape[0])}
+    return out
+
+
+def _complete(stars: Stars, x: np.ndarray, n: int, step: int) -> Evaluation:
+    """An evaluation of the stars for which all of `x` is finite."""
+    good = np.isfinite(x).all(axis=1)
+    names, counts = np.unique(stars.clusters[good[n:]], return_counts=True)
+    members = good[n:] & np.isin(stars.clusters, names[counts >= 2])
+    cuts = {k: v[::step][good[:n]] if k.startswith("field_") else v[members] for k, v in stars.cuts.items()}
+    return Evaluation(x[:n][good[:n]], x[n:][members], stars.clusters[members], **cuts)

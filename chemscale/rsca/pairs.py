@@ -1,0 +1,139 @@
+"""Which pairs of a cluster member and a field star may be compared, and how many of them are close (section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.spatial.distance import pdist
+
+from chemscale.errors import InputError
+
+#: Rows of the field compared with a cluster at a time: bounds memory at rows x (members + features) doubles.
+BLOCK_ROWS = 16384
+
+
+@dataclass(frozen=True)
+class PairCuts:
+    """Which pairs of stars may be compared. A pair with a missing (NaN) covariate does not pass a cut on it."""
+
+    max_delta_extinction: float = 0.05
+    max_delta_velocity: float = 5.0
+
+
+class Candidates:
+    """The field stars of one block that each cluster may be compared with.
+
+    Parameters
+    ----------
+    velocity, extinction : array (n_block,) or None
+        Covariates of the field stars of the block; None = no cut.
+    member_velocity, member_extinction : array (n_members,) or None
+    groups : list of index arrays
+        Rows of the members of each cluster.
+    cuts : PairCuts
+    """
+
+    def __init__(
+        self,
+        n: int,
+        velocity: np.ndarray | None,
+        extinction: np.ndarray | None,
+        member_velocity: np.ndarray | None,
+        member_extinction: np.ndarray | None,
+        groups: Sequence[np.ndarray],
+        cuts: PairCuts,
+    ):
+        self.rows: list[np.ndarray | slice] = []
+        self.allowed: list[np.ndarray | None] = []
+        limits = [
+            (np.asarray(f, dtype=float), np.asarray(m, dtype=float), limit)
+            for f, m, limit in (
+                (velocity, member_velocity, cuts.max_delta_velocity),
+                (extinction, member_extinction, cuts.max_delta_extinction),
+            )
+            if f is not None and m is not None
+        ]
+        if not limits:
+            self.rows = [slice(None)] * len(groups)
+            self.allowed = [None] * len(groups)
+            return
+        order = np.argsort(limits[0][0], kind="stable")  # NaN last, never inside a window
+        ordered = limits[0][0][order]
+        for group in groups:
+            member = limits[0][1][group]
+            member = member[np.isfinite(member)]
+            if not len(member):
+                lo = hi = 0
+            else:
+                lo = np.searchsorted(ordered, member.min() - limits[0][2], side="left")
+                hi = np.searchsorted(ordered, member.max() + limits[0][2], side="right")
+            rows = np.sort(order[lo:hi])
+            allowed = np.ones((len(rows), len(group)), dtype=bool)
+            for values, members, limit in limits:
+                allowed &= np.abs(values[rows][:, None] - members[group][None, :]) < limit
+            keep = allowed.any(axis=1)
+            self.rows.append(rows[keep])
+            self.allowed.append(allowed[keep])
+
+
+def count_close(
+    field_rows: np.ndarray, members: np.ndarray, threshold: float, allowed: np.ndarray | None
+) -> tuple[int, int]:
+    """Pairs at or under `threshold`, and pairs compared.
+
+    Distances come from one matrix product; the pairs for which its rounding could matter are recomputed from
+    differences, so the counts are those of exact arithmetic on the features.
+
+    Parameters
+    ----------
+    field_rows : (n, d) float64 features of field stars
+    members : (m, d) float64 features of members
+    threshold : float
+    allowed : (n, m) bool or None
+    """
+    n_close = n_pairs = 0
+    centre = members.mean(axis=0) if len(members) else 0.0
+    members = members - centre
+    size_m = np.einsum("ij,ij->i", members, members)
+    limit = threshold**2
+    for start in range(0, len(field_rows), BLOCK_ROWS):
+        x = field_rows[start : start + BLOCK_ROWS] - centre
+        ok = None if allowed is None else allowed[start : start + BLOCK_ROWS]
+        size = np.einsum("ij,ij->i", x, x)[:, None] + size_m
+        gap = size - 2.0 * (x @ members.T) - limit
+        close = gap <= 0
+        unsure = np.abs(gap) <= 1e-11 * (size + limit)
+        if unsure.any():
+            i, j = np.nonzero(unsure)
+            close[i, j] = np.sqrt(np.sum((x[i] - members[j]) ** 2, axis=1)) <= threshold
+        if ok is None:
+            n_close += int(close.sum())
+            n_pairs += close.size
+        else:
+            n_close += int(np.sum(close & ok))
+            n_pairs += int(ok.sum())
+    return n_close, n_pairs
+
+
+def median_pair_distance(features: np.ndarray) -> float:
+    """Median Euclidean distance over the pairs of rows."""
+    return float(np.median(pdist(features)))
+
+
+def covariate_pair(name: str, of_field: Any, of_members: Any, n: int, m: int) -> tuple[Any, Any]:
+    """Both sides of a covariate as float64 of checked length, or (None, None) where neither is given."""
+    if of_field is None and of_members is None:
+        return None, None
+    if of_field is None or of_members is None:
+        side, other = ("member", "field") if of_field is None else ("field", "member")
+        raise InputError(f"{side}_{name} is given without {other}_{name}", "pass both, or neither for no cut")
+    f = np.asarray(of_field, dtype=np.float64)
+    g = np.asarray(of_members, dtype=np.float64)
+    if f.shape != (n,) or g.shape != (m,):
+        raise InputError(
+            f"{name}: shapes {f.shape} and {g.shape} for {n} field stars and {m} members", "pass one value per star"
+        )
+    return f, g

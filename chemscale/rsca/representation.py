@@ -1,0 +1,235 @@
+"""Coordinates in one form, and the metrics that clusters give in them: the parts of :mod:`chemscale.rsca.auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from scipy.linalg import eigh
+
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.metric import pooled_sigma
+from chemscale.rsca.transport import SelfTransport
+
+#: Variance given to an ignored direction, in units of the within-cluster scatter along it: next to none is left.
+IGNORED = 10.0
+#: Shrinkage towards the noise of the metric that finds the axes of :class:`Straightened`.
+GUESS_SHRINKAGE = 0.5
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """One way to make a metric: coordinates, how many of them, shrinkage and towards what, dimensions kept.
+
+    `kind` is the target of the shrinkage (a key of :attr:`Representation.targets`), "mad" for scales from the median
+    absolute deviation as in the paper, or "none". `ignore_continuum`: what a continuum error does is left out.
+    """
+
+    representation: str
+    k: int
+    shrinkage: float
+    kind: str
+    n_features: int
+    ignore_continuum: bool = False
+
+    def label(self) -> str:
+        """Short text for tables."""
+        kind = "MAD" if self.kind == "mad" else f"shrink {self.shrinkage:g} to {self.kind}"
+        ignore = ", continuum ignored" if self.ignore_continuum else ""
+        return f"{self.representation}, K = {self.k}, {kind}, {self.n_features} kept{ignore}"
+
+
+def shrunk_metric(
+    within: np.ndarray, field_covariance: np.ndarray, target: np.ndarray | None = None, shrinkage: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Axes and scales from a within-cluster covariance.
+
+    Solves ``W a = w C a`` (sphering and rotation in one step), with W shrunk towards a target, and scales
+    axis i by ``sqrt((1 - w_i) / w_i)``, which is 1 / sigma_r of eq. (4).
+
+    Parameters
+    ----------
+    within, field_covariance : (k, k)
+    target : (k, k), optional
+    shrinkage : float in [0, 1)
+        Weight of the target.
+
+    Returns
+    -------
+    matrix : (k, k)
+        Maps centred coordinates to features, most scaled first.
+    sigma : (k,)
+        Root of the w_i.
+    """
+    if shrinkage and target is not None:
+        within = (1 - shrinkage) * within + shrinkage * target
+    w, axes = eigh(within, field_covariance)
+    w = np.maximum(w, 1e-12)
+    return axes * np.sqrt(np.maximum(1 - w, 0) / w), np.sqrt(w)
+
+
+def widened(within: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """A covariance (k, k) with :data:`IGNORED` times its own extent added along each row of `directions` (m, k)."""
+    size = np.einsum("ij,ij->i", directions, np.linalg.solve(within, directions.T).T)
+    scaled = directions[size > 0] / np.sqrt(size[size > 0])[:, None]
+    return within + IGNORED * scaled.T @ scaled
+
+
+def continuum_directions(components: np.ndarray, mean: np.ndarray, used: np.ndarray, degree: int = 2) -> np.ndarray:
+    """What continuum errors do to coordinates: (n_segments * (degree + 1), K).
+
+    A continuum wrong by a polynomial multiplies the spectrum by it. Each run of used pixels (a detector, an arm) has
+    polynomials of its own; runs shorter than 5 % of the pixels have none.
+
+    Parameters
+    ----------
+    components : (K, P)
+        Orthonormal over the used pixels.
+    mean : (P,)
+    used : (P,) bool
+    degree : int
+    """
+    pixels = np.flatnonzero(used)
+    runs = np.split(pixels, np.flatnonzero(np.diff(pixels) > 20) + 1)
+    out = []
+    for run in runs:
+        if len(run) < 0.05 * len(pixels):
+            continue
+        x = np.linspace(-1, 1, len(run))
+        for order in range(degree + 1):
+            shape = np.polynomial.legendre.Legendre.basis(order)(x)
+            out.append(components[:, run] @ (mean[run] * shape))
+    return np.array(out).reshape(-1, len(components))
+
+
+@dataclass
+class Representation:
+    """Coordinates of the same stars in one form.
+
+    Attributes
+    ----------
+    evaluation : Evaluation
+        Holds field and members of this form, and the pair cuts.
+    targets : dict of str to (K, K)
+        Covariances the within-cluster covariance may be shrunk towards; none of them knows clusters. "noise": mean
+        measurement covariance of the members' coordinates. "residual": field scatter at fixed labels.
+    continuum : (m, K), optional
+        Directions that metrics may ignore.
+    weights : (n_members,), optional
+        Weight of each member in the scatter: less for a noisy spectrum.
+    """
+
+    evaluation: Evaluation
+    targets: dict[str, np.ndarray] = field(default_factory=dict)
+    continuum: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        e = self.evaluation
+        self.groups, self.clusters, self.names = e.groups, e.clusters, e.names
+        self._measure(e.members - e.moments.mean, e.moments.covariance)
+
+    def _measure(self, centred: np.ndarray, covariance: np.ndarray) -> None:
+        """Scatter of each cluster, (weighted) sums of squares about its centre, with their degrees of freedom."""
+        self.centred, self.covariance = centred, covariance
+        weights = np.ones(len(centred)) if self.weights is None else self.weights
+        self.scatter, freedom = [], []
+        for group in self.groups:
+            w = weights[group]
+            x = centred[group] - (w @ centred[group]) / w.sum()
+            self.scatter.append((x.T * w) @ x)
+            freedom.append(w.sum() - np.sum(w**2) / w.sum())
+        self.total, self.freedom = np.sum(self.scatter, axis=0), np.array(freedom)
+        self.sizes = np.array([len(g) for g in self.groups])
+
+    def view(self, left_out: Sequence[int]) -> Representation:
+        """This form as it is when the clusters `left_out` are unknown: itself, where clusters do not shape it."""
+        return self
+
+    def with_field_of(self, evaluation: Evaluation) -> Self:
+        """The same form with the field stars of another evaluation, such as a thinned one."""
+        return type(self)(evaluation, self.targets, self.continuum, self.weights)
+
+    def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Centred coordinates of the field stars that cluster `j` may be compared with, and the pairs allowed."""
+        return self.evaluation.candidates_of(j)
+
+    def field_coords(self) -> np.ndarray:
+        """Coordinates of the field, (n_field, K)."""
+        return np.asarray(self.evaluation.field, dtype=np.float64)
+
+    def within(self, left_out: Sequence[int] = ()) -> np.ndarray:
+        """Covariance within clusters (K, K), without the clusters `left_out`."""
+        out = sorted(set(left_out))
+        rest = self.total - sum((self.scatter[j] for j in out), np.zeros_like(self.total))
+        return rest / (self.freedom.sum() - self.freedom[out].sum())
+
+    def metric(self, c: Candidate, left_out: Sequence[int] = ()) -> np.ndarray:
+        """Map (k, n_features) fitted without the clusters `left_out`."""
+        return self.full_metric(c.k, c.shrinkage, c.kind, c.ignore_continuum, left_out)[:, : c.n_features]
+
+    def full_metric(
+        self, k: int, shrinkage: float, kind: str, ignore_continuum: bool = False, left_out: Sequence[int] = ()
+    ) -> np.ndarray:
+        """Map (k, k), most scaled feature first."""
+        within = self.within(left_out)[:k, :k]
+        if shrinkage:
+            within = (1 - shrinkage) * within + shrinkage * self.targets[kind][:k, :k]
+        if ignore_continuum and self.continuum is not None:
+            within = widened(within, self.continuum[:, :k])
+        matrix, sigma = shrunk_metric(within, self.covariance[:k, :k])
+        if kind != "mad":
+            return matrix
+        use = ~np.isin(self.clusters, [self.names[j] for j in set(left_out)])
+        axes = matrix / np.maximum(np.sqrt(np.maximum(1 - sigma**2, 0)) / sigma, 1e-12)
+        with np.errstate(divide="ignore"):
+            mad = np.maximum(pooled_sigma(self.centred[use][:, :k] @ axes, self.clusters[use]), 1e-6)
+            scale = np.sqrt(np.maximum(1 - mad**2, 0)) / mad
+        order = np.argsort(-scale, kind="stable")
+        return (axes * scale)[:, order]
+
+
+@dataclass
+class Straightened(Representation):
+    """Coordinates straightened without labels, by what the training clusters show to play their part.
+
+    The axis along which siblings differ most, in units of the noise, stands for temperature and gravity (siblings share
+    an isochrone), the two most telling features for metallicity and alpha; with these the coordinates are transported
+    as with labels (:class:`chemscale.rsca.transport.SelfTransport`). The field trains the dependence; which axes stand
+    for what, clusters decide, so every set of training clusters has a view of its own.
+    """
+
+    def view(self, left_out: Sequence[int]) -> _StraightView:
+        """Straightened without knowing the clusters `left_out`."""
+        return _StraightView(self, left_out)
+
+    def axes(self, left_out: Sequence[int]) -> np.ndarray:
+        """Functionals of the centred coordinates: nuisance, then two of chemistry; (K, 3)."""
+        within, noise = self.within(left_out), self.targets["noise"]
+        nuisance = eigh(within, noise)[1][:, -1:]
+        shrunk = (1 - GUESS_SHRINKAGE) * within + GUESS_SHRINKAGE * noise
+        if self.continuum is not None:
+            shrunk = widened(shrunk, self.continuum)
+        return np.concatenate([nuisance, shrunk_metric(shrunk, self.covariance)[0][:, :2]], axis=1)
+
+
+class _StraightView(Representation):
+    """:class:`Straightened` for one set of training clusters."""
+
+    def __init__(self, form: Straightened, left_out: Sequence[int]):
+        e = form.evaluation
+        self.evaluation, self.targets, self.continuum, self.weights = e, form.targets, form.continuum, form.weights
+        self.groups, self.clusters, self.names = form.groups, form.clusters, form.names
+        self.transport = SelfTransport(e.moments.mean, form.axes(left_out)).fit(form.field_coords())
+        moved = self.field_coords()
+        self._mean = moved.mean(axis=0)
+        self._measure(self.transport.transform(e.members) - self._mean, np.cov(moved.T))
+
+    def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
+        rows, allowed = self.evaluation.candidates_of(j)
+        return self.transport.transform(rows + self.evaluation.moments.mean) - self._mean, allowed
+
+    def field_coords(self) -> np.ndarray:
+        return self.transport.transform(np.asarray(self.evaluation.field, dtype=np.float64))
