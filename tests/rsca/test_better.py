@@ -213,7 +213,7 @@ def test_nuisance_plane_finds_what_velocity_marks():
 
 
 def test_self_transport_straightens_without_labels():
-    z, labels, clusters, n = giants(4)
+    z, _, clusters, n = giants(4)
     noise = {"noise": 0.05**2 * np.eye(8)}
     form = Straightened(Evaluation(z[:n], z[n:], clusters), noise)
     view = form.view(())
@@ -226,17 +226,15 @@ def test_self_transport_straightens_without_labels():
 
 
 def test_a_view_does_not_know_the_clusters_left_out():
-    z, labels, clusters, n = giants(5)
+    z, _, clusters, n = giants(5)
     noise = {"noise": 0.05**2 * np.eye(8)}
     other = z.copy()
     other[n + 12 : n + 18] += np.random.default_rng(0).normal(size=(6, 8))  # cluster 2 is another one
     views = [Straightened(Evaluation(v[:n], v[n:], clusters), noise).view((2,)) for v in (z, other)]
-    for v in views:
-        np.testing.assert_array_equal(
-            v.full_metric(8, 0.3, "noise", False, (2,)), views[0].full_metric(8, 0.3, "noise", False, (2,))
-        )
-    np.testing.assert_array_equal(views[0].rows(2)[0], views[1].rows(2)[0])
-    assert not np.array_equal(views[0].full_metric(8, 0.3, "noise"), views[1].full_metric(8, 0.3, "noise"))
+    maps = [v.full_metric(8, 0.3, "noise", False, (2,)) for v in views]
+    np.testing.assert_allclose(*maps, rtol=1e-6, atol=1e-9)  # the cluster enters a sum and is taken out again
+    np.testing.assert_allclose(views[0].rows(2)[0], views[1].rows(2)[0], rtol=1e-6, atol=1e-9)
+    assert not np.allclose(*(v.full_metric(8, 0.3, "noise") for v in views), rtol=1e-3)
 
 
 def test_an_ignored_continuum_does_not_reach_the_features():
