@@ -22,6 +22,9 @@ AUTO_FIELD = 200_000
 #: Components of its basis where stars, pixels and clusters allow: more than the paper's 30, as the search picks its K.
 AUTO_COMPONENTS = 40
 
+#: Field stars that straightening needs at least.
+STRAIGHT_FIELD = 500
+
 Transports = dict[str, LabelTransport | SelfTransport]
 
 
@@ -87,9 +90,17 @@ def auto_representations(
     forms = {
         name: Representation(stars.evaluate(z[:n], z[n:]), targets, continuum, weights) for name, z in coords.items()
     }
-    if not ("transported" in transports and transports["transported"].held_):
+    if n >= STRAIGHT_FIELD and not _labelled(stars, transports.get("transported")):
         forms["straightened"] = Straightened(forms["plain"].evaluation, targets, continuum, weights)
     return forms, transports, note
+
+
+def _labelled(stars: Stars, transport: LabelTransport | None) -> bool:
+    """Whether a transport knows chemistry, and most members have all of its labels."""
+    if transport is None or not transport.held_:
+        return False
+    labels = [v[stars.member_rows] for n in transport.names_ if (v := stars.label(n)) is not None]
+    return bool(np.mean(np.all(np.isfinite(labels), axis=0)) > 0.5)
 
 
 def run_continuum(run: Run) -> np.ndarray | None:
