@@ -95,9 +95,8 @@ _BLOSC_BLOCK = 1 << 16
 def pixel_codecs(name: str) -> list[Any]:
     """Compressors of a pixel variable's chunks.
 
-    LZ4 after a shuffle of bytes: noise leaves only the exponents to squeeze, where LZ4 gets as far as
-    Zstandard in a tenth of its time, and a shuffle of bits takes twice as long for the same size. A CRC32C
-    on every chunk, because the compressors do not notice a flipped bit.
+    LZ4 after a shuffle of bytes: noise leaves only the exponents to squeeze, and a shuffle of bits takes
+    twice as long for the same size. A CRC32C on every chunk, because the compressors do not notice a flipped bit.
     """
     from zarr.codecs import BloscCodec, Crc32cCodec
 

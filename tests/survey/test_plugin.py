@@ -53,6 +53,8 @@ def folder(tmp_path):
 def test_example_is_short():
     text = Path(__file__).with_name("example_source.py").read_text()
     assert len(text.splitlines()) <= 60
+    page = Path(__file__).parents[2] / "docs/howto/own-survey.md"
+    assert f'```python title="example_source.py"\n{text}```' in page.read_text(encoding="utf-8")
 
 
 def test_plugged_in_by_entry_point(package, folder, tmp_path):
