@@ -167,7 +167,7 @@ def render(info: dict[str, Any], console: Any) -> None:
         (
             "on disk",
             f"{human_bytes(info['size_bytes'])} in {info['n_files']:,} files"
-            f" ({info['uncompressed_bytes'] / max(1, info['size_bytes']):.2f} x smaller than in memory)",
+            f" ({100 * info['size_bytes'] / max(1, info['uncompressed_bytes']):.0f} % of its size in memory)",
         ),
         (
             "layout",
