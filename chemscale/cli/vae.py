@@ -124,14 +124,20 @@ def infer(
         echo_json(summary)
 
 
-def evaluate(run: str = _RUN, json: bool = _JSON) -> None:
+def evaluate(
+    run: str = _RUN,
+    truth: str = typer.Option(
+        "", "--truth", metavar="FILE", help="Noise-free spectra of a simulation (.npy, or .npz with flux_true)."
+    ),
+    json: bool = _JSON,
+) -> None:
     """How the latents do against the survey's labels, on held-out stars."""
     from rich.table import Table
 
     from ..vae import pipeline
     from . import console, echo_json
 
-    result = pipeline.evaluate(run)
+    result = pipeline.evaluate(run, truth=truth or None)
     table = Table("what", "value", box=None)
     for key, value in result.items():
         if isinstance(value, float):
@@ -177,6 +183,10 @@ def flags(
     labels: str = typer.Option(
         "", "--labels", metavar="CSV", help="star_id and columns named like the latents (dex): two stars or more."
     ),
+    survey_labels: bool = typer.Option(
+        True, "--survey-labels/--no-labels", help="Without --labels, calibrate on abundances the survey itself has."
+    ),
+    purity: float = typer.Option(0.0, "--purity", help="Wanted fraction of true members; 0 = each class's own."),
     json: bool = _JSON,
 ) -> None:
     """Chemically enhanced and depleted stars (RUN/flags.json): CEMP, alpha-poor metal-poor, k-sigma outliers."""
@@ -184,8 +194,13 @@ def flags(
     from ..vae.flags import read_labels
     from . import console, echo_json
 
-    result = pipeline.flags(run, labels=read_labels(labels) if labels else None)
+    result = pipeline.flags(
+        run, labels=read_labels(labels) if labels else None, survey_labels=survey_labels, purity=purity or None
+    )
     for name, count in result["counts"].items():
-        console.print(f"{name}: {count:,} stars (cuts in {result['units']})", highlight=False)
+        console.print(
+            f"{name}: {count:,} stars (cuts in {result['units']}, calibrated on {result['calibrated_on']})",
+            highlight=False,
+        )
     if json:
         echo_json(result)

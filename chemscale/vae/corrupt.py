@@ -114,7 +114,7 @@ def separation(
 def _as_dataset(model: ChemicalVAE, found: dict[str, np.ndarray]):
     import xarray as xr
 
-    from .inference import parts_of
+    from .product import parts_of
 
     return xr.Dataset(
         {

@@ -102,10 +102,11 @@ class PPCAFront(nn.Module):
             simple = right / (1.0 + low[:, None] * self.scale**2)
             mixed = low != high
             if bool(mixed.any()):
-                simple[mixed] = self._solve(right[mixed], weight[mixed])
+                simple[mixed] = self.solve(right[mixed], weight[mixed])
             return simple
 
-    def _solve(self, right: Tensor, weight: Tensor) -> Tensor:
+    def solve(self, right: Tensor, weight: Tensor) -> Tensor:
+        """Coordinates from whitened projections (n, K) and pixel weights (n, P) that differ from pixel to pixel."""
         self.prepare()
         k = self.n_components
         precision = right.new_zeros(len(right), k, k)

@@ -2,7 +2,9 @@
 
 Latents have no sign and no unit of their own. Signs come from a handful of labelled stars,
 or from physics: where a decoder says that more of a latent makes its lines shallower, the
-latent is turned round. Units come from a line through as few as two labelled stars.
+latent is turned round. Units come from labelled stars, two or more
+(:mod:`~chemscale.vae.calibrate`); then a star is flagged by its probability of belonging to
+the class, as many stars as keep the set at the stated purity.
 """
 
 from __future__ import annotations
@@ -18,55 +20,32 @@ from scipy.special import ndtr
 
 from ..errors import InputError
 from .anomalies import write_columns
+from .calibrate import Calibration, as_mapping, fit_calibration, largest_set
 
-#: Cuts of the paper's two classes. `sigma`: position relative to the population's mean, in
-#: standard deviations, for populations like the paper's halo ([Fe/H] = -1 lies 0.4 sigma
-#: *above* its mean of -1.23); `dex`: the definition, used where a calibration is given.
-#: `confidence`: smallest probability, given the latents' posterior, of lying on the far
-#: side of every cut.
+#: Cuts of the paper's two classes. `dex`: the definition, used where latents are calibrated, with
+#: the `purity` wanted (the paper's precisions); `sigma`: position relative to the population's
+#: mean, in standard deviations, for populations like the paper's halo ([Fe/H] = -1 lies 0.4
+#: sigma *above* its mean of -1.23).
 PRESETS: dict[str, dict[str, Any]] = {
     "cemp": {
         "title": "carbon-enhanced metal-poor",
         "sigma": {"metal": ("<", 0.4), "carbon": (">", 0.1)},
         "dex": {"metal": ("<", -1.0), "carbon": (">", 0.7)},
-        "confidence": 0.9,
+        "purity": 0.96,
     },
     "alpha_poor": {
         "title": "alpha-poor metal-poor",
         "sigma": {"metal": ("<", 0.4), "alpha": ("<", -1.5)},
         "dex": {"metal": ("<", -1.0), "alpha": ("<", 0.0)},
-        "confidence": 0.75,
+        "purity": 0.84,
     },
 }
-
-
-@dataclass(frozen=True)
-class Line:
-    """``abundance = intercept + slope * latent``, with the scatter about it (0 = unknown)."""
-
-    slope: float
-    intercept: float
-    scatter: float
-    n_stars: int
-
-
-def fit_line(latent: np.ndarray, abundance: np.ndarray) -> Line:
-    """Calibration of a latent to dex from two stars or more (least squares).
-
-    Raises
-    ------
-    InputError
-        Fewer than two stars with both values, or all at the same latent.
-    """
-    x, y = np.asarray(latent, float), np.asarray(abundance, float)
-    good = np.isfinite(x) & np.isfinite(y)
-    x, y = x[good], y[good]
-    if x.size < 2 or np.ptp(x) < 1e-9:
-        raise InputError(f"{x.size} labelled star(s) with different latents", "give at least two, far apart")
-    slope, intercept = np.polyfit(x, y, 1)
-    residual = y - (intercept + slope * x)
-    scatter = float(np.sqrt((residual**2).sum() / (x.size - 2))) if x.size > 5 else 0.0
-    return Line(float(slope), float(intercept), scatter, int(x.size))
+#: Names of abundances that labels may go by, and their latents.
+COLUMNS = {"fe_h": "metal", "alpha_m": "alpha", "alpha_fe": "alpha", "c_fe": "carbon"}
+#: Purity of classes that state none.
+PURITY = 0.9
+#: Labelled members from which purity is counted; below, it is taken from the probabilities.
+MEMBERS = 50
 
 
 @dataclass
@@ -79,19 +58,21 @@ class Flags:
         Class -> stars flagged.
     probability : dict of str to ndarray (n,)
         Probability of lying beyond every cut, given the posterior.
+    threshold : dict of str to float
+        Smallest probability that was flagged.
     outlying : ndarray (n, d) int8
         +1 enhanced, -1 depleted, beyond `k` sigma, of each latent.
-    signs, lines : dict
+    signs, calibrations : dict
         Orientation and, where labels were given, calibration of each latent.
     """
 
     member: dict[str, np.ndarray]
     probability: dict[str, np.ndarray]
+    threshold: dict[str, float]
     outlying: np.ndarray
     latents: tuple[str, ...]
     signs: dict[str, int]
-    lines: dict[str, Line] = field(default_factory=dict)
-    oriented: np.ndarray = field(default_factory=lambda: np.empty(0))
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
 
     def summary(self, star_id: np.ndarray, most: int = 5000) -> dict[str, Any]:
         """JSON-able counts, signs, calibrations, and the members of each class, most probable first."""
@@ -108,8 +89,9 @@ class Flags:
             "counts": {k: int(v.sum()) for k, v in self.member.items()},
             "outlying": outlying,
             "signs": self.signs,
-            "calibration": {k: vars(v) for k, v in self.lines.items()},
-            "units": "dex" if self.lines else "sigma",
+            "calibration": as_mapping(self.calibrations),
+            "units": "dex" if self.calibrations else "sigma",
+            "thresholds": self.threshold,
             "stars": stars,
         }
 
@@ -119,9 +101,9 @@ def apply(
     latents: Sequence[str],
     *,
     rules: Mapping[str, Any] | None = None,
-    labels: Mapping[str, Mapping[str, float]] | None = None,
+    abundances: Mapping[str, np.ndarray] | None = None,
     signs: Mapping[str, int] | None = None,
-    lines: Mapping[str, Line] | None = None,
+    purity: float | None = None,
     k: float = 2.0,
 ) -> Flags:
     """Flag the stars of ``latents.zarr``.
@@ -132,12 +114,12 @@ def apply(
         Names of the latents, in order.
     rules : mapping, optional
         Further classes in the form of :data:`PRESETS`.
-    labels : mapping, optional
-        star_id -> {latent: abundance in dex}; two stars a latent give its line.
+    abundances : mapping, optional
+        Latent -> abundance of every star in dex (n,), NaN where unknown; two stars calibrate it.
     signs : mapping, optional
-        Orientation of latents without a line; +1 where absent.
-    lines : mapping, optional
-        Ready calibrations, instead of `labels`.
+        Orientation of latents that are not calibrated; +1 where absent.
+    purity : float, optional
+        Wanted fraction of true members among the flagged, instead of each class's own.
     k : float
         Standard deviations beyond which a single latent counts as enhanced or depleted.
 
@@ -146,72 +128,93 @@ def apply(
     InputError
         A rule that names unknown latents, or labels that cannot be used.
     """
-    mean = np.asarray(ds["mean"].values, dtype=np.float64)
-    variance = np.diagonal(np.asarray(ds["covariance"].values, dtype=np.float64), axis1=1, axis2=2)
+    if purity is not None and not 0 < purity < 1:
+        raise InputError(f"purity {purity}", "a fraction between 0 and 1, such as 0.95")
     names = tuple(latents)
-    fitted = dict(lines or {}) | _lines(ds, mean, names, labels or {})
+    mean = np.asarray(ds["mean"].values, dtype=np.float64)
+    auxiliary = np.asarray(ds["auxiliary"].values, dtype=np.float64)
+    variance = np.diagonal(np.asarray(ds["covariance"].values, dtype=np.float64), axis1=1, axis2=2)
+    given = dict(abundances or {})
+    if unknown := set(given) - set(names):
+        raise InputError(f"labels of unknown latents {sorted(unknown)}", f"latents: {', '.join(names)}")
+    fitted = {
+        n: fit_calibration(mean, auxiliary, variance, names.index(n), given[n])
+        for n in names
+        if n in given and np.isfinite(given[n]).any()
+    }
     orientation = {n: int(np.sign(fitted[n].slope)) if n in fitted else int((signs or {}).get(n, 1)) for n in names}
-    sign = np.array([orientation[n] for n in names])
-    turned = mean * sign
+    turned = mean * np.array([orientation[n] for n in names])
     centre = np.nanmedian(turned, axis=0)
     # the population's width: that of the means plus what the posterior hides
     width = np.sqrt(np.nanvar(turned, axis=0) + np.nanmean(variance, axis=0))
     sigma = (turned - centre) / width
     outlying = (sigma > k).astype(np.int8) - (sigma < -k).astype(np.int8)
-    member, probability = {}, {}
+    in_dex = {n: c.apply(mean, auxiliary, variance) for n, c in fitted.items()}
+    in_sigma = {n: (sigma[:, j], np.sqrt(variance[:, j]) / width[j]) for j, n in enumerate(names)}
+    result = Flags({}, {}, {}, outlying, names, orientation, fitted)
     for name, rule in ({**PRESETS, **dict(rules or {})}).items():
-        in_dex = "dex" in rule and all(n in fitted for n in rule["dex"])
-        cuts = rule["dex"] if in_dex else rule.get("sigma", {})
-        unknown = [n for n in cuts if n not in names]
+        calibrated = "dex" in rule and all(n in fitted for n in rule["dex"])
+        cuts = rule["dex"] if calibrated else rule.get("sigma", {})
+        unknown = {n for n in cuts if n not in names}
         if unknown or not cuts:
             if name in PRESETS:
                 continue  # a model with other latents has no such class
-            raise InputError(f"class {name!r}: unknown latents {unknown}", f"latents: {', '.join(names)}")
-        chance = np.ones(len(mean))
-        for latent, (side, position) in cuts.items():
-            j = names.index(latent)
-            if in_dex:
-                value, error = _in_dex(fitted[latent], mean[:, j], variance[:, j])
-            else:
-                value, error = sigma[:, j], np.sqrt(variance[:, j]) / width[j]
-            gap = (position - value) if side == "<" else (value - position)
-            chance *= ndtr(gap / np.maximum(error, 1e-6))
-        chance = np.nan_to_num(chance)
-        probability[name] = chance
-        member[name] = chance >= rule.get("confidence", 0.5)
-    return Flags(member, probability, outlying, names, orientation, fitted, sigma)
+            raise InputError(f"class {name!r}: unknown latents {sorted(unknown)}", f"latents: {', '.join(names)}")
+        chance, beyond = _chance(cuts, in_dex if calibrated else in_sigma)
+        result.probability[name] = chance
+        if calibrated:
+            limit = _threshold(chance, cuts, given, purity or rule.get("purity", PURITY))
+            result.member[name], result.threshold[name] = chance >= limit, limit
+        else:  # the paper's plain cuts
+            result.member[name] = beyond
+    return result
 
 
-def _in_dex(line: Line, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Abundance and error: the posterior's variance, scaled to the scatter about the line where that is known."""
-    value = line.intercept + line.slope * mean
-    scaled = line.slope**2 * variance
-    if line.scatter:
-        typical = float(np.nanmean(scaled))
-        # half from each star's posterior, half from the common scatter: neither alone is calibrated
-        scaled = 0.5 * line.scatter**2 * (1 + scaled / max(typical, 1e-12))
-    return value, np.sqrt(scaled)
+def _chance(
+    cuts: Mapping[str, tuple[str, float]], values: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of lying beyond every cut (0 for stars without latents), and which values do; (n,) each."""
+    chance, beyond = np.ones(1), np.ones(1, dtype=bool)
+    for latent, (side, position) in cuts.items():
+        value, error = values[latent]
+        gap = (position - value) if side == "<" else (value - position)
+        chance = chance * ndtr(gap / np.maximum(error, 1e-6))
+        beyond = beyond & (gap > 0)
+    return np.nan_to_num(chance), beyond
 
 
-def _lines(
-    ds: xr.Dataset, mean: np.ndarray, names: Sequence[str], labels: Mapping[str, Mapping[str, float]]
-) -> dict[str, Line]:
-    if not labels:
-        return {}
+def _threshold(
+    chance: np.ndarray, cuts: Mapping[str, tuple[str, float]], given: Mapping[str, np.ndarray], purity: float
+) -> float:
+    """Probability from which stars are flagged, counted on labelled members where there are enough."""
+    inside = np.ones(len(chance), dtype=bool)
+    known = np.ones(len(chance), dtype=bool)
+    for latent, (side, position) in cuts.items():
+        inside &= given[latent] < position if side == "<" else given[latent] > position
+        known &= np.isfinite(given[latent])
+    if (inside & known).sum() >= MEMBERS:
+        return largest_set(chance[known], purity, inside[known])
+    return largest_set(chance, purity)
+
+
+def labels_in_order(ds: xr.Dataset, labels: Mapping[str, Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """Labels by star as arrays in the order of the latents: latent -> (n,), NaN where unknown.
+
+    Raises
+    ------
+    InputError
+        A labelled star that is not among the latents.
+    """
     ids = np.asarray(ds["star_id"].values).astype(str)
     where = {star: i for i, star in enumerate(ids) if star in labels}
     absent = [s for s in labels if s not in where]
     if absent:
         raise InputError(f"labelled stars not in the latents: {', '.join(absent[:5])}", "check the identifiers")
-    known = {key for row in labels.values() for key in row}
-    if unknown := known - set(names):
-        raise InputError(f"labels of unknown latents {sorted(unknown)}", f"latents: {', '.join(names)}")
-    lines = {}
-    for k, name in enumerate(names):
-        stars = [s for s in labels if name in labels[s]]
-        if stars:
-            lines[name] = fit_line(mean[[where[s] for s in stars], k], np.array([labels[s][name] for s in stars]))
-    return lines
+    found: dict[str, np.ndarray] = {}
+    for star, row in labels.items():
+        for latent, value in row.items():
+            found.setdefault(latent, np.full(len(ids), np.nan))[where[star]] = value
+    return found
 
 
 def save(path: Path, ds: xr.Dataset, result: Flags) -> None:
@@ -225,6 +228,8 @@ def save(path: Path, ds: xr.Dataset, result: Flags) -> None:
 
 def read_labels(path: str | Path) -> dict[str, dict[str, float]]:
     """Labelled stars from a CSV file with the column `star_id` and one column a latent, in dex.
+
+    Columns may also have the labels' names: ``fe_h``, ``alpha_m`` or ``alpha_fe``, ``c_fe``.
 
     Raises
     ------
@@ -241,6 +246,9 @@ def read_labels(path: str | Path) -> dict[str, dict[str, float]]:
     if not rows or "star_id" not in rows[0]:
         raise InputError(f"labels {path}: no column star_id", "star_id,metal,carbon,... in the first line")
     try:
-        return {r["star_id"]: {k: float(v) for k, v in r.items() if k != "star_id" and v and v.strip()} for r in rows}
+        return {
+            r["star_id"]: {COLUMNS.get(k, k): float(v) for k, v in r.items() if k != "star_id" and v and v.strip()}
+            for r in rows
+        }
     except (TypeError, ValueError, AttributeError) as err:
         raise InputError(f"labels {path}: {err}", "numbers in dex, empty where unknown") from err

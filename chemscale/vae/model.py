@@ -312,6 +312,10 @@ class ChemicalVAE(nn.Module):
             total = total / torch.where(count > 0, count, torch.full_like(count, torch.nan))
         return total
 
+    def labels(self, auxiliary: Tensor) -> Tensor:
+        """Labels (n, labels) the linear head reads from w, in the survey's units."""
+        return self.linear(auxiliary) * self.label_scale + self.label_centre
+
     def index(self) -> dict[str, Tensor]:
         """Pixel indices of each decoder on the model's device."""
         return {k: torch.from_numpy(v).to(self.mean.device) for k, v in self.pixels.items()}

@@ -24,13 +24,15 @@ from . import evaluate as evaluation
 from . import flags as flagging
 from .checkpoint import load_model, read_record, save_model
 from .distributed import run_on_workers, run_processes
-from .inference import PRODUCT, infer_survey, open_latents
+from .inference import infer_survey
 from .model import ModelConfig
 from .objective import Parallel, TrainConfig
 from .prepare import build, choose_regions, look_at, training_data
 from .presets import recipe
+from .product import PRODUCT, open_latents
 from .regions import RegionSet
 from .training import Trainer, choose_device
+from .truth import noise_free_l2, read_truth
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -311,7 +313,7 @@ def anomalies(
 
 def _windows(where: Run, record: Mapping[str, Any]) -> np.ndarray | None:
     """Central wavelengths of the windows of the local score, from the run's survey."""
-    from .inference import WINDOW
+    from .scores import WINDOW
 
     try:
         ds, _ = open_source(where.store)
@@ -327,6 +329,8 @@ def flags(
     *,
     rules: Mapping[str, Any] | None = None,
     labels: Mapping[str, Mapping[str, float]] | None = None,
+    survey_labels: bool = True,
+    purity: float | None = None,
     product: str = PRODUCT,
 ) -> dict[str, Any]:
     """Chemically enhanced or depleted stars; writes ``flags.json`` and ``flags.zarr``.
@@ -337,18 +341,49 @@ def flags(
         Name -> cuts as in :data:`chemscale.vae.flags.PRESETS`, added to the presets.
     labels : mapping, optional
         star_id -> {latent: abundance}: a handful of stars that fix signs and give the scale in
-        dex. Without it signs come from the decoders (more of an element deepens lines).
+        dex.
+    survey_labels : bool
+        Without `labels`: calibrate on the abundances the survey itself has of stars that were
+        trained on. Where there are none signs come from the decoders (more of an element deepens
+        lines) and cuts are in standard deviations.
+    purity : float, optional
+        Wanted fraction of true members among the flagged, instead of each class's own.
     """
     where = _run(run)
-    with where.stage("flags", {"rules": rules, "labelled": len(labels or {})}) as stage:
-        ds, _, _ = latents(where, product)
+    with where.stage("flags", {"rules": rules, "labelled": len(labels or {}), "purity": purity}) as stage:
+        ds, _, out = latents(where, product)
         network, _ = load_model(where.path / FOLDER)
-        result = flagging.apply(ds, network.config.latents, rules=rules, labels=labels, signs=_signs(network, ds))
+        given: dict[str, np.ndarray] = {}
+        if labels:
+            given = flagging.labels_in_order(ds, labels)
+        elif survey_labels:
+            given = _survey_abundances(where, network.config.latents, out)
+        result = flagging.apply(
+            ds, network.config.latents, rules=rules, abundances=given, signs=_signs(network, ds), purity=purity
+        )
         flagging.save(where.path / "flags.zarr", ds, result)
         summary = result.summary(np.asarray(ds["star_id"].values))
+        summary["calibrated_on"] = "labels" if labels else "survey" if given else "nothing"
         where.save_json("flags.json", summary)
         stage.note(**{k: v for k, v in summary.items() if k != "stars"})
     return summary
+
+
+def _survey_abundances(where: Run, names: tuple[str, ...], held_out: np.ndarray) -> dict[str, np.ndarray]:
+    """Abundances of the survey's own stars by latent, those held out left out; empty where it has none."""
+    if not where.store:
+        return {}
+    ds, _ = open_source(where.store)
+    if ds.sizes.get("star") != len(held_out):
+        return {}
+    known = evaluation.label_columns(ds)
+    found = {}
+    for latent, (_, label) in evaluation.LABELS.items():
+        if latent in names and label in known:
+            values = np.where(held_out, np.nan, known[label])
+            if np.isfinite(values).sum() >= 2:
+                found[latent] = values
+    return found
 
 
 def _signs(network: Any, ds: xr.Dataset) -> dict[str, int]:
@@ -367,16 +402,34 @@ def _signs(network: Any, ds: xr.Dataset) -> dict[str, int]:
     return {name: (-1 if c > 0 else 1) for name, c in zip(network.config.latents, change)}
 
 
-def evaluate(run: Run | str | Path, *, store: str | xr.Dataset | None = None, product: str = PRODUCT) -> dict[str, Any]:
+def evaluate(
+    run: Run | str | Path,
+    *,
+    store: str | xr.Dataset | None = None,
+    truth: str | Path | None = None,
+    product: str = PRODUCT,
+) -> dict[str, Any]:
     """How well the latents do against the survey's labels, on held-out stars; writes ``vae_evaluation.json``.
 
     See :func:`chemscale.vae.evaluate.evaluate` for the keys.
+
+    Parameters
+    ----------
+    truth : path, optional
+        Noise-free spectra of a simulation, see :func:`~chemscale.vae.truth.read_truth`; without them
+        `relative_l2` is estimated by taking the errors' share away.
     """
     where = _run(run)
     with where.stage("vae.evaluate") as stage:
         ds, _, out = latents(where, product)
         survey, _ = open_source(store if store is not None else where.store)
-        result = evaluation.evaluate(ds, survey, out)
+        errors = None
+        if truth is not None:
+            network, _ = load_model(where.path / FOLDER)
+            ids = np.asarray(ds["star_id"].values).astype(str)
+            noise_free = read_truth(truth, ids, network.mean.numel())
+            errors = noise_free_l2(network, ds, noise_free, out)
+        result = evaluation.evaluate(ds, survey, out, errors)
         where.save_json("vae_evaluation.json", result)
         stage.note(**{k: v for k, v in result.items() if isinstance(v, (int, float))})
     return result

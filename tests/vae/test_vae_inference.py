@@ -18,7 +18,9 @@ from chemscale.vae import anomalies, corrupt, flags, pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.data import clean
 from chemscale.vae.evaluate import boosted_r2, class_truth, evaluate, pearson, precision_recall
-from chemscale.vae.inference import WINDOW, _local, book_of, infer_arrays, infer_survey, open_latents
+from chemscale.vae.inference import infer_arrays, infer_survey
+from chemscale.vae.product import book_of, open_latents
+from chemscale.vae.scores import WINDOW, _local, scores_in_batches
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_product_agrees_with_the_arrays(toy, toy_run, model):
     ds = open_latents(toy_run / "latents.zarr")
     assert ds["star_id"].values.tolist() == toy["star_id"].values.tolist()
     flux, weight = clean(*(toy[n].values for n in ("flux", "ivar", "flags")), selected=255, floor=0.005)
-    direct = infer_arrays(model, flux, weight, batch=37)
+    direct = scores_in_batches(model, flux, weight, batch=37)
     for name in ("mean", "covariance", "chi2", "relative_l2", "norm", "local"):
         np.testing.assert_allclose(ds[name].values, direct[name], rtol=2e-3, atol=2e-4)
     assert ds["n_used"].values.tolist() == (weight > 0).sum(1).tolist()
@@ -218,6 +220,7 @@ def latents_of(z: np.ndarray, variance: float = 0.01) -> xr.Dataset:
     return xr.Dataset(
         {
             "mean": (("star", "latent"), z),
+            "auxiliary": (("star", "w"), np.random.default_rng(9).standard_normal((n, 2))),
             "covariance": (("star", "latent", "latent_"), np.broadcast_to(np.eye(d) * variance, (n, d, d))),
             "star_id": ("star", np.array([f"s{i}" for i in range(n)], dtype=object)),
         }
@@ -228,9 +231,10 @@ def test_two_stars_calibrate_to_dex_and_fix_the_sign():
     z = np.random.default_rng(0).standard_normal((2000, 3))
     ds = latents_of(z)
     labels = {f"s{i}": {"metal": -1.2 - 0.6 * z[i, 0], "carbon": 0.2 + 0.4 * z[i, 2]} for i in (0, 1)}
-    result = flags.apply(ds, ("metal", "alpha", "carbon"), labels=labels, signs={"alpha": -1})
+    given = flags.labels_in_order(ds, labels)
+    result = flags.apply(ds, ("metal", "alpha", "carbon"), abundances=given, signs={"alpha": -1}, purity=0.95)
     assert result.signs == {"metal": -1, "alpha": -1, "carbon": 1}
-    assert result.lines["metal"].slope == pytest.approx(-0.6)
+    assert result.calibrations["metal"].slope == pytest.approx(-0.6)
     truth = (-1.2 - 0.6 * z[:, 0] < -1) & (0.2 + 0.4 * z[:, 2] > 0.7)
     quality = precision_recall(result.member["cemp"], truth)
     assert quality["precision"] > 0.95
@@ -239,7 +243,7 @@ def test_two_stars_calibrate_to_dex_and_fix_the_sign():
 
 def test_k_sigma_cuts_without_labels():
     z = np.random.default_rng(1).standard_normal((5000, 3))
-    rule = {"rich": {"sigma": {"metal": (">", 1.0)}, "confidence": 0.5}}
+    rule = {"rich": {"sigma": {"metal": (">", 1.0)}, "purity": 0.5}}
     result = flags.apply(latents_of(z), ("metal", "alpha", "carbon"), rules=rule)
     assert result.member["rich"].mean() == pytest.approx(0.159, abs=0.02)
     assert (result.outlying[:, 0] == 1).mean() == pytest.approx(0.0228, abs=0.01)
@@ -251,11 +255,13 @@ def test_labels_that_cannot_be_used(tmp_path):
     ds = latents_of(np.zeros((5, 3)))
     names = ("metal", "alpha", "carbon")
     with pytest.raises(InputError, match="different latents"):
-        flags.apply(ds, names, labels={"s0": {"metal": 1.0}, "s1": {"metal": 2.0}})
+        flags.apply(ds, names, abundances=flags.labels_in_order(ds, {"s0": {"metal": 1.0}, "s1": {"metal": 2.0}}))
     with pytest.raises(InputError, match="not in the latents"):
-        flags.apply(ds, names, labels={"zz": {"metal": 1.0}})
+        flags.labels_in_order(ds, {"zz": {"metal": 1.0}})
     with pytest.raises(InputError, match="unknown latents"):
-        flags.apply(ds, names, labels={"s0": {"tin": 1.0}})
+        flags.apply(ds, names, abundances=flags.labels_in_order(ds, {"s0": {"tin": 1.0}}))
+    with pytest.raises(InputError, match="purity"):
+        flags.apply(ds, names, purity=1.5)
     file = tmp_path / "labels.csv"
     file.write_text("star_id,metal,carbon\ns0,-1.5,\ns1,-0.5,0.3\n")
     assert flags.read_labels(file) == {"s0": {"metal": -1.5}, "s1": {"metal": -0.5, "carbon": 0.3}}
