@@ -41,7 +41,17 @@ MODULES = {
     "per_cluster": "per_cluster",
     "controls": "controls",
     "vae_latents": "vae_latents",
+    "vae_catalogues": "vae_catalogues",
+    "vae_spectra": "vae_spectra",
+    "vae_independence": "vae_independence",
+    "vae_flags": "vae_flags",
+    "vae_snr": "vae_snr",
     "vae_corruption": "vae_corruption",
+    "vae_gradient_flow": "vae_gradient_flow",
+    "vae_cannon": "vae_cannon",
+    "vae_training_size": "vae_training_size",
+    "vae_worst": "vae_worst",
+    "vae_outliers": "vae_outliers",
 }
 ENTRY_POINT_GROUP = "chemscale.studies"
 

@@ -137,6 +137,8 @@ class Labels:
 def standard_labels(ds: xr.Dataset, names: Sequence[str], relative_error: float = LABEL_ERROR) -> Labels:
     """Teff and log g of a Dataset, standardised by median and 16-84 per cent half-width.
 
+    Errors are the survey's (``teff_error``, ``logg_error``) where it has them, else `relative_error`.
+
     Raises
     ------
     DataError
@@ -160,7 +162,12 @@ def standard_labels(ds: xr.Dataset, names: Sequence[str], relative_error: float 
     low, high = np.nanpercentile(table, [15.865, 84.135], axis=0)
     scale = np.where(high > low, (high - low) / 2, np.nanstd(table, 0))
     values = (table - centre) / scale
-    errors = relative_error * np.abs(table) / scale
+    errors = relative_error * np.abs(table)
+    for k, name in enumerate(names):
+        if f"{name}_error" in ds.variables:
+            own = np.asarray(ds[f"{name}_error"].values, dtype=np.float64)
+            errors[:, k] = np.where(own > 0, own, errors[:, k])
+    errors /= scale
     return Labels(values.astype("f4"), errors.astype("f4"), centre, scale)
 
 
@@ -326,6 +333,11 @@ def make_batch(
         torch.from_numpy(np.ascontiguousarray(labels, dtype=np.float32)),
         torch.from_numpy(np.ascontiguousarray(errors, dtype=np.float32)),
     )
+
+
+def identifiers(ds: xr.Dataset) -> np.ndarray:
+    """`star_id` as a NumPy array of str, whatever type of text the store gave."""
+    return np.array([str(s) for s in ds["star_id"].values], dtype=np.str_)
 
 
 def star_blocks(ds: xr.Dataset) -> list[tuple[int, int]]:

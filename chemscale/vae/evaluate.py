@@ -14,6 +14,8 @@ from .flags import apply
 
 #: Latent -> (survey variable, name in the results).
 LABELS = {"metal": ("fe_h", "fe_h"), "alpha": ("alpha_m", "alpha_fe"), "carbon": ("c_fe", "c_fe")}
+#: Alpha elements whose mean stands for [alpha/Fe] where only abundances are known.
+ALPHA = ("O", "Mg", "Si", "S", "Ca", "Ti")
 #: Classes in labels, for precision and recall (paper section 4.3).
 CLASSES = {
     "cemp": {"fe_h": ("<", -1.0), "c_fe": (">", 0.7)},
@@ -52,14 +54,32 @@ def boosted_r2(z: np.ndarray, target: np.ndarray, seed: int = 0) -> float:
 
 
 def label_columns(survey: xr.Dataset) -> dict[str, np.ndarray]:
-    """Per-star labels of a survey under the names of the results; those it has."""
+    """Per-star labels of a survey under the names of the results; those it has.
+
+    [Fe/H], [alpha/Fe] and [C/Fe] come from `abundance` ([X/H]) where the survey has no such
+    label: alpha is the mean of the :data:`ALPHA` species a star has.
+    """
     found = {}
     for variable, name in [*LABELS.values(), ("teff", "teff"), ("logg", "logg"), ("snr", "snr")]:
         if variable in survey.variables:
             column = np.asarray(survey[variable].values, dtype=np.float64)
             if np.isfinite(column).any():
                 found[name] = column
-    return found
+    if "abundance" in survey.variables:
+        species = [str(e) for e in survey["element"].values]
+        table = np.asarray(survey["abundance"].values, dtype=np.float64)
+        iron = found.get("fe_h", table[:, species.index("Fe")] if "Fe" in species else None)
+        if iron is not None:
+            found.setdefault("fe_h", iron)
+            if "C" in species:
+                found.setdefault("c_fe", table[:, species.index("C")] - iron)
+            columns = [species.index(e) for e in ALPHA if e in species]
+            known = np.isfinite(table[:, columns])
+            if known.any():
+                total = np.where(known, table[:, columns], 0.0).sum(1)
+                with np.errstate(invalid="ignore"):
+                    found.setdefault("alpha_fe", total / np.where(known.any(1), known.sum(1), np.nan) - iron)
+    return {k: v for k, v in found.items() if np.isfinite(v).any()}
 
 
 def precision_recall(flagged: np.ndarray, truth: np.ndarray) -> dict[str, float]:

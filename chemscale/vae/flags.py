@@ -21,6 +21,7 @@ from scipy.special import ndtr
 from ..errors import InputError
 from .anomalies import write_columns
 from .calibrate import Calibration, as_mapping, fit_calibration, largest_set
+from .data import identifiers
 
 #: Cuts of the paper's two classes. `dex`: the definition, used where latents are calibrated, with
 #: the `purity` wanted (the paper's precisions); `sigma`: position relative to the population's
@@ -205,7 +206,7 @@ def labels_in_order(ds: xr.Dataset, labels: Mapping[str, Mapping[str, float]]) -
     InputError
         A labelled star that is not among the latents.
     """
-    ids = np.asarray(ds["star_id"].values).astype(str)
+    ids = identifiers(ds)
     where = {star: i for i, star in enumerate(ids) if star in labels}
     absent = [s for s in labels if s not in where]
     if absent:

@@ -23,6 +23,7 @@ from . import anomalies as anomaly
 from . import evaluate as evaluation
 from . import flags as flagging
 from .checkpoint import load_model, read_record, save_model
+from .data import identifiers
 from .distributed import run_on_workers, run_processes
 from .inference import infer_survey
 from .model import ModelConfig
@@ -426,7 +427,7 @@ def evaluate(
         errors = None
         if truth is not None:
             network, _ = load_model(where.path / FOLDER)
-            ids = np.asarray(ds["star_id"].values).astype(str)
+            ids = identifiers(ds)
             noise_free = read_truth(truth, ids, network.mean.numel())
             errors = noise_free_l2(network, ds, noise_free, out)
         result = evaluation.evaluate(ds, survey, out, errors)

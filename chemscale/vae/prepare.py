@@ -195,7 +195,8 @@ def training_data(
     """
     ds, trained = survey.ds, survey.trained
     names = model.config.labels
-    columns = {n: (("star",), np.asarray(ds[n].values)) for n in names if n in ds.variables}
+    wanted = [*names, *(f"{n}_error" for n in names)]
+    columns = {n: (("star",), np.asarray(ds[n].values)) for n in wanted if n in ds.variables}
     labels = standard_labels(xr.Dataset(columns).isel(star=np.flatnonzero(trained)), names, train.label_error)
     with torch.no_grad():
         model.label_centre.copy_(torch.as_tensor(labels.centre, dtype=torch.float32))

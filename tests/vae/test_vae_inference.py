@@ -16,8 +16,8 @@ from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.survey.store import open_survey
 from chemscale.vae import anomalies, corrupt, flags, pipeline
 from chemscale.vae.checkpoint import load_model
-from chemscale.vae.data import clean
-from chemscale.vae.evaluate import boosted_r2, class_truth, evaluate, pearson, precision_recall
+from chemscale.vae.data import clean, standard_labels
+from chemscale.vae.evaluate import boosted_r2, class_truth, evaluate, label_columns, pearson, precision_recall
 from chemscale.vae.inference import infer_arrays, infer_survey
 from chemscale.vae.product import book_of, open_latents
 from chemscale.vae.scores import WINDOW, _local, scores_in_batches
@@ -308,6 +308,38 @@ def test_boosted_r2_of_function_and_noise():
     z = rng.standard_normal((4000, 3))
     assert boosted_r2(z, z[:, 0] ** 2 + 0.1 * rng.standard_normal(4000)) > 0.9
     assert boosted_r2(z, rng.standard_normal(4000)) < 0.02
+
+
+def test_labels_come_from_abundances_where_there_are_no_others():
+    table = np.array([[-1.0, -0.3, -0.7, np.nan], [0.1, 0.2, 0.4, 0.2], [np.nan, 0.0, 0.0, 0.0]])
+    survey = xr.Dataset(
+        {"abundance": (("star", "element"), table), "teff": ("star", [5000.0, 6000.0, 5500.0])},
+        coords={"element": ["Fe", "C", "Mg", "Si"]},
+    )
+    found = label_columns(survey)
+    np.testing.assert_allclose(found["c_fe"], [0.7, 0.1, np.nan])
+    np.testing.assert_allclose(found["alpha_fe"], [0.3, 0.2, np.nan])
+    survey["fe_h"] = ("star", [-2.0, 0.0, -0.5])  # a label of its own counts first
+    np.testing.assert_allclose(label_columns(survey)["c_fe"], [1.7, 0.2, 0.5])
+    assert set(label_columns(survey[["teff"]])) == {"teff"}
+
+
+def test_a_survey_s_own_label_errors_are_used():
+    survey = xr.Dataset({"teff": ("star", [5000.0, 6000.0, 5500.0]), "teff_error": ("star", [50.0, np.nan, 0.0])})
+    found = standard_labels(survey, ["teff"], relative_error=0.02)
+    np.testing.assert_allclose(found.errors[:, 0] * found.scale[0], [50.0, 120.0, 110.0], rtol=1e-5)
+
+
+def test_noise_is_taken_out_of_the_error(run):
+    result = pipeline.evaluate(run)
+    assert result["relative_l2_kind"] == "noise subtracted"
+    assert result["relative_l2"] < 0.5 * result["relative_l2_observed"]
+    assert result["noise_l2"] == pytest.approx(0.01, rel=0.2)  # S/N 100
+    clean = toy_survey(600, missing=0.0, noise=1e-4)["flux"].values
+    np.save(run / "true.npy", clean)
+    true = pipeline.evaluate(run, truth=run / "true.npy")
+    assert true["relative_l2_kind"] == "noise-free truth"
+    assert true["relative_l2"] == pytest.approx(result["relative_l2"], rel=0.5)
 
 
 def test_class_truth_needs_its_labels():

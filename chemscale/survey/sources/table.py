@@ -43,7 +43,16 @@ from chemscale.survey.sources.table_values import are_counts, check_grid, contra
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
 _TEXT_KEYS = ("survey", "medium", "normalisation", "frame")
-_ALIASES = {"spectra": "flux", "wave": "wavelength", "id": "star_id", "alpha_fe": "alpha_m"}
+_ALIASES = {
+    "spectra": "flux",
+    "wave": "wavelength",
+    "id": "star_id",
+    "feh": "fe_h",
+    "alpha_fe": "alpha_m",
+    "cfe": "c_fe",
+    "e_teff": "teff_error",
+    "e_logg": "logg_error",
+}
 #: labels where a value below -900 can be real
 _WIDE = {"radial_velocity": -1e5}
 
