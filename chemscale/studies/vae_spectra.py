@@ -16,7 +16,7 @@ from .registry import Study, StudyContext, StudyResult
 from .vae_common import Held, held, model_of, spectra
 
 #: What is shown, from the top; the last is the star nearest to solar composition.
-TITLES = {"alpha_poor": r"$\alpha$-poor, metal-poor", "cemp": "carbon-enhanced, metal-poor", "solar": "solar-like"}
+TITLES = {"alpha_poor": "alpha-poor, metal-poor", "cemp": "carbon-enhanced, metal-poor", "solar": "solar-like"}
 
 
 def choose(found: Held) -> dict[str, int]:
@@ -79,8 +79,9 @@ def compute(context: StudyContext) -> StudyResult:
         bottom.axhline(0, color="black", lw=0.4)
         top.set_ylabel("flux")
         bottom.set_ylabel("residual")
-        text = ", ".join(f"{k} {found.labels[k][row]:.2f}" for k in ("fe_h", "alpha_fe", "c_fe") if k in found.labels)
-        style.panel_letter(top, f"{TITLES[name]}: {text}".replace("_", " "), where="lower right")
+        known = {"[Fe/H]": "fe_h", "[alpha/Fe]": "alpha_fe", "[C/Fe]": "c_fe"}
+        text = ", ".join(f"{k} {found.labels[v][row]:.2f}" for k, v in known.items() if v in found.labels)
+        style.panel_letter(top, f"{TITLES[name]}: {text}", where="lower right")
         good = np.isfinite(shown[at]) & np.isfinite(guess[at])
         error = np.linalg.norm((guess - shown)[at, good]) / np.linalg.norm(shown[at, good])
         numbers[f"relative_l2_{name}"] = float(error)

@@ -168,7 +168,8 @@ def largest_set(probability: np.ndarray, purity: float, truth: np.ndarray | None
     purity : float
         One minus the accepted fraction of false alarms among the flagged.
     truth : ndarray of bool (n,), optional
-        Members among labelled stars: then purity is counted, else it is the mean probability.
+        Members among labelled stars: then purity is counted, and must be kept by one standard error of
+        the count; else it is the mean probability.
 
     Returns
     -------
@@ -177,8 +178,11 @@ def largest_set(probability: np.ndarray, purity: float, truth: np.ndarray | None
     """
     order = np.argsort(-probability, kind="stable")
     gain = probability[order] if truth is None else truth[order].astype(float)
-    mean = np.cumsum(gain) / np.arange(1, len(order) + 1)
-    enough = np.flatnonzero(mean >= purity)
+    count = np.arange(1, len(order) + 1)
+    mean = np.cumsum(gain) / count
+    # the largest of many sets that pass by luck is too large
+    margin = 0.0 if truth is None else np.sqrt(purity * (1 - purity) / count)
+    enough = np.flatnonzero(mean >= purity + margin)
     return float(probability[order[enough[-1]]]) if enough.size else 2.0
 
 
