@@ -129,6 +129,7 @@ def test_labels_of_any_kind(tmp_path):
         extinction=np.zeros(N, "f2"),
         visits=np.full(N, 3),
         teff_error=np.full(N, 50.0),
+        spin=np.full(N, 2.0),
         abundance=np.where(np.arange(3 * N).reshape(N, 3) == 0, np.nan, 0.2),
         abundance_error=np.full((N, 3), 0.01),
         element=np.array([b"Fe", b"Mg", b"Si"]),
@@ -139,7 +140,8 @@ def test_labels_of_any_kind(tmp_path):
     np.testing.assert_allclose(ds.alpha_m.values, np.linspace(0, 0.3, N), rtol=1e-6)
     assert ds.radial_velocity.values[2] == -1200 and (ds.n_visits.values == 3).all() and "visits" not in ds
     assert list(ds.element.values) == ["Fe", "Mg", "Si"] and np.isnan(ds.abundance.values[0, 0])
-    assert ds.attrs["survey"] == "mine" and ds.attrs["ignored"] == ["teff_error"]
+    assert ds.attrs["survey"] == "mine" and ds.attrs["ignored"] == ["spin"]
+    assert (ds.teff_error.values == 50).all()
 
 
 @pytest.mark.parametrize(
