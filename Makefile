@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   ?= demo
 
-.PHONY: help demo test test-slow lint format docs bench clean
+.PHONY: help demo test test-slow test-slurm lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,6 +23,9 @@ demo: $(STAMP) ## simulate a survey, fit, evaluate, show the report (under 4 min
 
 test: $(STAMP) ## the default test suite
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not slurm and not browser"
+
+test-slurm: $(STAMP) ## on a Slurm node of their own (root; skips, with the reason, without)
+	$(BIN)/python -m pytest -m "slurm and not slow" tests/deploy
 
 test-slow: $(STAMP) ## the marked tests as well (skips what the machine lacks)
 	$(BIN)/python -m pytest -n 2

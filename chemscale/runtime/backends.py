@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClusterError
-from . import credentials
+from . import credentials, managed
 from .cluster import BATCH_SYSTEMS, ClusterSettings, free_directory, is_loopback
+from .managed import missing, quietly
 
 if TYPE_CHECKING:
     from distributed import Client, Security
 
 logger = logging.getLogger(__name__)
 
-#: Module the batch workers run: `dask worker` under a loop that starts it again.
-SUPERVISOR = "chemscale.runtime.supervise"
 #: Least memory a worker process is given when the machine decides (imports alone take a third of it).
 MIN_WORKER_MEMORY = 1_500_000_000
 
@@ -42,9 +40,9 @@ def start(settings: ClusterSettings) -> Iterator[Client]:
         elif settings.kind == "gpu":
             cluster, security, expected = _gpu(settings, stack)
         elif settings.kind in BATCH_SYSTEMS:
-            cluster, security, expected = _batch(settings, stack)
+            cluster, security, expected = managed.batch(settings, stack)
         else:
-            cluster, security, expected = _kubernetes(settings, stack)
+            cluster, security, expected = managed.kubernetes(settings, stack)
         yield stack.enter_context(_client(cluster, security, settings, expected))
 
 
@@ -169,23 +167,11 @@ def _local(settings: ClusterSettings, stack: ExitStack) -> tuple[Any, Security |
         "protocol": "tls://" if security else "tcp://",
     }
     options |= {k: v for k, v in _lifetime(settings).items() if v is not None}
-    return _quietly(lambda: LocalCluster(**options)), security, shape.workers
+    return quietly(lambda: LocalCluster(**options)), security, shape.workers
 
 
 def _lifetime(settings: ClusterSettings) -> dict[str, str | None]:
     return {"lifetime": settings.lifetime, "lifetime_stagger": settings.lifetime_stagger}
-
-
-def _quietly(make: Any) -> Any:
-    """Start a cluster; its reasons for failing become a ClusterError."""
-    try:
-        return make()
-    except (OSError, RuntimeError, ValueError, TimeoutError) as err:
-        raise ClusterError(f"the cluster did not start: {err}", "`chemscale doctor` checks this machine") from err
-
-
-def _missing(package: str, extra: str, err: Exception) -> ClusterError:
-    return ClusterError(f"{package} cannot be imported: {err}", f"pip install 'chemscale[{extra}]'")
 
 
 @contextmanager
@@ -239,7 +225,7 @@ def _gpu(settings: ClusterSettings, stack: ExitStack) -> tuple[Any, Security | N
         try:
             from dask_cuda import LocalCUDACluster
         except Exception as err:  # dask-cuda raises driver errors of its own while it is imported
-            raise _missing("dask-cuda", "gpu", err) from err
+            raise missing("dask-cuda", "gpu", err) from err
         options: dict[str, Any] = {
             "CUDA_VISIBLE_DEVICES": devices,
             "threads_per_worker": settings.threads or 1,
@@ -251,7 +237,7 @@ def _gpu(settings: ClusterSettings, stack: ExitStack) -> tuple[Any, Security | N
             "security": security or Security(),
             "protocol": "tls" if security else "tcp",
         }
-        return _quietly(lambda: LocalCUDACluster(**options)), security, len(devices)
+        return quietly(lambda: LocalCUDACluster(**options)), security, len(devices)
     return _mixed(settings, devices, security, scratch)
 
 
@@ -296,7 +282,7 @@ def _mixed(
     }
     specs = mixed_workers(settings, devices, security, scratch)
     make = lambda: SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=logging.ERROR)  # noqa: E731
-    return _quietly(make), security, len(specs)
+    return quietly(make), security, len(specs)
 
 
 def visible_devices() -> list[int]:
@@ -304,123 +290,6 @@ def visible_devices() -> list[int]:
     import torch
 
     return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-
-
-def _batch(settings: ClusterSettings, stack: ExitStack) -> tuple[Any, Security | None, int]:
-    """Jobs of a batch system through dask-jobqueue, their workers supervised, TLS throughout."""
-    try:
-        import dask_jobqueue
-    except ImportError as err:
-        raise _missing("dask-jobqueue", "hpc", err) from err
-    names = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
-    names |= {"htcondor": "HTCondorCluster", "oar": "OARCluster", "moab": "MoabCluster"}
-    make = getattr(dask_jobqueue, names[settings.kind])
-    if isinstance(settings.tls, str):
-        security = credentials.read(settings.tls)
-    else:
-        directory = credentials.temporary(settings.shared_directory)
-        stack.callback(credentials.discard, directory)
-        security = credentials.read(directory)
-    options = batch_options(settings) | {"security": security}
-    cluster = _quietly(lambda: make(**options))
-    minimum = settings.workers if settings.workers is not None else 1
-    # adapt() rather than scale(): a job that is cancelled or runs out of walltime is replaced
-    cluster.adapt(minimum_jobs=minimum, maximum_jobs=max(minimum, settings.maximum or minimum), interval="5s")
-    return cluster, security, minimum
-
-
-def batch_options(settings: ClusterSettings) -> dict[str, Any]:
-    """Arguments of the dask-jobqueue cluster class for `settings` (without the credentials)."""
-    processes = settings.processes or 1
-    cores = settings.cores or processes * (settings.threads or 1)
-    extra = ["--no-dashboard"]
-    if settings.lifetime:
-        # no spaces: dask-jobqueue joins the arguments into a line of shell
-        stagger = (settings.lifetime_stagger or "2 minutes").replace(" ", "")
-        extra += ["--lifetime", settings.lifetime.replace(" ", ""), "--lifetime-stagger", stagger]
-    if processes > 1:
-        extra += ["--nworkers", str(processes)]
-    threads = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
-    scheduler: dict[str, Any] = {"dashboard_address": settings.dashboard}
-    if settings.host:
-        scheduler["host"] = settings.host
-    options: dict[str, Any] = {
-        "cores": cores,
-        "memory": settings.memory or "4 GiB",
-        "processes": processes,
-        "protocol": "tls://",
-        "python": settings.python or sys.executable,
-        "worker_command": SUPERVISOR,
-        "death_timeout": settings.death_timeout,
-        "worker_extra_args": extra,
-        "job_extra_directives": list(settings.directives),
-        "job_script_prologue": [f"export {n}={settings.blas_threads}" for n in sorted(threads)]
-        + list(settings.prologue),
-        "scheduler_options": scheduler,
-        "interface": settings.interface,
-        "local_directory": settings.local_directory,
-        "log_directory": settings.log_directory,
-    }
-    for key in ("queue", "account", "walltime"):
-        if getattr(settings, key) is not None:
-            options[key] = getattr(settings, key)
-    return {k: v for k, v in options.items() if v is not None}
-
-
-def _kubernetes(settings: ClusterSettings, stack: ExitStack) -> tuple[Any, Security | None, int]:
-    """A DaskCluster through the Dask operator, reached by a port forwarded to loopback.
-
-    Traffic between the pods is kept in by a NetworkPolicy (deploy/kubernetes), and the
-    credentials of the Kubernetes API guard the way in. For TLS between pods run the pipeline
-    as a Job (deploy/kubernetes/base): the operator's own client speaks plain TCP.
-    """
-    try:
-        from dask_kubernetes.operator import KubeCluster
-    except ImportError as err:
-        raise _missing("dask-kubernetes", "k8s", err) from err
-    spec = kubernetes_spec(settings)
-    try:
-        cluster = KubeCluster(custom_cluster_spec=spec, namespace=settings.namespace, quiet=True)
-    except Exception as err:  # no API server, no operator, no rights: each has an error class of its own
-        raise ClusterError(
-            f"the Kubernetes cluster did not start: {type(err).__name__}: {err}",
-            "`kubectl get daskclusters` must work; install the Dask operator (deploy/kubernetes/README.md)",
-        ) from err
-    minimum = settings.workers if settings.workers is not None else 1
-    if settings.maximum:
-        cluster.adapt(minimum=minimum, maximum=settings.maximum)
-    return cluster, None, minimum
-
-
-def kubernetes_spec(settings: ClusterSettings) -> dict[str, Any]:
-    """The DaskCluster resource for `settings`: ClusterIP only, not root, nothing writable but scratch."""
-    from dask_kubernetes.operator import make_cluster_spec
-
-    threads, memory = settings.threads or 1, (settings.memory or "4Gi").replace(" ", "").removesuffix("B")
-    resources: Mapping[str, Mapping[str, str]] = {
-        "requests": {"cpu": str(threads), "memory": memory},
-        "limits": {"cpu": str(threads), "memory": memory},
-    }
-    env = {n: str(settings.blas_threads) for n in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    spec = make_cluster_spec(
-        name=settings.name,
-        image=settings.image,
-        n_workers=settings.workers if settings.workers is not None else 1,
-        resources=resources,
-        env=env | dict(settings.environment),
-        worker_command=["dask", "worker", "--nthreads", str(threads), "--memory-limit", memory, "--no-dashboard"],
-        scheduler_service_type="ClusterIP",
-    )
-    for part in ("worker", "scheduler"):
-        pod = spec["spec"][part]["spec"]
-        pod["securityContext"] = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
-        for container in pod["containers"]:
-            container["securityContext"] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    container = spec["spec"]["worker"]["spec"]["containers"][0]
-    # make_cluster_spec publishes a dashboard of each worker; nobody asked for one
-    container["args"] = [a for a in container["args"] if a not in ("--dashboard", "--dashboard-address", "8788")]
-    container.pop("ports", None)
-    return spec
 
 
 def describe(client: Client) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Only arrays that are rows of a store, as :func:`chemscale.open_survey` makes the
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from typing import Any, Protocol
 import dask
 import numpy as np
 from dask.delayed import Delayed
+
+from ..errors import ClusterError
 
 #: Lots a pass is made of at most: a few for each of a thousand workers, so that uneven ones even out.
 MOST_LOTS = 4096
@@ -97,8 +100,39 @@ def map_lots(
             continue
         whole = bool(marks.all())
         packed = None if whole else np.packbits(marks, axis=0)
-        parts.append(call(shared, tuple(int(e) for e in inner), packed, stars.shape[1]))
+        name = f"stars-{inner[0]}-{inner[-1]}-{uuid.uuid4().hex}"  # an error names its task
+        edge = tuple(int(e) for e in inner)
+        parts.append(call(shared, edge, packed, stars.shape[1], dask_key_name=name))
     return parts
+
+
+def compute(total: Delayed) -> Any:
+    """The value of a sum over lots.
+
+    Raises
+    ------
+    ClusterError
+        A lot whose workers died again and again (its stars are named), or the scheduler is gone.
+    """
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        return dask.compute(total)[0]
+    except KilledWorker as err:
+        task = str(err.task)
+        what = " to ".join(task.split("-")[1:3]) if task.startswith("stars-") else task
+        raise ClusterError(
+            f"stars {what}: their worker died {err.allowed_failures + 1} times while they were read and added up",
+            "more memory for each worker, or `chemscale verify` of the store; a sum cannot leave them out",
+        ) from err
+    except (CancelledError, CommClosedError) as err:
+        raise ClusterError(
+            f"the connection to the scheduler was lost during a pass over the survey: {err}",
+            "start the cluster again and repeat the command",
+        ) from err
 
 
 def _keep(thing: Any) -> Any:

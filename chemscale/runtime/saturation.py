@@ -18,34 +18,36 @@ from typing import Any
 import psutil
 
 from ..errors import ClusterError
+from .lots import group
 from .scaling import provenance
 from .shards import AHEAD
 
 #: Simulated workers in one process.
 WORKERS_PER_PROCESS = 100
-#: Stars in a task for APOGEE's 7,514 pixels: a shard for ingestion and inference, a block for the passes of a fit.
-SHARD_STARS, BLOCK_STARS = 4608, 1024
-#: Tasks of a pass of the fit for each block, reduction included: counted, 1.7 to 2.0.
-TASKS_PER_BLOCK = 2
-#: Blocks in one graph of the embedding (parts of some 65,536 stars).
-EMBED_STARS = 65_536
+#: Stars for APOGEE's 7,514 pixels: in a block (the memory of a task), and in a shard of an ingestion or inference.
+BLOCK_STARS, SHARD_STARS = 1024, 4608
+#: Tasks of a pass of the fit for each lot of blocks: the lot, and its share of a tree of fan-in four.
+TASKS_PER_LOT = 4 / 3
 
 
 def graph_tasks(stars: int, passes: int = 6, block: int = BLOCK_STARS, shard: int = SHARD_STARS) -> dict[str, int]:
     """Tasks of each stage for `stars` stars, and the most that are in the scheduler at once.
 
-    Passes of a fit follow each other, a graph each. Embedding goes through parts, ingestion and
-    inference through shards a few ahead of the workers: their graphs do not grow with the survey.
+    Passes of a fit follow each other, a graph each, of lots of blocks (:mod:`.lots`). Ingestion, embedding and
+    inference go through their shards, a few ahead of the workers: what is in the scheduler does not grow with
+    the survey.
     """
     blocks, shards = -(-stars // block), -(-stars // shard)
+    parts = -(-blocks // group(blocks))
+    one_pass = int(parts * TASKS_PER_LOT) + 3  # the tree's incomplete branches, and what the lots share
     return {
+        "stars in a lot": group(blocks) * block,
         "ingest": shards,
-        "fit (a pass)": TASKS_PER_BLOCK * blocks,
-        "fit (all passes)": passes * TASKS_PER_BLOCK * blocks,
-        "embed": blocks,
-        "embed (at once)": min(blocks, -(-EMBED_STARS // block)),
+        "fit (a pass)": one_pass,
+        "fit (all passes)": passes * one_pass,
+        "embed": parts,
         "infer": shards,
-        "largest graph at once": TASKS_PER_BLOCK * blocks,
+        "largest graph at once": one_pass,
     }
 
 
@@ -156,12 +158,12 @@ async def _bounded(client: Any, tasks: int, workers: int) -> None:
 
 
 async def _graph(client: Any, tasks: int) -> None:
-    """As a pass of the fit: independent blocks reduced by a tree of eight."""
+    """As a pass of the fit: independent lots, their sums added by a tree of four."""
     import dask
 
-    leaves = [dask.delayed(_nothing, pure=False)(i) for i in range(tasks * 7 // 8)]
+    leaves = [dask.delayed(_nothing, pure=False)(i) for i in range(tasks * 3 // 4)]
     while len(leaves) > 1:
-        leaves = [dask.delayed(_nothing, pure=False)(leaves[i : i + 8]) for i in range(0, len(leaves), 8)]
+        leaves = [dask.delayed(_nothing, pure=False)(leaves[i : i + 4]) for i in range(0, len(leaves), 4)]
     await client.compute(leaves[0], optimize_graph=False)
 
 

@@ -239,7 +239,8 @@ def measure(
     -------
     dict
         `rows` with stage, workers, stars, seconds, stars_per_s, speedup and efficiency relative to
-        the smallest number of workers; and commit, versions, hardware.
+        the smallest number of workers, processor time of the workers and of this process (client and
+        scheduler); and commit, versions, hardware.
     """
     from .cluster import connect
 
@@ -258,22 +259,34 @@ def measure(
             store = make_store(scratch / f"survey-{total}.zarr", total, client)
             _prepare(store, scratch, stages)
             for stage in stages:
-                times = []
+                times, cpu = [], []
                 for _ in range(max(1, repeat)):
+                    before = _cpu_seconds(client)
                     begun = time.perf_counter()
                     if stage == "evaluate":
                         _evaluate(store, client, scratch, stars=100 * total)
                     else:
                         _WORK[stage](store, client, scratch)
                     times.append(time.perf_counter() - begun)
+                    cpu.append([after - start for after, start in zip(_cpu_seconds(client), before)])
+                on_workers, on_client = cpu[int(np.argmin(times))]
                 peak = max(worker_peaks(client).values(), default=0)
                 number = 100 * total if stage == "evaluate" else total
                 rows.append({
                     "mode": mode, "stage": stage, "workers": n, "stars": number, "seconds": min(times),
                     "all_seconds": times, "stars_per_s": number / min(times), "worker_peak_bytes": peak,
+                    "worker_cpu_seconds": on_workers, "client_cpu_seconds": on_client,
                 })  # fmt: skip
-                report(f"{mode} {stage}: {n} worker(s), {number:,} stars: {min(times):.2f} s")
+                report(
+                    f"{mode} {stage}: {n} worker(s), {number:,} stars: {min(times):.2f} s, processor time of "
+                    f"the workers {on_workers:.1f} s, of client and scheduler {on_client:.1f} s"
+                )
     return {"rows": relative(rows)} | provenance()
+
+
+def _cpu_seconds(client: Client) -> tuple[float, float]:
+    """Processor time so far of all workers, and of this process with the scheduler in it."""
+    return sum(client.run(time.process_time).values()), time.process_time()
 
 
 def _prepare(store: str, scratch: Path, stages: Iterable[str]) -> None:

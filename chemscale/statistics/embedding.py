@@ -161,6 +161,7 @@ def embed_survey(
     size = max(rows) * lots.group(len(rows))
     parts = [(start, min(start + size, n)) for start in range(0, n, size)]
     root = os.fspath(path)
+    root = root if "://" in root else os.path.abspath(root)  # workers were started elsewhere
     columns = _columns(ds, extra)
     fingerprint = _fingerprint(ds, model, columns, _bits(flags), parts)
     done = _begin(root, ds, model, columns, size, fingerprint, len(parts), overwrite=overwrite, resume=resume)

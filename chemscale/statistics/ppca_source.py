@@ -221,7 +221,7 @@ class DaskSource:
             parts = self._parts(kernel, combine=add_into)
         if not parts:
             raise InputError("no star is selected", "check the selection")
-        return dask.compute(blocks.tree(parts, add_stats))[0]
+        return lots.compute(blocks.tree(parts, add_stats))
 
     @property
     def nbytes(self) -> int:
@@ -238,7 +238,7 @@ class DaskSource:
         wanted = np.zeros(self.flux.shape[0], dtype=bool)
         wanted[chosen[index]] = True
         parts = self._parts(count_and_sample, wanted, fold_samples)
-        total, pieces = dask.compute(blocks.tree(parts, merge_samples))[0]
+        total, pieces = lots.compute(blocks.tree(parts, merge_samples))
         flux, missing, ivar = (  # sorted, like `index`
             None if pieces[0][i] is None else np.concatenate([piece[i] for piece in pieces]) for i in range(3)
         )

@@ -254,6 +254,10 @@ def infer_survey(
     n = int(ds.sizes.get("star", 0))
     if n == 0:
         raise DataError("the survey has no stars", "ingest spectra first")
+    # workers were started elsewhere
+    model_dir, product = Path(model_dir).absolute(), Path(product).absolute()
+    if store and "://" not in store:
+        store = str(Path(store).absolute())
     model, record = load_model(model_dir)
     check_grid(ds, record)
     if client is not None and not store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,10 +41,8 @@ def test_build_and_demo(deploy, tmp_path):
     base = output("buildah", *storage, "from", "scratch").strip()
     run("buildah", *storage, "add", base, str(tar), "/")
     run("buildah", *storage, "commit", base, "localhost/base")
-    arguments = []
-    pip_args = os.environ.get("CHEMSCALE_TEST_PIP_ARGS", "")
-    if pip_args:
-        arguments = ["--build-arg", f"PIP_ARGS={pip_args}"]
+    # for example --volume /wheels:/wheels:ro --build-arg PIP_ARGS=--find-links=/wheels
+    arguments = shlex.split(os.environ.get("CHEMSCALE_TEST_BUILD_ARGS", ""))
     run(
         "buildah", *storage, "bud", "--isolation=chroot", "--pull=never",
         "--build-arg", "BASE=localhost/base", *arguments,

@@ -155,8 +155,8 @@ def test_the_job_can_read_its_pipeline_and_cluster(deploy):
 
 
 def test_spec_made_for_connect_is_valid(crds):
-    from chemscale.runtime.backends import kubernetes_spec
     from chemscale.runtime.cluster import ClusterSettings
+    from chemscale.runtime.managed import kubernetes_spec
 
     settings = ClusterSettings(kind="kubernetes", workers=3, memory="8 GiB", environment={"A": "b"})
     spec = kubernetes_spec(settings)

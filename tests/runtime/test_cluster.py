@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from chemscale.errors import ClusterError, InputError
-from chemscale.runtime import backends, credentials
+from chemscale.runtime import backends, credentials, managed
 from chemscale.runtime.cluster import ClusterSettings, check_exposure, connect, is_loopback, settings_for
 
 
@@ -238,7 +238,7 @@ def test_a_run_that_is_told_to_stop_resumes(tmp_path, signal_name):
     assert not [f for f in (tmp_path / "tmp").iterdir() if f.name.startswith("chemscale-")]
     marked, begun = ledger.read_text().split(), faultwork.attempts(out)
     assert len(begun) - len(marked) <= 2
-    rest = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120)
+    rest = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=280)
     assert rest.stdout.split() == [str(40 - len(marked)), str(len(marked))], rest.stderr
     faultwork.check(out, 40)
     again = [s for s in set(faultwork.attempts(out)) if faultwork.attempts(out).count(s) > 1]
@@ -273,7 +273,7 @@ def test_batch_options_cover_the_keys():
             "directives": ["--constraint=skylake"], "prologue": ["module load x"],
         }
     )  # fmt: skip
-    options = backends.batch_options(settings)
+    options = managed.batch_options(settings)
     assert (options["cores"], options["processes"], options["queue"]) == (8, 4, "cpu")
     assert options["worker_extra_args"] == [
         "--no-dashboard", "--lifetime", "110minutes", "--lifetime-stagger", "2minutes", "--nworkers", "4",
@@ -288,7 +288,7 @@ def test_every_batch_system_takes_the_same_keys(kind, tmp_path):
     names = {"slurm": "SLURM", "pbs": "PBS", "sge": "SGE", "lsf": "LSF", "oar": "OAR", "moab": "Moab"}
     tls = credentials.write(tmp_path / "tls")
     settings = settings_for({"kind": kind, "walltime": "00:10:00", "queue": "q", "interface": "lo", "tls": str(tls)})
-    options = backends.batch_options(settings) | {"security": credentials.read(tls)}
+    options = managed.batch_options(settings) | {"security": credentials.read(tls)}
     with getattr(jobqueue, names[kind] + "Cluster")(**options) as cluster:
         script = cluster.job_script()
     assert "-m chemscale.runtime.supervise tls://" in script

@@ -1,0 +1,66 @@
+"""Lots: sums over runs of blocks equal sums over blocks, on any scheduler, in few tasks."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from helpers import make_survey
+
+from chemscale import open_survey, write_survey
+from chemscale.runtime import lots
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lots") / "s.zarr"
+    write_survey(make_survey(500, 4, 5, n_pixels=40), path)
+    return open_survey(path, chunk_stars=64)
+
+
+def total(stars, flux, flags):
+    chosen = stars[:, 0]
+    return np.where(flags[chosen] == 0, flux[chosen], 0).sum(axis=0), stars.sum(axis=0)
+
+
+def fold(before, part):
+    return part if before is None else (before[0] + part[0], before[1] + part[1])
+
+
+@pytest.mark.parametrize("most", [1, 3, 4096])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_sums_over_lots(survey, monkeypatch, most, share):
+    monkeypatch.setattr(lots, "group", lambda n: -(-n // most))
+    flux, flags = survey["flux"].data, survey["flags"].data
+    readers = lots.readers([flux, flags])
+    n = flux.shape[0]
+    chosen = np.random.default_rng(0).random(n) < share
+    stars = np.stack([chosen, np.arange(n) % 2 == 0], axis=1)
+    parts = lots.map_lots(total, fold, readers, flux.chunks[0], stars)
+    assert len(parts) <= min(most, len(flux.chunks[0]))
+    if not share:
+        assert parts == []
+        return
+    found = dask.compute(*parts, scheduler="threads")
+    expected = np.where(flags.compute()[chosen] == 0, flux.compute()[chosen], 0).sum(axis=0)
+    np.testing.assert_allclose(sum(f[0] for f in found), expected, rtol=1e-5)
+    np.testing.assert_array_equal(sum(f[1] for f in found), stars.sum(axis=0))
+
+
+def test_only_rows_of_a_store_are_read_by_the_worker(survey):
+    flux = survey["flux"].data
+    assert lots.readers([flux]) is not None
+    for other in (flux[:100], flux + 1, flux.rechunk((50, -1)), da.ones((5, 3)), np.ones((5, 3))):
+        assert lots.readers([other]) is None
+        assert lots.readers([flux, other]) is None
+
+
+def test_ranges_are_cut_where_blocks_begin():
+    edges = np.array([0, 10, 20, 30])
+    assert list(lots.cut(5, 25, edges)) == [(5, 10), (10, 20), (20, 25)]
+    assert list(lots.cut(10, 20, edges)) == [(10, 20)]
+
+
+def test_lots_depend_on_the_survey_alone():
+    assert [lots.group(n) for n in (1, 4096, 4097, 97_657)] == [1, 1, 2, 24]
