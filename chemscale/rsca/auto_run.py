@@ -10,8 +10,8 @@ import xarray as xr
 
 from chemscale.errors import DataError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
-from chemscale.rsca.representation import Candidate, Representation, Straightened, continuum_directions
-from chemscale.rsca.stars import Stars
+from chemscale.rsca.representation import Candidate, Representation, Straightened, continuum_directions, leak_directions
+from chemscale.rsca.stars import CUTS, Stars
 from chemscale.rsca.transport import HELD, MOVED, LabelTransport, SelfTransport, stored_transport
 from chemscale.runtime.run import Run
 
@@ -87,11 +87,20 @@ def auto_representations(
         targets["residual"] = list(transports.values())[-1].residual_
     n = len(stars.field_rows)
     weights = 2 / (1 + noise)  # half of the scatter is the star's, half its noise, more or less
+    leaking, held = (
+        [v[stars.field_rows] for name in names if (v := stars.label(name)) is not None]
+        for names in (tuple(CUTS), (*MOVED, *HELD) if transports else ())
+    )
     forms = {
-        name: Representation(stars.evaluate(z[:n], z[n:]), targets, continuum, weights) for name, z in coords.items()
+        name: Representation(
+            stars.evaluate(z[:n], z[n:]), targets, continuum, weights, leak_directions(z[:n], leaking, held)
+        )
+        for name, z in coords.items()
     }
     if n >= STRAIGHT_FIELD and not _labelled(stars, transports.get("transported")):
-        forms["straightened"] = Straightened(forms["plain"].evaluation, targets, continuum, weights)
+        forms["straightened"] = Straightened(
+            forms["plain"].evaluation, targets, continuum, weights, forms["plain"].leaks
+        )
     return forms, transports, note
 
 

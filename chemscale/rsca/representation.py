@@ -13,8 +13,10 @@ from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.metric import pooled_sigma
 from chemscale.rsca.transport import SelfTransport
 
-#: Variance given to an ignored direction, in units of the within-cluster scatter along it: next to none is left.
+#: Variance given to an ignored direction, in units of the field's along it: next to none of it is left in a metric.
 IGNORED = 10.0
+#: The same for what extinction and velocity do: siblings share both, so no cross-validation would drop it.
+LEAK = 1000.0
 #: Shrinkage towards the noise of the metric that finds the axes of :class:`Straightened`.
 GUESS_SHRINKAGE = 0.5
 
@@ -70,11 +72,41 @@ def shrunk_metric(
     return axes * np.sqrt(np.maximum(1 - w, 0) / w), np.sqrt(w)
 
 
-def widened(within: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """A covariance (k, k) with :data:`IGNORED` times its own extent added along each row of `directions` (m, k)."""
-    size = np.einsum("ij,ij->i", directions, np.linalg.solve(within, directions.T).T)
+def widened(within: np.ndarray, field_covariance: np.ndarray, directions: np.ndarray, extent: float) -> np.ndarray:
+    """A covariance (k, k) with `extent` times the field's variance added along each row of `directions` (m, k)."""
+    size = np.einsum("ij,ij->i", directions, np.linalg.solve(field_covariance, directions.T).T)
     scaled = directions[size > 0] / np.sqrt(size[size > 0])[:, None]
-    return within + IGNORED * scaled.T @ scaled
+    return within + extent * scaled.T @ scaled
+
+
+def leak_directions(
+    coords: np.ndarray, covariates: Sequence[np.ndarray], held: Sequence[np.ndarray] = (), least: float = 0.01
+) -> np.ndarray | None:
+    """How coordinates change with extinction and velocity, at fixed labels: (m, K), or None if they do not.
+
+    Parameters
+    ----------
+    coords : (n, K)
+        Of field stars.
+    covariates : sequence of (n,) arrays, NaN = missing
+    held : sequence of (n,) arrays
+        Labels whose linear effect is none of the covariates'.
+    least : float
+        Share of a covariate's variance that the coordinates must explain, beyond chance, for it to count.
+    """
+    out = []
+    for x in covariates:
+        columns = np.stack([x, *held], axis=1)
+        good = np.isfinite(columns).all(axis=1) & np.isfinite(coords).all(axis=1)
+        n = int(good.sum())
+        if n < 10 * coords.shape[1] or np.std(x[good]) == 0:
+            continue
+        u = (columns[good] - columns[good].mean(axis=0)) / np.maximum(columns[good].std(axis=0), 1e-30)
+        z = coords[good] - coords[good].mean(axis=0)
+        fit = z @ np.linalg.lstsq(z, u[:, 0], rcond=None)[0]
+        if np.mean(fit**2) > least + 3 * coords.shape[1] / n:
+            out.append(np.linalg.lstsq(u, z, rcond=None)[0][0])
+    return np.array(out) if out else None
 
 
 def continuum_directions(components: np.ndarray, mean: np.ndarray, used: np.ndarray, degree: int = 2) -> np.ndarray:
@@ -119,12 +151,15 @@ class Representation:
         Directions that metrics may ignore.
     weights : (n_members,), optional
         Weight of each member in the scatter: less for a noisy spectrum.
+    leaks : (m, K), optional
+        Directions that every metric ignores: what extinction and velocity do to coordinates.
     """
 
     evaluation: Evaluation
     targets: dict[str, np.ndarray] = field(default_factory=dict)
     continuum: np.ndarray | None = None
     weights: np.ndarray | None = None
+    leaks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         e = self.evaluation
@@ -150,7 +185,7 @@ class Representation:
 
     def with_field_of(self, evaluation: Evaluation) -> Self:
         """The same form with the field stars of another evaluation, such as a thinned one."""
-        return type(self)(evaluation, self.targets, self.continuum, self.weights)
+        return type(self)(evaluation, self.targets, self.continuum, self.weights, self.leaks)
 
     def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Centred coordinates of the field stars that cluster `j` may be compared with, and the pairs allowed."""
@@ -177,15 +212,19 @@ class Representation:
         within = self.within(left_out)[:k, :k]
         if shrinkage:
             within = (1 - shrinkage) * within + shrinkage * self.targets[kind][:k, :k]
+        covariance = self.covariance[:k, :k]
         if ignore_continuum and self.continuum is not None:
-            within = widened(within, self.continuum[:, :k])
-        matrix, sigma = shrunk_metric(within, self.covariance[:k, :k])
+            within = widened(within, covariance, self.continuum[:, :k], IGNORED)
+        if self.leaks is not None:
+            within = widened(within, covariance, self.leaks[:, :k], LEAK)
+        matrix, sigma = shrunk_metric(within, covariance)
         if kind != "mad":
             return matrix
         use = ~np.isin(self.clusters, [self.names[j] for j in set(left_out)])
         axes = matrix / np.maximum(np.sqrt(np.maximum(1 - sigma**2, 0)) / sigma, 1e-12)
         with np.errstate(divide="ignore"):
             mad = np.maximum(pooled_sigma(self.centred[use][:, :k] @ axes, self.clusters[use]), 1e-6)
+            mad[sigma >= 1] = 1.0  # ignored directions stay so
             scale = np.sqrt(np.maximum(1 - mad**2, 0)) / mad
         order = np.argsort(-scale, kind="stable")
         return (axes * scale)[:, order]
@@ -210,8 +249,9 @@ class Straightened(Representation):
         within, noise = self.within(left_out), self.targets["noise"]
         nuisance = eigh(within, noise)[1][:, -1:]
         shrunk = (1 - GUESS_SHRINKAGE) * within + GUESS_SHRINKAGE * noise
-        if self.continuum is not None:
-            shrunk = widened(shrunk, self.continuum)
+        for directions, extent in ((self.continuum, IGNORED), (self.leaks, LEAK)):
+            if directions is not None:
+                shrunk = widened(shrunk, self.covariance, directions, extent)
         return np.concatenate([nuisance, shrunk_metric(shrunk, self.covariance)[0][:, :2]], axis=1)
 
 
@@ -221,6 +261,7 @@ class _StraightView(Representation):
     def __init__(self, form: Straightened, left_out: Sequence[int]):
         e = form.evaluation
         self.evaluation, self.targets, self.continuum, self.weights = e, form.targets, form.continuum, form.weights
+        self.leaks = form.leaks
         self.groups, self.clusters, self.names = form.groups, form.clusters, form.names
         self.transport = SelfTransport(e.moments.mean, form.axes(left_out)).fit(form.field_coords())
         moved = self.field_coords()

@@ -10,7 +10,13 @@ from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import calibrate, pair_ratios, sibling_probability
 from chemscale.rsca.metric import centre_on_clusters
 from chemscale.rsca.nuisance import nuisance_plane
-from chemscale.rsca.representation import Representation, Straightened, continuum_directions, shrunk_metric
+from chemscale.rsca.representation import (
+    Representation,
+    Straightened,
+    continuum_directions,
+    leak_directions,
+    shrunk_metric,
+)
 from chemscale.rsca.transport import LabelTransport, stored_transport
 
 
@@ -268,3 +274,25 @@ def test_noisy_members_weigh_less():
     equal, weighted = Representation(e), Representation(e, weights=np.where(loud, 0.01, 1.0))
     assert np.trace(weighted.within()) < 0.2 * np.trace(equal.within())
     np.testing.assert_allclose(Representation(e, weights=np.full(180, 0.7)).within(), equal.within())
+
+
+def test_metrics_do_not_hear_extinction_that_siblings_share():
+    rng = np.random.default_rng(3)
+    clusters = np.repeat([f"c{i:02d}" for i in range(20)], 6)
+    extinction = np.r_[rng.normal(size=3000), rng.normal(size=20).repeat(6)]
+    chem = np.r_[rng.normal(size=3000), rng.normal(size=20).repeat(6)]
+    z = np.stack([chem, extinction, rng.normal(size=3120), rng.normal(size=3120)], axis=1)
+    z += 0.2 * rng.normal(size=z.shape)
+    z[:, 2] += 0.5 * extinction
+    leaks = leak_directions(z[:3000], [extinction[:3000], rng.normal(size=3000)])
+    assert leaks.shape == (1, 4)  # the second covariate leaves no mark
+    noise = {"noise": 0.04 * np.eye(4)}
+    e = Evaluation(z[:3000], z[3000:], clusters)
+    worst = []
+    for form in (Representation(e, noise), Representation(e, noise, leaks=leaks)):
+        for kind in ("noise", "mad"):
+            x = z[:3000] @ form.full_metric(4, 0.3 if kind == "noise" else 0.0, kind)[:, :2]
+            worst.append(max(abs(np.corrcoef(v, extinction[:3000])[0, 1]) for v in x.T if v.std() > 0))
+    assert min(worst[:2]) > 0.5
+    assert max(worst[2:]) < 0.05
+    assert leak_directions(z[:3000], [np.full(3000, np.nan)]) is None
