@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .schema import Flag, validate
     from .statistics.embedding import open_embedding
     from .statistics.ppca import MaskedPPCA
+    from .survey.conversions import from_spectra
     from .survey.ingest import ingest
     from .survey.store import open_survey, write_survey
 
@@ -27,6 +28,7 @@ _LAZY = {
     "RSCA": "rsca.metric",
     "Run": "runtime.run",
     "doppelganger_rates": "rsca.doppelganger",
+    "from_spectra": "survey.conversions",
     "ingest": "survey.ingest",
     "open_embedding": "statistics.embedding",
     "open_survey": "survey.store",
@@ -42,6 +44,7 @@ __all__ = [
     "Run",
     "__version__",
     "doppelganger_rates",
+    "from_spectra",
     "ingest",
     "open_embedding",
     "open_survey",

@@ -53,3 +53,24 @@ class ClusterError(ChemscaleError):
     """The Dask cluster cannot be reached or started."""
 
     exit_code = 6
+
+
+class MissingExtra(InputError):
+    """A part that was asked for needs an optional package.
+
+    Parameters
+    ----------
+    what : str
+        What needs it.
+    package : str
+        The distribution that is missing.
+    extra : str
+        The extra of chemscale that brings it.
+    """
+
+    def __init__(self, what: str, package: str, extra: str):
+        self.parts = (what, package, extra)
+        super().__init__(f"{what}: the package {package} is not installed", f"pip install 'chemscale[{extra}]'")
+
+    def __reduce__(self):
+        return type(self), self.parts

@@ -17,9 +17,12 @@ from typing import Any, Protocol
 
 import dask.array as da
 import numpy as np
+import xarray as xr
 from dask import compute, delayed
 
+from chemscale.display import Shown, table
 from chemscale.errors import DataError, InputError
+from chemscale.labelled import groups, plain
 from chemscale.rsca.metric import RSCA, FieldMoments, Raw, Scaled, check_members, field_blocks, field_moments
 from chemscale.rsca.pairs import Candidates, PairCuts, count_close, covariate_pair, median_pair_distance
 
@@ -40,8 +43,8 @@ class LinearMetric(Protocol):
 METHODS: dict[str, Callable[[], LinearMetric]] = {"rsca": RSCA, "scaled": Scaled, "raw": Raw}
 
 
-@dataclass(frozen=True)
-class DoppelgangerRates:
+@dataclass(frozen=True, repr=False)
+class DoppelgangerRates(Shown):
     """Doppelganger rates of one metric.
 
     Attributes
@@ -68,6 +71,37 @@ class DoppelgangerRates:
     n_features: int | None = None
     leave_one_out: bool = True
 
+    def _title(self) -> str:
+        return f"doppelganger rates, {self.method}" if self.method else "doppelganger rates"
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"overall": round(self.overall, 4), "clusters": len(self.per_cluster)}
+        if self.n_features is not None:
+            facts["features"] = self.n_features
+        return facts | {"leave-one-cluster-out": self.leave_one_out}
+
+    def _details(self) -> str:
+        names = sorted(self.per_cluster, key=lambda c: -self.n_members.get(c, 0))
+        rows = [[c, self.n_members.get(c, "–"), f"{self.per_cluster[c]:.4f}"] for c in names]
+        return table(rows, ("cluster", "members", "rate"))
+
+    def to_dataset(self) -> xr.Dataset:
+        """Rates, members, pairs and threshold of every cluster as a Dataset (cluster,); `overall` as an attribute."""
+        names = list(self.per_cluster)
+        columns: dict[str, tuple[Mapping[str, Any], str]] = {
+            "rate": (self.per_cluster, "share of compared field pairs that look as alike as siblings"),
+            "n_members": (self.n_members, "members of the cluster"),
+            "n_pairs": (self.n_pairs, "pairs of a member and a field star that passed the cuts"),
+            "median_distance": (self.median_distance, "median distance of the member pairs, the threshold"),
+        }
+        variables = {
+            name: ("cluster", [values[c] for c in names], {"long_name": meaning})
+            for name, (values, meaning) in columns.items()
+            if all(c in values for c in names)
+        }
+        attrs = {"overall": self.overall, "method": self.method, "leave_one_out": int(self.leave_one_out)}
+        return xr.Dataset(variables, coords={"cluster": names}, attrs=attrs)
+
 
 class Evaluation:
     """Rates any number of metrics on the same field, members and pair cuts.
@@ -80,7 +114,7 @@ class Evaluation:
     clusters : sequence of str
     field_extinction, member_extinction, field_velocity, member_velocity : array, optional
         Covariates of the pair cuts; leaving a pair out = no cut on it. NaN never passes a cut.
-    max_delta_extinction, max_delta_velocity : float
+    max_delta_extinction, max_delta_velocity : float or Quantity
         Strict limits (paper: 0.05 mag in A_K, 5 km/s).
 
     Raises
@@ -99,9 +133,10 @@ class Evaluation:
         member_extinction: Any = None,
         field_velocity: Any = None,
         member_velocity: Any = None,
-        max_delta_extinction: float = 0.05,
-        max_delta_velocity: float = 5.0,
+        max_delta_extinction: Any = 0.05,
+        max_delta_velocity: Any = 5.0,
     ):
+        field, members, clusters = plain(field), plain(members), plain(clusters)
         self.field = field if isinstance(field, da.Array) else np.asarray(field)
         self.moments = field_moments(self.field)
         self.members, self.clusters = check_members(members, clusters)
@@ -112,7 +147,10 @@ class Evaluation:
             )
         self.names = [str(c) for c in np.unique(self.clusters)]
         self.groups = [np.flatnonzero(self.clusters == c) for c in self.names]
-        self.cuts = PairCuts(max_delta_extinction, max_delta_velocity)
+        self.cuts = PairCuts(
+            float(plain(max_delta_extinction, "mag", "max_delta_extinction")),
+            float(plain(max_delta_velocity, "km/s", "max_delta_velocity")),
+        )
         n, m = self.field.shape[0], len(self.members)
         self._velocity = covariate_pair("velocity", field_velocity, member_velocity, n, m)
         self._extinction = covariate_pair("extinction", field_extinction, member_extinction, n, m)
@@ -355,8 +393,8 @@ def _make(method: str | Callable[[], LinearMetric]) -> LinearMetric:
 
 def doppelganger_rates(
     field: Any,
-    members: Any,
-    clusters: Sequence[str] | np.ndarray,
+    members: Any = None,
+    clusters: Sequence[str] | np.ndarray | None = None,
     *,
     method: str | Callable[[], LinearMetric] = "rsca",
     n_features: int | None = None,
@@ -365,8 +403,8 @@ def doppelganger_rates(
     member_extinction: Any = None,
     field_velocity: Any = None,
     member_velocity: Any = None,
-    max_delta_extinction: float = 0.05,
-    max_delta_velocity: float = 5.0,
+    max_delta_extinction: Any = 0.05,
+    max_delta_velocity: Any = 5.0,
 ) -> DoppelgangerRates:
     """Doppelganger rates of a metric on field stars and clusters (section 4.2).
 
@@ -375,7 +413,8 @@ def doppelganger_rates(
 
     Parameters
     ----------
-    field : array or dask array, shape (n_field, K)
+    field : array, dask array or DataArray, shape (n_field, K); or an embedding Dataset
+        An embedding (:func:`chemscale.open_embedding`) brings members, clusters, velocities and extinctions.
     members : array, shape (n_members, K)
     clusters : sequence of str, length n_members
     method : {"rsca", "scaled", "raw"} or callable
@@ -386,9 +425,10 @@ def doppelganger_rates(
     leave_one_out : bool
         Fit steps 3 and 4 without the cluster being rated; basis and sphering stay as they are.
     field_extinction, member_extinction, field_velocity, member_velocity : array, optional
-        Left out in pairs = no cut. A NaN never passes a cut: such pairs are not compared.
-    max_delta_extinction, max_delta_velocity : float
-        Pairs must differ by less.
+        Left out in pairs = no cut. A NaN never passes a cut: such pairs are not compared. Numbers are mag and km/s,
+        quantities are converted.
+    max_delta_extinction, max_delta_velocity : float or Quantity
+        Pairs must differ by less (mag, km/s).
 
     Returns
     -------
@@ -401,6 +441,14 @@ def doppelganger_rates(
         Shapes that do not match, no field stars, clusters with one member, more components than the data allow,
         a single cluster with `leave_one_out`, or cuts that no pair passes.
     """
+    if isinstance(field, xr.Dataset):
+        field, members, clusters, found = groups(field)
+        field_extinction = found.get("field_extinction") if field_extinction is None else field_extinction
+        member_extinction = found.get("member_extinction") if member_extinction is None else member_extinction
+        field_velocity = found.get("field_velocity") if field_velocity is None else field_velocity
+        member_velocity = found.get("member_velocity") if member_velocity is None else member_velocity
+    if members is None or clusters is None:
+        raise InputError("there are no members or cluster names", "pass both, or an embedding alone")
     evaluation = Evaluation(
         field,
         members,

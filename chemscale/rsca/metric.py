@@ -12,9 +12,12 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import xarray as xr
 from dask import compute, delayed
 
+from chemscale.display import Shown
 from chemscale.errors import DataError, InputError
+from chemscale.labelled import groups, like, plain
 
 #: Makes the median absolute deviation an estimate of a Gaussian's standard deviation.
 MAD_TO_SIGMA = 1.4826
@@ -182,7 +185,7 @@ def _check_sigma(sigma: np.ndarray) -> None:
         )
 
 
-class RSCA:
+class RSCA(Shown):
     """The metric of the paper: Euclidean distance after `transform` tells how alike two stars are.
 
     Attributes
@@ -210,13 +213,14 @@ class RSCA:
     n_members_: int
     n_clusters_: int
 
-    def fit(self, field: Any, members: Any, clusters: Sequence[str] | np.ndarray) -> RSCA:
+    def fit(self, field: Any, members: Any = None, clusters: Sequence[str] | np.ndarray | None = None) -> RSCA:
         """Learn the metric (steps 2 to 4 of section 3).
 
         Parameters
         ----------
-        field : array, dask array or FieldMoments, shape (n_field, K)
-            Coordinates of field stars (one pass, out of core for dask).
+        field : array, dask array, DataArray or FieldMoments, shape (n_field, K); or an embedding Dataset
+            Coordinates of field stars (one pass, out of core for dask). An embedding
+            (:func:`chemscale.open_embedding`) brings its own members and clusters.
         members : array, shape (n_members, K)
             Coordinates of cluster members.
         clusters : sequence of str, length n_members
@@ -228,8 +232,12 @@ class RSCA:
             Shapes that do not match; no field stars, no members, clusters of one member, fewer field stars than
             components, fewer within-cluster degrees of freedom than a scatter needs.
         """
-        moments = field_moments(field)
-        x, names = check_members(members, clusters)
+        if isinstance(field, xr.Dataset):
+            field, members, clusters, _ = groups(field)
+        if members is None or clusters is None:
+            raise InputError("there are no members or cluster names", "pass both, or an embedding alone")
+        moments = field_moments(plain(field))
+        x, names = check_members(plain(members), plain(clusters))
         if x.shape[1] != len(moments.mean):
             raise InputError(
                 f"members have {x.shape[1]} components, field stars {len(moments.mean)}",
@@ -259,11 +267,29 @@ class RSCA:
 
         Parameters
         ----------
-        z : array or dask array, shape (n, K)
+        z : array, dask array or DataArray, shape (n, K); or an embedding Dataset
         n_features : int, optional
             Keep the most scaled features only; all by default.
+
+        Returns
+        -------
+        array, dask array or DataArray (star, feature)
+            Of the kind of `z`; a DataArray for an embedding.
         """
-        return (z - self.mean_) @ self.matrix(n_features)
+        given = plain(z["coords"] if isinstance(z, xr.Dataset) else z)
+        return like((given - self.mean_) @ self.matrix(n_features), z, "feature", "features")
+
+    def _facts(self) -> dict[str, Any]:
+        if not hasattr(self, "scale_"):
+            return {"fitted": False}
+        return {
+            "coordinates": len(self.scale_),
+            "informative features": int(np.sum(self.scale_ > 0)),
+            "field stars": self.n_field_,
+            "members": f"{self.n_members_:,} of {self.n_clusters_} clusters",
+            "scatter in clusters, field = 1": ", ".join(f"{s:.2f}" for s in self.sigma_clust_[:5])
+            + (", ..." if len(self.sigma_clust_) > 5 else ""),
+        }
 
     def linear_map(self, ppca: Any, n_features: int | None = None) -> np.ndarray:
         """Map from complete spectra to features (section 3.1), shape (n_features, n_pixels).

@@ -7,13 +7,13 @@ leaves of a tree. Both are exact: the nearest few found in float32 are ranked ag
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from chemscale.errors import InputError
+from chemscale.suggest import close_names
 
 #: Stars ranked again in float64 beyond the number asked for: float32 rounding moves ties by far less.
 SPARE = 64
@@ -63,8 +63,9 @@ class SiblingIndex:
         if star_id in self._row:
             return self._row[star_id]
         near = close_names(star_id, self.star_id)
-        hint = f"did you mean {', '.join(near)}?" if near else "`chemscale info STORE` shows some identifiers"
-        raise InputError(f"no star {star_id!r} among the {len(self.star_id):,} of this run", hint)
+        some = ", ".join(str(s) for s in self.star_id[:3])
+        remedy = f"did you mean {', '.join(near)}?" if near else f"its identifiers look like {some}"
+        raise InputError(f"no star {star_id!r} among the {len(self.star_id):,} of this run", remedy)
 
     def nearest(self, row: int, n: int = 20, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The `n` stars nearest to star `row` (itself left out): rows and distances, nearest first.
@@ -248,15 +249,3 @@ def _merge(best: np.ndarray, ids: np.ndarray, score: np.ndarray, columns: np.nda
     pick = np.argpartition(pool, keep - 1, axis=1)[:, :keep]
     best[touched] = np.take_along_axis(pool, pick, axis=1)
     ids[touched] = np.take_along_axis(pool_ids, pick, axis=1)
-
-
-def close_names(name: str, known: np.ndarray, n: int = 3) -> list[str]:
-    """Identifiers similar to `name`: same ending or beginning, or few edits (tried on at most 20,000 of them)."""
-    ids = [str(s) for s in known]
-    text = name.strip().lower()
-    hits = [s for s in ids if text and (text in s.lower() or s.lower() in text)][:n]
-    if len(hits) < n:
-        stem = [s for s in ids if s[:4].lower() == text[:4]]
-        pool = (stem or ids)[:20_000]
-        hits += [s for s in difflib.get_close_matches(name, pool, n=n, cutoff=0.6) if s not in hits]
-    return hits[:n]

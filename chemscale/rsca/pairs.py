@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from chemscale.errors import InputError
+from chemscale.labelled import plain
 
 #: Rows of the field compared with a cluster at a time: bounds memory at rows x (members + features) doubles.
 BLOCK_ROWS = 16384
@@ -130,8 +131,9 @@ def covariate_pair(name: str, of_field: Any, of_members: Any, n: int, m: int) ->
     if of_field is None or of_members is None:
         side, other = ("member", "field") if of_field is None else ("field", "member")
         raise InputError(f"{side}_{name} is given without {other}_{name}", "pass both, or neither for no cut")
-    f = np.asarray(of_field, dtype=np.float64)
-    g = np.asarray(of_members, dtype=np.float64)
+    unit = {"velocity": "km/s", "extinction": "mag"}.get(name, "")
+    f = np.asarray(plain(of_field, unit, f"field_{name}"), dtype=np.float64)
+    g = np.asarray(plain(of_members, unit, f"member_{name}"), dtype=np.float64)
     if f.shape != (n,) or g.shape != (m,):
         raise InputError(
             f"{name}: shapes {f.shape} and {g.shape} for {n} field stars and {m} members", "pass one value per star"

@@ -12,10 +12,13 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
+from chemscale.labelled import plain
 from chemscale.rsca.likeness import sibling_probability
 from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.stars import Stars, text
 from chemscale.runtime.run import Run
+from chemscale.schema import VARIABLES
+from chemscale.suggest import hint
 
 #: Covariates shown beside a sibling, where the run has them.
 COVARIATES = ("cluster", "role", "teff", "logg", "fe_h", "alpha_m", "snr", "radial_velocity", "extinction", "ra", "dec")
@@ -151,7 +154,8 @@ class SiblingSearch:
         for name, (low, high) in limits.items():
             values = self.stars.label(name)
             if values is None:
-                raise InputError(f"no star of this run has {name!r}", "cut on a label the survey has")
+                known = [str(v) for v in self.stars.embedding.data_vars if VARIABLES.get(str(v)) is not None]
+                raise InputError(f"no star of this run has a label {name!r}", hint(name, known, "labels"))
             ok = (values >= low) & (values <= high)
             allowed = ok if allowed is None else allowed & ok
         return allowed
@@ -164,14 +168,14 @@ def _opened(path: str, stamp: float, metric: str, n_features: int | None) -> Sib
 
 def siblings(
     star_id: str,
-    run: str | os.PathLike[str],
+    run: str | os.PathLike[str] | Run,
     n: int = 20,
     *,
     metric: str = "best",
     n_features: int | None = None,
-    max_delta_velocity: float | None = None,
-    max_delta_extinction: float | None = None,
-    limits: Mapping[str, tuple[float, float]] | None = None,
+    max_delta_velocity: Any = None,
+    max_delta_extinction: Any = None,
+    limits: Mapping[str, tuple[Any, Any]] | None = None,
     prior: float | None = None,
 ) -> xr.Dataset:
     """The stars of a survey chemically nearest to one star: exact, among all stars of the run.
@@ -181,17 +185,18 @@ def siblings(
     Parameters
     ----------
     star_id : str
-    run : path
+    run : path or Run
         Run directory of ``chemscale rsca fit``.
     n : int
         How many.
     metric : {"best", "paper", "auto"}
     n_features : int, optional
         Dimensions kept.
-    max_delta_velocity, max_delta_extinction : float, optional
+    max_delta_velocity, max_delta_extinction : float or Quantity, optional
         Only stars this close in radial velocity (km/s) and extinction (mag).
     limits : mapping of str to (low, high), optional
-        Only stars with labels in these ranges, e.g. ``{"teff": (4400, 4800)}``.
+        Only stars with labels in these ranges, e.g. ``{"teff": (4400, 4800)}``; numbers in the units of the survey
+        contract, or quantities.
     prior : float, optional
         Chance that a random star is a sibling; adds `probability` (paper's metric, after ``rsca evaluate``).
 
@@ -206,17 +211,23 @@ def siblings(
     InputError
         Unknown star (similar names are suggested), or a cut on a label that is missing.
     """
+    run = run.path if isinstance(run, Run) else run
     manifest = os.path.join(os.fspath(run), "manifest.json")
     stamp = os.path.getmtime(manifest) if os.path.exists(manifest) else 0.0
     search = _opened(os.path.abspath(os.fspath(run)), stamp, metric, n_features)
     return search.siblings(
         star_id,
         n,
-        max_delta_velocity=max_delta_velocity,
-        max_delta_extinction=max_delta_extinction,
-        limits=limits,
+        max_delta_velocity=plain(max_delta_velocity, "km/s", "max_delta_velocity"),
+        max_delta_extinction=plain(max_delta_extinction, "mag", "max_delta_extinction"),
+        limits={k: (_in_units(k, low), _in_units(k, high)) for k, (low, high) in (limits or {}).items()},
         prior=prior,
     )
+
+
+def _in_units(label: str, value: Any) -> Any:
+    spec = VARIABLES.get(label)
+    return plain(value, spec.units if spec else "", f"the limit on {label}")
 
 
 def write_neighbours(

@@ -25,10 +25,30 @@ import numpy as np
 import psutil
 
 from .._version import __version__
+from ..display import Shown, number, table
 from ..errors import InputError, StoreError
 
 MANIFEST = "manifest.json"
 RUN_VERSION = 1
+#: Products of a run, by file name.
+PRODUCTS = {
+    "ppca.zarr": "the basis: chemscale.MaskedPPCA",
+    "embedding.zarr": "coordinates of every star: chemscale.open_embedding",
+    "rsca.zarr": "the paper's metric: chemscale.RSCA",
+    "ppca_auto.zarr": "the basis of the better metric",
+    "embedding_auto.zarr": "coordinates of every star in it",
+    "auto.zarr": "the metric chosen by nested cross-validation",
+    "auto.json": "what was tried and chosen",
+    "evaluation.json": "doppelganger rates",
+    "siblings.zarr": "the nearest stars of every star",
+    "vae": "the trained autoencoder",
+    "latents.zarr": "latents, errors and scores of every star",
+    "anomalies.json": "spectra the autoencoder cannot explain",
+    "flags.json": "stars rich or poor in an element",
+    "vae_evaluation.json": "latents against labels",
+    "studies": "figures and tables",
+    "report.html": "the page",
+}
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "dask", "distributed", "dask-ml", "xarray", "zarr", "torch", "astropy")
 
 
@@ -44,10 +64,29 @@ def versions() -> dict[str, str]:
 
 
 def invocation() -> dict[str, Any]:
-    """The command that is running and the CHEMSCALE_* environment: how to do it again."""
+    """How to do it again: the command that is running, its settings and the CHEMSCALE_* environment.
+
+    ``settings`` holds every option of the verb that does not have its default, with where it came from: a settings
+    file or ``--set``, the environment, the command line.
+    """
     command = ["chemscale", *sys.argv[1:]] if Path(sys.argv[0]).name == "chemscale" else [Path(sys.argv[0]).name]
     environment = {k: v for k, v in os.environ.items() if k.startswith("CHEMSCALE_")}
-    return {"command": command, "environment": environment}
+    return {"command": command, "environment": environment, "settings": _settings_in_force()}
+
+
+def _settings_in_force() -> dict[str, Any]:
+    import click
+
+    context = click.get_current_context(silent=True)
+    if context is None or context.parent is None:
+        return {}
+    sources = {"DEFAULT_MAP": "file or --set", "ENVIRONMENT": "environment", "COMMANDLINE": "command line"}
+    found = {}
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name in sources:
+            found[name] = {"value": jsonable(value), "from": sources[source.name]}
+    return found
 
 
 def jsonable(obj: Any) -> Any:
@@ -121,7 +160,7 @@ class Stage:
         self.facts.update(jsonable(facts))
 
 
-class Run:
+class Run(Shown):
     """A run directory.
 
     Parameters
@@ -277,9 +316,28 @@ class Run:
             entry["versions"] = versions()
             self.save()
 
-    def __repr__(self) -> str:
+    def products(self) -> dict[str, str]:
+        """What the run holds: file name -> what it is, for the products chemscale knows."""
+        return {name: meaning for name, meaning in PRODUCTS.items() if self.has(name)}
+
+    def _title(self) -> str:
+        return f"Run {str(self.path)!r}"
+
+    def _facts(self) -> dict[str, Any]:
         done = [k for k, v in self.manifest.get("stages", {}).items() if v.get("status") == "done"]
-        return f"<Run {str(self.path)!r} on {self.manifest.get('store')!r}: {', '.join(done) or 'nothing done yet'}>"
+        return {"on": self.manifest.get("store"), "done": ", ".join(done) or "nothing yet"}
+
+    def _details(self) -> str:
+        stages = [
+            [name, e.get("status", ""), e.get("wall_s", "–"), ", ".join(_facts_of(e))]
+            for name, e in self.manifest.get("stages", {}).items()
+        ]
+        return table(stages, ("stage", "state", "seconds", "facts")) + table(self.products().items(), ("product", "is"))
+
+
+def _facts_of(entry: Mapping[str, Any]) -> list[str]:
+    plain = {k: v for k, v in (entry.get("facts") or {}).items() if not isinstance(v, dict | list)}
+    return [f"{k.replace('_', ' ')} {number(v)}" for k, v in plain.items()]
 
 
 def fingerprint(obj: Any) -> str:

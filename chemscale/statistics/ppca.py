@@ -20,7 +20,9 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from chemscale.display import Shown
 from chemscale.errors import DataError, InputError
+from chemscale.labelled import like, pixels
 from chemscale.statistics.blocks import share_cores
 from chemscale.statistics.ppca_kernels import (
     Model,
@@ -58,7 +60,7 @@ SUBSAMPLE_TOL = 0.05
 WARM_STARS, WARM_BATCH = 1024, 256
 
 
-class MaskedPPCA:
+class MaskedPPCA(Shown):
     """Maximum-likelihood probabilistic PCA with missing pixels.
 
     Parameters
@@ -153,8 +155,8 @@ class MaskedPPCA:
 
         Parameters
         ----------
-        flux : array (n, P), NumPy or Dask
-            NaN and infinities count as missing.
+        flux : array (n, P), NumPy, Dask or DataArray; or a survey Dataset
+            NaN and infinities count as missing. A survey brings its own `mask` (any flag) and `ivar`.
         mask : array of bool (n, P), optional
             True = missing (:mod:`numpy.ma` convention).
         ivar : array (n, P), optional
@@ -167,6 +169,7 @@ class MaskedPPCA:
         DataError
             Too few stars or pixels for K components.
         """
+        flux, mask, ivar = pixels(flux, mask, ivar)
         flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
         check_shapes(flux, mask, ivar)
         if self.noise == "per-pixel" and ivar is None:
@@ -299,15 +302,31 @@ class MaskedPPCA:
     def transform(self, flux: Any, mask: Any = None, ivar: Any = None) -> Any:
         """Posterior mean coordinates (n, K), float64; lazy for Dask input, one pass when computed.
 
-        Parameters as in :meth:`fit`. A star without a valid pixel gets NaN coordinates.
+        Parameters as in :meth:`fit`; a DataArray or survey gives a DataArray (star, component). A star without a valid
+        pixel gets NaN coordinates.
         """
-        both = self._embed(flux, mask, ivar)
-        return both[:, : self.n_components]
+        both = self._embed(*pixels(flux, mask, ivar))
+        return like(both[:, : self.n_components], flux, "component", "coords")
 
     def transform_with_variance(self, flux: Any, mask: Any = None, ivar: Any = None) -> tuple[Any, Any]:
         """Posterior mean and posterior variance (diagonal of the covariance) of the coordinates, both (n, K)."""
-        both = self._embed(flux, mask, ivar)
-        return both[:, : self.n_components], both[:, self.n_components :]
+        both = self._embed(*pixels(flux, mask, ivar))
+        mean = like(both[:, : self.n_components], flux, "component", "coords")
+        return mean, like(both[:, self.n_components :], flux, "component", "variance")
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"components": self.n_components, "noise": self.noise}
+        if not hasattr(self, "components_"):
+            return facts | {"fitted": False}
+        facts |= {
+            "stars": self.n_stars_,
+            "pixels used": f"{int(self.pixel_used_.sum()):,} of {self.pixel_used_.size:,}",
+        }
+        facts |= {"passes": self.n_passes_, "stopped by": self.converged_}
+        spread = self.explained_variance_
+        facts["variance along components"] = f"{spread[0]:.3g} to {spread[-1]:.3g}"
+        name = "noise variance" if self.noise == "shared" else "intrinsic variance (median)"
+        return facts | {name: float(np.nanmedian(self.noise_variance_))}
 
     def _embed(self, flux: Any, mask: Any, ivar: Any) -> Any:
         model = self.model()

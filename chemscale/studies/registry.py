@@ -15,8 +15,11 @@ the ``STUDY`` object). Running it writes ``RUN/studies/NAME/`` with ``figure.pdf
 
 from __future__ import annotations
 
+import base64
 import difflib
+import html
 import importlib
+import io
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +27,7 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
+from ..display import Shown, table
 from ..errors import ChemscaleError, InputError
 from ..runtime.run import Run, versions
 
@@ -56,8 +60,8 @@ MODULES = {
 ENTRY_POINT_GROUP = "chemscale.studies"
 
 
-@dataclass
-class StudyResult:
+@dataclass(repr=False)
+class StudyResult(Shown):
     """What a study hands back.
 
     Attributes
@@ -79,6 +83,19 @@ class StudyResult:
     columns: Mapping[str, str]
     numbers: Mapping[str, Any] = field(default_factory=dict)
     caption: str = ""
+
+    def _facts(self) -> Mapping[str, Any]:
+        return self.numbers
+
+    def _repr_html_(self) -> str:
+        """Figure, caption and numbers for a notebook."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=150)
+        image = base64.b64encode(buffer.getvalue()).decode("ascii")
+        return (
+            f'<figure><img style="max-width:44rem;background:#fff" src="data:image/png;base64,{image}">'
+            f"<figcaption>{html.escape(self.caption)}</figcaption>{table(self.numbers.items())}</figure>"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+from . import accessor as accessor  # registers `survey.chemscale`

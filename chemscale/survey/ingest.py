@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chemscale.display import Shown, table
 from chemscale.errors import ChemscaleError, DataError, StoreError
 from chemscale.quality.pixels import MAX_ERROR
 from chemscale.runtime.files import Folder
@@ -53,8 +54,8 @@ CHUNK_COPIES = 2.5
 WORKER_BYTES = 250 << 20
 
 
-@dataclass
-class IngestSummary:
+@dataclass(repr=False)
+class IngestSummary(Shown):
     """What an ingestion did."""
 
     path: str
@@ -79,6 +80,16 @@ class IngestSummary:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"store": self.path, "survey": self.survey, "stars": self.n_stars}
+        facts |= {"quarantined inputs": self.n_rejected, "complete": self.complete}
+        if self.clusters:
+            facts["clusters"] = f"{len(self.clusters)} with {sum(self.clusters.values()):,} members"
+        return facts | {"seconds": round(self.seconds, 1)}
+
+    def _details(self) -> str:
+        return table([[r.path, r.reason] for r in self.rejected], ("left out", "because")) if self.rejected else ""
 
 
 def ingest(

@@ -1,0 +1,365 @@
+"""A survey as astronomers' objects, and back: astropy tables with units, specutils spectra.
+
+specutils is the extra `spectra`; tables need astropy alone. Conversions out of a survey read the stars asked for and no
+others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import InputError, MissingExtra
+from ..schema import STAR_VARIABLES, VARIABLES, Flag, validate, variable_attrs
+from ..suggest import close_names
+from .resample import Rebinner
+
+#: Spectra converted in one call at most: a collection lies in memory, 17 bytes a pixel.
+MAX_SPECTRA = 20_000
+
+
+def _specutils() -> Any:
+    try:
+        import specutils
+    except ImportError as err:
+        raise MissingExtra("spectra as specutils objects", "specutils", "spectra") from err
+    return specutils
+
+
+# ---------------------------------------------------------------- out of a survey
+
+
+def rows_of(survey: xr.Dataset, stars: Any) -> np.ndarray:
+    """Rows of stars given by identifier, row number or boolean mask.
+
+    Raises
+    ------
+    InputError
+        An identifier that is not there (the nearest ones are named), a row out of range.
+    """
+    n = survey.sizes["star"]
+    if stars is None:
+        return np.arange(n)
+    if isinstance(stars, slice):
+        return np.arange(n)[stars]
+    given = np.atleast_1d(np.asarray(stars.values if isinstance(stars, xr.DataArray) else stars))
+    if given.dtype == bool:
+        if given.shape != (n,):
+            raise InputError(f"a mask of {given.size} entries for {n} stars", "one entry a star")
+        return np.flatnonzero(given)
+    if given.dtype.kind in "iu":
+        if given.size and (given.min() < -n or given.max() >= n):
+            raise InputError(f"row {int(given.max())} of {n:,} stars", "rows count from 0")
+        return given % n
+    ids = np.asarray(survey["star_id"].values).astype(str)
+    row = {name: i for i, name in enumerate(ids.tolist())}
+    absent = [str(s) for s in given if str(s) not in row]
+    if absent:
+        near = close_names(absent[0], ids)
+        hint = f"did you mean {', '.join(near)}?" if near else f"identifiers look like {', '.join(ids[:2])}"
+        raise InputError(f"no star {absent[0]!r} among the {n:,} of this survey", hint)
+    return np.array([row[str(s)] for s in given], dtype=np.intp)
+
+
+def to_table(survey: xr.Dataset, stars: Any = None) -> Any:
+    """Labels of stars as an astropy ``QTable`` with units; pixels are not read.
+
+    Parameters
+    ----------
+    survey : Dataset
+    stars : identifiers, rows, slice or boolean mask, optional
+        All by default.
+
+    Returns
+    -------
+    astropy.table.QTable
+        One row a star; ``abundance_Fe`` and the like for a survey with abundances; the survey's attributes as `meta`.
+    """
+    import astropy.units as u
+    from astropy.table import QTable
+
+    part = survey.isel(star=rows_of(survey, stars))
+    table = QTable(meta={k: v for k, v in survey.attrs.items() if isinstance(v, str | int | float)})
+    for name in STAR_VARIABLES:
+        if name in part.variables:
+            table[name] = _column(part[name].values, VARIABLES[name], u)
+    if "element" in part.variables:
+        for name in ("abundance", "abundance_error"):
+            for k, element in enumerate(np.asarray(part["element"].values).astype(str)) if name in part else ():
+                table[f"{name}_{element}"] = part[name].values[:, k] * u.dex
+    for name in table.colnames:
+        base = name if name in VARIABLES else name.rpartition("_")[0]
+        table[name].info.description = VARIABLES[base].doc
+    return table
+
+
+def _column(values: np.ndarray, spec: Any, u: Any) -> Any:
+    if spec.dtype == "str":
+        return np.asarray(values).astype(str)
+    return u.Quantity(values, u.Unit(spec.units), dtype=values.dtype) if spec.units else np.asarray(values)
+
+
+def _loaded(survey: xr.Dataset, stars: Any, flags: int) -> tuple[Any, ...]:
+    rows = rows_of(survey, stars)
+    if len(rows) > MAX_SPECTRA:
+        raise InputError(
+            f"{len(rows):,} spectra are more than fit in memory comfortably ({MAX_SPECTRA:,} at a time)",
+            "pass fewer stars, in turns",
+        )
+    order = np.argsort(rows, kind="stable")  # read in the order of the store, answer in the order asked for
+    part = survey.isel(star=rows[order]).load().isel(star=np.argsort(order, kind="stable"))
+    flux, ivar = part["flux"].values, part["ivar"].values
+    mask = ((part["flags"].values & flags) != 0) | ~(ivar > 0) | ~np.isfinite(flux)
+    return part, flux, ivar, mask
+
+
+def to_spectrum(survey: xr.Dataset, stars: Any, *, flags: int = 255) -> Any:
+    """Spectra of stars as one specutils ``Spectrum``.
+
+    Parameters
+    ----------
+    survey : Dataset
+    stars : identifier, row, or several of them
+        One gives a flux of shape (P,), several (n, P) on one spectral axis.
+    flags : int
+        Bits of :class:`chemscale.Flag` that mask a pixel; all by default.
+
+    Returns
+    -------
+    specutils.Spectrum
+        Dimensionless flux (the store's normalisation is in ``meta``), wavelengths in Angstrom, inverse variances as
+        uncertainty, ``mask`` True where a pixel is not to be used; identifiers and labels in ``meta``.
+    """
+    specutils = _specutils()
+    import astropy.units as u
+    from astropy.nddata import InverseVariance
+
+    part, flux, ivar, mask = _loaded(survey, stars, flags)
+    single = np.ndim(stars) == 0 and not isinstance(stars, slice)
+    if single:
+        flux, ivar, mask = flux[0], ivar[0], mask[0]
+    return specutils.Spectrum(
+        flux=flux * u.dimensionless_unscaled,
+        spectral_axis=survey["wavelength"].values * u.AA,
+        uncertainty=InverseVariance(ivar),
+        mask=mask,
+        meta=_meta(survey, part, single),
+    )
+
+
+def _meta(survey: xr.Dataset, part: xr.Dataset, single: bool) -> dict[str, Any]:
+    meta = {"medium": survey["wavelength"].attrs.get("medium", ""), "survey": survey.attrs.get("survey", "")}
+    meta["normalisation"] = survey.attrs.get("normalisation", "")
+    for name in STAR_VARIABLES:
+        if name in part.variables:
+            values = part[name].values
+            meta[name] = (values[0].item() if hasattr(values[0], "item") else str(values[0])) if single else values
+    return meta
+
+
+def to_collection(survey: xr.Dataset, stars: Any, *, flags: int = 255) -> Any:
+    """Spectra of stars as a specutils ``SpectrumCollection``; arguments as :func:`to_spectrum`."""
+    specutils = _specutils()
+    import astropy.units as u
+    from astropy.nddata import InverseVariance
+
+    part, flux, ivar, mask = _loaded(survey, np.atleast_1d(np.asarray(stars)), flags)
+    axis = np.broadcast_to(survey["wavelength"].values, flux.shape)
+    return specutils.SpectrumCollection(
+        flux=flux * u.dimensionless_unscaled,
+        spectral_axis=axis * u.AA,
+        uncertainty=InverseVariance(ivar),
+        mask=mask,
+        meta=_meta(survey, part, False),
+    )
+
+
+# ---------------------------------------------------------------- into a survey
+
+
+def from_spectra(
+    spectra: Any,
+    *,
+    star_id: Sequence[str] | None = None,
+    labels: Any = None,
+    columns: Mapping[str, str] | None = None,
+    wavelength: Any = None,
+    medium: str | None = None,
+    survey: str = "spectra",
+    normalisation: str = "as given",
+    max_error: float | None = 0.05,
+) -> xr.Dataset:
+    """specutils spectra as a survey Dataset, which :func:`chemscale.write_survey` stores.
+
+    Parameters
+    ----------
+    spectra : Spectrum, SpectrumCollection or iterable of Spectrum
+        Continuum-normalised (dimensionless) flux with an uncertainty, in the rest frame.
+    star_id : sequence of str, optional
+        Identifiers; by default ``meta["star_id"]``, else the `star_id` column of `labels`.
+    labels : astropy Table, DataFrame or mapping, optional
+        A row a star: in the order of `spectra`, or found by its `star_id` column. Columns that are labels of the
+        survey contract are taken, in its units; others are left out with a warning that names them.
+    columns : mapping, optional
+        Names in `labels` -> names of the contract, such as ``{"TEFF": "teff"}``.
+    wavelength : Quantity or array (Angstrom), optional
+        Grid to rebin to, conserving flux; needed when the spectra differ in theirs.
+    medium : {"vacuum", "air"}, optional
+        By default ``meta["medium"]``.
+    survey, normalisation : str
+        For the Dataset's attributes.
+    max_error : float, optional
+        Flag pixels with a larger error; None = none.
+
+    Raises
+    ------
+    InputError
+        Flux with a unit, no uncertainty, different grids, no medium or identifiers, labels that do not match.
+    SchemaError
+        Duplicate identifiers and other breaches of the contract.
+    """
+    from ..quality.pixels import censor
+
+    parts = [_arrays(s, k) for k, s in enumerate(_singles(spectra))]
+    if not parts:
+        raise InputError("there are no spectra", "pass at least one")
+    medium = medium or next((m["medium"] for *_, m in parts if m.get("medium")), None)
+    if medium not in ("vacuum", "air"):
+        raise InputError("the wavelength medium is not known", 'pass medium="vacuum" or medium="air"')
+    grid, flux, ivar, flags = _on_one_grid(parts, wavelength)
+    table = _as_columns(labels)
+    if star_id is None:
+        meta = [str(m["star_id"]) for *_, m in parts if m.get("star_id")]
+        star_id = meta if len(meta) == len(parts) else table.get("star_id")
+        if star_id is None:
+            raise InputError("the spectra have no identifiers", "pass star_id=, or labels with a column star_id")
+    ids = np.array([str(s) for s in star_id], dtype=object)
+    if len(ids) != len(parts):
+        raise InputError(f"{len(ids)} identifiers for {len(parts)} spectra", "pass one a spectrum")
+    pixels = {"flux": flux, "ivar": ivar, "flags": censor(flux, ivar, flags, max_error=max_error)}
+    variables: dict[str, Any] = {k: (("star", "wavelength"), v, variable_attrs(k)) for k, v in pixels.items()}
+    variables["star_id"] = ("star", ids, variable_attrs("star_id"))
+    variables |= _labels(table, columns or {}, ids)
+    axis = ("wavelength", grid, {**variable_attrs("wavelength"), "medium": medium})
+    attrs = {"survey": survey, "normalisation": normalisation, "provenance": {"source": "specutils"}}
+    return validate(xr.Dataset(variables, coords={"wavelength": axis}, attrs=attrs))
+
+
+def _singles(spectra: Any) -> Iterable[Any]:
+    """One-dimensional spectra out of whatever holds them."""
+    if hasattr(spectra, "flux") and spectra.flux.ndim == 2:
+        many = {k: v for k, v in (spectra.meta or {}).items() if np.ndim(v) == 1 and len(v) == len(spectra.flux)}
+        for k in range(len(spectra.flux)):
+            one = spectra[k]
+            one.meta = {**(spectra.meta or {}), **{name: v[k] for name, v in many.items()}}
+            yield one
+    elif hasattr(spectra, "flux"):
+        yield spectra
+    else:
+        for one in spectra:
+            yield from _singles(one)
+
+
+def _arrays(one: Any, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Mapping[str, Any]]:
+    """Wavelength (Angstrom, increasing), flux, ivar, flags and meta of one spectrum."""
+    import astropy.units as u
+    from astropy.nddata import InverseVariance
+
+    if one.flux.unit.physical_type != "dimensionless":
+        raise InputError(
+            f"spectrum {k} has flux in {one.flux.unit}, not normalised to its continuum",
+            "divide it by its continuum first, e.g. with specutils.fitting.fit_generic_continuum",
+        )
+    if one.uncertainty is None:
+        raise InputError(f"spectrum {k} has no uncertainty", "set uncertainty=, e.g. StdDevUncertainty(error)")
+    axis = one.spectral_axis.to_value(u.AA, equivalencies=u.spectral())
+    flux = one.flux.to_value(u.dimensionless_unscaled)
+    with np.errstate(divide="ignore", invalid="ignore"):  # no information: error infinite or zero
+        ivar = np.array(one.uncertainty.represent_as(InverseVariance).array, dtype=np.float64)
+    ivar = np.where(np.isfinite(ivar) & (ivar > 0), ivar, 0.0)
+    flags = np.zeros(flux.shape, np.uint8)
+    if one.mask is not None:
+        flags[np.asarray(one.mask, bool)] |= np.uint8(Flag.SURVEY_BAD)
+    if len(axis) > 1 and axis[0] > axis[-1]:
+        axis, flux, ivar, flags = axis[::-1], flux[::-1], ivar[::-1], flags[::-1]
+    return np.asarray(axis, float), np.asarray(flux, float), ivar, flags, one.meta or {}
+
+
+def _on_one_grid(parts: list[Any], wavelength: Any) -> tuple[np.ndarray, ...]:
+    import astropy.units as u
+
+    first = parts[0][0]
+    if wavelength is not None:
+        grid = np.asarray(u.Quantity(wavelength, u.AA).value, float)
+    else:
+        grid = first
+        for k, (axis, *_) in enumerate(parts):
+            if axis.shape != grid.shape or not np.allclose(axis, grid, rtol=1e-9, atol=0):
+                raise InputError(f"spectrum {k} lies on another wavelength grid than the first", "pass wavelength=")
+    flux, ivar = np.zeros((len(parts), len(grid)), "f4"), np.zeros((len(parts), len(grid)), "f4")
+    flags = np.zeros((len(parts), len(grid)), np.uint8)
+    rebinners: dict[bytes, Rebinner] = {}
+    for k, (axis, y, w, bits, _) in enumerate(parts):
+        if wavelength is not None and not np.array_equal(axis, grid):
+            key = axis.tobytes()
+            if key not in rebinners:
+                rebinners[key] = Rebinner(axis, grid)
+            # a masked pixel must not leak into its neighbours: it carries no weight
+            y, w, bits = rebinners[key](y, np.where(bits != 0, 0.0, w), bits)
+        flux[k], ivar[k], flags[k] = np.where(np.isfinite(y), y, np.nan), w, bits
+    return grid, flux, ivar, flags
+
+
+def _as_columns(labels: Any) -> dict[str, Any]:
+    if labels is None:
+        return {}
+    names = labels.colnames if hasattr(labels, "colnames") else list(labels)
+    return {str(n): labels[n] for n in names}
+
+
+def _labels(table: Mapping[str, Any], columns: Mapping[str, str], ids: np.ndarray) -> dict[str, Any]:
+    """Contract variables out of a table, matched by identifier where it has one."""
+    import astropy.units as u
+
+    absent = [c for c in columns if c not in table]
+    if absent:
+        raise InputError(f"labels have no column {absent[0]!r}", f"columns: {', '.join(table)}")
+    order = np.arange(len(ids))
+    if "star_id" in table:
+        row = {str(s): i for i, s in enumerate(table["star_id"])}
+        lost = [s for s in ids if s not in row]
+        if lost:
+            raise InputError(f"{len(lost)} star(s) have no row in labels, e.g. {lost[0]!r}", "add them, as NaN")
+        order = np.array([row[s] for s in ids])
+    out, left_out = {}, []
+    for name, values in table.items():
+        target = columns.get(name, name)
+        spec = VARIABLES.get(target)
+        if target == "star_id":
+            continue
+        if spec is None or spec.dims != ("star",):
+            left_out.append(name)
+            continue
+        values = np.ma.filled(values, np.nan) if isinstance(values, np.ma.MaskedArray) else values
+        if spec.dtype.startswith("float") and getattr(values, "unit", None) is not None:
+            try:
+                values = u.Quantity(values).to_value(u.Unit(spec.units or ""))
+            except u.UnitConversionError as err:
+                raise InputError(f"labels: column {name!r}: {err}", f"{target} is in {spec.units}") from err
+        values = np.asarray(values)
+        if len(values) < len(ids) or ("star_id" not in table and len(values) != len(ids)):
+            raise InputError(f"labels: column {name!r} has {len(values)} rows for {len(ids)} spectra", "one a star")
+        text = spec.dtype == "str"
+        chosen = values[order]
+        kept = np.array([str(v) for v in chosen], dtype=object) if text else chosen.astype(spec.dtype)
+        out[target] = ("star", kept, variable_attrs(target))
+    if left_out:
+        warnings.warn(
+            f"labels not of the survey contract were left out: {', '.join(left_out)} (map them with columns=)",
+            stacklevel=3,
+        )
+    return out
