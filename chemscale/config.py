@@ -23,8 +23,14 @@ from typing import Any
 
 from .errors import InputError
 
-#: Keys that were renamed: old -> new. A file with an old key keeps working and says so.
-RENAMED: dict[str, str] = {}
+#: Keys that were renamed: old -> new. A file with an old key keeps working and says so. A pattern ``*.old`` stands for
+#: the key of every verb.
+RENAMED: dict[str, str] = {
+    "*.as_json": "*.json",
+    "run.first": "run.from",
+    "run.last": "run.until",
+    "cluster.worker.stagger": "cluster.worker.lifetime_stagger",
+}
 ENV_PREFIX = "CHEMSCALE"
 
 
@@ -94,7 +100,7 @@ def default_map(
     nested: dict[str, Any] = {}
     notes = []
     for given, value in settings.items():
-        key = RENAMED.get(given, given)
+        key = given if given in known else renamed(given)
         if key != given:
             notes.append(f"{source}: {given} is now called {key}")
         if key not in known:
@@ -102,11 +108,26 @@ def default_map(
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise InputError(f"{source}: unknown key {given!r}", f"{hint}`chemscale config` lists every key")
         node = nested
-        *verbs, option = key.split(".")
+        *verbs, _ = key.split(".")
         for verb in verbs:
             node = node.setdefault(verb.replace("_", "-"), {})
-        node[option] = value
+        node[known[key].name] = value
     return nested, notes
+
+
+def renamed(key: str) -> str:
+    """The present name of a key: `key` itself, unless it was renamed."""
+    if key in RENAMED:
+        return RENAMED[key]
+    verb, _, option = key.rpartition(".")
+    target = RENAMED.get(f"*.{option}", "")
+    return target.replace("*", verb, 1) if target and verb else key
+
+
+def option_name(param: Any) -> str:
+    """Name of an option as a key: ``--max-error`` is ``max_error``, whatever the Python argument is called."""
+    long = [o for o in getattr(param, "opts", ()) if o.startswith("--")]
+    return long[0].removeprefix("--").replace("-", "_") if long else str(param.name)
 
 
 def known_keys(command: Any, prefix: str = "") -> dict[str, Any]:
@@ -119,7 +140,7 @@ def known_keys(command: Any, prefix: str = "") -> dict[str, Any]:
         else:
             for param in sub.params:
                 if param.param_type_name == "option" and param.name not in {"help", "version"} and not param.is_eager:
-                    keys[path + param.name] = param
+                    keys[path + option_name(param)] = param
     return keys
 
 
@@ -134,6 +155,18 @@ def _toml_value(value: Any) -> str | None:
         parts = [_toml_value(v) for v in value]
         return "[" + ", ".join(p for p in parts if p is not None) + "]"
     return None
+
+
+def describe(command: Any) -> dict[str, dict[str, Any]]:
+    """Every key with its default, meaning and environment variable."""
+    return {
+        key: {
+            "default": None if callable(param.default) or _toml_value(param.default) is None else param.default,
+            "help": " ".join((getattr(param, "help", None) or "").split()),
+            "environment": f"{ENV_PREFIX}_{key.upper().replace('.', '_')}",
+        }
+        for key, param in known_keys(command).items()
+    }
 
 
 def default_toml(command: Any) -> str:

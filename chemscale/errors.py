@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class ChemscaleError(Exception):
     """Base of every error chemscale raises on purpose.
@@ -55,6 +57,12 @@ class ClusterError(ChemscaleError):
     exit_code = 6
 
 
+class OutOfMemory(ChemscaleError):
+    """A process of this machine or a worker ran out of memory."""
+
+    exit_code = 7
+
+
 class MissingExtra(InputError):
     """A part that was asked for needs an optional package.
 
@@ -74,3 +82,24 @@ class MissingExtra(InputError):
 
     def __reduce__(self):
         return type(self), self.parts
+
+
+def of_the_machine(err: BaseException) -> ChemscaleError | None:
+    """What the machine says no to, in words: memory, disk, permissions; None for any other error.
+
+    Recognised by name where the class lives in a package that need not be imported (Dask, torch).
+    """
+    name, text = type(err).__name__, str(err)
+    less = "fewer workers or threads (--workers 1), fewer --components, smaller batches, or a machine with more memory"
+    if name == "KilledWorker":
+        return OutOfMemory(
+            f"workers died again and again on the same task, most often for want of memory: {text[:300]}",
+            f"{less}; `memory` and `threads` in [cluster]",
+        )
+    if isinstance(err, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
+        return OutOfMemory(f"out of memory: {text or 'this process could not get more'}", f"{less}; `chemscale doctor`")
+    if isinstance(err, PermissionError):
+        return ChemscaleError(f"not allowed to touch {err.filename or text}", "use another path, or change its mode")
+    if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+        return ChemscaleError(f"no space left: {err.filename or text}", "free some; what was finished is kept")
+    return None

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .errors import InputError
+
 STORE_VERSION = 1
 
 #: Elements of APOGEE's X_H array (26 entries, DR16 order).
@@ -105,12 +107,18 @@ VARIABLES: dict[str, Variable] = {v.name: v for v in _REGISTRY}
 STAR_VARIABLES = tuple(v.name for v in _REGISTRY if v.dims == _STAR)
 
 
-class SchemaError(ValueError):
+class SchemaError(InputError, ValueError):
     """A dataset breaks the data contract; `problems` lists every breach."""
 
     def __init__(self, problems: Iterable[str]):
         self.problems = list(problems)
-        super().__init__("the dataset breaks the survey contract:\n  - " + "\n  - ".join(self.problems))
+        super().__init__(
+            "the dataset breaks the survey contract:\n  - " + "\n  - ".join(self.problems),
+            "the contract is chemscale.schema.VARIABLES, and in the docs under Reference",
+        )
+
+    def __reduce__(self):
+        return type(self), (self.problems,)
 
 
 def variable_attrs(name: str) -> dict[str, Any]:

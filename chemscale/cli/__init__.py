@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from .._version import __version__
-from ..errors import ChemscaleError
+from ..config import ENV_PREFIX
+from ..errors import ChemscaleError, of_the_machine
 
 #: Modules with a `register(app)`, in the order their verbs are listed by `--help`.
 AREAS = ("demo", "simulate", "survey", "mask", "rsca", "vae", "study", "report", "runtime", "config")
@@ -33,23 +34,46 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+#: One line a paragraph: the terminal wraps them.
+HELP = "\n\n".join(
+    (
+        "Which stars were born together? Chemical likeness and data-driven abundances for whole spectroscopic surveys.",
+        "[bold]Start[/] with `chemscale demo`, or with files of your own:",
+        "\b\n"
+        "chemscale ingest apogee --spectra DIR --allstar FILE --out survey.zarr\n"
+        "chemscale rsca fit survey.zarr --run run\n"
+        "chemscale rsca evaluate --run run\n"
+        "chemscale rsca siblings STAR_ID --run run\n"
+        "chemscale vae train survey.zarr --run vae\n"
+        "chemscale vae infer survey.zarr --run vae\n"
+        "chemscale anomalies --run vae\n"
+        "chemscale flags --run vae\n"
+        "chemscale report --run run --studies",
+        "[bold]Settings[/]: every option is also a key of a file (`chemscale config` prints them all), of --set, and "
+        "an environment variable: `rsca fit --components` is rsca.fit.components and CHEMSCALE_RSCA_FIT_COMPONENTS.",
+        "[bold]Output[/]: messages go to stderr; --json prints one document on stdout.",
+        "[bold]Exit status[/]: 0 done; 1 failed; 2 bad input or usage; 3 store or run missing or damaged; 4 the data "
+        "cannot answer the question; 5 a resume that does not match; 6 no cluster; 7 out of memory; 130 interrupted.",
+    )
+)
+
 app = typer.Typer(
     name="chemscale",
-    help="""Which stars were born together? Chemical likeness and data-driven abundances
-for whole spectroscopic surveys.
-
-Start with `chemscale demo`. With your own survey: ingest, rsca fit, rsca evaluate, report.
-
-Every option can also be set in a file (see `chemscale config`), by --set, or by an
-environment variable: `rsca fit --components` is CHEMSCALE_RSCA_FIT_COMPONENTS.
-
-Exit status: 0 done; 1 failed; 2 bad input or usage; 3 store missing or damaged;
-4 the data cannot answer the question; 5 a resume that does not match; 6 no cluster.""",
+    help=HELP,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CHEMSCALE"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": ENV_PREFIX},
 )
+
+#: Panels of `chemscale --help`, in the order of a journey; verbs by name.
+PANELS = {
+    "Start": ("demo", "doctor", "config"),
+    "Survey": ("simulate", "ingest", "finalise", "info", "verify"),
+    "Models": ("rsca", "vae"),
+    "Results": ("study", "anomalies", "flags", "report"),
+    "Many machines": ("run", "cluster", "bench"),
+}
 
 
 @app.callback()
@@ -76,18 +100,63 @@ def build() -> typer.Typer:
 
 
 def command() -> Any:
-    """The Click command; the environment variable every option has is documented once, not at each."""
+    """The Click command: verbs in the order of a journey, names of keys and variables taken from the options."""
     from typer.main import get_command
 
     root = get_command(build())
-    pending = [root]
-    while pending:
-        node = pending.pop()
-        for param in node.params:
-            if hasattr(param, "show_envvar"):
-                param.show_envvar = False
-        pending += getattr(node, "commands", {}).values()
+    order = [name for names in PANELS.values() for name in names]
+    root.commands = {name: root.commands[name] for name in sorted(root.commands, key=_place(order))}
+    for panel, names in PANELS.items():
+        for name in names:
+            root.commands[name].rich_help_panel = panel
+    _finish(root, ())
     return root
+
+
+def _place(order: list[str]) -> Any:
+    return lambda name: order.index(name) if name in order else len(order)
+
+
+def _finish(node: Any, path: tuple[str, ...]) -> None:
+    """Walk the tree of verbs: what Typer and Click do not do by themselves."""
+    from ..config import option_name
+
+    for param in node.params:
+        if hasattr(param, "show_envvar"):
+            param.show_envvar = False  # said once, at the top
+        if getattr(param, "help", None):
+            param.help = _plain(param.help)  # "[cluster]" is a table of a TOML file, not markup
+        if path and param.param_type_name == "option" and not param.is_eager:
+            # named after the option, not after the Python argument behind it
+            param.envvar = "_".join((ENV_PREFIX, *path, option_name(param))).upper().replace("-", "_")
+    subcommands = getattr(node, "commands", None)
+    for name, sub in (subcommands or {}).items():
+        _finish(sub, (*path, name))
+    if subcommands is None:
+        node.invoke = _recording(node.invoke)
+
+
+def _recording(invoke: Any) -> Any:
+    """Tell the run directory which settings are in force, and where each came from."""
+    sources = {"DEFAULT_MAP": "file or --set", "ENVIRONMENT": "environment", "COMMANDLINE": "command line"}
+
+    def recorded(ctx: Any) -> Any:
+        from ..config import option_name
+        from ..runtime.run import SETTINGS
+
+        found = {}
+        for param in ctx.command.params:
+            source = getattr(ctx.get_parameter_source(param.name), "name", None)
+            if source in sources:
+                value = ctx.params.get(param.name)
+                found[option_name(param)] = {"value": value, "from": sources[source]}
+        token = SETTINGS.set(found)
+        try:
+            return invoke(ctx)
+        finally:
+            SETTINGS.reset(token)
+
+    return recorded
 
 
 def main() -> None:
@@ -95,13 +164,22 @@ def main() -> None:
     try:
         command()()
     except ChemscaleError as err:
-        console.print(f"[bold red]error:[/] {_plain(err.message)}", highlight=False, soft_wrap=True)
-        if err.remedy:
-            console.print(f"[bold]remedy:[/] {_plain(err.remedy)}", highlight=False, soft_wrap=True)
-        sys.exit(err.exit_code)
+        _fail(err.message, err.remedy, err.exit_code)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted[/]: what was finished is kept; the same command with --resume carries on")
+        console.print("[yellow]interrupted[/]: what was finished is kept; the same command carries on (see --resume)")
         sys.exit(130)
+    except Exception as err:
+        known = of_the_machine(err)
+        if known is None:
+            raise
+        _fail(known.message, known.remedy, known.exit_code)
+
+
+def _fail(message: str, remedy: str, code: int) -> None:
+    console.print(f"[bold red]error:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    if remedy:
+        console.print(f"[bold]remedy:[/] {_plain(remedy)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 def _plain(text: str) -> str:

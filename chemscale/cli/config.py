@@ -11,13 +11,19 @@ def register(app: typer.Typer) -> None:
     """Add the verb to the app."""
 
     @app.command("config")
-    def config() -> None:
+    def config(
+        json: bool = typer.Option(False, "--json", help="Keys, defaults and meanings as JSON instead."),
+    ) -> None:
         """Print every setting with its default and meaning, as TOML.
 
         Example: chemscale config > my.toml; chemscale --config my.toml rsca fit survey.zarr --run run
         """
         from typer.main import get_command
 
-        from ..config import default_toml
+        from ..config import default_toml, describe
+        from . import echo_json
 
-        sys.stdout.write(default_toml(get_command(app)))
+        if json:
+            echo_json(describe(get_command(app)))
+        else:
+            sys.stdout.write(default_toml(get_command(app)))

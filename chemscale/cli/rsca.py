@@ -173,12 +173,15 @@ def siblings(
         prior=prior,
     )
     columns = [str(v) for v in ds.data_vars]
+    shown, hidden = _that_fit(ds, columns, console.width)
     table = Table(box=None)
-    for c in columns:  # an identifier that is cut off cannot be typed again
-        table.add_column(c, no_wrap=c == "star_id", overflow="fold")
+    for c in shown:  # an identifier that is cut off cannot be typed again
+        table.add_column(c, no_wrap=True, overflow="fold", justify="left" if ds[c].dtype.kind in "OUT" else "right")
     for i in range(ds.sizes["sibling"]):
-        table.add_row(*(escape(_cell(ds[c].values[i])) for c in columns))
+        table.add_row(*(escape(_cell(ds[c].values[i])) for c in shown))
     console.print(table)
+    if hidden:
+        console.print(f"also, in a wider terminal or with --json: {', '.join(hidden)}", highlight=False)
     if json:
         rows: list[dict[str, Any]] = [
             {c: ds[c].values[i].item() if hasattr(ds[c].values[i], "item") else str(ds[c].values[i]) for c in columns}
@@ -187,6 +190,19 @@ def siblings(
         echo_json(
             {"star": star_id, "metric": ds.attrs["metric"], "n_features": ds.attrs["n_features"], "siblings": rows}
         )
+
+
+def _that_fit(ds: Any, columns: list[str], width: int) -> tuple[list[str], list[str]]:
+    """Columns that a terminal of `width` characters can show whole, the first ones first; and the others."""
+    shown, hidden = [], []
+    for c in columns:
+        needed = 2 + max(len(c), *(len(_cell(v)) for v in ds[c].values)) if ds.sizes["sibling"] else 2 + len(c)
+        if needed <= width or c == "star_id":
+            shown.append(c)
+            width -= needed
+        else:
+            hidden.append(c)
+    return shown, hidden
 
 
 def _cell(value: Any) -> str:

@@ -77,7 +77,10 @@ def run(
     console.print(f"[green]run:[/] {escape(str(pipeline.run))}", highlight=False)
 
 
-def credentials(directory: Annotated[str, typer.Argument(help="New directory; only you can read it.")]) -> None:
+def credentials(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="New directory; only you can read it.")],
+    as_json: AsJson = False,
+) -> None:
     """Make a certificate and key for a cluster of your own (valid 30 days).
 
     Example: chemscale cluster credentials ~/tls
@@ -85,9 +88,12 @@ def credentials(directory: Annotated[str, typer.Argument(help="New directory; on
     from rich.markup import escape
 
     from ..runtime import credentials as make
-    from . import console
+    from . import console, echo_json
 
-    console.print(f"[green]credentials:[/] {escape(str(make.write(directory)))}", highlight=False)
+    made = str(make.write(directory))
+    console.print(f"[green]credentials:[/] {escape(made)}", highlight=False)
+    if as_json:
+        echo_json({"directory": made})
 
 
 def _tls_arguments(tls: str) -> list[str]:

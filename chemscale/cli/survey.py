@@ -63,7 +63,10 @@ def _third_parties() -> list[str]:
 
 
 def apogee(
-    spectra: Annotated[list[str], typer.Option("--spectra", metavar="DIR", help="Folder of aspcapStar files.")],
+    spectra: Annotated[
+        list[str],
+        typer.Option("--spectra", metavar="DIR", help="Folder of aspcapStar files, searched below; repeatable."),
+    ],
     out: Out,
     allstar: Annotated[str | None, typer.Option("--allstar", metavar="FILE", help="The release's allStar.")] = None,
     members: Members = None,

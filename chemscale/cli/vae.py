@@ -57,8 +57,10 @@ def train(
     from ..runtime.observe import progress_bar
     from ..vae import pipeline
     from ..vae.presets import recipe
+    from ..vae.training import choose_device
     from . import console, echo_json
 
+    choose_device(device or None)  # refuse a GPU that is not there before minutes of preparation
     settings: dict[str, Any] = {"seed": seed, "precision": precision, "patience": patience, "memory_gb": memory}
     settings |= {k: v for k, v in (("epochs", epochs), ("batch", batch)) if v}
     _, config, _ = recipe(preset, None, settings)
@@ -131,7 +133,10 @@ def evaluate(
     ),
     json: bool = _JSON,
 ) -> None:
-    """How the latents do against the survey's labels, on held-out stars."""
+    """How the latents do against the survey's labels, on held-out stars.
+
+    Example: chemscale vae evaluate --run run --json
+    """
     from rich.table import Table
 
     from ..vae import pipeline
@@ -155,7 +160,10 @@ def anomalies(
     top: int = typer.Option(1000, "--top", help="Stars in the ranked table."),
     json: bool = _JSON,
 ) -> None:
-    """Spectra the model has not seen the like of: scores, causes, a ranked table (RUN/anomalies.json)."""
+    """Spectra the model has not seen the like of: scores, causes, a ranked table (RUN/anomalies.json).
+
+    Example: chemscale anomalies --run run --false-alarm 0.01 --top 500
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -189,7 +197,10 @@ def flags(
     purity: float = typer.Option(0.0, "--purity", help="Wanted fraction of true members; 0 = each class's own."),
     json: bool = _JSON,
 ) -> None:
-    """Chemically enhanced and depleted stars (RUN/flags.json): CEMP, alpha-poor metal-poor, k-sigma outliers."""
+    """Chemically enhanced and depleted stars (RUN/flags.json): CEMP, alpha-poor metal-poor, k-sigma outliers.
+
+    Example: chemscale flags --run run --labels stars_with_abundances.csv
+    """
     from ..vae import pipeline
     from ..vae.flags import read_labels
     from . import console, echo_json

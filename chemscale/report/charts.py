@@ -98,7 +98,7 @@ def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str,
             "exponentformat": "power",
             "range": span,
         },
-        yaxis={"autorange": "reversed", "automargin": True},
+        yaxis={"range": [len(names) - 0.5, -0.75], "automargin": True},  # room for the number above the first point
     )
     return figure(fig)
 
@@ -132,7 +132,13 @@ def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes
     fig.update_layout(
         height=420,
         margin={"l": 60, "r": 10, "t": 60, "b": 110},
-        yaxis={"type": "log", "title": {"text": "doppelganger rate"}, "dtick": 1, "exponentformat": "power"},
+        yaxis={
+            "type": "log",
+            "title": {"text": "doppelganger rate", "standoff": 12},
+            "dtick": 1,
+            "exponentformat": "power",
+            "automargin": True,
+        },
         xaxis={"tickangle": -45, "automargin": True},
         legend={"orientation": "h", "y": 1.12, "x": 0},
     )

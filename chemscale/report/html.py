@@ -7,6 +7,7 @@ catalogue text that Plotly shows is escaped as well, since Plotly reads a little
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -17,12 +18,16 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from .._version import __version__
 from ..rsca.uncertainty import bootstrap
 from ..runtime.run import Run
 from ..studies import registry
-from . import charts, explore, products
+from . import charts, explore, findings, products
+
+#: Figures beyond so many bytes are embedded in 256 colours: the page must stay small with every study in it.
+LARGE_IMAGE = 150_000
 
 _MISSING = """<div class="missing">{{ what }} is not in this run yet. Add it with <code>{{ command }}</code>.</div>"""
 
@@ -89,6 +94,7 @@ class _Page:
         shown = [self._study(s) for s in products.studies(self.run)]
         absent = [n for n in registry.names() if n not in {s["name"] for s in shown}]
         gallery = explore.anomalies(self.run)
+        found = findings.sections(self.run)
         run_path = os.fspath(self.run.path)
         template = env.from_string(_MISSING)
 
@@ -105,7 +111,7 @@ class _Page:
             title=self._title(),
             lead=self._lead(),
             tiles=self._tiles(),
-            nav=self._nav(has_metric, bool(shown) or (bool(absent) and has_metric), gallery is not None),
+            nav=self._nav(has_metric, bool(shown) or (bool(absent) and has_metric), gallery is not None, found),
             has_metric=has_metric,
             training="training" in self.charts,
             charts=self.charts,
@@ -116,6 +122,7 @@ class _Page:
             studies=shown,
             studies_missing=absent,
             anomalies=gallery,
+            findings=found,
             stages=self._stages(),
             provenance=json.dumps(self._provenance(), indent=2),
             commands={
@@ -143,13 +150,17 @@ class _Page:
             what = "Chemical latents of stars: a variational autoencoder of their spectra."
         return f"{what} Run started {created} UTC on {self.run.manifest.get('store') or 'no store'}."
 
-    def _nav(self, metric: bool, studies: bool, anomalies: bool) -> list[tuple[str, str]]:
+    def _nav(
+        self, metric: bool, studies: bool, anomalies: bool, found: list[findings.Section]
+    ) -> list[tuple[str, str]]:
         parts = [
             ("rates", "Rates", metric or self.stars is None),
             ("explore", "Explore", self.stars is not None),
             ("studies", "Studies", studies),
         ]
-        parts += [("anomalies", "Anomalies", anomalies), ("spectra", "Spectra", True), ("run", "Run", True)]
+        parts += [("anomalies", "Anomalies", anomalies), *((s.id, s.title, True) for s in found)]
+        parts += [("training", "Training", "training" in self.charts)]
+        parts += [("spectra", "Spectra", True), ("run", "Run", True)]
         return [(id_, name) for id_, name, there in parts if there]
 
     def _tiles(self) -> list[dict[str, Any]]:
@@ -171,7 +182,7 @@ class _Page:
                 label = "rate, " + charts.METHODS[key]
                 if key == "rsca_top" and ev.get("n_features"):
                     label += f" ({ev['n_features']})"
-                tile(label, f"{ev[key]:.4f}", key in {"rsca_top", "auto"}, f"± {error:.4f}" if error else "")
+                tile(label, _rate(ev[key]), key in {"rsca_top", "auto"}, f"± {_rate(error)}" if error else "")
         return tiles
 
     def _errors(self) -> dict[str, float]:
@@ -191,7 +202,8 @@ class _Page:
 
     def _rates(self) -> tuple[list[list[str]], list[str]]:
         ev = self.evaluation
-        values = {k: float(v) for k, v in explore.global_rates(ev).items() if v is not None and v > 0}
+        rates = {k: float(v) for k, v in explore.global_rates(ev).items() if v is not None}
+        values = {k: v for k, v in rates.items() if v > 0}
         if not values:
             return [], []
         self.charts["rates"] = charts.rates(values, self._errors())
@@ -199,6 +211,8 @@ class _Page:
             "Bars are standard errors from clusters drawn with replacement. The axes are logarithmic; a cluster "
             "without a single doppelganger sits at the lower edge."
         )
+        if none := [charts.METHODS.get(k, k) for k, v in rates.items() if v == 0]:
+            self.text["rates_note"] += f" Not a single doppelganger, so no point: {', '.join(none)}."
         table = explore.per_cluster(ev)
         if not table:
             return [], []
@@ -242,8 +256,7 @@ class _Page:
 
     def _study(self, summary: dict[str, Any]) -> dict[str, Any]:
         folder = summary["folder"]
-        image = (folder / "figure.png").read_bytes()
-        width, height = (int.from_bytes(image[i : i + 4], "big") for i in (16, 20))  # PNG header
+        image, width, height = _image(folder / "figure.png")
         csv = folder / "data.csv"
         small = csv.exists() and csv.stat().st_size < 200_000
         return {
@@ -251,12 +264,14 @@ class _Page:
             "title": summary["title"],
             "source": summary["source"],
             "caption": summary.get("caption", ""),
-            "numbers": [(k.replace("_", " "), _short(v)) for k, v in summary.get("numbers", {}).items()],
-            "image": _uri("image/png", image),
+            "numbers": [(findings.words(k), _short(v)) for k, v in summary.get("numbers", {}).items()],
+            "image": image,
             "width": width,
             "height": height,
             "wide": width > 1.6 * height and width > 1500,
+            "table": findings.study_table(csv),
             "csv": _uri("text/csv", csv.read_bytes()) if small else "",
+            "elsewhere": "" if small or not csv.exists() else os.fspath(csv),
         }
 
     def _stages(self) -> list[dict[str, Any]]:
@@ -283,6 +298,20 @@ class _Page:
         return {**keep, "settings by stage": stages, "survey": self.stars.provenance if self.stars else {}}
 
 
+def _image(file: Path) -> tuple[str, int, int]:
+    """A PNG as a data address, with its size; in 256 colours where that spares much of a large one."""
+    if not file.exists():
+        return "", 0, 0
+    content = file.read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        width, height = image.size
+        if len(content) > LARGE_IMAGE:
+            buffer = io.BytesIO()
+            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+            content = min(content, buffer.getvalue(), key=len)
+    return _uri("image/png", content), width, height
+
+
 def _natural(name: str) -> list[Any]:
     """Sort key that puts NGC 188 before NGC 1245."""
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
@@ -299,7 +328,10 @@ def _uri(kind: str, content: bytes) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:.4f}" if np.isfinite(value) else "–"
+    """Four decimals, or two digits where those would all be zero."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.4f}" if value >= 0.0005 or value == 0 else f"{value:.1e}"
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,7 @@ from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
 from chemscale.rsca.metric import RSCA, check_freedom
 from chemscale.rsca.stars import Stars, text
+from chemscale.runtime.observe import progress_bar
 from chemscale.runtime.run import Run
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ def _basis(
     """Fit a basis and embed every star; the number of pixels used."""
     from chemscale.statistics.embedding import embed_survey, fit_survey
 
-    say(f"fitting {components} components ({noise} noise)")
+    most = f"at most {PPCA_PASSES} passes over {int(keep.sum()):,} spectra"
+    say(f"fitting {components} components ({noise} noise): {most}")
     with run.stage(f"ppca{suffix}", settings={"components": components, "noise": noise}) as stage:
         model = fit_survey(ds, keep, n_components=components, noise=noise, tol=PPCA_ANGLE, max_iter=PPCA_PASSES)
         model.to_dataset().to_zarr(run.file(f"ppca{suffix}.zarr"), mode="w", zarr_format=3, consolidated=False)
@@ -151,10 +153,15 @@ def _basis(
     say("embedding every star")
     with run.stage(f"embed{suffix}") as stage:
         target, extra = run.file(f"embedding{suffix}.zarr"), {"role": role}
-        try:
-            embedding = embed_survey(ds, model, target, extra=extra, resume=True)
-        except ResumeError:  # left by an earlier fit of this run
-            embedding = embed_survey(ds, model, target, extra=extra, overwrite=True)
+        with progress_bar(ds.sizes["star"], "embedding", unit="stars") as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.advance(done - bar.done)
+
+            try:
+                embedding = embed_survey(ds, model, target, extra=extra, resume=True, progress=show)
+            except ResumeError:  # left by an earlier fit of this run
+                embedding = embed_survey(ds, model, target, extra=extra, overwrite=True, progress=show)
         stage.note(left_out=_leave_out_empty(target, embedding, role))
         stage.note(stars=int(embedding.sizes["star"]))
     return int(model.pixel_used_.sum())

@@ -30,16 +30,27 @@ class Check:
 
 def diagnose(*, cluster: str | None = None, store: str | None = None) -> Iterator[Check]:
     """Run the checks, cheapest first; with `cluster` and `store` those too."""
-    checks: list[Callable[[], Check]] = [_python, _packages, _cores, _memory, _scratch, _tls, _gpu, _batch, _bokeh]
+    checks: dict[str, Callable[[], Check]] = {
+        "python": _python,
+        "packages": _packages,
+        "extras": _extras,
+        "cores": _cores,
+        "memory": _memory,
+        "scratch": _scratch,
+        "tls": _tls,
+        "gpu": _gpu,
+        "batch systems": _batch,
+        "dashboard": _bokeh,
+    }
     if cluster is not None:
-        checks.append(lambda: _cluster(cluster))
+        checks["cluster"] = lambda: _cluster(cluster)
     if store is not None:
-        checks.append(lambda: _store(store))
-    for check in checks:
+        checks["store"] = lambda: _store(store)
+    for name, check in checks.items():
         try:
             yield check()
         except ChemscaleError as err:
-            yield Check(getattr(check, "__name__", "check").strip("_"), "bad", err.message, err.remedy)
+            yield Check(name, "bad", err.message, err.remedy)
 
 
 def _python() -> Check:
@@ -53,6 +64,27 @@ def _packages() -> Check:
     missing = [n for n in ("numpy", "dask", "distributed", "xarray", "zarr", "torch", "astropy") if n not in found]
     text = ", ".join(f"{k} {v}" for k, v in found.items() if k != "python")
     return Check("packages", "bad" if missing else "ok", text, "make a new environment" if missing else "")
+
+
+#: Optional parts: extra of chemscale -> module it brings.
+EXTRAS = {
+    "s3": "s3fs",
+    "hpc": "dask_jobqueue",
+    "k8s": "dask_kubernetes",
+    "gpu": "dask_cuda",
+    "index": "faiss",
+    "hdf5": "h5py",
+    "spectra": "specutils",
+}
+
+
+def _extras() -> Check:
+    from importlib.util import find_spec
+
+    there = [extra for extra, module in EXTRAS.items() if find_spec(module) is not None]
+    absent = [extra for extra in EXTRAS if extra not in there]
+    text = f"installed: {', '.join(there) or 'none'}" + (f"; not: {', '.join(absent)}" if absent else "")
+    return Check("extras", "ok", text)
 
 
 def _cores() -> Check:

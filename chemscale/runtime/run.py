@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,8 @@ from ..errors import InputError, StoreError
 
 MANIFEST = "manifest.json"
 RUN_VERSION = 1
+#: Options of the command that is running, where they differ from the defaults, and where each came from.
+SETTINGS: ContextVar[dict[str, Any]] = ContextVar("settings", default={})  # noqa: B039 - never changed in place
 #: Products of a run, by file name.
 PRODUCTS = {
     "ppca.zarr": "the basis: chemscale.MaskedPPCA",
@@ -71,22 +74,7 @@ def invocation() -> dict[str, Any]:
     """
     command = ["chemscale", *sys.argv[1:]] if Path(sys.argv[0]).name == "chemscale" else [Path(sys.argv[0]).name]
     environment = {k: v for k, v in os.environ.items() if k.startswith("CHEMSCALE_")}
-    return {"command": command, "environment": environment, "settings": _settings_in_force()}
-
-
-def _settings_in_force() -> dict[str, Any]:
-    import click
-
-    context = click.get_current_context(silent=True)
-    if context is None or context.parent is None:
-        return {}
-    sources = {"DEFAULT_MAP": "file or --set", "ENVIRONMENT": "environment", "COMMANDLINE": "command line"}
-    found = {}
-    for name, value in context.params.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name in sources:
-            found[name] = {"value": jsonable(value), "from": sources[source.name]}
-    return found
+    return {"command": command, "environment": environment, "settings": SETTINGS.get()}
 
 
 def jsonable(obj: Any) -> Any:

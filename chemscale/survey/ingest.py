@@ -43,6 +43,7 @@ from chemscale.survey.shards import (
     read_marker,
 )
 from chemscale.survey.sources.base import Rejection, Source
+from chemscale.survey.sources.files import of_another_survey
 from chemscale.survey.writing import ShardWriter
 
 if TYPE_CHECKING:
@@ -314,12 +315,14 @@ def _refuse_empty(folder: Folder, job: Job) -> None:
     markers = [read_marker(folder, s) for s in range(job.header.n_shards)]
     if any(m and m["statistics"]["n_stars"] for m in markers):
         return
-    reasons = [f"{r['path']}: {r['reason']}" for m in markers if m for r in m["rejected"][:5]][:5]
+    some = [r for m in markers if m for r in m["rejected"][:5]][:5]
+    reasons = [f"{r['path']}: {r['reason']}" for r in some]
     folder.remove(PLAN)
     folder.remove_tree()
     raise DataError(
         f"none of {job.header.n_slots} inputs could be read: " + "; ".join(reasons),
-        "check that these files belong to this survey; nothing was written",
+        "nothing was written; check that these files belong to this survey"
+        + of_another_survey([r["path"] for r in some], job.header.survey),
     )
 
 

@@ -107,7 +107,10 @@ def _why_not(folder: Folder) -> StoreError:
             f"{folder.root}: unfinished store, {done} of {header.n_shards} shards are written",
             "repeat the `chemscale ingest` command with --resume (or `chemscale finalise` after --partition jobs)",
         )
-    return StoreError(f"{folder.root}: not a chemscale store (no {ROOT})", "check the path")
+    return StoreError(
+        f"{folder.root}: not a chemscale store (no {ROOT})",
+        "give a store made by `chemscale ingest` or `chemscale simulate --out`",
+    )
 
 
 def create_store(folder: Folder, header: Header, wavelength: np.ndarray) -> None:

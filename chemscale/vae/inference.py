@@ -274,7 +274,8 @@ def infer_survey(
     }
     done = begin(product, model, plan, overwrite)
     resources = _resources(client)
-    on_gpu = bool(resources) or choose_device(device).type == "cuda"
+    # whether workers have the device that was asked for is theirs to find out
+    on_gpu = bool(resources) or (device or "").startswith("cuda") or choose_device(None).type == "cuda"
     shards = {
         i: Shard(
             i,

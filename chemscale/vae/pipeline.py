@@ -251,7 +251,8 @@ def infer(
     ds, path = open_source(store)
     where = _run(run)
     where.need(f"{FOLDER}/model.json", f"chemscale vae train STORE --run {where.path}")
-    with where.stage("vae.infer", {"product": product, "device": str(choose_device(device))}) as stage:
+    where_to_run = str(choose_device(device)) if client is None else device or "what each worker has"
+    with where.stage("vae.infer", {"product": product, "device": where_to_run}) as stage:
         summary = infer_survey(
             ds,
             where.path / FOLDER,

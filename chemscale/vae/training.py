@@ -49,10 +49,23 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device asked for, or a CUDA device where there is one."""
-    if name:
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device asked for, or a CUDA device where there is one.
+
+    Raises
+    ------
+    InputError
+        No such device, or a GPU where torch sees none.
+    """
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"there is no kind of device called {name!r}", "cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = f"torch {torch.__version__} sees {torch.cuda.device_count()} GPU(s)"
+        raise InputError(f"device {name!r}: {seen}", "--device cpu; `chemscale doctor` says what is there")
+    return device
 
 
 @dataclass

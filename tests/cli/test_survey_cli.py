@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from chemscale.cli import main
 from chemscale.runtime.files import Folder
 from chemscale.survey.store import open_survey
-
-
-@dataclass
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def chemscale(monkeypatch, capsys):
-    """Run the command line in this process, as its entry point does."""
-
-    def run(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["chemscale", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return run
 
 
 def write_npz(path, first: int, n: int, pixels: int = 50):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from chemscale.cli import build
 from chemscale.errors import StoreError
 from chemscale.report import build_report, charts, products
+from chemscale.report.html import _rate
 from chemscale.runtime.run import Run
 from chemscale.studies.registry import run_study
 
@@ -49,7 +50,7 @@ def test_key_numbers_are_those_of_the_evaluation(run, page):
     evaluation = run.load_json("evaluation.json")
     text = body(page)
     for key in ("raw", "rsca", "rsca_top"):
-        assert f"{evaluation[key]:.4f}" in text
+        assert _rate(evaluation[key]) in text
     assert str(evaluation["n_members"]) in text and "What each step brings" in text
     for cluster, row in evaluation["per_cluster"].items():
         if not cluster.startswith("<"):
@@ -102,6 +103,63 @@ def test_a_run_with_nothing_yet_says_what_to_do(tmp_path):
         build_report(tmp_path / "nowhere")
 
 
+def test_findings_of_the_models_are_tables(tmp_path):
+    out = make_latents_run(tmp_path, toy_survey(n_field=60, n_clusters=2, n_pixels=30))
+    evil = "<img src=x onerror=window.owned=1>"
+    out.save_json(
+        "flags.json",
+        {
+            "counts": {"carbon_enhanced": 1234},
+            "units": "sigma",
+            "outlying": {"fe": {"enhanced": 3, "depleted": 4}},
+            "stars": {"carbon_enhanced": [{"star_id": evil, "probability": 0.91}]},
+        },
+    )
+    out.save_json(
+        "vae_evaluation.json",
+        {
+            "n_held_out": 18,
+            "r_fe_h": 0.98765,
+            "correlations": {"fe": {"fe_h": 0.9, "teff": -0.01}},
+            "flags": {"carbon_enhanced": {"precision": 0.5, "recall": None}},
+        },
+    )
+    rows = [{"label": evil, "rate": 0.0123456}, {"label": "b", "rate": 0.2}]
+    out.save_json("auto.json", {"rate": 0.01, "candidates": rows})
+    side = {"rsca": 0.02, "rsca_top": 0.01, "correlation": [0.1, -0.3, None]}
+    out.save_json("nuisance_snr.json", {"covariate": "snr", "removed": 2, "before": side, "after": side})
+    page = build_report(out).read_text(encoding="utf-8")
+    text = body(page)
+    for id_ in ("flags", "quality", "choice", "nuisance"):
+        assert f'<section id="{id_}">' in text and f'href="#{id_}"' in text
+    for there in ("1,234", "carbon enhanced", "0.9877", "-0.01", "0.01235", "2 axes that follow snr", "0.3"):
+        assert there in text, there
+    assert evil not in page and "&lt;img src=x" in text
+
+
+def test_studies_without_figure_or_with_much_data(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run.path, tmp_path / "run")
+    folder = tmp_path / "run" / "studies" / "ablation"
+    (folder / "figure.png").unlink()
+    (folder / "data.csv").write_text("x\n" + "1\n" * 120_000)
+    other = tmp_path / "run" / "studies" / "somebody_elses"
+    other.mkdir()
+    summary = {"name": "somebody_elses", "title": "From another package", "source": "<b>me</b>", "numbers": {"n": 7}}
+    (other / "summary.json").write_text(json.dumps(summary))
+    (other / "data.csv").write_text("name,rate\na,0.123456\n<i>b</i>,2\n")
+    noise = np.random.default_rng(0).integers(0, 255, (600, 700, 3), dtype=np.uint8)
+    from PIL import Image
+
+    Image.fromarray(noise).save(other / "figure.png")
+    text = body(build_report(tmp_path / "run").read_text(encoding="utf-8"))
+    assert "data.csv</code>" in text and "From another package" in text  # named where it is too much to embed
+    assert "0.1235" in text and "&lt;i&gt;b" in text and "<i>b" not in text and "<b>me" not in text
+    embedded = re.search(r'src="data:image/png;base64,([^"]*)"', text.split("From another package")[1]).group(1)
+    assert len(embedded) < (other / "figure.png").stat().st_size  # 256 colours
+
+
 def test_a_run_of_latents_alone(tmp_path):
     out = make_latents_run(tmp_path, hostile(toy_survey(n_field=120, n_clusters=3, n_pixels=40)))
     page = build_report(out).read_text(encoding="utf-8")
@@ -128,6 +186,16 @@ def test_command(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["megabytes"] < 15
     assert (tmp_path / "r.html").exists()
+
+
+def test_small_rates_keep_their_digits():
+    assert [_rate(v) for v in (0.25, 0.0, 1.3e-6, 0.00051, float("nan"))] == [
+        "0.2500",
+        "0.0000",
+        "1.3e-06",
+        "0.0005",
+        "–",
+    ]
 
 
 def test_pieces():

@@ -29,7 +29,20 @@
     return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 13 },
              hoverlabel: { bgcolor: css("--panel"), font: { color: ink }, bordercolor: css("--rule") }, axis };
   }
-  function withTheme(layout) {
+  const narrow = () => window.innerWidth < 560;
+  function fitted(layout) {                              // a legend of several lines has no place above a narrow plot
+    if (!narrow()) return layout;
+    const out = Object.assign({}, layout, { margin: Object.assign({}, layout.margin, { r: 6 }) });
+    if (layout.legend && layout.legend.orientation === "h") {
+      out.legend = Object.assign({}, layout.legend, { y: -0.2, yanchor: "top", x: 0, font: { size: 11 } });
+      out.height = (layout.height || 420) + 60;
+      out.margin = Object.assign({}, out.margin, { t: 12, b: Math.max(110, (layout.margin && layout.margin.b) || 0) });
+      if (out.xaxis && out.xaxis.tickangle) { out.legend.y = -0.45; out.height += 40; }
+    }
+    return out;
+  }
+  function withTheme(given) {
+    const layout = fitted(given);
     const t = themed(), out = Object.assign({}, layout, { paper_bgcolor: t.paper_bgcolor, plot_bgcolor: t.plot_bgcolor, font: t.font, hoverlabel: t.hoverlabel });
     for (const key of Object.keys(out)) if (/^[xy]axis\d*$/.test(key)) out[key] = Object.assign({}, t.axis, out[key]);
     return out;

@@ -37,7 +37,7 @@ from chemscale.survey.sources.apogee_pixels import (
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.compiled import REASONS
-from chemscale.survey.sources.files import find_files, id_problem, printable
+from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import FitsError, read_bytes, scan
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.members import Membership, read_members
@@ -177,7 +177,8 @@ class ApogeeSource:
             raise InputError(
                 f"no {self.product} files under {', '.join(map(printable, self.spectra))}"
                 + (f" ({len(rejected)} unusable names)" if rejected else ""),
-                f"expected names like {prefixes[0]}<version>-<id>.fits, at any depth",
+                f"expected names like {prefixes[0]}<version>-<id>.fits, at any depth"
+                + other_survey(self.spectra, "apogee"),
             )
         return files
 

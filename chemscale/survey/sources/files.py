@@ -7,9 +7,10 @@ a UTF-8 report are turned away.
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from chemscale.errors import InputError
 from chemscale.survey.sources.base import Rejection
@@ -78,6 +79,34 @@ def find_files(
     if not os.path.isdir(root):
         raise InputError(f"no such directory: {printable(root)}", "give the folder that holds the spectra")
     yield from _walk(root, "", accept, broken, {_identity(root)})
+
+
+#: How the files of each survey are called, and the verb that reads them.
+_NAMES = {
+    "apogee": ("aspcapStar-", "apStar-", "asStar-"),
+    "lamost": ("spec-",),
+    "sdss-v": ("mwmStar-",),
+}
+
+
+def other_survey(roots: Iterable[str], mine: str) -> str:
+    """A hint for a folder without files of the survey `mine`: whose files lie there instead, else ""."""
+    for root in roots:
+        if is_remote(root) or not os.path.isdir(root):
+            continue
+        names = (name for _, _, files in os.walk(root) for name in files)
+        if found := of_another_survey(itertools.islice(names, 10_000), mine):
+            return found
+    return ""
+
+
+def of_another_survey(names: Iterable[str], mine: str) -> str:
+    """The hint of :func:`other_survey` from file names (paths will do)."""
+    for name in names:
+        for survey, starts in _NAMES.items():
+            if survey != mine.lower() and os.path.basename(name).startswith(starts):
+                return f"; {printable(os.path.basename(name))} looks like {survey}: try `chemscale ingest {survey}`"
+    return ""
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, printable
+from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import HDU, FitsError, Header, native, read_bytes, scan
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.lamost_labels import read_labels, stem_of
@@ -147,7 +147,10 @@ class LamostSource:
                 row = table.rows.get(star)
                 items.append(Item(star, path, extra if row is None else RowLabels(table.columns, row, extra)))
             if not found_here:
-                raise InputError(f"no LAMOST spectra under {printable(root)}", "expected spec-*.fits or spec-*.fits.gz")
+                raise InputError(
+                    f"no LAMOST spectra under {printable(root)}",
+                    "expected spec-*.fits or spec-*.fits.gz" + other_survey([root], "lamost"),
+                )
         for star, (cluster, _) in membership.stars.items():
             if star not in seen:
                 reason = f"member of {cluster} in the membership table, but without a spectrum"

@@ -27,7 +27,7 @@ from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.sources import apogee_pixels as apogee
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, printable
+from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import HDU, FitsError, native, read_bytes, scan
 from chemscale.survey.sources.fits_tables import read_table
 from chemscale.survey.sources.labels import RowLabels, clean, contract_labels, number
@@ -132,7 +132,10 @@ class SdssVSource:
                 items.append(Item(star, path, RowLabels(columns, rows[star], extra) if star in rows else extra))
         if not items:
             where = ", ".join(map(printable, self.spectra))
-            raise InputError(f"no mwmStar files under {where}", "expected mwmStar-<version>-<sdss_id>.fits")
+            raise InputError(
+                f"no mwmStar files under {where}",
+                "expected mwmStar-<version>-<sdss_id>.fits" + other_survey(self.spectra, "sdss-v"),
+            )
         for star, (cluster, _) in membership.stars.items():
             if star not in seen:
                 reason = f"member of {cluster} in the membership table, but without a spectrum"

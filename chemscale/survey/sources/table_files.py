@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from chemscale.errors import InputError
+from chemscale.errors import InputError, MissingExtra
 from chemscale.survey.sources import fits
 from chemscale.survey.sources.files import printable
 from chemscale.survey.sources.fits_tables import scan_mapped
@@ -90,7 +90,7 @@ class Hdf5File:
         try:
             import h5py
         except ImportError as error:
-            raise InputError("reading HDF5 needs the package h5py", "pip install h5py") from error
+            raise MissingExtra("reading HDF5", "h5py", "hdf5") from error
         try:
             return h5py.File(self.path, "r")
         except OSError as error:
