@@ -79,7 +79,7 @@ def _angles(share: float, seed: int) -> list[float]:
     truth = np.linalg.qr(rng.normal(size=(120, 3)))[0].T
     flux = 1 + (rng.normal(size=(800, 3)) * [3, 2, 1]) @ truth + rng.normal(0, 0.05, (800, 120))
     # more holes at one end, as at the edge of a detector
-    mask = rng.random(flux.shape) < share * np.where(np.arange(120) < 40, 2.0, 0.5)
+    mask = rng.random(flux.shape) < share * np.where(np.arange(120) < 40, 1.8, 0.6)
     mean = np.where(mask, 0, flux).sum(0) / np.maximum((~mask).sum(0), 1)
     filled = np.where(mask, mean, flux)
     plain = np.linalg.svd(filled - filled.mean(0), full_matrices=False)[2][:3]
@@ -105,14 +105,8 @@ def rates(folder: Path) -> None:
         ax.stairs(table[name], edges, color=style.CYCLE[k], label=name, ls=style.DASHES[k])
     ax.axvline(threshold, color="black", lw=0.8)
     note = f"median of siblings\n{rate:.1%} of strangers\nare closer"
-    ax.annotate(
-        note,
-        (threshold, 0.62),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        fontsize=7,
-    )
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
+    ax.annotate(note, (threshold, 0.62), fontsize=7, **place)
     ax.set(xlabel="distance after RSCA", ylabel="density of pairs")
     ax.legend()
     _save(fig, folder, "rates_distances", table)

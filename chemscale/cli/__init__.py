@@ -103,7 +103,7 @@ def command() -> Any:
     """The Click command: verbs in the order of a journey, names of keys and variables taken from the options."""
     from typer.main import get_command
 
-    root = get_command(build())
+    root: Any = get_command(build())
     order = [name for names in PANELS.values() for name in names]
     root.commands = {name: root.commands[name] for name in sorted(root.commands, key=_place(order))}
     for panel, names in PANELS.items():
