@@ -101,3 +101,67 @@ def test_the_real_command_line_prints_its_settings_and_refuses_typos():
     assert bad.returncode == 2
     assert "unknown key" in bad.stderr
     assert "remedy" in bad.stderr
+
+
+def test_keys_are_named_after_options_and_old_names_still_work():
+    from chemscale.cli import PANELS
+    from chemscale.cli import command as whole
+
+    root = whole()
+    assert sorted(root.commands) == sorted(n for names in PANELS.values() for n in names)  # every verb has a panel
+    known = config.known_keys(root)
+    for key, param in known.items():
+        assert f"--{key.rpartition('.')[2].replace('_', '-')}" in param.opts, key
+        assert param.envvar == "CHEMSCALE_" + key.upper().replace(".", "_"), key
+    for old in ("doctor.as_json", "run.first", "cluster.worker.stagger"):
+        nested, notes = config.default_map({old: True}, known)
+        assert "is now called" in notes[0] and nested
+    assert all(config.renamed(old.replace("*", "doctor")) in known for old in config.RENAMED)
+
+
+def test_every_reporting_verb_has_json_and_an_example():
+    from chemscale.cli import command as whole
+
+    silent = {"cluster.scheduler", "cluster.worker"}  # they stay until they are stopped
+    pending = [("", whole())]
+    while pending:
+        path, node = pending.pop()
+        subs = getattr(node, "commands", None)
+        if subs:
+            pending += [(f"{path}.{name}".strip("."), sub) for name, sub in subs.items()]
+            continue
+        assert "Example" in node.help and f"chemscale {path.replace('.', ' ')}".strip() in node.help, path
+        assert path in silent or any("--json" in p.opts for p in node.params), path
+
+
+def test_environment_reaches_an_option_by_its_name(tmp_path, monkeypatch):
+    import json
+    import os
+
+    env = {**os.environ, "CHEMSCALE_CONFIG_JSON": "1"}
+    exe = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+    done = subprocess.run([*exe, "config"], capture_output=True, text=True, check=True, env=env)
+    keys = json.loads(done.stdout)
+    assert keys["rsca.fit.components"]["default"] == 30 and keys["run.from"]["help"]
+    assert keys["rsca.fit.components"]["environment"] == "CHEMSCALE_RSCA_FIT_COMPONENTS"
+
+
+def test_settings_in_force_are_recorded_with_their_source(tmp_path, monkeypatch):
+    import json
+
+    from helpers import make_survey
+
+    from chemscale.cli import command as whole
+    from chemscale.survey.store import write_survey
+
+    write_survey(make_survey(n_field=60, n_clusters=3, n_pixels=40), tmp_path / "s.zarr")
+    (tmp_path / "c.toml").write_text("[rsca.fit]\ncomponents = 3\n")
+    monkeypatch.setenv("CHEMSCALE_RSCA_FIT_MIN_MEMBERS", "3")
+    words = ["--config", tmp_path / "c.toml", "rsca", "fit", tmp_path / "s.zarr", "--run", tmp_path / "run"]
+    whole().main([str(w) for w in words], prog_name="chemscale", standalone_mode=False)
+    stage = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]["ppca"]
+    settings = stage["invocation"]["settings"]
+    assert settings["components"] == {"value": 3, "from": "file or --set"}
+    assert settings["min_members"] == {"value": 3, "from": "environment"}
+    assert settings["run"] == {"value": str(tmp_path / "run"), "from": "command line"}
+    assert "metric" not in settings  # has its default

@@ -69,7 +69,7 @@ app = typer.Typer(
 #: Panels of `chemscale --help`, in the order of a journey; verbs by name.
 PANELS = {
     "Start": ("demo", "doctor", "config"),
-    "Survey": ("simulate", "ingest", "finalise", "info", "verify"),
+    "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask"),
     "Models": ("rsca", "vae"),
     "Results": ("study", "anomalies", "flags", "report"),
     "Many machines": ("run", "cluster", "bench"),

@@ -50,7 +50,10 @@ def register(app: typer.Typer) -> None:
     verbs.command("lamost")(lamost)
     verbs.command("table")(table)
     for name in _third_parties():
-        verbs.command(name, help=f"Ingest with the source {name!r} (options of its class by --option).")(_generic(name))
+        example = f"Example: chemscale ingest {name} --option KEY=VALUE --out survey.zarr"
+        verbs.command(name, help=f"Ingest with the source {name!r} (arguments of its class by --option).\n\n{example}")(
+            _generic(name)
+        )
     app.command("finalise")(finalise)
     app.command("info")(info)
     app.command("verify")(verify)

@@ -37,6 +37,7 @@ class Anderson:
         self.turns: list[float] = []
 
     def clear(self) -> None:
+        """Forget the steps so far."""
         self.points.clear()
         self.residuals.clear()
 
@@ -49,6 +50,7 @@ class Anderson:
         return turn / (1 - rate)
 
     def next(self, model: Model, step: Model) -> Model:
+        """Where to go on from, given a model and the step taken from it."""
         point = self._vector(model)
         if self.points:
             point = self._aligned(point, self.points[-1])

@@ -49,6 +49,7 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Of the basis."""
         return self.basis.shape[0], self.basis.shape[1]
 
 

@@ -19,7 +19,14 @@ DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.S | re.M)
 #: Pages whose blocks are run one after the other in a fresh folder.
-RUN = ["howto/own-survey.md", "howto/studies.md", "explain/ppca.md", "explain/rsca.md", "reference/cli.md"]
+RUN = [
+    "howto/own-survey.md",
+    "howto/python-objects.md",
+    "howto/studies.md",
+    "explain/ppca.md",
+    "explain/rsca.md",
+    "reference/cli.md",
+]
 
 
 def blocks(page: Path, *kinds: str) -> list[tuple[str, str, str]]:
@@ -127,6 +134,56 @@ def test_site_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "reference" / "python.html").read_text(encoding="utf-8").count("doppelganger_rates") > 3
+
+
+def test_every_public_name_is_documented():
+    """Names of the package stand in the reference, and whatever has no underscore has a docstring."""
+    import ast
+
+    import chemscale
+
+    reference = (DOCS / "reference" / "python.md").read_text(encoding="utf-8") + "chemscale.schema.Flag"
+    for name in set(chemscale.__all__) - {"__version__", "Flag", "validate"}:
+        assert f"::: chemscale.{name}\n" in reference, name
+    bare = []
+
+    def explained(tree: ast.AST) -> set[str]:
+        """Names of methods documented somewhere in the module: a Protocol's implementations need not repeat it."""
+        methods = [f for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for f in c.body]
+        return {f.name for f in methods if isinstance(f, ast.FunctionDef) and ast.get_docstring(f)}
+
+    def walk(file: Path, node: ast.AST, known: set[str], prefix: str = "") -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+                inherited = isinstance(node, ast.ClassDef) and node.bases  # documented where it is declared
+                if not (ast.get_docstring(child) or inherited or (prefix and child.name in known)):
+                    bare.append(f"{file.relative_to(ROOT)}: {prefix}{child.name}")
+                if isinstance(child, ast.ClassDef):
+                    walk(file, child, known, f"{prefix}{child.name}.")
+
+    for file in sorted((ROOT / "chemscale").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if not ast.get_docstring(tree) and tree.body:
+            bare.append(str(file.relative_to(ROOT)))
+        walk(file, tree, explained(tree))
+    assert bare == []
+
+
+def test_figures_of_the_site_come_from_their_script():
+    """Every image of the pages exists; those of the script have their numbers beside them."""
+    used = {m for page in PAGES for m in re.findall(r"assets/([\w.]+\.png)", page.read_text(encoding="utf-8"))}
+    there = {p.name for p in (DOCS / "assets").glob("*.png")}
+    assert used == there
+    script = (DOCS / "figures.py").read_text(encoding="utf-8")
+    for name in re.findall(r'_save\(fig, folder, "(\w+)"', script):
+        assert f"{name}.png" in used and (DOCS / "assets" / f"{name}.csv").stat().st_size > 50
+
+
+@pytest.mark.slow
+def test_figures_script_runs(tmp_path):
+    done = subprocess.run([sys.executable, DOCS / "figures.py", tmp_path], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(tmp_path.glob("*.pdf"))) == len(list(tmp_path.glob("*.csv"))) == 4
 
 
 def test_only_known_pages_leave_blocks_unrun():

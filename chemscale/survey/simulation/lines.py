@@ -68,6 +68,7 @@ class Grid:
 
     @property
     def broadening(self) -> float:
+        """Standard deviation of a line, km/s: instrument and macroturbulence."""
         instrument = LIGHT_KM_S / self.resolution / 2.3548
         return float(np.hypot(instrument, self.macroturbulence))
 

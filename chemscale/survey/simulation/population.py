@@ -265,6 +265,7 @@ class Plate:
 
     @property
     def name(self) -> str:
+        """Galactic longitude and latitude, as a release names its fields."""
         return f"{round(self.glon):03d}{round(self.glat):+03d}"
 
 

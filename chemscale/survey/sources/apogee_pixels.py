@@ -36,6 +36,7 @@ def wavelength_grid() -> np.ndarray:
 
 
 def check_identity(units: list[HDU], star_id: str) -> None:
+    """Refuse a file whose header names another star than its file name."""
     for key in ("OBJ", "OBJID"):
         claimed = units[0].header.text(key)
         if claimed and claimed != star_id:

@@ -309,6 +309,7 @@ def _table_dtype(raw: bytes, width: int) -> np.dtype:
 
 
 def header_at(buffer: bytes, offset: int, index: int) -> tuple[Header, int]:
+    """The header of HDU `index` that starts at `offset`, and where its data start."""
     first = buffer[offset : offset + 9]
     if index == 0 and first != b"SIMPLE  =":
         raise FitsError("not a FITS file (does not start with SIMPLE)")
