@@ -154,8 +154,8 @@ class SiblingSearch:
         for name, (low, high) in limits.items():
             values = self.stars.label(name)
             if values is None:
-                known = [str(v) for v in self.stars.embedding.data_vars if VARIABLES.get(str(v)) is not None]
-                raise InputError(f"no star of this run has a label {name!r}", hint(name, known, "labels"))
+                known = [str(v) for v in self.stars.embedding.data_vars if _is_number(str(v))]
+                raise InputError(f"no star of this run has {name!r}", hint(name, sorted(known), "labels"))
             ok = (values >= low) & (values <= high)
             allowed = ok if allowed is None else allowed & ok
         return allowed
@@ -223,6 +223,10 @@ def siblings(
         limits={k: (_in_units(k, low), _in_units(k, high)) for k, (low, high) in (limits or {}).items()},
         prior=prior,
     )
+
+
+def _is_number(label: str) -> bool:
+    return label in VARIABLES and VARIABLES[label].dtype.startswith("float")
 
 
 def _in_units(label: str, value: Any) -> Any:
