@@ -65,6 +65,7 @@ class Lagged:
 
     @classmethod
     def from_stats(cls, stats: Stats, model: Model, missing: np.ndarray) -> Lagged:
+        """From the sums of a pass."""
         n, k, noise = float(stats["n"]), model.basis.shape[1], float(model.noise)
         cov = np.einsum("pi,pij->pj", model.basis, unpack(stats["missing_cov"], k))
         acting = (cov * (1.0 + noise / model.scale**2) - noise * missing[:, None] * model.basis) / n
