@@ -50,8 +50,8 @@ Intrinsic = Literal["none", "global", "pixel"]
 
 #: Problems with fewer values than this are solved in float64 whatever the dtype of the flux.
 SMALL = 20_000_000
-#: Beyond this many values the covariance term of missing pixels is computed in the first full pass only.
-FRESH = 200_000_000
+#: Beyond this many values the moments over missing pixels are computed in the first pass of a level only.
+FRESH = SMALL
 #: Stars of the subsample the full passes start from, as a multiple of K and at least.
 SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 250, 3000
 #: Angle at which the subsample has done its work: the statistical error of its axes is larger.

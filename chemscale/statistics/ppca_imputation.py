@@ -15,9 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chemscale.statistics import compiled
+
 #: Self-consistent iterations between two passes at most.
 INNER = 60
-#: Missing information is taken for at most this, so that no step grows without bound.
+#: Missing information is scaled by this, so that no step grows without bound.
 MOST_MISSING = 0.97
 
 
@@ -100,7 +102,7 @@ def self_consistent(
 def newton_rows(residual: np.ndarray, spread: np.ndarray, latent2: np.ndarray | None) -> np.ndarray:
     """Residuals (P, K) of the eigenproblem divided, pixel by pixel, by what the observed values say.
 
-    Solves ``X_p (diag(spread) - U_p) = R_p``, the self-consistent eigenproblem linearised outside the search
+    Solves ``X_p (diag(spread) - 0.97 U_p) = R_p``, the self-consistent eigenproblem linearised outside the search
     space: exact there where the rest of the covariance is noise.
 
     Parameters
@@ -113,8 +115,9 @@ def newton_rows(residual: np.ndarray, spread: np.ndarray, latent2: np.ndarray | 
     if latent2 is None:
         return residual / spread
     root = np.sqrt(spread)
-    share = latent2 / (root[:, None] * root)
-    values, vectors = np.linalg.eigh(share)
-    gain = 1.0 / (1.0 - np.clip(values, 0.0, MOST_MISSING))
-    scaled = np.einsum("pk,pkl->pl", residual / root, vectors)
-    return np.einsum("pl,pkl->pk", scaled * gain, vectors) / root
+    system = np.eye(len(spread)) - MOST_MISSING * latent2 / (root[:, None] * root)
+    inverse, logdet = np.empty_like(system), np.empty(len(system))
+    compiled.invert_spd(system, inverse, logdet)
+    # Where the moments (of an earlier pass) say more is missing than there is, the plain residual has to do.
+    inverse[~np.isfinite(logdet)] = np.eye(len(spread))
+    return np.einsum("pk,pkl->pl", residual / root, inverse) / root
