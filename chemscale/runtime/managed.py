@@ -27,6 +27,7 @@ def quietly(make: Any) -> Any:
 
 
 def missing(package: str, extra: str, err: Exception) -> ClusterError:
+    """The error for a package that an extra of chemscale brings."""
     return ClusterError(f"{package} cannot be imported: {err}", f"pip install 'chemscale[{extra}]'")
 
 
