@@ -85,8 +85,9 @@ class Inputs:
                     stats += [s for some in pool.map(_stat_batch, batches[done + 1 :]) for s in some]
                 break
         values = np.array(stats, np.int64).reshape(-1, 2)
-        sizes = dict(zip(paths, values[:, 0].tolist(), strict=True))
-        return cls(key, values[:, 0].copy(), values[:, 1].copy(), sum(n for n in sizes.values() if n > 0))
+        # Rows of one table are "file#row": the same file, size and time, counted once.
+        files = {(p.rpartition("#")[0] or p, *stat) for p, stat in zip(paths, stats, strict=True)}
+        return cls(key, values[:, 0].copy(), values[:, 1].copy(), sum(size for _, size, _ in files if size > 0))
 
     def __len__(self) -> int:
         return len(self.key)
@@ -106,14 +107,16 @@ class Inputs:
     def pack(self) -> bytes:
         """NPZ bytes."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, key=self.key, size=self.size, modified=self.modified)
+        known = {} if self.distinct_bytes is None else {"distinct_bytes": np.array(self.distinct_bytes)}
+        np.savez_compressed(buffer, key=self.key, size=self.size, modified=self.modified, **known)
         return buffer.getvalue()
 
     @classmethod
     def unpack(cls, data: bytes) -> Inputs:
         """Inverse of :meth:`pack`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as npz:
-            return cls(npz["key"], npz["size"], npz["modified"])
+            distinct = int(npz["distinct_bytes"]) if "distinct_bytes" in npz else None
+            return cls(npz["key"], npz["size"], npz["modified"], distinct)
 
     def changes(self, then: Inputs, names: Sequence[str], paths: Sequence[str], *, most: int = 5) -> list[str]:
         """What differs from `then`, as sentences; `names` and `paths` are those of now."""
