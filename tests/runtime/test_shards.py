@@ -15,7 +15,8 @@ import pytest
 
 from chemscale.errors import ClusterError
 from chemscale.runtime.cluster import Terminated, connect
-from chemscale.runtime.shards import ShardFailure, ShardsFailed, map_shards, per_worker
+from chemscale.runtime.outcome import ShardFailure, ShardsFailed
+from chemscale.runtime.shards import map_shards, per_worker
 
 
 def square(x: int) -> int:
