@@ -107,16 +107,16 @@ class Inputs:
     def pack(self) -> bytes:
         """NPZ bytes."""
         buffer = io.BytesIO()
-        known = {} if self.distinct_bytes is None else {"distinct_bytes": np.array(self.distinct_bytes)}
-        np.savez_compressed(buffer, key=self.key, size=self.size, modified=self.modified, **known)
+        distinct = np.array(-1 if self.distinct_bytes is None else self.distinct_bytes)
+        np.savez_compressed(buffer, key=self.key, size=self.size, modified=self.modified, distinct_bytes=distinct)
         return buffer.getvalue()
 
     @classmethod
     def unpack(cls, data: bytes) -> Inputs:
         """Inverse of :meth:`pack`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as npz:
-            distinct = int(npz["distinct_bytes"]) if "distinct_bytes" in npz else None
-            return cls(npz["key"], npz["size"], npz["modified"], distinct)
+            distinct = int(npz["distinct_bytes"]) if "distinct_bytes" in npz else -1
+            return cls(npz["key"], npz["size"], npz["modified"], distinct if distinct >= 0 else None)
 
     def changes(self, then: Inputs, names: Sequence[str], paths: Sequence[str], *, most: int = 5) -> list[str]:
         """What differs from `then`, as sentences; `names` and `paths` are those of now."""
