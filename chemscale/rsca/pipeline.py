@@ -7,7 +7,9 @@ Products in the run directory: ``ppca.zarr``, ``embedding.zarr``, ``rsca.zarr`` 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,7 @@ from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
 from chemscale.rsca.metric import RSCA, check_freedom
 from chemscale.rsca.stars import Stars, text
-from chemscale.runtime.observe import progress_bar
+from chemscale.runtime.observe import Progress, human_seconds, progress_bar
 from chemscale.runtime.run import Run
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ METRICS = ("paper", "auto")
 #: the last component its direction is hardly defined: the cap is reached, and fits from other starts (seeds) then
 #: gave rates up to 0.006 apart on a survey of 4,000 stars. The manifest says which stop it was.
 PPCA_ANGLE, PPCA_PASSES = 0.01, 30
+#: A fit expected to take longer than this from its second pass on (seconds) says so.
+WORTH_SAYING = 20.0
 
 
 def fit_run(
@@ -141,7 +145,10 @@ def _basis(
     most = f"at most {PPCA_PASSES} passes over {int(keep.sum()):,} spectra"
     say(f"fitting {components} components ({noise} noise): {most}")
     with run.stage(f"ppca{suffix}", settings={"components": components, "noise": noise}) as stage:
-        model = fit_survey(ds, keep, n_components=components, noise=noise, tol=PPCA_ANGLE, max_iter=PPCA_PASSES)
+        with progress_bar(PPCA_PASSES, "counting pixels, fitting a subsample", unit="passes") as bar:
+            watch = _Passes(bar, PPCA_ANGLE, say)
+            settings: dict[str, Any] = {"n_components": components, "noise": noise, "progress": watch}
+            model = fit_survey(ds, keep, tol=PPCA_ANGLE, max_iter=PPCA_PASSES, **settings)
         model.to_dataset().to_zarr(run.file(f"ppca{suffix}.zarr"), mode="w", zarr_format=3, consolidated=False)
         stage.note(
             passes=model.n_passes_,
@@ -165,6 +172,41 @@ def _basis(
         stage.note(left_out=_leave_out_empty(target, embedding, role))
         stage.note(stars=int(embedding.sizes["star"]))
     return int(model.pixel_used_.sum())
+
+
+class _Passes:
+    """The passes of a fit on a progress bar, and once in words how long they will take."""
+
+    def __init__(self, bar: Progress, tol: float, say: Callable[[str], None]):
+        self.bar, self.tol, self.say = bar, tol, say
+        self.angles: list[float] = []
+        self.ended: list[float] = []
+
+    def __call__(self, done: int, most: int, angle: float) -> None:
+        self.angles.append(angle)
+        self.ended.append(time.monotonic())
+        left = passes_left(self.angles, self.tol, most)
+        self.bar.describe(f"fitting, angle {angle:.2g} rad, stops at {self.tol:g}")
+        self.bar.advance(done - self.bar.done)
+        self.bar.expect(done + left)
+        if done == 2:  # the first pass has more to do than the others
+            each = self.ended[1] - self.ended[0]
+            if each * left > WORTH_SAYING:
+                about = f"about {human_seconds(each * left)} to go, " if left < most - done else ""
+                self.say(f"a pass takes {human_seconds(each)}: {about}at most {human_seconds(each * (most - done))}")
+
+
+def passes_left(angles: list[float], tol: float, most: int) -> int:
+    """Passes until the angle is below `tol` if it falls on at its mean rate; what is left of `most` if unknown."""
+    left = max(most - len(angles), 0)
+    known = [(i, a) for i, a in enumerate(angles) if 0 < a < math.inf]
+    if angles and angles[-1] < tol:
+        return 0
+    if len(known) < 2 or known[-1][1] >= known[0][1]:
+        return left
+    (i, first), (j, last) = known[0], known[-1]
+    rate = math.log(first / last) / (j - i)
+    return min(left, max(1, math.ceil(math.log(last / tol) / rate)))
 
 
 def _leave_out_empty(path: str, embedding: xr.Dataset, role: np.ndarray) -> dict[str, Any]:

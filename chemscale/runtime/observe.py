@@ -105,6 +105,12 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, description=text)
 
+    def expect(self, total: float) -> None:
+        """Change the number of units there will be: the time left follows it."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     @property
     def seconds(self) -> float:
         """Since the bar was started."""

@@ -47,6 +47,7 @@ def fit_survey(
     flags: str | int | Iterable[str] = "all",
     keep_bytes: int = 2 * 2**30,
     tol: float = 5e-3,
+    progress: Callable[[int, int, float], None] | None = None,
     **settings: Any,
 ) -> MaskedPPCA:
     """Fit a :class:`~chemscale.statistics.ppca.MaskedPPCA` to the stars of a survey; computes.
@@ -70,6 +71,8 @@ def fit_survey(
         Memory the used pixels may take between passes; 0 = always stream.
     tol : float
         Principal angle (radian) to the exact solution at which to stop.
+    progress : callable, optional
+        Told after each pass, as in :meth:`MaskedPPCA.fit`.
     **settings
         Further arguments of :class:`MaskedPPCA`.
 
@@ -90,7 +93,7 @@ def fit_survey(
     flux, ivar, bits = _pixels(ds)
     source = DaskSource(flux, bits, ivar, weighted=noise == "per-pixel", bits=_bits(flags), chosen=chosen)
     ppca = MaskedPPCA(n_components, noise=noise, tol=tol, **settings)  # type: ignore[arg-type]
-    return ppca.fit_source(source, keep_bytes=keep_bytes)
+    return ppca.fit_source(source, keep_bytes=keep_bytes, progress=progress)
 
 
 def _bits(flags: str | int | Iterable[str]) -> int:

@@ -33,7 +33,7 @@ from chemscale.statistics.ppca_kernels import (
     shared_stats,
 )
 from chemscale.statistics.ppca_kernels_weighted import weigh, weighted_stats
-from chemscale.statistics.ppca_shared import SharedState, Trace, orthonormal, signed, solve_shared
+from chemscale.statistics.ppca_shared import SharedState, Tell, Trace, orthonormal, signed, solve_shared
 from chemscale.statistics.ppca_source import (
     ArraySource,
     DaskSource,
@@ -150,7 +150,7 @@ class MaskedPPCA(Shown):
 
     # ---------------------------------------------------------------- fit
 
-    def fit(self, flux: Any, mask: Any = None, ivar: Any = None) -> Self:
+    def fit(self, flux: Any, mask: Any = None, ivar: Any = None, *, progress: Tell | None = None) -> Self:
         """Fit to spectra; computes.
 
         Parameters
@@ -161,6 +161,9 @@ class MaskedPPCA(Shown):
             True = missing (:mod:`numpy.ma` convention).
         ivar : array (n, P), optional
             Inverse variances; values that are not positive and finite count as missing. Required for per-pixel noise.
+        progress : callable, optional
+            ``progress(done, most, angle)`` is called after each pass over all stars: passes done, the largest number
+            there may be (`max_iter`), the estimated angle to the solution (radian; infinite after a step back).
 
         Raises
         ------
@@ -181,15 +184,17 @@ class MaskedPPCA(Shown):
         else:
             block = prepare(flux, mask, ivar)
             source = ArraySource(block[0], block[1], block[2] if weighted else None)
-        return self.fit_source(source)
+        return self.fit_source(source, progress=progress)
 
-    def fit_source(self, source: Source, *, keep_bytes: int = 0) -> Self:
+    def fit_source(self, source: Source, *, keep_bytes: int = 0, progress: Tell | None = None) -> Self:
         """Fit from any :class:`~chemscale.statistics.ppca_source.Source`; see :func:`.embedding.fit_survey`.
 
         Parameters
         ----------
         keep_bytes : int
             Keep the used pixels in the cluster's memory between passes if they take at most this.
+        progress : callable, optional
+            As in :meth:`fit`.
         """
         k = self.n_components
         size = max(SUBSAMPLE_PER_COMPONENT * k, SUBSAMPLE_MIN)
@@ -216,7 +221,7 @@ class MaskedPPCA(Shown):
         floor = 1e-13 if dtype == np.float64 else 1e-9
         loglike_tol = self.loglike_tol or max(floor, 1e-3 * self.tol**2)
         solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
-        model, trace = solve(runner, loglike_tol)
+        model, trace = solve(runner, loglike_tol, progress)
         self._store(model, trace, used, runner.unit, n_stars, float(counts["count"].sum()))
         return self
 
@@ -226,7 +231,7 @@ class MaskedPPCA(Shown):
             levels.insert(0, runner.sample)
         return levels
 
-    def _solve_shared(self, runner: _Runner, loglike_tol: float) -> tuple[Model, Trace]:
+    def _solve_shared(self, runner: _Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
         guards = max(5, self.n_components // 3)
         model, extra = warm_start(runner, self.n_components, guards)
         state = SharedState(model, extra)
@@ -241,10 +246,11 @@ class MaskedPPCA(Shown):
                 max_iter=self.max_iter if full else 30,
                 guards=guards,
                 fresh_moments=level.n_stars * level.n_pixels <= FRESH,
+                progress=progress if full else None,
             )
         return state.model, trace
 
-    def _solve_weighted(self, runner: _Runner, loglike_tol: float) -> tuple[Model, Trace]:
+    def _solve_weighted(self, runner: _Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
         model, _ = warm_start(runner, self.n_components, 0)
         noise = np.zeros_like(model.mean) if self.intrinsic == "pixel" else 0.0
         model = Model(model.mean, model.basis, model.scale, noise)
@@ -258,6 +264,7 @@ class MaskedPPCA(Shown):
                 loglike_tol=loglike_tol if full else 1e-7,
                 max_iter=self.max_iter if full else 30,
                 intrinsic=self.intrinsic,
+                progress=progress if full else None,
             )
         return model, trace
 

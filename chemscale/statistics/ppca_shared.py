@@ -33,6 +33,11 @@ LEAST_LEFT = 0.05
 LOOSE = 1e-4
 
 
+#: Told after each pass: its number, the largest number there may be, the estimated angle to the solution (radian;
+#: infinite where the pass was a step back).
+Tell = Callable[[int, int, float], None]
+
+
 @dataclass
 class Trace:
     """What happened in a fit, one entry per pass over the data."""
@@ -113,6 +118,7 @@ def solve_shared(
     guards: int,
     fresh_moments: bool = True,
     trace: Trace | None = None,
+    progress: Tell | None = None,
 ) -> tuple[SharedState, Trace]:
     """Iterate passes until the estimated largest principal angle to the solution is below `tol`.
 
@@ -125,8 +131,11 @@ def solve_shared(
         covariance among them is a correction of relative size (missing fraction) x K / P, the rest only steers.
     guards : int
         Ritz vectors kept beyond K to speed up convergence.
+    progress : callable, optional
+        Told after each pass: its number, `max_iter`, the estimated angle.
     """
     trace = trace or Trace()
+    tell = progress or _silent
     before: tuple[SharedState, Stats] | None = None
     best = -np.inf
     for iteration in range(max_iter):
@@ -140,11 +149,13 @@ def solve_shared(
             state, _ = update(*before, guards, tol, plain=True)
             before = None
             trace.angle.append(np.inf)
+            tell(iteration + 1, max_iter, np.inf)
             continue
         best = max(best, loglike)
         before = state, stats
         state, angle = update(state, stats, guards, tol)
         trace.angle.append(angle)
+        tell(iteration + 1, max_iter, angle)
         if angle < tol and (tol > LOOSE or _settled(trace.loglike, max(loglike_tol, tol**2))):
             trace.converged = "angle"
             break
@@ -152,6 +163,10 @@ def solve_shared(
             trace.converged = "loglike"
             break
     return state, trace
+
+
+def _silent(done: int, most: int, angle: float) -> None:
+    """The progress of a fit nobody watches."""
 
 
 def _settled(loglike: list[float], tol: float) -> bool:

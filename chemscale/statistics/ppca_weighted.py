@@ -14,7 +14,7 @@ import numpy as np
 
 from chemscale.statistics.anderson import Anderson, principal, turned
 from chemscale.statistics.ppca_kernels import Model, Stats, unpack
-from chemscale.statistics.ppca_shared import LOOSE, Trace, _settled, _stalled
+from chemscale.statistics.ppca_shared import LOOSE, Tell, Trace, _settled, _silent, _stalled
 
 
 def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
@@ -65,17 +65,20 @@ def solve_weighted(
     intrinsic: str,
     memory: int = 5,
     trace: Trace | None = None,
+    progress: Tell | None = None,
 ) -> tuple[Model, Trace]:
     """Iterate passes until the basis turns by less than `tol` (extrapolated to the limit).
 
     Anderson mixing (Walker & Ni 2011) over the last `memory` iterates of loadings and mean; an extrapolated
-    point with a lower likelihood than the one before it is discarded in favour of the plain EM step.
+    point with a lower likelihood than the one before it is discarded in favour of the plain EM step. `progress` is
+    told after each pass: its number, `max_iter`, the estimated angle.
     """
     trace = trace or Trace()
+    tell = progress or _silent
     mixer = Anderson(memory)
     fallback: Model | None = None
     best = -np.inf
-    for _ in range(max_iter):
+    for iteration in range(max_iter):
         stats = run(model)
         loglike = float(stats["loglike"])
         trace.loglike.append(loglike)
@@ -84,11 +87,13 @@ def solve_weighted(
             model, fallback = fallback, None
             mixer.clear()
             trace.angle.append(np.inf)
+            tell(iteration + 1, max_iter, np.inf)
             continue
         best = max(best, loglike)
         step = m_step(model, stats, intrinsic)
         angle = mixer.rate_corrected(turned(model.basis, step.basis))
         trace.angle.append(angle)
+        tell(iteration + 1, max_iter, angle)
         if angle < tol and (tol > LOOSE or _settled(trace.loglike, max(loglike_tol, tol**2))):
             model = step
             trace.converged = "angle"

@@ -1,6 +1,7 @@
 """From a store to rates and siblings, on a toy survey."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ from helpers import make_survey
 from typer.testing import CliRunner
 
 from chemscale.errors import DataError, InputError, StoreError
+from chemscale.rsca import pipeline
 from chemscale.rsca.auto_run import auto_features, load_auto
 from chemscale.rsca.doppelganger import doppelganger_rates
 from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.neighbours import SiblingIndex
-from chemscale.rsca.pipeline import fit_run, load_metric
+from chemscale.rsca.pipeline import fit_run, load_metric, passes_left
 from chemscale.rsca.siblings import SiblingSearch, siblings, write_neighbours
 from chemscale.rsca.stars import Stars
+from chemscale.runtime.observe import Progress, progress_bar
 from chemscale.runtime.run import Run
 from chemscale.survey.store import write_survey
 
@@ -223,3 +226,46 @@ def test_stars_without_a_pixel_are_left_out_and_named(tmp_path):
     left = run.manifest["stages"]["embed"]["facts"]["left_out"]
     assert sorted(left["no_usable_pixel"]) == sorted(ds["star_id"].values.astype(str)[victims])
     assert left["cluster_left_with_one"] == [cluster[cluster != ""][0]]
+
+
+def test_passes_left_follow_the_angle():
+    assert passes_left([0.1], 0.01, 30) == 29  # one angle tells no rate
+    assert passes_left([np.inf, 0.4], 0.01, 30) == 28
+    assert passes_left([0.4, 0.2], 0.01, 30) == 5  # halves: 0.1, 0.05, 0.025, 0.0125, 0.00625
+    assert passes_left([0.4, np.inf, 0.1], 0.01, 30) == 4
+    assert passes_left([0.2, 0.4], 0.01, 30) == 28  # grows
+    assert passes_left([0.2, 0.009], 0.01, 30) == 0
+    assert passes_left([0.2, 0.19], 0.01, 3) == 1
+
+
+def test_a_long_fit_says_how_long(monkeypatch):
+    said: list[str] = []
+    for first, left in ((np.inf, 28), (0.4, 5)):
+        clock = iter([0.0, 100.0, 160.0])
+        monkeypatch.setattr(pipeline.time, "monotonic", lambda clock=clock: next(clock))
+        bar = Progress(30, "", "passes")
+        watch = pipeline._Passes(bar, 0.01, said.append)
+        watch(1, 30, first)
+        watch(2, 30, 0.2)
+        assert (bar.done, bar.total) == (2, 2 + left)
+    assert said == [
+        "a pass takes 60.0 s: at most 28.0 min",
+        "a pass takes 60.0 s: about 5.0 min to go, at most 28.0 min",
+    ]
+
+
+def test_fit_moves_a_bar_and_is_quiet_without_a_terminal(store, tmp_path, monkeypatch, capsys):
+    bars: list[Progress] = []
+
+    @contextmanager
+    def watched(*args, **kwargs):
+        with progress_bar(*args, **kwargs) as bar:
+            bars.append(bar)
+            yield bar
+
+    monkeypatch.setattr(pipeline, "progress_bar", watched)
+    run = fit_run(store, tmp_path / "run", components=4)
+    passes = next(bar for bar in bars if bar.unit == "passes")
+    assert passes.done == passes.total == run.manifest["stages"]["ppca"]["facts"]["passes"] - 1
+    assert "stops at 0.01" in passes.description
+    assert capsys.readouterr().err == ""

@@ -268,3 +268,17 @@ def test_same_seed_gives_the_same_fit_to_the_bit():
     one, two = (MaskedPPCA(8, max_iter=2, random_state=7).fit(flux, mask) for _ in range(2))
     np.testing.assert_array_equal(one.components_, two.components_)
     assert one.loglike_ == two.loglike_
+
+
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+@pytest.mark.parametrize("max_iter", [2, 200])
+def test_progress_is_told_of_every_pass(noise, max_iter):
+    flux, missing = toy(400, 30, 3)
+    ivar = np.full(flux.shape, 100.0)
+    told = []
+    ppca = MaskedPPCA(3, noise=noise, max_iter=max_iter)
+    ppca.fit(da.from_array(flux, chunks=(150, -1)), missing, ivar, progress=lambda *event: told.append(event))
+    assert [done for done, _, _ in told] == list(range(1, len(ppca.loglike_) + 1))
+    assert {most for _, most, _ in told} == {max_iter}
+    assert [angle for _, _, angle in told] == ppca.angle_
+    assert len(told) == ppca.n_passes_ - 1  # the first one only counts pixels
