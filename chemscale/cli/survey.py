@@ -354,9 +354,11 @@ def _show_summary(summary: Any, as_json: bool) -> None:
             f" close the store with: chemscale finalise {escape(summary.path)}",
             highlight=False,
         )
-    rate = summary.n_stars / max(summary.seconds, 1e-9)
+    rate, absent = summary.n_stars / max(summary.seconds, 1e-9), summary.n_members_absent
     console.print(
-        f"{summary.n_stars:,} stars, {summary.n_rejected:,} inputs quarantined; read {human_bytes(summary.bytes_read)},"
+        f"{summary.n_stars:,} stars, {summary.n_rejected - absent:,} inputs quarantined"
+        f"{f', {absent:,} listed members without a spectrum here' if absent else ''};"
+        f" read {human_bytes(summary.bytes_read)},"
         f" wrote {human_bytes(summary.bytes_written)} in {human_seconds(summary.seconds)} ({rate:,.0f} stars/s)",
         highlight=False,
     )

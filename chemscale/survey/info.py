@@ -11,6 +11,7 @@ import numpy as np
 
 from chemscale.runtime.files import Folder
 from chemscale.survey.shards import REJECTED, STATISTICS, Header
+from chemscale.survey.sources.base import absence
 
 #: Bins of the coverage over wavelength.
 WAVELENGTH_BINS = 40
@@ -36,6 +37,7 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         total = _add(total, other)
     rejected: list[dict[str, str]] = []
     used = np.zeros(header.n_pixels, np.int64)
+    absent: dict[str, int] = {}
     for entry in record.segments:
         folder = top.sub(entry["path"])
         rejected += json.loads(folder.read(REJECTED))
@@ -47,6 +49,10 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         float(b.mean()) / max(1, total["n_stars"]) for b in np.array_split(used, WAVELENGTH_BINS) if b.size
     ]
     superseded = sum(e["n_hidden"] for e in record.segments) - sum(s["n_slots"] - s["n_stars"] for s in per_segment)
+    for row in rejected:
+        if lacks := absence(row["reason"]):
+            absent[lacks] = absent.get(lacks, 0) + 1
+    quarantined = [row["reason"] for row in rejected if not absence(row["reason"])]
     return {
         "path": top.root,
         "survey": header.attrs.get("survey", header.survey),
@@ -55,8 +61,9 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "n_stars": record.n_stars,
         "n_slots": sum(int(e["slots"]) for e in record.segments),
         "n_superseded": superseded,
-        "n_rejected": len(rejected),
-        "rejected_by_reason": by_reason([r["reason"] for r in rejected]),
+        "n_rejected": len(quarantined),
+        "rejected_by_reason": by_reason(quarantined),
+        "members_absent": absent,
         "rejected": rejected,
         "n_pixels": header.n_pixels,
         "wavelength": {"first": float(wave[0]), "last": float(wave[-1]), "medium": header.medium, "unit": "Angstrom"},
@@ -175,6 +182,10 @@ def render(info: dict[str, Any], console: Any) -> None:
             f" chunks of {info['layout']['chunk_stars']}",
         ),
     ]
+    if info["members_absent"]:
+        lacking = ", ".join(f"{n:,} {lacks}" for lacks, n in info["members_absent"].items())
+        absent_rows = sum(info["members_absent"].values())
+        rows.append(("not here", f"{absent_rows:,} rows of the membership table: {lacking}"))
     if info["n_superseded"]:
         rows.append(("superseded", f"{info['n_superseded']:,} stars replaced by later revisions"))
     if info["clusters"]:
@@ -184,7 +195,8 @@ def render(info: dict[str, Any], console: Any) -> None:
         facts.add_row(key, escape(str(value)))
     console.print(Panel(facts, title=escape(str(info["path"])), expand=False))
 
-    causes = Table(title="pixels censored, by cause (a pixel may have several)", title_justify="left")
+    console.print("[italic]pixels censored, by cause (a pixel may have several)[/]")
+    causes = Table()
     causes.add_column("cause")
     causes.add_column("fraction", justify="right")
     causes.add_column("")

@@ -42,7 +42,7 @@ from chemscale.survey.shards import (
     dump,
     read_marker,
 )
-from chemscale.survey.sources.base import Rejection, Source
+from chemscale.survey.sources.base import Rejection, Source, absence
 from chemscale.survey.sources.files import of_another_survey
 from chemscale.survey.writing import ShardWriter
 
@@ -82,9 +82,16 @@ class IngestSummary(Shown):
         """JSON-able."""
         return asdict(self)
 
+    @property
+    def n_members_absent(self) -> int:
+        """Rows of a membership table without a spectrum here; `n_rejected` counts them too."""
+        return sum(bool(absence(r.reason)) for r in self.rejected)
+
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"store": self.path, "survey": self.survey, "stars": self.n_stars}
-        facts |= {"quarantined inputs": self.n_rejected, "complete": self.complete}
+        facts |= {"quarantined inputs": self.n_rejected - self.n_members_absent, "complete": self.complete}
+        if self.n_members_absent:
+            facts["listed members without a spectrum here"] = self.n_members_absent
         if self.clusters:
             facts["clusters"] = f"{len(self.clusters)} with {sum(self.clusters.values()):,} members"
         return facts | {"seconds": round(self.seconds, 1)}

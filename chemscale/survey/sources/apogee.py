@@ -34,7 +34,7 @@ from chemscale.survey.sources.apogee_pixels import (
     finish,
     wavelength_grid,
 )
-from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan, absent_member
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.compiled import REASONS
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
@@ -131,10 +131,9 @@ class ApogeeSource:
         held = {item.star_id for item in items}
         for star, (cluster, _) in membership.stars.items():
             if star not in held:
-                reason = f"member of {cluster} in the membership table, but without a spectrum"
-                if self.allstar and star not in notes["catalogue_ids"]:
-                    reason = f"member of {cluster} in the membership table, but not in allStar"
-                rejected.append(Rejection(printable(str(self.members)), reason, star_id=printable(star), stage="plan"))
+                unlisted = self.allstar and star not in notes["catalogue_ids"]
+                lacks = "not in allStar" if unlisted else "without a spectrum"
+                rejected.append(absent_member(printable(str(self.members)), printable(star), cluster, lacks))
         notes.pop("catalogue_ids", None)
         attrs = {
             "survey": "APOGEE",

@@ -38,6 +38,19 @@ class Rejection:
     stage: str = "read"
 
 
+_ABSENT = " in the membership table, but "
+
+
+def absence(reason: str) -> str:
+    """What the survey lacks, where `reason` is that of an :func:`absent_member`; else empty."""
+    return reason.partition(_ABSENT)[2] if reason.startswith("member of ") else ""
+
+
+def absent_member(table: str, star: str, cluster: str, lacks: str = "without a spectrum") -> Rejection:
+    """A star that the membership `table` puts into `cluster`, and the survey lacks."""
+    return Rejection(table, f"member of {cluster}{_ABSENT}{lacks}", star_id=star, stage="plan")
+
+
 @dataclass
 class SurveyPlan:
     """Everything known about a survey before its spectra are read."""

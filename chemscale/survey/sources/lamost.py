@@ -22,7 +22,7 @@ from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
-from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan, absent_member
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import HDU, FitsError, Header, native, read_bytes, scan
@@ -153,8 +153,7 @@ class LamostSource:
                 )
         for star, (cluster, _) in membership.stars.items():
             if star not in seen:
-                reason = f"member of {cluster} in the membership table, but without a spectrum"
-                rejected.append(Rejection(printable(str(self.members)), reason, star_id=printable(star), stage="plan"))
+                rejected.append(absent_member(printable(str(self.members)), printable(star), cluster))
         names = [*table.columns, "ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits"]
         names.append("quality")
         if membership.probability_column:

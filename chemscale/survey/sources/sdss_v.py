@@ -25,7 +25,7 @@ from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.sources import apogee_pixels as apogee
-from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan, absent_member
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import HDU, FitsError, native, read_bytes, scan
@@ -138,8 +138,7 @@ class SdssVSource:
             )
         for star, (cluster, _) in membership.stars.items():
             if star not in seen:
-                reason = f"member of {cluster} in the membership table, but without a spectrum"
-                rejected.append(Rejection(printable(str(self.members)), reason, star_id=printable(star), stage="plan"))
+                rejected.append(absent_member(printable(str(self.members)), printable(star), cluster))
         attrs: dict[str, Any] = {
             "survey": f"SDSS-V MWM {self.instrument.upper()}",
             "resolution": _INSTRUMENTS[self.instrument][4],
