@@ -302,6 +302,8 @@ def anomalies(run: Run, n: int = 8) -> Gallery | None:
     factor = max(1, -(-flux.shape[1] // products.MAX_PIXELS))
     order = [int(np.flatnonzero(ids[rows] == w)[0]) for w in wanted]
     medium = survey["wavelength"].attrs.get("medium", "")
+    blank = int((found.get("causes") or {}).get("no data", 0))
+    strange = max(found.get("flagged", len(ranked)) - blank, 0)
     return Gallery(
         payload={
             "title": f"wavelength (Å, {medium})",
@@ -311,8 +313,9 @@ def anomalies(run: Run, n: int = 8) -> Gallery | None:
         },
         stars=[{"star_id": w, "text": _why(r)} for w, r in zip(wanted, ranked, strict=True)],
         note=(
-            f"{found.get('flagged', len(ranked)):,} of {found.get('stars', len(ids)):,} stars look unlike what the VAE "
-            f"has learned, at a false-alarm rate of {found.get('false_alarm', 0):.1%} on clean held-out stars. "
+            f"{strange:,} of {found.get('stars', len(ids)):,} stars look unlike what the VAE "
+            f"has learned, at a false-alarm rate of {found.get('false_alarm', 0):.1%} on clean held-out stars"
+            f"{f'; {blank:,} more have no usable pixel or no finite score' if blank else ''}. "
             f"The {len(ranked)} strangest:"
         ),
     )

@@ -335,7 +335,9 @@ def _rate(value: float) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
+    if value is None or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, bool):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"

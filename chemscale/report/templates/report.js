@@ -124,7 +124,7 @@
     const shownField = gl ? field : field.slice(0, 2000);
 
     function fill(select, names, chosen) {
-      for (const name of names) { const o = document.createElement("option"); o.value = o.textContent = name; select.append(o); }
+      for (const name of names) { const o = document.createElement("option"); o.value = name; o.textContent = columns[name] ? columns[name].title || name : name; select.append(o); }
       if (names.includes(chosen)) select.value = chosen;
     }
     const names = Object.keys(columns), labelled = E.columns.map((c) => c.name);
@@ -278,8 +278,8 @@
       const seen = part(flux), made = part(model), line = (name, y, colour, axis) => ({ type: "scatter", mode: "lines", name, x: wave, y, line: { width: 1, color: colour }, yaxis: axis, hovertemplate: "%{x:.1f} Å  %{y:.3f}<extra></extra>" });
       defer(el, () => Plotly.newPlot(el, [line("observed", seen, css("--soft"), "y"), line("reconstruction", made, css("--accent"), "y"),
         line("residual", seen.map((v, p) => v === null || made[p] === null ? null : v - made[p]), css("--warm"), "y2")],
-        withTheme({ height: 360, margin: { l: 60, r: 10, t: 30, b: 50 }, legend: { orientation: "h", x: 0, y: 1.12 }, xaxis: { title: { text: A.title }, anchor: "y2", exponentformat: "none" },
-          yaxis: { title: { text: "flux" }, domain: [0.36, 1] }, yaxis2: { title: { text: "residual" }, domain: [0, 0.28] } }), CONFIG));
+        withTheme({ height: 360, margin: { l: 76, r: 10, t: 30, b: 50 }, legend: { orientation: "h", x: 0, y: 1.12 }, xaxis: { title: { text: A.title }, anchor: "y2", exponentformat: "none" },
+          yaxis: { title: { text: "flux" }, domain: [0.36, 1] }, yaxis2: { title: { text: "residual" }, domain: [0, 0.28], nticks: 4 } }), CONFIG));
     }
   }
 })();
