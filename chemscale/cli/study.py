@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
         names: list[str] = typer.Argument(
             None, metavar="[NAME...]", help="Studies to run; `all` for every one; none lists them."
         ),
-        run: str = typer.Option("", "--run", metavar="RUN", help="Run directory of `chemscale rsca fit`."),
+        run: str = typer.Option("", "--run", metavar="RUN", help="Run directory of `rsca fit` or `vae infer`."),
         option: list[str] = typer.Option(
             [], "--option", metavar="NAME.KEY=VALUE", help="A study's own setting, e.g. dataset_size.repeats=20."
         ),

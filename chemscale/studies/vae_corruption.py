@@ -25,9 +25,10 @@ def _sample(context: StudyContext, wanted: np.ndarray, most: int, floor: float) 
             part = ds[["flux", "ivar", "flags"]].isel(star=slice(start, stop))
             f, i, b = (values_here(part[n])[rows] for n in ("flux", "ivar", "flags"))
             cleaned = clean(f, i, b, selected=255, floor=floor)
-            flux.append(cleaned[0])
-            weight.append(cleaned[1])
-            taken += rows.size
+            seen = (cleaned[1] > 0).any(axis=1)  # a star without data has no score: it would void every ROC curve
+            flux.append(cleaned[0][seen])
+            weight.append(cleaned[1][seen])
+            taken += int(seen.sum())
         if taken >= most:
             break
     if taken < 100:
@@ -68,7 +69,7 @@ def compute(context: StudyContext) -> StudyResult:
 STUDY = Study(
     "vae_corruption",
     "Corrupted spectra",
-    "Physics-constrained VAE, Figure 7",
+    "Signor et al. 2025, Figure 7",
     compute,
     {"stars": 2000, "false_alarm": 0.02, "seed": 0},
 )

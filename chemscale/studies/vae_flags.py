@@ -26,7 +26,7 @@ def compute(context: StudyContext) -> StudyResult:
     shown = [c for c, axes in PANELS.items() if all(a in found.labels for a in axes)]
     if not shown:
         raise DataError("no class can be judged: [C/Fe] and [alpha/Fe] are both unknown", "ingest abundances as labels")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     purities = [None, *(float(p) for p in str(context.settings["purities"]).split(",") if p.strip())]
     for purity in purities:
         verdict = apply(found.ds, found.names, abundances=given, purity=purity)
@@ -52,7 +52,9 @@ def compute(context: StudyContext) -> StudyResult:
         ax.set_xlabel(f"{SYMBOLS[a]} (dex)")
         ax.set_ylabel(f"{SYMBOLS[b]} (dex)")
         own = next(r for r in rows if r[0] == name and r[1] == "own")
-        style.panel_letter(ax, f"precision {own[2]:.2f}, recall {own[3]:.2f}", where="upper right")
+        both = {"precision": float(own[2]), "recall": float(own[3])}
+        known = [f"{word} {v:.2f}" for word, v in both.items() if np.isfinite(v)]
+        style.panel_letter(ax, ", ".join(known) or "no such stars, none flagged", where="upper right")
         ax.set_title(TITLES[name])
     axes[0][0].legend(loc="lower left")
     keys = ("class", "purity_asked", "precision", "recall", "flagged", "true")

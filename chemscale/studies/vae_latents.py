@@ -11,6 +11,7 @@ from ..vae import pipeline
 from ..vae.evaluate import LABELS, label_columns, pearson
 from . import style
 from .registry import Study, StudyContext, StudyResult
+from .vae_common import SYMBOLS
 
 
 def compute(context: StudyContext) -> StudyResult:
@@ -43,7 +44,7 @@ def compute(context: StudyContext) -> StudyResult:
                 ends = np.array([x[part].min(), x[part].max()])
                 text = f"{edges[b]:.0f}-{edges[b + 1]:.0f} K"
                 ax.plot(ends, start + slope * ends, color=style.CYCLE[b], ls=style.DASHES[b], label=text)
-        ax.set_xlabel(f"{label} (dex)")
+        ax.set_xlabel(f"{SYMBOLS.get(label, label)} (dex)")
         ax.set_ylabel(f"z {latent}")
     np.atleast_1d(axes)[0].legend()
     numbers = {f"r_{label}": abs(pearson(z[:, k], columns[label])) for k, _, label in shown}
@@ -56,4 +57,4 @@ def compute(context: StudyContext) -> StudyResult:
     )
 
 
-STUDY = Study("vae_latents", "Latents and abundances", "Physics-constrained VAE, Figure 4 and Table 1", compute)
+STUDY = Study("vae_latents", "Latents and abundances", "Signor et al. 2025, Figure 4 and Table 1", compute)
