@@ -54,6 +54,8 @@ def train(
     chemscale vae train survey.zarr --run run --preset paper --device cuda
     chemscale vae train survey.zarr --run run --resume
     """
+    from rich.markup import escape
+
     from ..runtime.observe import progress_bar
     from ..vae import pipeline
     from ..vae.presets import recipe
@@ -87,7 +89,8 @@ def train(
             on_epoch=show,
         )
     console.print(
-        f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out",
+        f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out; "
+        f"next: chemscale vae infer {escape(store)} --run {escape(run)}",
         highlight=False,
     )
     if json:
@@ -111,6 +114,8 @@ def infer(
     """
     from contextlib import nullcontext
 
+    from rich.markup import escape
+
     from ..runtime.cluster import connect
     from ..vae import pipeline
     from . import console, echo_json
@@ -119,7 +124,7 @@ def infer(
         summary = pipeline.infer(store, run, client=client, device=device or None, overwrite=overwrite)
     console.print(
         f"{summary['computed']:,} of {summary['stars']:,} stars in {summary['seconds']:.1f} s "
-        f"({summary['stars_per_s']:,.0f} a second)",
+        f"({summary['stars_per_s']:,.0f} a second); next: chemscale anomalies --run {escape(run)}",
         highlight=False,
     )
     if json:
@@ -146,12 +151,37 @@ def evaluate(
     table = Table("what", "value", box=None)
     for key, value in result.items():
         if isinstance(value, float):
-            table.add_row(key, f"{value:.4f}")
+            table.add_row(_name(key), f"{value:.4f}")
     for name, quality in result["flags"].items():
-        table.add_row(f"{name} precision / recall", f"{quality['precision']:.2f} / {quality['recall']:.2f}")
+        both = [f"{quality[k]:.2f}" if quality[k] == quality[k] else "none" for k in ("precision", "recall")]
+        table.add_row(f"{name.replace('_', ' ')}: precision, recall", ", ".join(both))
     console.print(table)
+    console.print(
+        f"{result['n_held_out']:,} held-out stars; none: no star was flagged (precision), or there is none (recall)",
+        highlight=False,
+    )
     if json:
         echo_json(result)
+
+
+def _name(key: str) -> str:
+    """A number of the evaluation in words."""
+    fixed = {
+        "relative_l2": "relative L2 of the reconstruction, noise subtracted",
+        "relative_l2_observed": "relative L2 to the observed spectrum",
+        "noise_l2": "relative L2 of the noise alone",
+    }
+    if key in fixed:
+        return fixed[key]
+    for start, words in (
+        ("r2_", "R² of {} from the latents (0 = free of it)"),
+        ("rmse_map_", "RMS error of {}, calibrated as for flags (dex)"),
+        ("rmse_", "RMS error of {} (dex)"),
+        ("r_", "correlation of {} with its latent"),
+    ):
+        if key.startswith(start):
+            return words.format(key.removeprefix(start))
+    return key.replace("_", " ")
 
 
 def anomalies(
@@ -172,7 +202,8 @@ def anomalies(
 
     result = pipeline.anomalies(run, false_alarm=false_alarm, top=top)
     table = Table("star", "score", "cause", "chi2", "relative L2", box=None)
-    for row in result["ranked"][:10]:
+    blank = result["causes"].get("no data", 0)
+    for row in [r for r in result["ranked"] if r["cause"] != "no data"][:10]:
         table.add_row(
             escape(row["star_id"]),
             f"{row['score']:.2f}",
@@ -180,8 +211,13 @@ def anomalies(
             f"{row['chi2']:.2f}",
             f"{row['relative_l2']:.4f}",
         )
-    console.print(f"{result['flagged']:,} of {result['stars']:,} stars beyond a false-alarm rate of {false_alarm:g}")
-    console.print(table)
+    console.print(
+        f"{result['flagged'] - blank:,} of {result['stars']:,} stars beyond a false-alarm rate of {false_alarm:g}"
+        + (f", and {blank:,} without a usable pixel or a finite score" if blank else ""),
+        highlight=False,
+    )
+    if table.row_count:
+        console.print(table)
     if json:
         echo_json(result)
 

@@ -160,8 +160,8 @@ def ranked(
     top: int,
     windows: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """The `top` strangest of the anomalous stars, strangest first."""
-    order = np.argsort(-table["score"], kind="stable")
+    """The `top` strangest of the anomalous stars, strangest first; those without data, which tell nothing, last."""
+    order = np.lexsort([-table["score"], table["cause"] == "no data"])
     order = order[table["anomalous"][order]][:top]
     ids = np.asarray(ds["star_id"].values)
     window = np.asarray(ds["local_window"].values)

@@ -210,6 +210,15 @@ def test_causes_name_the_region():
     table = anomalies.score(ds, calibration)
     assert table["cause"][:5].tolist() == ["reconstruction:carbon", "no data", "latent", "window", "filled window"]
     assert table["anomalous"][:5].all()
+    ds = ds.assign(
+        star_id=("star", [f"s{i}" for i in range(n)]),
+        local_window=("star", np.zeros(n, int)),
+        relative_l2=(("star", "part"), chi2),
+    )
+    rows = anomalies.ranked(ds, table, calibration, top=n)
+    scores = [row["score"] for row in rows]
+    assert rows[-1]["star_id"] == "s1" and scores[:-1] == sorted(scores[:-1], reverse=True)  # nothing to see: last
+    assert [r["cause"] for r in anomalies.ranked(ds, table, calibration, top=1)] != ["no data"]
 
 
 # ------------------------------------------------------------------ flags
