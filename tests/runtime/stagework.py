@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ class Running:
         self.out = out
         (out / "reading").unlink(missing_ok=True)
         self.error: BaseException | None = None
+        if stage == "infer" and "poison" in trouble:  # its workers read the store's own blocks, larger than a shard
+            trouble["poison_shard"] = trouble.pop("poison")
         client.register_plugin(Trouble(str(out), **trouble))
         self.thread = threading.Thread(target=self._run, args=(stage, folder, client), daemon=True)
         self.thread.start()
@@ -62,8 +65,9 @@ class Trouble(WorkerPlugin):
 
     name = "trouble"
 
-    def __init__(self, out: str, delay: float = 0.0, poison: int = -1, hungry: int = -1):
+    def __init__(self, out: str, delay: float = 0.0, poison: int = -1, hungry: int = -1, poison_shard: int = -1):
         self.out, self.delay, self.poison, self.hungry = out, delay, poison, hungry
+        self.poison_shard = poison_shard
 
     def setup(self, worker) -> None:
         from chemscale.survey.rows import Segment
@@ -88,6 +92,18 @@ class Trouble(WorkerPlugin):
             return plain(segment, name, start, stop)
 
         Segment.read = read
+        if self.poison_shard >= 0 or "chemscale.vae.inference" in sys.modules:
+            from chemscale.vae.inference import Runner
+
+            call = getattr(Runner, "plain_call", Runner.__call__)
+            Runner.plain_call = call
+
+            def work(runner, shard):
+                if shard.start <= trouble.poison_shard < shard.stop:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(runner, shard)
+
+            Runner.__call__ = work
 
 
 def prepare(folder: Path) -> None:

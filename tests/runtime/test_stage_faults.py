@@ -11,9 +11,12 @@ import signal
 
 import pytest
 import stagework
+import zarr
 from stagework import STAGES, Running, check
 
+from chemscale.errors import ClusterError
 from chemscale.runtime.cluster import connect
+from chemscale.runtime.outcome import ShardsFailed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -48,3 +51,23 @@ def test_worker_out_of_memory(work, local, tmp_path, stage):
     assert running.wait() is None, running.error
     assert (running.out / "was-hungry").exists()
     check(stage, work, running.out)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_poison_is_named(work, local, tmp_path, stage):
+    """Bounded retries; the rest is complete, and the same call does the one part when the poison is gone."""
+    running = Running(stage, work, tmp_path / "out", local, poison=700)
+    error = running.wait()
+    if stage == "fit":  # a sum cannot leave stars out: the error says which
+        assert isinstance(error, ClusterError) and "stars 640 to 768: their worker died" in error.message
+        return
+    assert isinstance(error, ShardsFailed), error
+    assert [(f.key, f.kind) for f in error.failures] == [(5, "killed")]
+    if stage == "embed":
+        done = zarr.open_group(running.out / "embedding.zarr", mode="r").attrs["parts_done"]
+    else:
+        done = sorted(int(f.stem) for f in (running.out / "latents.shards").glob("[0-9]*.json"))
+    assert done == [i for i in range(-(-2572 // stagework.BLOCK)) if i != 5]
+    again = Running(stage, work, tmp_path / "out", local)
+    assert again.wait() is None, again.error
+    check(stage, work, again.out)
