@@ -225,10 +225,10 @@ def training(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         return None
     fig.update_layout(
         height=380,
-        margin={"l": 60, "r": 10, "t": 20, "b": 50},
+        margin={"l": 76, "r": 10, "t": 20, "b": 50},
         xaxis={"title": {"text": "epoch"}},
         yaxis={"title": {"text": "term of the loss"}, "type": "log", "exponentformat": "power"},
-        legend={"orientation": "h", "y": -0.2},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         colorway=[COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky")],
     )
     return figure(fig)
