@@ -15,7 +15,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal, Self
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -23,17 +22,13 @@ import xarray as xr
 from chemscale.display import Shown
 from chemscale.errors import DataError, InputError
 from chemscale.labelled import like, pixels
-from chemscale.statistics.blocks import share_cores
 from chemscale.statistics.ppca_kernels import (
     Model,
-    SharedPass,
-    Stats,
     centred,
     shared_posterior,
-    shared_stats,
 )
-from chemscale.statistics.ppca_kernels_weighted import weigh, weighted_stats
-from chemscale.statistics.ppca_shared import SharedState, Tell, Trace, orthonormal, signed, solve_shared
+from chemscale.statistics.ppca_kernels_weighted import weigh
+from chemscale.statistics.ppca_shared import SharedState, Tell, Trace, signed, solve_shared
 from chemscale.statistics.ppca_source import (
     ArraySource,
     DaskSource,
@@ -43,6 +38,7 @@ from chemscale.statistics.ppca_source import (
     rows_per_block,
     select,
 )
+from chemscale.statistics.ppca_start import WARM_STARS, Runner, sample_unit, warm_start
 from chemscale.statistics.ppca_weighted import solve_weighted
 
 Noise = Literal["shared", "per-pixel"]
@@ -56,8 +52,6 @@ FRESH = SMALL
 SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 250, 3000
 #: Angle at which the subsample has done its work: the statistical error of its axes is larger.
 SUBSAMPLE_TOL = 0.05
-#: Stars and rows per batch of the incremental PCA that starts everything.
-WARM_STARS, WARM_BATCH = 1024, 256
 
 
 class MaskedPPCA(Shown):
@@ -217,7 +211,7 @@ class MaskedPPCA(Shown):
             source.cache()
         small = source.n_stars * n_pixels <= SMALL
         dtype = np.dtype(np.float64 if small or source.dtype == np.float64 else np.float32)
-        runner = _Runner(source, sample, sample_unit(sample), dtype, self.random_state)
+        runner = Runner(source, sample, sample_unit(sample), dtype, self.random_state)
         floor = 1e-13 if dtype == np.float64 else 1e-9
         loglike_tol = self.loglike_tol or max(floor, 1e-3 * self.tol**2)
         solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
@@ -225,13 +219,13 @@ class MaskedPPCA(Shown):
         self._store(model, trace, used, runner.unit, n_stars, float(counts["count"].sum()))
         return self
 
-    def _levels(self, runner: _Runner) -> list[Source]:
+    def _levels(self, runner: Runner) -> list[Source]:
         levels: list[Source] = [runner.source]
         if runner.source.n_stars > 3 * runner.sample.n_stars >= 3 * SUBSAMPLE_MIN:
             levels.insert(0, runner.sample)
         return levels
 
-    def _solve_shared(self, runner: _Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
+    def _solve_shared(self, runner: Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
         guards = max(5, self.n_components // 3)
         model, extra = warm_start(runner, self.n_components, guards)
         state = SharedState(model, extra)
@@ -250,7 +244,7 @@ class MaskedPPCA(Shown):
             )
         return state.model, trace
 
-    def _solve_weighted(self, runner: _Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
+    def _solve_weighted(self, runner: Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
         model, _ = warm_start(runner, self.n_components, 0)
         noise = np.zeros_like(model.mean) if self.intrinsic == "pixel" else 0.0
         model = Model(model.mean, model.basis, model.scale, noise)
@@ -449,95 +443,3 @@ def embed(
         out = np.concatenate([post.latent, np.diagonal(post.covariance, axis1=1, axis2=2)], axis=1)
     out[missing.all(axis=1)] = np.nan
     return out
-
-
-def sample_unit(sample: ArraySource) -> float:
-    """Power of two near the standard deviation of the flux about its mean spectrum.
-
-    Working in this unit keeps float32 away from its limits; a power of two divides exactly, so scaled data give
-    exactly scaled results.
-    """
-    filled = np.where(sample.missing, 0.0, sample.flux)
-    seen = (~sample.missing).sum(axis=0)
-    mean = filled.sum(axis=0) / np.maximum(seen, 1)
-    filled -= mean
-    filled[sample.missing] = 0.0
-    largest = np.abs(filled).max(initial=0.0)
-    if not largest > 1e-12 * np.abs(mean).max(initial=0.0):
-        raise DataError("the flux does not vary from star to star", "check the input: are all spectra alike?")
-    spread = largest * np.sqrt(np.sum((filled / largest) ** 2) / seen.sum())
-    return float(2.0 ** np.round(np.log2(spread)))
-
-
-class _Runner:
-    """Runs the kernels over a source in working units (flux divided by `unit`)."""
-
-    def __init__(self, source: Source, sample: ArraySource, unit: float, dtype: np.dtype, seed: int):
-        self.source, self.sample, self.unit, self.dtype, self.seed = source, sample, unit, dtype, seed
-
-    def warm_sample(self, size: int) -> ArraySource:
-        """A part of the sample, spread evenly."""
-        n = self.sample.n_stars
-        index = np.unique(np.linspace(0, n - 1, min(size, n)).round().astype(int))
-        return ArraySource(self.sample.flux[index], self.sample.missing[index])
-
-    def shared(self, source: Source, task: SharedPass) -> Stats:
-        out = source.reduce(partial(_shared_kernel, task=task, unit=self.unit, dtype=self.dtype))
-        share_cores(1)  # the algebra between passes has the machine to itself
-        return out
-
-    def weighted(self, source: Source, jitter: bool, model: Model) -> Stats:
-        out = source.reduce(partial(_weighted_kernel, model=model, unit=self.unit, dtype=self.dtype, jitter=jitter))
-        share_cores(1)
-        return out
-
-
-def _shared_kernel(
-    flux: np.ndarray, missing: np.ndarray, ivar: Any, *, task: SharedPass, unit: float, dtype: np.dtype
-) -> Stats:
-    return shared_stats(flux, missing, task, dtype, unit)
-
-
-def _weighted_kernel(
-    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray, *, model: Model, unit: float, dtype: np.dtype, jitter: bool
-) -> Stats:
-    return weighted_stats(flux, missing, ivar, model, dtype, jitter, unit)
-
-
-def warm_start(runner: _Runner, k: int, guards: int) -> tuple[Model, np.ndarray]:
-    """First model from dask-ml's IncrementalPCA on mean-filled blocks of a subsample.
-
-    Its `noise_variance_` is biased low for small batches and is not used: the noise comes from the
-    variance the components leave.
-    """
-    from dask_ml.decomposition import IncrementalPCA
-
-    sample = runner.warm_sample(max(WARM_STARS, 8 * (k + guards)))
-    alive = ~sample.missing.all(axis=1)
-    missing = sample.missing[alive]
-    flux = np.where(missing, 0.0, sample.flux[alive]) / runner.unit
-    seen = np.maximum((~missing).sum(axis=0), 1)
-    mean = flux.sum(axis=0) / seen
-    flux -= mean
-    flux[missing] = 0.0
-    n, p = flux.shape
-    want = max(1, min(k + guards, n - 1, p - 1))
-    batch = min(n, max(WARM_BATCH, 2 * want))
-    model = IncrementalPCA(n_components=want, batch_size=batch, random_state=runner.seed)
-    chunks = tuple(len(part) for part in np.array_split(np.arange(n), max(1, n // batch)))
-    # A thousand stars: not worth a trip to the cluster, and dask-ml divides 0 by 0 in its first batch.
-    with dask.config.set(scheduler="synchronous"), np.errstate(divide="ignore", invalid="ignore"):
-        model.fit(da.from_array(flux, chunks=(chunks, -1)))
-    basis, _ = np.linalg.qr(np.asarray(model.components_).T)
-    if basis.shape[1] < k:
-        rng = np.random.default_rng(runner.seed)
-        fill = orthonormal(basis, rng.standard_normal((p, k - basis.shape[1])))
-        basis = np.concatenate([basis, fill], axis=1)
-    variance = np.var(flux @ basis, axis=0)
-    order = np.argsort(variance)[::-1]
-    basis, variance = basis[:, order], variance[order]
-    left = max(float((flux**2).sum() / n - variance[:k].sum()), 1e-12) / max(p - k, 1)
-    noise = left * missing.size / max(float((~missing).sum()), 1.0)
-    scale = np.sqrt(np.maximum(variance[:k] - noise, 1e-3 * noise))
-    mean = mean + flux.mean(axis=0)
-    return Model(mean, basis[:, :k], scale, noise), basis[:, k:]

@@ -23,6 +23,8 @@ from chemscale.statistics import compiled
 Stats = dict[str, np.ndarray]
 #: Larger fractions of missing pixels are cheaper as one dense product.
 SPARSE_MISSING = 0.25
+#: Precision of the prior of a latent, relative to the noise's along an observed axis, at least.
+LEAST_PRECISION = 1e-12
 LOG_2PI = float(np.log(2.0 * np.pi))
 
 
@@ -150,7 +152,8 @@ def shared_posterior(centred_flux: np.ndarray, missing: np.ndarray, model: Model
     k = basis.shape[1]
     noise = float(model.noise)
     system = observed_gram(missing, basis)
-    system[:, np.arange(k), np.arange(k)] += noise / model.scale**2
+    # Where so little is seen that the noise runs to zero, rounding must not leave a star without information singular.
+    system[:, np.arange(k), np.arange(k)] += np.maximum(noise / model.scale**2, LEAST_PRECISION)
     inverse, logdet = invert_spd(system)
     right = (centred_flux @ basis).astype(np.float64)
     latent = np.einsum("nij,nj->ni", inverse, right)

@@ -282,3 +282,14 @@ def test_progress_is_told_of_every_pass(noise, max_iter):
     assert {most for _, most, _ in told} == {max_iter}
     assert [angle for _, _, angle in told] == ppca.angle_
     assert len(told) == ppca.n_passes_ - 1  # the first one only counts pixels
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_noise_that_runs_to_zero_is_no_crash(seed):
+    """Six pixels in ten missing of ten, two components: the likelihood has no bound."""
+    rng = np.random.default_rng(seed)
+    flux, _ = toy(30, 10, 2, seed=1)
+    gone = rng.random((30, 10)) < 0.625
+    ppca = MaskedPPCA(2, max_iter=15).fit(flux, gone)
+    assert np.isfinite(ppca.components_[:, ppca.pixel_used_]).all()
+    np.testing.assert_array_equal(np.isnan(ppca.transform(flux, gone)).any(axis=1), gone.all(axis=1))
