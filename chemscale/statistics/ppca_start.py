@@ -51,11 +51,13 @@ class Runner:
         return ArraySource(self.sample.flux[index], self.sample.missing[index])
 
     def shared(self, source: Source, task: SharedPass) -> Stats:
+        """Sums of one pass of the shared-noise model."""
         out = source.reduce(partial(_shared_kernel, task=task, unit=self.unit, dtype=self.dtype))
         share_cores(1)  # the algebra between passes has the machine to itself
         return out
 
     def weighted(self, source: Source, jitter: bool, model: Model) -> Stats:
+        """Sums of one pass of the per-pixel noise model."""
         out = source.reduce(partial(_weighted_kernel, model=model, unit=self.unit, dtype=self.dtype, jitter=jitter))
         share_cores(1)
         return out
