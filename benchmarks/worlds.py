@@ -151,12 +151,13 @@ def templates(rng: np.random.Generator, n_pixels: int, lines: int, width: tuple[
 def observe(
     rng: np.random.Generator, world: World, flux: np.ndarray, s: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, ...]:
-    """Flux as observed (in place), error, S/N."""
+    """Flux as observed (in place), error, S/N, and the bands: (centre pixel, depth, sigma in pixels) of each."""
     w, (n, p), pad = world, flux.shape, 120
     sky = np.stack([templates(rng, p, 250, (1.2, 2.0), pad) for _ in range(2)])
-    bands = np.zeros(p + 2 * pad)
+    bands, known = np.zeros(p + 2 * pad), []
     for pixel, depth in zip(rng.integers(400, p - 400, 5), (1.0, 0.6, 0.4, 0.3, 0.2), strict=True):
-        bands += depth * np.exp(-0.5 * ((np.arange(len(bands)) - pad - pixel) / rng.uniform(8, 20)) ** 2)
+        known.append((pixel, depth * w.band, rng.uniform(8, 20)))
+        bands += depth * np.exp(-0.5 * ((np.arange(len(bands)) - pad - pixel) / known[-1][2]) ** 2)
     snr = np.clip(w.snr[0] * np.exp(w.snr[1] * rng.standard_normal(n)), 50, 300)
     fibre = rng.uniform(-1, 1, n)
     earth = rng.uniform(-28, 28, n)
@@ -198,18 +199,18 @@ def observe(
     for start in range(0, n, 1000):
         part = error[start : start + 1000]
         part[rng.random(part.shape, np.float32) < w.bad] = 1e10
-    return flux, error, snr
+    return flux, error, snr, np.array(known)
 
 
 def make(world: World, seed: int, emulator: str, n_field: int = 12_000) -> dict[str, np.ndarray]:
-    """Arrays of one survey under the contract's names, with measured labels and abundances."""
+    """Arrays of one survey under the contract's names, with measured labels and abundances; and the true `bands`."""
     rng = np.random.default_rng([seed, 20260])
     s = stars(rng, world, n_field)
     truth = np.c_[s["place"], s["chem"]]
     with np.load(emulator, allow_pickle=False) as e:
         wave, low, high = e["wave"], e["label_lo"], e["label_hi"]
     flux = emulate(emulator, np.clip(truth, low, high))
-    flux, error, snr = observe(rng, world, flux, s)
+    flux, error, snr, bands = observe(rng, world, flux, s)
     n = len(flux)
     e = world.label_error * np.clip(120 / snr, 0.6, 2)
     warm = (s["place"][:, 0] - 4500) / 400
@@ -226,6 +227,7 @@ def make(world: World, seed: int, emulator: str, n_field: int = 12_000) -> dict[
         "fe_h": x_h[:, 0] + 0.02 * e * rng.standard_normal(n), "alpha_m": alpha + 0.02 * e * rng.standard_normal(n),
         "snr": snr, "radial_velocity": s["velocity"], "extinction": s["extinction"],
         "abundance": abundance, "element": np.array(ELEMENTS),
+        "bands": bands,
     }  # fmt: skip
 
 
@@ -240,7 +242,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     arrays = make(WORLDS[args.world], args.seed, args.emulator, args.stars)
-    np.savez(args.out, **{k: v for k, v in arrays.items() if k not in args.without})
+    np.savez(args.out, **{k: v for k, v in arrays.items() if k not in (*args.without, "bands")})
 
 
 if __name__ == "__main__":

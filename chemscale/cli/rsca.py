@@ -1,7 +1,8 @@
-"""`chemscale rsca fit | evaluate | siblings | neighbours | nuisance`: chemical likeness, and what it finds."""
+"""`chemscale rsca fit | evaluate | siblings | neighbours | nuisance | elements`: likeness, and what it finds."""
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the app."""
     verbs = typer.Typer(help="Chemical likeness from spectra (RSCA).", no_args_is_help=True)
     app.add_typer(verbs, name="rsca")
-    for verb in (fit, evaluate, siblings, neighbours, nuisance):
+    for verb in (fit, evaluate, siblings, neighbours, nuisance, elements):
         verbs.command(verb.__name__)(verb)
 
 
@@ -27,7 +28,9 @@ def fit(
         str, typer.Option("--metric", help="paper: the published recipe. auto: also a metric chosen by nested CV.")
     ] = "paper",
     min_members: Annotated[int, typer.Option("--min-members", min=2, help="Smallest cluster that takes part.")] = 2,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start a run on another store anew.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start a run on another store, or a basis that is there, anew.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Worker processes; by default threads of this process.")
     ] = None,
@@ -47,6 +50,7 @@ def fit(
     from . import console, echo_json
     from .survey import _client
 
+    start = perf_counter()
     with _client(workers, cluster):
         done = fit_run(
             store,
@@ -59,7 +63,7 @@ def fit(
         )
     stages = done.manifest["stages"]
     facts = stages["metric"]["facts"]
-    seconds = sum(stages[s].get("wall_s") or 0 for s in ("select", "ppca", "embed", "metric"))
+    seconds = perf_counter() - start
     console.print(
         f"[green]fitted[/] in {seconds:.1f} s; next: chemscale rsca evaluate --run {escape(run)}", highlight=False
     )
@@ -265,3 +269,41 @@ def nuisance(
     console.print(f"{report['removed']} of the axes follow {covariate}", highlight=False, markup=False)
     if json:
         echo_json(report)
+
+
+def elements(
+    run: RunDir,
+    windows: Annotated[
+        str | None,
+        typer.Option("--windows", metavar="FILE", help="CSV: element,low,high in Angstrom. Default: found."),
+    ] = None,
+    components: Annotated[int, typer.Option("--components", min=1, help="Components of each element's basis.")] = 6,
+    n_features: Annotated[int, typer.Option("--n-features", min=1, help="Features kept of each element.")] = 2,
+    json: AsJson = False,
+) -> None:
+    """Likeness in single elements: RSCA on windows around their lines; writes RUN/elements.zarr.
+
+    Without a table of windows they are found where spectra follow the survey's own abundances.
+
+    Example: chemscale rsca elements --run run --windows lines.csv
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..rsca.elements import elements_run
+    from . import console, echo_json
+
+    report = elements_run(run, windows=windows, components=components, n_features=n_features)
+    table = Table("element", "pixels", "doppelganger rate", "|r| with [X/H]", "|r| with v, A_K", box=None)
+    for name, e in report["elements"].items():
+        numbers = [_shown(e[k]) for k in ("correlation", "leak")]
+        table.add_row(escape(name), str(e["pixels"]), f"{e['rate']:.4f} +- {e['rate_error']:.4f}", *numbers)
+    console.print(table)
+    for name, reason in report["left_out"].items():
+        console.print(f"[yellow]{escape(name)} left out:[/] {escape(reason)}", highlight=False)
+    if json:
+        echo_json(report)
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if value == value else "–"

@@ -79,4 +79,6 @@ def _settings(options: list[str], wanted: list[str]) -> dict[str, dict[str, obje
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):  # NaN: nothing to measure, such as a class without a star
+        return f"{value:.4g}" if value == value else "–"
+    return str(value)

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import DataError
-from chemscale.rsca.doppelganger import DoppelgangerRates
 from chemscale.rsca.metric import check_freedom
 from chemscale.rsca.pairs import count_close, median_pair_distance
+from chemscale.rsca.rates import DoppelgangerRates
 from chemscale.rsca.representation import Candidate, Representation
 
 #: Kept dimensions that are tried (as far as K allows).
@@ -242,11 +242,7 @@ def choose_metric(
     first = next(iter(forms.values()))
     evaluation = first.evaluation
     names = evaluation.names
-    if len(names) < 4:
-        raise DataError(
-            f"nested cross-validation needs four clusters, there are {len(names)}",
-            "use --metric paper, or add clusters",
-        )
+    check_clusters(len(names))
     k_max = evaluation.members.shape[1]
     of_fold = np.sort(np.bincount(folds_of(len(names)), weights=first.sizes - 1.0))
     freedom = int(of_fold[:-2].sum())
@@ -286,6 +282,14 @@ def choose_metric(
     )
     table = [{"candidate": search.candidates[i].label(), "leave_one_out": float(scores[i])} for i in order]
     return AutoResult(rates, metric, table)
+
+
+def check_clusters(n: int) -> None:
+    """Refuse fewer clusters than nested cross-validation can do with."""
+    if n < 4:
+        raise DataError(
+            f"nested cross-validation needs four clusters, there are {n}", "use --metric paper, or add some"
+        )
 
 
 def default_ks(k_max: int) -> list[int]:

@@ -12,7 +12,7 @@ from chemscale.errors import DataError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
 from chemscale.rsca.representation import Candidate, Representation, Straightened, continuum_directions, leak_directions
 from chemscale.rsca.stars import CUTS, Stars
-from chemscale.rsca.transport import HELD, MOVED, LabelTransport, SelfTransport, stored_transport
+from chemscale.rsca.transport import HELD, MIN_FRACTION, MOVED, LabelTransport, SelfTransport, stored_transport
 from chemscale.runtime.run import Run
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,9 @@ def auto_forms(stars: Stars) -> tuple[dict[str, np.ndarray], dict[str, LabelTran
         except DataError as err:
             note = note or f"{name}: {err.message}"
             continue
+        if not transport.held_ and not transport.linear_:  # the trend with temperature holds chemistry too
+            note = note or f"{name}: no label of chemistry is known"
+            continue
         transports[name], forms[name] = transport, transport.transform(z, labels)
     return forms, transports, note
 
@@ -71,6 +74,9 @@ def auto_representations(
     stars: Stars, continuum: np.ndarray | None = None
 ) -> tuple[dict[str, Representation], dict[str, LabelTransport], str]:
     """The forms of :func:`auto_forms`, and the plain one straightened by itself, ready for the search.
+
+    Straightened forms are there where chemistry is not known of most members: "straightened" needs no label at all,
+    "straightened-labels" takes out the survey's temperature and gravity.
 
     Parameters
     ----------
@@ -98,9 +104,13 @@ def auto_representations(
         for name, z in coords.items()
     }
     if n >= STRAIGHT_FIELD and not _labelled(stars, transports.get("transported")):
-        forms["straightened"] = Straightened(
-            forms["plain"].evaluation, targets, continuum, weights, forms["plain"].leaks
-        )
+        shared = (forms["plain"].evaluation, targets, continuum, weights, forms["plain"].leaks)
+        forms["straightened"] = Straightened(*shared)
+        known = {name: v for name in MOVED if (v := stars.label(name)) is not None}
+        moved = {name: (v[stars.field_rows], v[stars.member_rows]) for name, v in known.items()}
+        moved = {k: both for k, both in moved.items() if all(np.mean(np.isfinite(v)) >= MIN_FRACTION for v in both)}
+        if moved:
+            forms["straightened-labels"] = Straightened(*shared, moved=moved)
     return forms, transports, note
 
 
@@ -122,9 +132,16 @@ def run_continuum(run: Run) -> np.ndarray | None:
     return directions if len(directions) else None
 
 
-def fit_auto(run: Run) -> tuple[AutoResult, Transports, str]:
-    """Choose and rate the better metric on a run's per-pixel embedding; see :mod:`chemscale.rsca.auto`."""
-    stars = Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
+def fit_auto(run: Run, stars: Stars | None = None) -> tuple[AutoResult, Transports, str]:
+    """Choose and rate the better metric on a run's per-pixel embedding; see :mod:`chemscale.rsca.auto`.
+
+    Parameters
+    ----------
+    run : Run
+    stars : Stars, optional
+        Stars of the run's ``embedding_auto.zarr``, such as without some labels; by default all that it knows.
+    """
+    stars = stars or Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
     forms, by_labels, note = auto_representations(stars, run_continuum(run))
     transports: Transports = dict(by_labels)
     if note:
@@ -133,9 +150,9 @@ def fit_auto(run: Run) -> tuple[AutoResult, Transports, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # clusters without a pair: the evaluation names them
         result = choose_metric(forms, search_forms=search)
-    straight = forms.get("straightened")
-    if straight is not None:
-        transports["straightened"] = straight.view(()).transport  # type: ignore[attr-defined]
+    for name, form in forms.items():
+        if isinstance(form, Straightened):
+            transports[name] = form.view(()).transport
     return result, transports, note
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -20,11 +19,11 @@ import numpy as np
 import xarray as xr
 from dask import compute, delayed
 
-from chemscale.display import Shown, table
 from chemscale.errors import DataError, InputError
 from chemscale.labelled import groups, plain
 from chemscale.rsca.metric import RSCA, FieldMoments, Raw, Scaled, check_members, field_blocks, field_moments
 from chemscale.rsca.pairs import Candidates, PairCuts, count_close, covariate_pair, median_pair_distance
+from chemscale.rsca.rates import DoppelgangerRates
 
 
 class LinearMetric(Protocol):
@@ -41,66 +40,6 @@ class LinearMetric(Protocol):
 
 #: Metrics by name; the values make a fresh, unfitted metric.
 METHODS: dict[str, Callable[[], LinearMetric]] = {"rsca": RSCA, "scaled": Scaled, "raw": Raw}
-
-
-@dataclass(frozen=True, repr=False)
-class DoppelgangerRates(Shown):
-    """Doppelganger rates of one metric.
-
-    Attributes
-    ----------
-    overall : float
-        Mean of the clusters' rates, weighted by their number of members.
-    per_cluster : dict of str to float
-        NaN for a cluster none of whose pairs passes the cuts; `overall` leaves it out.
-    n_members, n_pairs : dict of str to int
-        Members of a cluster, and (member, field) pairs that passed the cuts.
-    median_distance : dict of str to float
-        Median distance of the member pairs: the threshold.
-    method : str
-    n_features : int or None
-    leave_one_out : bool
-    """
-
-    overall: float
-    per_cluster: dict[str, float]
-    n_members: dict[str, int] = field(default_factory=dict)
-    n_pairs: dict[str, int] = field(default_factory=dict)
-    median_distance: dict[str, float] = field(default_factory=dict)
-    method: str = ""
-    n_features: int | None = None
-    leave_one_out: bool = True
-
-    def _title(self) -> str:
-        return f"doppelganger rates, {self.method}" if self.method else "doppelganger rates"
-
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"overall": round(self.overall, 4), "clusters": len(self.per_cluster)}
-        if self.n_features is not None:
-            facts["features"] = self.n_features
-        return facts | {"leave-one-cluster-out": self.leave_one_out}
-
-    def _details(self) -> str:
-        names = sorted(self.per_cluster, key=lambda c: -self.n_members.get(c, 0))
-        rows = [[c, self.n_members.get(c, "–"), f"{self.per_cluster[c]:.4f}"] for c in names]
-        return table(rows, ("cluster", "members", "rate"))
-
-    def to_dataset(self) -> xr.Dataset:
-        """Rates, members, pairs and threshold of every cluster as a Dataset (cluster,); `overall` as an attribute."""
-        names = list(self.per_cluster)
-        columns: dict[str, tuple[Mapping[str, Any], str]] = {
-            "rate": (self.per_cluster, "share of compared field pairs that look as alike as siblings"),
-            "n_members": (self.n_members, "members of the cluster"),
-            "n_pairs": (self.n_pairs, "pairs of a member and a field star that passed the cuts"),
-            "median_distance": (self.median_distance, "median distance of the member pairs, the threshold"),
-        }
-        variables = {
-            name: ("cluster", [values[c] for c in names], {"long_name": meaning})
-            for name, (values, meaning) in columns.items()
-            if all(c in values for c in names)
-        }
-        attrs = {"overall": self.overall, "method": self.method, "leave_one_out": int(self.leave_one_out)}
-        return xr.Dataset(variables, coords={"cluster": names}, attrs=attrs)
 
 
 class Evaluation:
@@ -287,6 +226,12 @@ class Evaluation:
         candidates, gathered = self._cache
         return gathered[j], candidates.allowed[j]
 
+    def candidate_rows(self, j: int) -> np.ndarray | slice:
+        """Rows of the field that :meth:`candidates_of` gathers."""
+        self.candidates_of(j)
+        assert self._cache is not None
+        return self._cache[0].rows[j]
+
     def with_features(self, field: Any, members: Any) -> Evaluation:
         """The same stars, clusters and pair cuts with other coordinates."""
         return Evaluation(
@@ -306,7 +251,7 @@ class Evaluation:
         total = self.field.shape[0]
         if total <= n:
             return self
-        rows = np.linspace(0, total - 1, n).astype(np.int64)
+        rows = evenly(total, n)
 
         def cut(values: Any) -> Any:
             return None if values is None else values[rows]
@@ -356,6 +301,11 @@ class Evaluation:
             n_features=n_features,
             leave_one_out=leave_one_out,
         )
+
+
+def evenly(total: int, n: int) -> np.ndarray:
+    """`n` evenly spaced rows of `total` (all, if they are fewer)."""
+    return np.linspace(0, total - 1, n).astype(np.int64) if total > n else np.arange(total)
 
 
 def _count_block(

@@ -11,9 +11,10 @@ import numpy as np
 
 from chemscale.errors import DataError
 from chemscale.rsca.auto_run import AUTO_FIELD, auto_features, load_auto
-from chemscale.rsca.doppelganger import DoppelgangerRates, Evaluation
+from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import calibrate, pair_ratios
 from chemscale.rsca.pipeline import load_metric
+from chemscale.rsca.rates import DoppelgangerRates
 from chemscale.rsca.stars import Stars
 from chemscale.runtime.run import Run
 from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET

@@ -63,28 +63,53 @@ class Calibration:
         return self.intercept + self.slope * np.asarray(log_ratio, dtype=float)
 
 
-def pair_ratios(
-    evaluation: Evaluation, *, n_features: int | None = None, max_field: int = 20_000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted ln ratios (eq. 5) of sibling pairs and of (member, field) pairs, each from a metric that did not see
-    the cluster. Pair cuts apply to the field pairs; at most `max_field` of them a cluster are drawn.
+@dataclass(frozen=True)
+class Pairs:
+    """Distances of pairs under metrics that have not seen their cluster, and what eq. (5) makes of them.
+
+    Attributes
+    ----------
+    siblings, field : (n,)
+        Distances of sibling pairs and of (member, field star) pairs.
+    sibling_ratio, field_ratio : (n,)
+        Predicted ln ratios, eq. (5).
     """
+
+    siblings: np.ndarray
+    field: np.ndarray
+    sibling_ratio: np.ndarray
+    field_ratio: np.ndarray
+
+
+def held_out_pairs(
+    evaluation: Evaluation, *, n_features: int | None = None, max_field: int = 20_000, seed: int = 0
+) -> Pairs:
+    """Sibling pairs, and (member, field) pairs within the pair cuts, at most `max_field` of these a cluster."""
     rng = np.random.default_rng(seed)
-    siblings, field = [], []
+    columns: list[list[np.ndarray]] = [[], [], [], []]
     for j, name in enumerate(evaluation.names):
         metric: RSCA = evaluation.fit("rsca", train=evaluation.clusters != name)
         matrix = metric.matrix(n_features)
         x = (evaluation.members[evaluation.groups[j]] - evaluation.moments.mean) @ matrix
-        siblings.append(metric.probability_ratio(pdist(x), n_features=n_features, log=True))
         rows, allowed = evaluation.candidates_of(j)
         shape = (len(rows), len(x))
         pairs = np.arange(shape[0] * shape[1]) if allowed is None else np.flatnonzero(allowed)
         if len(pairs) > max_field:
             pairs = rng.choice(pairs, max_field, replace=False)
         star, member = np.unravel_index(pairs, shape)
-        d = np.linalg.norm(rows[star] @ matrix - x[member], axis=1)
-        field.append(metric.probability_ratio(d, n_features=n_features, log=True))
-    return np.concatenate(siblings), np.concatenate(field)
+        found = pdist(x), np.linalg.norm(rows[star] @ matrix - x[member], axis=1)
+        ratios = [metric.probability_ratio(d, n_features=n_features, log=True) for d in found]
+        for column, values in zip(columns, (*found, *ratios), strict=True):
+            column.append(values)
+    return Pairs(*(np.concatenate(c) for c in columns))
+
+
+def pair_ratios(
+    evaluation: Evaluation, *, n_features: int | None = None, max_field: int = 20_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted ln ratios (eq. 5) of sibling pairs and of (member, field) pairs: see :func:`held_out_pairs`."""
+    pairs = held_out_pairs(evaluation, n_features=n_features, max_field=max_field, seed=seed)
+    return pairs.sibling_ratio, pairs.field_ratio
 
 
 def _line(siblings: np.ndarray, field: np.ndarray) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Products in the run directory: ``ppca.zarr``, ``embedding.zarr``, ``rsca.zarr`` 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -17,12 +18,14 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from chemscale._version import __version__
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
+from chemscale.rsca.auto import check_clusters
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
 from chemscale.rsca.metric import RSCA, check_freedom
 from chemscale.rsca.stars import Stars, text
 from chemscale.runtime.observe import Progress, human_seconds, progress_bar
-from chemscale.runtime.run import Run
+from chemscale.runtime.run import Run, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +58,15 @@ def fit_run(
     store : str
         Survey store, path or URL.
     run_path : path
-        Run directory, made if need be. Products of an earlier fit there are replaced.
+        Run directory, made if need be. Products of an earlier fit there are replaced; a basis that the same store,
+        selection and settings gave is kept, with its embedding.
     components : int
         K, the components of the basis; the better metric's own basis has up to
         :data:`~chemscale.rsca.auto_run.AUTO_COMPONENTS` where that is more.
     metric : {"paper", "auto"}
         The paper's recipe alone, or the metric chosen by nested cross-validation beside it.
     overwrite : bool
-        Start a run that is on another store anew.
+        Start a run that is on another store anew, and fit a basis again that is there.
     selection : dict, optional
         Changes to the survey's default cuts (:func:`chemscale.survey.selection.select_stars`).
     progress : callable, optional
@@ -76,7 +80,7 @@ def fit_run(
         No clusters, no field stars, too few stars for K components.
     """
     from chemscale.survey.selection import select_stars
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store import open_survey, store_token
 
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}", f"choose one of: {', '.join(METRICS)}")
@@ -101,9 +105,12 @@ def fit_run(
                 "use fewer components or a larger survey",
             )
         check_freedom(chosen.cluster[chosen.members], components)
+        if metric == "auto":
+            check_clusters(len(chosen.clusters))
     role = np.where(chosen.field, "field", np.where(chosen.members, "member", "unused"))
     say(f"{chosen.field.sum():,} field stars, {chosen.members.sum()} members of {len(chosen.clusters)} clusters")
-    n_pixels = _basis(run, ds, chosen.keep, role, components, "shared", "", say)
+    token = "" if overwrite else store_token(store)
+    n_pixels = _basis(run, ds, chosen.keep, role, components, "shared", "", say, token)
     with run.stage("metric") as stage:
         stars = Stars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
@@ -113,7 +120,7 @@ def fit_run(
     if metric == "auto":
         freedom = int(chosen.members.sum()) - len(chosen.clusters)
         more = auto_components(components, int(chosen.field.sum()), n_pixels, freedom)
-        _basis(run, ds, chosen.keep, role, more, "per-pixel", "_auto", say)
+        _basis(run, ds, chosen.keep, role, more, "per-pixel", "_auto", say, token)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
             result, transports, note = fit_auto(run)
@@ -138,17 +145,28 @@ def _basis(
     noise: str,
     suffix: str,
     say: Callable[[str], None],
+    token: str,
 ) -> int:
-    """Fit a basis and embed every star; the number of pixels used."""
+    """Fit a basis and embed every star, unless that is done (`token`: what the store holds; '' = fit in any case).
+
+    Returns the number of pixels used.
+    """
     from chemscale.statistics.embedding import embed_survey, fit_survey
 
+    chosen = hashlib.sha256("\0".join(role.tolist()).encode()).hexdigest()
+    settings: dict[str, Any] = {"components": components, "noise": noise}
+    inputs = {"store": token, "roles": chosen, "angle": PPCA_ANGLE, "passes": PPCA_PASSES, "chemscale": __version__}
+    key = fingerprint(settings | inputs)
+    if token and (done := _done(run, suffix, key)):
+        say(f"the basis of {components} components ({noise} noise) is there; --overwrite fits it again")
+        return done
     most = f"at most {PPCA_PASSES} passes over {int(keep.sum()):,} spectra"
     say(f"fitting {components} components ({noise} noise): {most}")
-    with run.stage(f"ppca{suffix}", settings={"components": components, "noise": noise}) as stage:
+    with run.stage(f"ppca{suffix}", settings=settings | {"key": key}) as stage:
         with progress_bar(PPCA_PASSES, "counting pixels, fitting a subsample", unit="passes") as bar:
             watch = _Passes(bar, PPCA_ANGLE, say)
-            settings: dict[str, Any] = {"n_components": components, "noise": noise, "progress": watch}
-            model = fit_survey(ds, keep, tol=PPCA_ANGLE, max_iter=PPCA_PASSES, **settings)
+            options: dict[str, Any] = {"n_components": components, "noise": noise, "progress": watch}
+            model = fit_survey(ds, keep, tol=PPCA_ANGLE, max_iter=PPCA_PASSES, **options)
         model.to_dataset().to_zarr(run.file(f"ppca{suffix}.zarr"), mode="w", zarr_format=3, consolidated=False)
         stage.note(
             passes=model.n_passes_,
@@ -158,7 +176,7 @@ def _basis(
             converged=model.converged_ or f"stopped after {PPCA_PASSES} passes",
         )
     say("embedding every star")
-    with run.stage(f"embed{suffix}") as stage:
+    with run.stage(f"embed{suffix}", settings={"key": key}) as stage:
         target, extra = run.file(f"embedding{suffix}.zarr"), {"role": role}
         with progress_bar(ds.sizes["star"], "embedding", unit="stars") as bar:
 
@@ -172,6 +190,14 @@ def _basis(
         stage.note(left_out=_leave_out_empty(target, embedding, role))
         stage.note(stars=int(embedding.sizes["star"]))
     return int(model.pixel_used_.sum())
+
+
+def _done(run: Run, suffix: str, key: str) -> int:
+    """Pixels of a basis that is there with its embedding, made from what `key` stands for; 0 if it is not."""
+    stages = [run.manifest["stages"].get(f"{s}{suffix}", {}) for s in ("ppca", "embed")]
+    same = all(s.get("status") == "done" and s.get("settings", {}).get("key") == key for s in stages)
+    there = run.has(f"ppca{suffix}.zarr") and run.has(f"embedding{suffix}.zarr")
+    return int(stages[0]["facts"]["pixels"]) if same and there else 0
 
 
 class _Passes:

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from scipy.linalg import eigh
 
-from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.doppelganger import Evaluation, evenly
 from chemscale.rsca.metric import pooled_sigma
 from chemscale.rsca.transport import SelfTransport
 
@@ -232,13 +232,26 @@ class Representation:
 
 @dataclass
 class Straightened(Representation):
-    """Coordinates straightened without labels, by what the training clusters show to play their part.
+    """Coordinates straightened without labels of chemistry, by what the training clusters show to play their part.
 
     The axis along which siblings differ most, in units of the noise, stands for temperature and gravity (siblings share
     an isochrone), the two most telling features for metallicity and alpha; with these the coordinates are transported
     as with labels (:class:`chemscale.rsca.transport.SelfTransport`). The field trains the dependence; which axes stand
     for what, clusters decide, so every set of training clusters has a view of its own.
+
+    Attributes
+    ----------
+    moved : dict of str to (n_field,) and (n_members,) arrays
+        Temperature and gravity, where the survey knows them: taken out in the place of the first axis.
     """
+
+    moved: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def with_field_of(self, evaluation: Evaluation) -> Self:
+        out = super().with_field_of(evaluation)
+        n = evaluation.field.shape[0]
+        out.moved = {k: (f[evenly(len(f), n)], m) for k, (f, m) in self.moved.items()}
+        return out
 
     def view(self, left_out: Sequence[int]) -> _StraightView:
         """Straightened without knowing the clusters `left_out`."""
@@ -263,14 +276,18 @@ class _StraightView(Representation):
         self.evaluation, self.targets, self.continuum, self.weights = e, form.targets, form.continuum, form.weights
         self.leaks = form.leaks
         self.groups, self.clusters, self.names = form.groups, form.clusters, form.names
-        self.transport = SelfTransport(e.moments.mean, form.axes(left_out)).fit(form.field_coords())
+        self._labels = {name: of_field for name, (of_field, _) in form.moved.items()}
+        transport = SelfTransport(e.moments.mean, form.axes(left_out), tuple(form.moved))
+        self.transport = transport.fit(form.field_coords(), self._labels)
         moved = self.field_coords()
         self._mean = moved.mean(axis=0)
-        self._measure(self.transport.transform(e.members) - self._mean, np.cov(moved.T))
+        of_members = {name: values for name, (_, values) in form.moved.items()}
+        self._measure(self.transport.transform(e.members, of_members) - self._mean, np.cov(moved.T))
 
     def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
         rows, allowed = self.evaluation.candidates_of(j)
-        return self.transport.transform(rows + self.evaluation.moments.mean) - self._mean, allowed
+        labels = {name: values[self.evaluation.candidate_rows(j)] for name, values in self._labels.items()}
+        return self.transport.transform(rows + self.evaluation.moments.mean, labels) - self._mean, allowed
 
     def field_coords(self) -> np.ndarray:
-        return self.transport.transform(np.asarray(self.evaluation.field, dtype=np.float64))
+        return self.transport.transform(np.asarray(self.evaluation.field, dtype=np.float64), self._labels)

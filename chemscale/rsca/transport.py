@@ -192,7 +192,7 @@ _ARRAYS = ("centre", "spread", "low", "high", "weights", "guess", "residual")
 
 
 class SelfTransport:
-    """Transport by pseudo-labels that are read from the coordinates themselves, where a survey has no labels.
+    """Transport with pseudo-labels read from the coordinates themselves, where a survey does not know chemistry.
 
     Parameters
     ----------
@@ -200,36 +200,41 @@ class SelfTransport:
         Of the field.
     axes : (K, 3)
         Functionals of the centred coordinates: what is taken out, and two that are held.
+    moved : sequence of str
+        Labels of the survey that are taken out instead of the first functional, such as temperature and gravity.
 
     Attributes
     ----------
     transport_ : LabelTransport
-        In the pseudo-labels.
+        In the pseudo-labels and `moved`.
     """
 
     transport_: LabelTransport
 
-    def __init__(self, mean: np.ndarray, axes: np.ndarray):
+    def __init__(self, mean: np.ndarray, axes: np.ndarray, moved: Sequence[str] = ()):
         self.mean, self.axes = np.asarray(mean, dtype=np.float64), np.asarray(axes, dtype=np.float64)
+        self.moved = tuple(moved)
 
-    def _labels(self, coords: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(_PSEUDO, ((coords - self.mean) @ self.axes).T, strict=True))
+    def _labels(self, coords: np.ndarray, labels: Mapping[str, Any] | None) -> dict[str, Any]:
+        pseudo = dict(zip(_PSEUDO, ((coords - self.mean) @ self.axes).T, strict=True))
+        return pseudo | {name: (labels or {})[name] for name in self.moved if name in (labels or {})}
 
-    def fit(self, coords: np.ndarray) -> SelfTransport:
-        """Learn the dependence of field coordinates (n_field, K) on the pseudo-labels."""
+    def fit(self, coords: np.ndarray, labels: Mapping[str, Any] | None = None) -> SelfTransport:
+        """Learn the dependence of field coordinates (n_field, K) on the pseudo-labels, and on `labels` if any."""
         z = np.asarray(coords, dtype=np.float64)
-        self.transport_ = LabelTransport(_PSEUDO[:1], _PSEUDO[1:]).fit(z, self._labels(z))
+        self.transport_ = LabelTransport(self.moved or _PSEUDO[:1], _PSEUDO[1:]).fit(z, self._labels(z, labels))
+        self.moved = tuple(n for n in self.transport_.moved_ if n not in _PSEUDO)
         return self
 
     @property
     def names_(self) -> tuple[str, ...]:
-        """Labels of the survey in use: none."""
-        return ()
+        """Labels of the survey in use."""
+        return self.moved
 
     def transform(self, coords: np.ndarray, labels: Mapping[str, Any] | None = None) -> np.ndarray:
-        """Coordinates (n, K) at the reference; `labels` are not looked at."""
+        """Coordinates (n, K) at the reference; a missing label is estimated from the coordinates."""
         z = np.asarray(coords, dtype=np.float64)
-        return self.transport_.transform(z, self._labels(z))
+        return self.transport_.transform(z, self._labels(z, labels))
 
     def to_dict(self) -> dict[str, Any]:
         """State as plain arrays and JSON values, for storage."""
@@ -238,7 +243,8 @@ class SelfTransport:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> SelfTransport:
         """Inverse of :meth:`to_dict`."""
-        out = cls(state["pseudo_mean"], state["pseudo_axes"])
+        moved = [n for n in state["moved"] if n not in _PSEUDO]
+        out = cls(state["pseudo_mean"], state["pseudo_axes"], moved)
         out.transport_ = LabelTransport.from_dict(state)
         return out
 

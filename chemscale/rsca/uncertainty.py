@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .doppelganger import DoppelgangerRates
+from .rates import DoppelgangerRates
 
 
 def bootstrap(

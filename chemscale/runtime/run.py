@@ -43,6 +43,7 @@ PRODUCTS = {
     "auto.zarr": "the metric chosen by nested cross-validation",
     "auto.json": "what was tried and chosen",
     "evaluation.json": "doppelganger rates",
+    "elements.zarr": "likeness in single elements",
     "siblings.zarr": "the nearest stars of every star",
     "vae": "the trained autoencoder",
     "latents.zarr": "latents, errors and scores of every star",

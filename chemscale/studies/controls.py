@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from ..rsca.auto_run import fit_auto
 from ..rsca.doppelganger import Evaluation
+from ..rsca.stars import Stars
+from ..runtime.run import Run
 from . import style
 from .dataset_size import thin
 from .features import correlation
 from .registry import Study, StudyContext, StudyResult
+
+#: Field stars the better metric's control is made on, at most: it searches anew each time.
+_AUTO_FIELD = 12_000
 
 
 def shuffled(
@@ -38,6 +44,25 @@ def shuffled(
     return again.rates("rsca", n_features=n_features).overall
 
 
+def strangers_auto(run: Run, max_field: int, seed: int) -> float:
+    """Rate of the better metric, its whole search included, on random field stars dealt into clusters."""
+    stars = Stars.read(run, "embedding_auto.zarr", max_field=max_field)
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(stars.field_rows), bool)
+    chosen[rng.choice(len(chosen), len(stars.member_rows), replace=False)] = True
+    control = Stars(
+        stars.embedding,
+        stars.field_rows[~chosen],
+        stars.field_rows[chosen],
+        stars.field[~chosen],
+        stars.field[chosen],
+        rng.permutation(stars.clusters),
+        stars.n_field_total,
+        stars.store,
+    )
+    return fit_auto(run, control)[0].rates.overall
+
+
 def compute(context: StudyContext) -> StudyResult:
     """Rates of clusters that are none, and correlations of the kept features with velocity and extinction."""
     sample, settings = context.sample, context.settings
@@ -48,6 +73,9 @@ def compute(context: StudyContext) -> StudyResult:
     rates = [shuffled(evaluation, cuts, n, seed) for seed in range(int(settings["repeats"]))]
     strangers = [shuffled(evaluation, cuts, n, seed, strangers=True) for seed in range(int(settings["repeats"]))]
     true = evaluation.rates("rsca", n_features=n).overall
+    auto = []
+    if context.run.has("auto.json"):
+        auto = [strangers_auto(context.run, _AUTO_FIELD, seed) for seed in range(int(settings["auto_repeats"]))]
     z = np.asarray(sample.evaluation.fit("rsca").transform(sample.coords[: sample.n_field].astype(float)))
     covariates = [c for c in ("radial_velocity", "extinction", "snr", "teff", "logg") if c in sample.labels]
     rows = []
@@ -57,11 +85,15 @@ def compute(context: StudyContext) -> StudyResult:
             rows.append(("correlation", name, f + 1, r, e))
     rows += [("shuffled_members_rate", "", i, r, np.nan) for i, r in enumerate(rates)]
     rows += [("control_rate", "", i, r, np.nan) for i, r in enumerate(strangers)]
+    rows += [("control_rate_auto", "", i, r, np.nan) for i, r in enumerate(auto)]
     fig, axes = style.figure("page", 0.36, 1, 2)
     axes[0].hist(rates, np.linspace(0, 1, 41), color=style.CYCLE[5], edgecolor="white", label="members dealt anew")
     axes[0].hist(
         strangers, np.linspace(0, 1, 41), color=style.CYCLE[0], histtype="step", label="control: random field stars"
     )
+    for i, rate in enumerate(auto):
+        label = "control of the metric chosen by search" if not i else None
+        axes[0].plot(rate, 0.5, ls="", marker="D", color=style.CYCLE[3], label=label)
     axes[0].axvline(true, color=style.CYCLE[1], ls="--", label="true clusters")
     axes[0].set_xlabel("doppelganger rate")
     axes[0].axvline(0.5, color="black", lw=0.6, ls=":")
@@ -79,6 +111,8 @@ def compute(context: StudyContext) -> StudyResult:
     numbers = {"control_rate": float(np.mean(strangers)), "control_rate_scatter": float(np.std(strangers))}
     numbers |= {"true_rate": true, "shuffled_members_rate": float(np.mean(rates))}
     numbers["shuffled_members_rate_scatter"] = float(np.std(rates))
+    if auto:
+        numbers["control_rate_auto"] = float(np.mean(auto))
     for name in ("radial_velocity", "extinction"):
         if name in covariates:
             numbers[f"largest_correlation_with_{name}"] = float(
@@ -88,7 +122,7 @@ def compute(context: StudyContext) -> StudyResult:
         figure=fig,
         table={key: [r[i] for r in rows] for i, key in enumerate(("what", "label", "number", "value", "error"))},
         columns={
-            "what": "correlation with a label, rate of random field stars (control), rate of members dealt anew",
+            "what": "correlation with a label, or rate: random field stars (control), members dealt anew",
             "label": "survey label",
             "number": "feature (1 = most scaled) or draw",
             "value": "correlation or rate",
@@ -109,5 +143,5 @@ STUDY = Study(
     "Controls: clusters that are none, and leaks",
     "chemscale",
     compute,
-    {"n_features": 3, "repeats": 20, "max_field": 30000},
+    {"n_features": 3, "repeats": 20, "max_field": 30000, "auto_repeats": 2},
 )

@@ -43,6 +43,7 @@ MODULES = {
     "velocity": "velocity",
     "together": "together",
     "per_cluster": "per_cluster",
+    "likeness": "likeness",
     "controls": "controls",
     "vae_latents": "vae_latents",
     "vae_catalogues": "vae_catalogues",

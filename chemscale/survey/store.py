@@ -308,8 +308,18 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
+def store_token(store: str) -> str:
+    """A text that changes whenever a store's contents do: made anew, appended to, or masked otherwise."""
+    folder = Folder(store)
+    return _token(folder, RootRecord.read(folder))
+
+
+def _token(folder: Folder, record: RootRecord) -> str:
+    return digest([record.fingerprint, record.revision, record.n_stars, _modified(folder)])
+
+
 def _open_segments(folder: Folder, record: RootRecord) -> tuple[Segment, ...]:
-    token = digest([record.fingerprint, record.revision, record.n_stars, _modified(folder)])
+    token = _token(folder, record)
     return tuple(
         Segment(folder.sub(e["path"]).root, int(e["slots"]), read_hidden(folder, e), token) for e in record.segments
     )

@@ -231,6 +231,24 @@ def test_self_transport_straightens_without_labels():
     np.testing.assert_allclose(view.field_coords(), again.transform(z[:n]))
 
 
+def test_straightening_by_temperature_and_gravity_needs_no_chemistry():
+    z, labels, clusters, n = giants(6, n=900, n_clusters=7)
+    noise = {"noise": 0.05**2 * np.eye(8)}
+    moved = {k: (labels[k][:n], labels[k][n:].copy()) for k in ("teff", "logg")}
+    moved["teff"][1][3] = np.nan  # estimated from the coordinates
+    form = Straightened(Evaluation(z[:n], z[n:], clusters), noise, moved=moved)
+    plain = Representation(form.evaluation, noise)
+    rates = [choose_metric({"s": f}, ks=[8]).rates.overall for f in (form, plain)]
+    assert rates[0] < 0.8 * rates[1]
+    thin = form.with_field_of(form.evaluation.thinned(500))
+    assert len(thin.moved["logg"][0]) == 500 and thin.view(()).rows(0)[0].shape == (500, 8)
+    transport = form.view(()).transport
+    again = stored_transport(transport.to_dict())
+    assert again.names_ == ("teff", "logg")
+    mine = cut(labels, slice(0, 50))
+    np.testing.assert_array_equal(again.transform(z[:50], mine), transport.transform(z[:50], mine))
+
+
 def test_a_view_does_not_know_the_clusters_left_out():
     z, _, clusters, n = giants(5)
     noise = {"noise": 0.05**2 * np.eye(8)}

@@ -1,6 +1,7 @@
 """From a store to rates and siblings, on a toy survey."""
 
 import json
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,6 +11,7 @@ from helpers import make_survey
 from typer.testing import CliRunner
 
 from chemscale.errors import DataError, InputError, StoreError
+from chemscale.quality.masking import mask_survey
 from chemscale.rsca import pipeline
 from chemscale.rsca.auto_run import auto_features, load_auto
 from chemscale.rsca.doppelganger import doppelganger_rates
@@ -189,6 +191,10 @@ def test_what_the_data_cannot_give(store, tmp_path):
     with pytest.raises(DataError, match="degrees of freedom"):
         fit_run(store, tmp_path / "b", components=45)
     ds = make_survey(60, 2, 5, n_pixels=40, seed=1)
+    write_survey(ds, tmp_path / "two")
+    with pytest.raises(DataError, match="needs four clusters, there are 2"):  # before any pass over the spectra
+        fit_run(str(tmp_path / "two"), tmp_path / "c", components=3, metric="auto")
+    assert not (tmp_path / "c" / "ppca.zarr").exists()
     for name, change in {
         "no cluster with two members": {"cluster": np.full(70, "")},
         "no field stars": {"cluster": np.array(["a", "b"])[np.arange(70) % 2]},
@@ -269,3 +275,27 @@ def test_fit_moves_a_bar_and_is_quiet_without_a_terminal(store, tmp_path, monkey
     assert passes.done == passes.total == run.manifest["stages"]["ppca"]["facts"]["passes"] - 1
     assert "stops at 0.01" in passes.description
     assert capsys.readouterr().err == ""
+
+
+def test_a_basis_that_is_there_is_kept_until_store_or_settings_change(tmp_path):
+    path, run = str(tmp_path / "s.zarr"), tmp_path / "run"
+    write_survey(make_survey(300, 6, 6, n_pixels=60, seed=6), path)
+    said: list[str] = []
+
+    def fits(**settings):
+        said.clear()
+        stages = fit_run(path, run, progress=said.append, **{"components": 4, **settings}).manifest["stages"]
+        return not any("is there" in text for text in said), stages["ppca"]["started"]
+
+    assert fits()[0]
+    coords = xr.open_zarr(run / "embedding.zarr", consolidated=False)["coords"].values
+    assert not fits()[0]
+    assert fits(components=5)[0]
+    assert fits()[0]
+    np.testing.assert_array_equal(xr.open_zarr(run / "embedding.zarr", consolidated=False)["coords"].values, coords)
+    assert not fits(metric="auto")[0] and (run / "auto.json").exists()
+    assert fits(overwrite=True)[0]
+    mask_survey(path, find=(), windows=[(15001.0, 15003.0)])
+    assert fits()[0]
+    shutil.rmtree(run / "embedding.zarr")
+    assert fits()[0]

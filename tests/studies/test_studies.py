@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from chemscale import doppelganger_rates
 from chemscale.cli import build
 from chemscale.errors import DataError, InputError
+from chemscale.rsca.pipeline import fit_run
 from chemscale.rsca.uncertainty import bootstrap
-from chemscale.studies import dataset_size, registry, style, together
+from chemscale.studies import controls, dataset_size, likeness, registry, style, together
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.features import correlation
 from chemscale.studies.sample import Sample
+from chemscale.survey.store import write_survey
 
 SETTINGS = {
     "kept_dimensions": {"restarts": 2, "restart_stars": 300},
@@ -93,6 +95,27 @@ def test_dataset_size_rates_only_clusters_it_was_not_trained_on(run):
     expected = e.rates(matrices={e.names[-1]: rsca.matrix()}).overall
     assert dataset_size.held_out_rate(e, chosen, 6) == pytest.approx(expected)
     assert np.isnan(dataset_size.held_out_rate(e, chosen[:1], 6))  # 5 degrees of freedom for 6 components
+
+
+def test_likeness_falls_with_distance_and_bins_are_right(run, done):
+    numbers = done[0]["likeness"]["numbers"]
+    assert 0.2 < numbers["slope"] < 1.2  # the scatter of six stars is underestimated: overconfident
+    rows = table(run, "likeness")
+    chance = [float(r["probability_corrected"]) for r in rows]
+    assert chance == sorted(chance, reverse=True) and 0 <= chance[-1] < chance[0] <= 1
+    near, far = np.array([0.1, 0.2, 0.9]), np.array([0.3, 1.5, 1.7, 1.9])
+    ratio, error = likeness.shares(near, far, np.array([0.0, 1.0, 2.0, 3.0]))
+    assert ratio[0] == pytest.approx(np.log(1.0 / 0.25)) and error[0] == pytest.approx(np.sqrt(1 / 3 + 1))
+    assert np.isnan(ratio[1:]).all()
+
+
+def test_the_better_metric_has_no_leak_into_its_control(tmp_path):
+    folder = tmp_path / "auto"
+    folder.mkdir()
+    write_survey(toy_survey(seed=8), folder / "s.zarr")
+    made = fit_run(str(folder / "s.zarr"), folder / "run", components=6, metric="auto")
+    rates = [controls.strangers_auto(made, 400, seed) for seed in range(2)]
+    assert 0.35 < np.mean(rates) < 0.65
 
 
 def test_shuffled_clusters_are_near_one_half(done):
