@@ -24,7 +24,7 @@ import dask.array as da
 import numpy as np
 import psutil
 import xarray as xr
-from passes import PIXELS, USED, used_pixels
+from passes import PIXELS, used_pixels
 
 from chemscale.schema import PAPER_ELEMENTS, VARIABLES, Flag, variable_attrs
 
@@ -41,38 +41,43 @@ def latents() -> tuple[np.ndarray, np.ndarray]:
     return z, np.array([""] * FIELD + [f"Cluster {i:02d}" for i in which], dtype=object)
 
 
-def axes() -> np.ndarray:
-    """Directions of the latents in flux, (K, USED); chemistry is spread over the strong and the weak."""
+def used_of(pixels: int) -> np.ndarray:
+    """Used pixels: all but the gaps of the full grid."""
+    return used_pixels() if pixels == PIXELS else np.ones(pixels, bool)
+
+
+def axes(pixels: int) -> np.ndarray:
+    """Directions of the latents in flux, (K, used pixels); chemistry is spread over the strong and the weak."""
     rng = np.random.default_rng(1)
-    basis = np.linalg.qr(rng.standard_normal((USED, K)))[0].T
+    basis = np.linalg.qr(rng.standard_normal((used_of(pixels).sum(), K)))[0].T
     scale = rng.permutation(np.geomspace(2.0, 0.06, K))
     return (basis * scale[:, None]).astype("f4")
 
 
-def spectra(start: int, z: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def spectra(start: int, z: np.ndarray, basis: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """flux, ivar, flags of one block of stars."""
     rng = np.random.default_rng([2, start])
-    n, used = len(z), used_pixels()
-    flux, ivar = np.zeros((n, PIXELS), "f4"), np.zeros((n, PIXELS), "f4")
-    flags = np.full((n, PIXELS), int(Flag.GAP), "u1")
+    n, used = len(z), used_of(pixels)
+    flux, ivar = np.zeros((n, pixels), "f4"), np.zeros((n, pixels), "f4")
+    flags = np.full((n, pixels), int(Flag.GAP), "u1")
     sigma = np.exp(rng.normal(np.log(0.008), 0.4, (n, 1))).astype("f4")
-    flux[:, used] = 1 + z @ basis + sigma * rng.standard_normal((n, USED), dtype="f4")
+    flux[:, used] = 1 + z @ basis + sigma * rng.standard_normal((n, used.sum()), dtype="f4")
     ivar[:, used] = 1 / sigma**2
-    flags[:, used] = (rng.random((n, USED), dtype="f4") < 0.03) * np.uint8(Flag.SURVEY_BAD)
+    flags[:, used] = (rng.random((n, used.sum()), dtype="f4") < 0.03) * np.uint8(Flag.SURVEY_BAD)
     return flux, ivar, flags
 
 
-def survey() -> xr.Dataset:
+def survey(pixels: int) -> xr.Dataset:
     """The lazy survey."""
     z, cluster = latents()
     n, rng = len(z), np.random.default_rng(3)
     rows = tuple(min(BLOCK, n - s) for s in range(0, n, BLOCK))
     edges = np.concatenate([[0], np.cumsum(rows)])
-    one, basis = dask.delayed(spectra, nout=3), dask.delayed(axes())
-    parts = [one(int(a), z[a:b], basis) for a, b in itertools.pairwise(edges)]
+    one, basis = dask.delayed(spectra, nout=3), dask.delayed(axes(pixels))
+    parts = [one(int(a), z[a:b], basis, pixels) for a, b in itertools.pairwise(edges)]
     data = {}
     for i, (name, dtype) in enumerate((("flux", "f4"), ("ivar", "f4"), ("flags", "u1"))):
-        pieces = [da.from_delayed(p[i], (r, PIXELS), dtype) for p, r in zip(parts, rows, strict=True)]
+        pieces = [da.from_delayed(p[i], (r, pixels), dtype) for p, r in zip(parts, rows, strict=True)]
         data[name] = (("star", "wavelength"), da.concatenate(pieces), variable_attrs(name))
     abundance = z[:, :CHEMICAL] @ rng.normal(0, 0.1, (CHEMICAL, 21)) + 0.02 * rng.standard_normal((n, 21))
     nights = rng.integers(58000, 58040, (n, 2))
@@ -93,7 +98,7 @@ def survey() -> xr.Dataset:
         spec = VARIABLES[name]
         dtype = object if spec.dtype == "str" else spec.dtype
         data[name] = (spec.dims, np.asarray(values).astype(dtype), variable_attrs(name))
-    wave = 10 ** (4.179 + 6e-6 * np.arange(PIXELS))
+    wave = 10 ** (4.179 + 6e-6 * np.arange(pixels))
     coords = {
         "wavelength": ("wavelength", wave, variable_attrs("wavelength") | {"medium": "vacuum"}),
         "element": ("element", np.array(PAPER_ELEMENTS, dtype=object), variable_attrs("element")),
@@ -101,7 +106,7 @@ def survey() -> xr.Dataset:
     return xr.Dataset(data, coords, {"survey": "toy", "normalisation": "continuum-normalised"})
 
 
-def build(store: str, run_path: str) -> None:
+def build(store: str, run_path: str, pixels: int) -> None:
     """Write the survey; fit its basis on part of the stars, embed all."""
     from chemscale.rsca.metric import RSCA
     from chemscale.rsca.pipeline import metric_dataset
@@ -112,7 +117,7 @@ def build(store: str, run_path: str) -> None:
 
     start = time.perf_counter()
     if not Path(store).exists():
-        write_survey(survey(), store)
+        write_survey(survey(pixels), store)
     print(f"store after {time.perf_counter() - start:.0f} s", flush=True)
     ds = open_survey(store)
     member = ds["cluster"].values.astype(str) != ""
@@ -174,13 +179,14 @@ def main() -> None:
     one = verbs.add_parser("build")
     one.add_argument("store")
     one.add_argument("run")
+    one.add_argument("--pixels", type=int, default=PIXELS, help="Fewer make a survey whose pixel studies cost less.")
     two = verbs.add_parser("measure")
     two.add_argument("run")
     two.add_argument("names", nargs="+")
     two.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "studies.json")
     args = parser.parse_args()
     if args.verb == "build":
-        build(args.store, args.run)
+        build(args.store, args.run, args.pixels)
     else:
         measure(args.run, args.names, args.out)
 
