@@ -210,6 +210,54 @@ def invert_spd(matrices, inverse, logdet):
     return good
 
 
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def solve_missing(latent2, share, scale, rows):
+    """Solves ``(1 - share scale_i U_ij scale_j) x = row`` for every pixel by Cholesky, in place.
+
+    Parameters
+    ----------
+    latent2 : ndarray (P, K, K)
+        U of every pixel, symmetric.
+    share : float
+    scale : ndarray (K,)
+    rows : ndarray (P, K), float64
+        Right-hand sides; left alone where the system is not positive definite.
+    """
+    n, k = rows.shape
+    low = np.zeros((k, k))
+    x = np.zeros(k)
+    for s in range(n):
+        u = latent2[s]
+        good = True
+        for j in range(k):
+            row = low[j]
+            for i in range(j):
+                other = low[i]
+                t = -share * scale[j] * np.float64(u[j, i]) * scale[i]
+                for q in range(i):
+                    t -= row[q] * other[q]
+                row[i] = t * other[i]
+            t = 1.0 - share * scale[j] * np.float64(u[j, j]) * scale[j]
+            for q in range(j):
+                t -= row[q] * row[q]
+            if not t > 0.0:
+                good = False
+                break
+            row[j] = 1.0 / np.sqrt(t)
+        if not good:
+            continue
+        for j in range(k):
+            t = rows[s, j]
+            for q in range(j):
+                t -= low[j, q] * x[q]
+            x[j] = t * low[j, j]
+        for j in range(k - 1, -1, -1):
+            x[j] *= low[j, j]
+            for q in range(j):
+                x[q] -= low[j, q] * x[j]
+            rows[s, j] = x[j]
+
+
 @njit(nogil=True, cache=True)
 def weigh(flux, ivar, missing, scale, mean, extra, sums, x, weight, weighted):
     """Centred flux, weights ``1 / (1 / ivar + extra)`` and their product, in one sweep.

@@ -48,10 +48,12 @@ Intrinsic = Literal["none", "global", "pixel"]
 SMALL = 20_000_000
 #: Beyond this many values the moments over missing pixels are computed in the first pass of a level only.
 FRESH = SMALL
-#: Stars of the subsample the full passes start from, as a multiple of K and at least.
-SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 250, 3000
-#: Angle at which the subsample has done its work: the statistical error of its axes is larger.
-SUBSAMPLE_TOL = 0.05
+#: Stars of the subsample the full passes start from: a quarter of all, at most this multiple of K (and at least).
+SUBSAMPLE_SHARE, SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 4, 250, 3000
+#: Tolerance of small problems (solved in float64) and of others.
+TOL, LARGE_TOL = 1e-5, 1e-3
+#: Angle at which the subsample has done its work (the statistical error of its axes is larger), and passes at most.
+SUBSAMPLE_TOL, SUBSAMPLE_PASSES = 0.1, 8
 
 
 class MaskedPPCA(Shown):
@@ -63,9 +65,10 @@ class MaskedPPCA(Shown):
         K, the number of latent dimensions.
     noise : {"shared", "per-pixel"}
         Noise model; ``"per-pixel"`` needs `ivar` in :meth:`fit` and :meth:`transform`.
-    tol : float
+    tol : float, optional
         Stop when the estimated largest principal angle (radian) between the components and the
-        maximum-likelihood ones falls below this.
+        maximum-likelihood ones falls below this. Default: 1e-5 for up to 20 million values (solved in
+        float64), 1e-3 for more; the statistical error of the axes is far larger.
     loglike_tol : float, optional
         Stop, too, when the log-likelihood changed by less than this relative amount over the last three
         passes. Default: ``tol**2 / 1000``, at least 1e-13 in float64 and 1e-9 in float32 (the noise of its sums).
@@ -122,7 +125,7 @@ class MaskedPPCA(Shown):
         n_components: int = 30,
         *,
         noise: Noise = "shared",
-        tol: float = 1e-5,
+        tol: float | None = None,
         loglike_tol: float | None = None,
         max_iter: int = 200,
         intrinsic: Intrinsic = "pixel",
@@ -136,7 +139,7 @@ class MaskedPPCA(Shown):
             raise InputError(f"n_components = {n_components!r}, must be a positive integer", "30 is the paper's choice")
         self.n_components = int(n_components)
         self.noise: Noise = noise
-        self.tol = float(tol)
+        self.tol = None if tol is None else float(tol)
         self.loglike_tol = loglike_tol
         self.max_iter = int(max_iter)
         self.intrinsic: Intrinsic = intrinsic
@@ -191,9 +194,7 @@ class MaskedPPCA(Shown):
             As in :meth:`fit`.
         """
         k = self.n_components
-        size = max(SUBSAMPLE_PER_COMPONENT * k, SUBSAMPLE_MIN)
-        if source.n_stars <= 3 * size:
-            size = max(WARM_STARS, 16 * k)
+        size = subsample_size(source.n_stars, source.n_pixels, k)
         rng = np.random.default_rng(self.random_state)
         index = np.sort(rng.choice(source.n_stars, min(size, source.n_stars), replace=False))
         counts, block = source.survey(index)
@@ -210,22 +211,25 @@ class MaskedPPCA(Shown):
         if isinstance(source, DaskSource) and source.nbytes <= keep_bytes:
             source.cache()
         small = source.n_stars * n_pixels <= SMALL
+        tol = self.tol if self.tol is not None else TOL if small else LARGE_TOL
         dtype = np.dtype(np.float64 if small or source.dtype == np.float64 else np.float32)
-        runner = Runner(source, sample, sample_unit(sample), dtype, self.random_state)
+        runner = Runner(source, sample, sample_unit(sample), dtype, self.random_state, small)
         floor = 1e-13 if dtype == np.float64 else 1e-9
-        loglike_tol = self.loglike_tol or max(floor, 1e-3 * self.tol**2)
+        loglike_tol = self.loglike_tol or max(floor, 1e-3 * tol**2)
         solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
-        model, trace = solve(runner, loglike_tol, progress)
+        model, trace = solve(runner, tol, loglike_tol, progress)
         self._store(model, trace, used, runner.unit, n_stars, float(counts["count"].sum()))
         return self
 
     def _levels(self, runner: Runner) -> list[Source]:
         levels: list[Source] = [runner.source]
-        if runner.source.n_stars > 3 * runner.sample.n_stars >= 3 * SUBSAMPLE_MIN:
+        if runner.source.n_stars >= SUBSAMPLE_SHARE * runner.sample.n_stars and not runner.small:
             levels.insert(0, runner.sample)
         return levels
 
-    def _solve_shared(self, runner: Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
+    def _solve_shared(
+        self, runner: Runner, tol: float, loglike_tol: float, progress: Tell | None
+    ) -> tuple[Model, Trace]:
         guards = max(5, self.n_components // 3)
         model, extra = warm_start(runner, self.n_components, guards)
         state = SharedState(model, extra)
@@ -235,16 +239,18 @@ class MaskedPPCA(Shown):
             state, trace = solve_shared(
                 partial(runner.shared, level),
                 state,
-                tol=self.tol if full else max(self.tol, SUBSAMPLE_TOL),
+                tol=tol if full else max(tol, SUBSAMPLE_TOL),
                 loglike_tol=loglike_tol if full else 1e-7,
-                max_iter=self.max_iter if full else 30,
+                max_iter=self.max_iter if full else min(SUBSAMPLE_PASSES, self.max_iter),
                 guards=guards,
                 fresh_moments=level.n_stars * level.n_pixels <= FRESH,
                 progress=progress if full else None,
             )
         return state.model, trace
 
-    def _solve_weighted(self, runner: Runner, loglike_tol: float, progress: Tell | None) -> tuple[Model, Trace]:
+    def _solve_weighted(
+        self, runner: Runner, tol: float, loglike_tol: float, progress: Tell | None
+    ) -> tuple[Model, Trace]:
         model, _ = warm_start(runner, self.n_components, 0)
         noise = np.zeros_like(model.mean) if self.intrinsic == "pixel" else 0.0
         model = Model(model.mean, model.basis, model.scale, noise)
@@ -254,9 +260,9 @@ class MaskedPPCA(Shown):
             model, trace = solve_weighted(
                 partial(runner.weighted, level, self.intrinsic != "none"),
                 model,
-                tol=self.tol if full else max(self.tol, SUBSAMPLE_TOL),
+                tol=tol if full else max(tol, SUBSAMPLE_TOL),
                 loglike_tol=loglike_tol if full else 1e-7,
-                max_iter=self.max_iter if full else 30,
+                max_iter=self.max_iter if full else min(SUBSAMPLE_PASSES, self.max_iter),
                 intrinsic=self.intrinsic,
                 progress=progress if full else None,
             )
@@ -384,7 +390,7 @@ class MaskedPPCA(Shown):
             "n_components": self.n_components,
             "noise": self.noise,
             "intrinsic": self.intrinsic,
-            "tol": self.tol,
+            "tol": "default" if self.tol is None else self.tol,
             "max_iter": self.max_iter,
             "random_state": self.random_state,
             "n_passes": self.n_passes_,
@@ -402,7 +408,7 @@ class MaskedPPCA(Shown):
         out = cls(
             int(a["n_components"]),
             noise=a["noise"],
-            tol=float(a["tol"]),
+            tol=None if a["tol"] == "default" else float(a["tol"]),
             max_iter=int(a["max_iter"]),
             intrinsic=a["intrinsic"],
             random_state=int(a["random_state"]),
@@ -419,6 +425,14 @@ class MaskedPPCA(Shown):
         out.n_passes_, out.n_stars_ = int(a["n_passes"]), int(a["n_stars"])
         out.converged_ = str(a["converged"])
         return out
+
+
+def subsample_size(n_stars: int, n_pixels: int, k: int) -> int:
+    """Stars of the subsample a fit starts from."""
+    least = max(WARM_STARS, 16 * k)
+    if n_stars * n_pixels <= SMALL:
+        return least
+    return max(least, min(n_stars // SUBSAMPLE_SHARE, max(SUBSAMPLE_PER_COMPONENT * k, SUBSAMPLE_MIN)))
 
 
 def _embed_block(flux: np.ndarray, *others: np.ndarray, names: tuple[str, ...], kernel: Any) -> np.ndarray:

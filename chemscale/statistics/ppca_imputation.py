@@ -115,9 +115,7 @@ def newton_rows(residual: np.ndarray, spread: np.ndarray, latent2: np.ndarray | 
     if latent2 is None:
         return residual / spread
     root = np.sqrt(spread)
-    system = np.eye(len(spread)) - MOST_MISSING * latent2 / (root[:, None] * root)
-    inverse, logdet = np.empty_like(system), np.empty(len(system))
-    compiled.invert_spd(system, inverse, logdet)
+    rows = residual / root
     # Where the moments (of an earlier pass) say more is missing than there is, the plain residual has to do.
-    inverse[~np.isfinite(logdet)] = np.eye(len(spread))
-    return np.einsum("pk,pkl->pl", residual / root, inverse) / root
+    compiled.solve_missing(latent2, MOST_MISSING, 1.0 / root, rows)
+    return rows / root

@@ -15,6 +15,7 @@ what lets the big matrix products run in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -92,12 +93,12 @@ def pack(matrices: np.ndarray) -> np.ndarray:
     return matrices[:, i, j]
 
 
-def unpack(packed: np.ndarray, k: int) -> np.ndarray:
-    """Symmetric matrices (N, K, K), float64, from their upper triangles (N, K(K+1)/2)."""
+def unpack(packed: np.ndarray, k: int, dtype: Any = np.float64) -> np.ndarray:
+    """Symmetric matrices (N, K, K) from their upper triangles (N, K(K+1)/2)."""
     i, j = np.triu_indices(k)
     position = np.empty((k, k), dtype=np.intp)
     position[i, j] = position[j, i] = np.arange(i.size)
-    return packed.astype(np.float64)[:, position.ravel()].reshape(-1, k, k)
+    return packed.astype(dtype)[:, position.ravel()].reshape(-1, k, k)
 
 
 def invert_spd(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

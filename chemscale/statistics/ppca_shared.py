@@ -25,13 +25,16 @@ from chemscale.statistics.ppca_kernels import Model, SharedPass, Stats, unpack
 
 #: A pixel missing in more than this fraction of the stars is fitted by regression.
 RARE_FRACTION = 0.6
-#: Angle below which the eigenproblem outside the search space is solved to first order.
-LINEAR = 0.1
+#: Tangent of the largest angle by which a basis is turned beyond its search space in one step.
+LARGEST_TURN = 1.0
+#: Distances to the linearised solution up to which it is trusted: at first, and once a step has overshot.
+FAR, NEAR = 3.0, 0.1
 #: The part of a step expected to be left to the next one, at least.
 LEAST_LEFT = 0.05
 #: Tighter tolerances than this also ask for a settled log-likelihood: one more pass.
 LOOSE = 1e-4
-
+#: Tighter tolerances than this take the moments over missing pixels from all stars, looser ones from the subsample.
+LAGGED_TOL = 1e-3
 
 #: Told after each pass: its number, the largest number there may be, the estimated angle to the solution (radian;
 #: infinite where the pass was a step back).
@@ -56,6 +59,7 @@ class SharedState:
     extra: np.ndarray
     lag: Lagged | None = None
     rare: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    reach: float = FAR
 
 
 @dataclass
@@ -63,9 +67,10 @@ class Lagged:
     """Per star, moments over the stars missing each pixel, of the pass that asked for them last."""
 
     basis: np.ndarray
+    fraction: np.ndarray  # (P,): of the stars that miss each pixel
     covariance: np.ndarray  # (P, K): posterior covariance of the missing values, less noise, acting on `basis`
     diagonal: np.ndarray  # (P,): its diagonal, enough for the search directions
-    latent2: np.ndarray  # (P, K, K): second moments of the latents
+    latent2: np.ndarray  # (P, K, K) float32: second moments of the latents; they steer, they do not enter the solution
 
     @classmethod
     def from_stats(cls, stats: Stats, model: Model, missing: np.ndarray) -> Lagged:
@@ -74,12 +79,29 @@ class Lagged:
         cov = np.einsum("pi,pij->pj", model.basis, unpack(stats["missing_cov"], k))
         acting = (cov * (1.0 + noise / model.scale**2) - noise * missing[:, None] * model.basis) / n
         diagonal = np.einsum("pj,pj->p", cov, model.basis) / n
-        return cls(model.basis, acting, diagonal, unpack(stats["missing_latent2"], k) / n)
+        latent2 = unpack(stats["missing_latent2"], k, np.float32) / np.float32(n)
+        return cls(model.basis, missing / n, acting, diagonal, latent2)
+
+    def scaled(self, fraction: np.ndarray) -> Lagged:
+        """The same moments per star missing a pixel, where `fraction` of the stars miss it: for a larger sample."""
+        if np.array_equal(fraction, self.fraction):
+            return self
+        ratio = np.divide(fraction, self.fraction, out=np.zeros_like(fraction), where=self.fraction > 0)
+        return Lagged(
+            self.basis,
+            fraction,
+            self.covariance * ratio[:, None],
+            self.diagonal * ratio,
+            self.latent2 * ratio[:, None, None].astype(np.float32),
+        )
 
     def turned(self, basis: np.ndarray) -> np.ndarray:
         """:attr:`latent2` for the latents of another basis of (nearly) the same space."""
-        turn = self.basis.T @ basis
-        return turn.T @ self.latent2 @ turn
+        turn = (self.basis.T @ basis).astype(np.float32)
+        k = len(turn)
+        # Two large matrix products; as P small ones they take ten times as long.
+        half = (self.latent2.reshape(-1, k) @ turn).reshape(-1, k, k).transpose(0, 2, 1)
+        return (np.ascontiguousarray(half).reshape(-1, k) @ turn).reshape(-1, k, k)
 
 
 def orthonormal(against: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -127,8 +149,9 @@ def solve_shared(
     run : callable
         Sums :func:`~chemscale.statistics.ppca_kernels.shared_stats` over all blocks; one pass.
     fresh_moments : bool
-        Recompute the moments over missing pixels in every pass (exact).  Otherwise they come from the first pass: the
-        covariance among them is a correction of relative size (missing fraction) x K / P, the rest only steers.
+        Recompute the moments over missing pixels in every pass (exact).  Otherwise they come from the first pass or,
+        for a `tol` of 0.001 and looser, from the subsample: the covariance among them is a correction of
+        relative size (missing fraction) x K / P, the rest only steers.
     guards : int
         Ritz vectors kept beyond K to speed up convergence.
     progress : callable, optional
@@ -138,8 +161,9 @@ def solve_shared(
     tell = progress or _silent
     before: tuple[SharedState, Stats] | None = None
     best = -np.inf
+    stale = False
     for iteration in range(max_iter):
-        moments = fresh_moments or iteration == 0
+        moments = fresh_moments or (iteration == 0 and (state.lag is None or tol < LAGGED_TOL)) or stale
         stats = run(SharedPass(state.model, state.extra, moments, state.rare))
         loglike = float(stats["loglike"])
         trace.loglike.append(loglike)
@@ -147,6 +171,7 @@ def solve_shared(
         if before is not None and loglike < best - loglike_tol * abs(best):
             # The self-consistent step overshot: take the plain EM step, which can't, from where it started.
             state, _ = update(*before, guards, tol, plain=True)
+            stale, state.reach = state.reach > NEAR, NEAR
             before = None
             trace.angle.append(np.inf)
             tell(iteration + 1, max_iter, np.inf)
@@ -154,6 +179,8 @@ def solve_shared(
         best = max(best, loglike)
         before = state, stats
         state, angle = update(state, stats, guards, tol)
+        # Far from the solution after a pass, this is no survey whose moments a subsample can tell: outliers, perhaps.
+        stale = iteration == 0 and not moments and not angle < 1.0
         trace.angle.append(angle)
         tell(iteration + 1, max_iter, angle)
         if angle < tol and (tol > LOOSE or _settled(trace.loglike, max(loglike_tol, tol**2))):
@@ -189,6 +216,8 @@ def update(state: SharedState, stats: Stats, guards: int, tol: float, plain: boo
     directions = np.concatenate([basis, extra], axis=1)
     if "missing_cov" in stats:
         state.lag = Lagged.from_stats(stats, model, missing)
+    elif state.lag is not None:
+        state.lag = state.lag.scaled(missing / n)
     product, shift, total = _completed(state, stats, directions, missing)
     latent2 = state.lag.turned(basis) if state.lag is not None and not plain else None
 
@@ -204,23 +233,34 @@ def update(state: SharedState, stats: Stats, guards: int, tol: float, plain: boo
     residual = applied - block * values
     previous = extra @ vectors[k:]
 
-    n_active = int(active.sum())
-    new_noise = max((total - values[:k].sum()) / max(n_active - k, 1), np.finfo(float).tiny)
-    scale = np.sqrt(np.maximum(values[:k] - new_noise, SCALE_FLOOR * new_noise))
-    new = Model(model.mean + shift, block[:, :k], scale, new_noise)
-    following = max(values[-1], new_noise) if values.size > k else new_noise
+    following = max(values[-1] if values.size > k else 0.0, float(model.noise))
     spread = np.maximum(values[:k] - following, 1e-2 * values[:k])
-    latent2 = state.lag.turned(new.basis) if state.lag is not None else None
-    beyond = newton_rows(residual[:, :k], spread, latent2)
+    lead = block[:, :k]
+    beyond = newton_rows(residual[:, :k], spread, state.lag.turned(lead) if state.lag is not None else None)
     missed = float(np.linalg.norm(beyond, 2))
-    if missed < LINEAR:
-        # Close by, the linearised solution outside the search space is worth taking at once; what it leaves is
-        # about the share that the rest of the covariance, taken for noise there, has of the last eigenvalue.
-        new = replace(new, basis=np.linalg.qr(new.basis + beyond)[0])
-        missed *= min(max(following / values[k - 1], LEAST_LEFT), 1.0)
+    part = 0.0
+    if missed < state.reach and not plain:
+        # The linearised solution beyond the search space is worth taking at once, by 45 degrees at most. What it leaves
+        # is about the share that the rest of the covariance, taken for noise there, has of the last eigenvalue.
+        part = min(1.0, LARGEST_TURN / max(missed, LARGEST_TURN))
+        lead = np.linalg.qr(lead + part * beyond)[0]
+        missed *= 1.0 - part + part * min(max(following / values[k - 1], LEAST_LEFT), 1.0)
+    gain = part * np.clip(np.sum(residual[:, :k] * beyond, axis=0), 0.0, values[:k])
+    leading = values[:k] + gain
+    room, filled_in = max(int(active.sum()) - k, 1), missing.sum() / n
+    left = total - leading.sum()
+    if not plain and filled_in < 0.5 * room:
+        # `total` holds the old noise of the missing pixels; at the fixed point it is the new one.
+        left, room = left - float(model.noise) * filled_in, room - filled_in
+    new_noise = max(left / room, np.finfo(float).tiny)
+    scale = np.sqrt(np.maximum(leading - new_noise, SCALE_FLOOR * new_noise))
+    new = Model(model.mean + shift, lead, scale, new_noise)
     if state.rare.size:
         new = _with_rare(new, model, stats, state.rare)
-    new_extra = orthonormal(new.basis, np.concatenate([block[:, k:], beyond, residual[:, k:], previous], axis=1))
+    search = [block[:, k:], beyond, previous]
+    if state.reach <= NEAR:
+        search.append(residual[:, k:])
+    new_extra = orthonormal(new.basis, np.concatenate(search, axis=1))
 
     angle = max(missed, LEAST_LEFT * turned(basis, new.basis))
     if not extra.shape[1]:

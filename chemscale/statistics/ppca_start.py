@@ -23,9 +23,10 @@ WARM_STARS, WARM_BATCH = 1024, 256
 def sample_unit(sample: ArraySource) -> float:
     """Power of two near the standard deviation of the flux about its mean spectrum.
 
-    Working in this unit keeps float32 away from its limits; a power of two divides exactly, so scaled data give
-    exactly scaled results.
+    From a thousand stars. Working in this unit keeps float32 away from its limits; a power of two divides exactly,
+    so scaled data give exactly scaled results.
     """
+    sample = spread(sample, WARM_STARS)
     filled = np.where(sample.missing, 0.0, sample.flux)
     seen = (~sample.missing).sum(axis=0)
     mean = filled.sum(axis=0) / np.maximum(seen, 1)
@@ -34,21 +35,25 @@ def sample_unit(sample: ArraySource) -> float:
     largest = np.abs(filled).max(initial=0.0)
     if not largest > 1e-12 * np.abs(mean).max(initial=0.0):
         raise DataError("the flux does not vary from star to star", "check the input: are all spectra alike?")
-    spread = largest * np.sqrt(np.sum((filled / largest) ** 2) / seen.sum())
-    return float(2.0 ** np.round(np.log2(spread)))
+    deviation = largest * np.sqrt(np.sum((filled / largest) ** 2) / seen.sum())
+    return float(2.0 ** np.round(np.log2(deviation)))
+
+
+def spread(sample: ArraySource, size: int) -> ArraySource:
+    """A part of a sample, spread evenly."""
+    n = sample.n_stars
+    if n <= size:
+        return sample
+    index = np.unique(np.linspace(0, n - 1, size).round().astype(int))
+    return ArraySource(sample.flux[index], sample.missing[index])
 
 
 class Runner:
     """Runs the kernels over a source in working units (flux divided by `unit`)."""
 
-    def __init__(self, source: Source, sample: ArraySource, unit: float, dtype: np.dtype, seed: int):
+    def __init__(self, source: Source, sample: ArraySource, unit: float, dtype: np.dtype, seed: int, small: bool):
         self.source, self.sample, self.unit, self.dtype, self.seed = source, sample, unit, dtype, seed
-
-    def warm_sample(self, size: int) -> ArraySource:
-        """A part of the sample, spread evenly."""
-        n = self.sample.n_stars
-        index = np.unique(np.linspace(0, n - 1, min(size, n)).round().astype(int))
-        return ArraySource(self.sample.flux[index], self.sample.missing[index])
+        self.small = small  # not worth a subsample
 
     def shared(self, source: Source, task: SharedPass) -> Stats:
         """Sums of one pass of the shared-noise model."""
@@ -83,7 +88,8 @@ def warm_start(runner: Runner, k: int, guards: int) -> tuple[Model, np.ndarray]:
     """
     from dask_ml.decomposition import IncrementalPCA
 
-    sample = runner.warm_sample(max(WARM_STARS, 8 * (k + guards)))
+    # Where passes over a subsample follow, half as many stars are as good a start.
+    sample = spread(runner.sample, max(WARM_STARS if runner.small else WARM_STARS // 2, 8 * (k + guards)))
     alive = ~sample.missing.all(axis=1)
     missing = sample.missing[alive]
     flux = np.where(missing, 0.0, sample.flux[alive]) / runner.unit
