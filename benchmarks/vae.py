@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vae"))
 from vae_catalogue import catalogue
 
+from chemscale.runtime.run import Run, jsonable
 from chemscale.survey.store import open_survey, write_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
@@ -108,8 +109,8 @@ def main():
             print(summary, flush=True)
         print(pipeline.infer(str(store), run), flush=True)
         result = judge(run, str(store), np.load(truth, mmap_mode="r"))
-        result["train"] = pipeline.Run.open(run).manifest["stages"]["vae.train"]
-        (args.work / f"{name}.json").write_text(json.dumps(pipeline.jsonable(result), indent=1))
+        result["train"] = Run.open(run).manifest["stages"]["vae.train"]
+        (args.work / f"{name}.json").write_text(json.dumps(jsonable(result), indent=1))
         keys = [k for k in result if k.startswith(("r_", "r2_", "rmse_", "relative_l2_noise"))]
         print(name, {k: round(result[k], 4) for k in keys}, flush=True)
         print(json.dumps(result["flags"]), json.dumps(result["anomalies"]), json.dumps(result["hidden"]), flush=True)

@@ -39,15 +39,25 @@ def fit_cannon(flux: np.ndarray, weight: np.ndarray, labels: np.ndarray) -> tupl
     return coefficients, np.maximum(scatter, 0)
 
 
-def infer_cannon(flux: np.ndarray, weight: np.ndarray, coefficients: np.ndarray, scatter: np.ndarray) -> np.ndarray:
-    """Labels (n, q) that fit each spectrum best: damped Gauss-Newton from the mean star (labels of zero)."""
-    terms = len(coefficients)
-    q = int((np.sqrt(8 * terms + 1) - 3) / 2)
+def infer_cannon(
+    flux: np.ndarray, weight: np.ndarray, coefficients: np.ndarray, scatter: np.ndarray, starts: np.ndarray
+) -> np.ndarray:
+    """Labels (n, q) that fit each spectrum best: damped Gauss-Newton.
+
+    Parameters
+    ----------
+    starts : ndarray (m, q)
+        Labels to start from, such as those of the training stars: each spectrum starts at the ones whose
+        model fits it best, as a quadratic has minima far from the truth.
+    """
+    q = starts.shape[1]
     pairs = list(combinations_with_replacement(range(q), 2))
     found = np.zeros((len(flux), q))
-    for i, (x, w) in enumerate(zip(flux, weight)):
+    models = quadratic(starts) @ coefficients
+    for i, (x, w) in enumerate(zip(flux.astype(np.float64), weight.astype(np.float64))):
         v = w / (1 + w * scatter)
-        theta, damping, best = np.zeros(q), 1e-2, np.inf
+        nearest = (v * x**2).sum() - 2 * models @ (v * x) + models**2 @ v
+        theta, damping, best = starts[int(np.argmin(nearest))].copy(), 1e-2, float(nearest.min())
         for _ in range(STEPS):
             slope = coefficients[1 : q + 1].copy()
             for (a, b), c in zip(pairs, coefficients[q + 1 :]):
@@ -93,9 +103,10 @@ def compute(context: StudyContext) -> StudyResult:
         )
     centre, scale = table[train].mean(0), table[train].std(0)
     flux, weight = spectra(context.survey, train)
-    model = fit_cannon(flux, weight, (table[train] - centre) / scale)
+    known_labels = (table[train] - centre) / scale
+    model = fit_cannon(flux, weight, known_labels)
     flux, weight = spectra(context.survey, test)
-    cannon = infer_cannon(flux, weight, *model) * scale + centre
+    cannon = infer_cannon(flux, weight, *model, known_labels) * scale + centre
     z, w = found.z, np.asarray(found.ds["auxiliary"].values, dtype=np.float64)
     variance = np.diagonal(np.asarray(found.ds["covariance"].values, dtype=np.float64), axis1=1, axis2=2)
     rows = []

@@ -23,6 +23,10 @@ from ..errors import DataError, InputError
 
 #: Fewest held-out stars a false-alarm rate of p needs: this many over p.
 TAIL_STARS = 5
+#: Parts the reference stars are cut into, see :func:`calibrate`.
+FOLDS = 5
+#: Reference stars further than this from the median of any score, in robust standard deviations, are not clean.
+CLEAN_WITHIN = 8.0
 SCORES = ("reconstruction", "local", "norm", "quiet")
 
 
@@ -81,7 +85,8 @@ def calibrate(ds: xr.Dataset, reference: np.ndarray, false_alarm: float = 0.01) 
     ds : xarray.Dataset
         ``latents.zarr``.
     reference : ndarray of bool (n,)
-        Held-out stars; a few anomalies among them make the test a little stricter, no more.
+        Held-out stars. Those further than :data:`CLEAN_WITHIN` robust standard deviations above the
+        median of any score are anomalous whatever the rate, and left out.
     false_alarm : float
         Fraction of clean stars that may be called anomalous.
 
@@ -94,24 +99,51 @@ def calibrate(ds: xr.Dataset, reference: np.ndarray, false_alarm: float = 0.01) 
         raise InputError(f"false-alarm rate {false_alarm}", "give a fraction between 0 and 0.5, such as 0.01")
     raw = raw_scores(ds)
     usable = np.asarray(reference) & np.isfinite(np.stack([raw[k] for k in SCORES])).all(0)
+    usable &= _within(raw, usable)
     n = int(usable.sum())
     if n < TAIL_STARS / false_alarm:
         raise DataError(
             f"{n} held-out stars cannot calibrate a false-alarm rate of {false_alarm}",
             f"ask for a rate of {TAIL_STARS / max(n, 1):.2g} or more, or hold out more stars",
         )
+    # every reference star is scored in units it had no part in, as further stars will be
+    rows = np.flatnonzero(usable)
+    combined = np.empty(n)
+    for k in range(FOLDS):
+        others = np.delete(rows, np.s_[k::FOLDS])
+        units = Calibration(false_alarm, *_tails(raw, others, false_alarm), 1.0, n).units(raw)
+        combined[k::FOLDS] = _combined(units)[rows[k::FOLDS]]
+    # the order statistic that a further clean star exceeds with at most the stated chance
+    # (Vovk et al. 2005); a plain quantile of few stars is exceeded more often
+    rank = min(int(np.ceil((n + 1) * (1 - false_alarm))), n)
+    return Calibration(false_alarm, *_tails(raw, rows, false_alarm), float(np.sort(combined)[rank - 1]), n)
+
+
+def _tails(
+    raw: Mapping[str, np.ndarray], rows: np.ndarray, false_alarm: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median and upper tail of each score over some stars."""
     centre, tail = {}, {}
-    level = 1 - false_alarm / len(SCORES)
     for key, values in raw.items():
-        sample = values[usable]
+        sample = values[rows]
         sample = sample[np.isfinite(sample)]
         centre[key] = float(np.median(sample)) if sample.size else 0.0
-        spread = float(np.quantile(sample, level)) - centre[key] if sample.size else 0.0
+        spread = float(np.quantile(sample, 1 - false_alarm / len(SCORES))) - centre[key] if sample.size else 0.0
         tail[key] = max(spread, 1e-6)
-    first = Calibration(false_alarm, centre, tail, 1.0, n)
-    combined = _combined(first.units(raw))[usable]
-    threshold = float(np.quantile(combined, 1 - false_alarm))
-    return Calibration(false_alarm, centre, tail, threshold, n)
+    return centre, tail
+
+
+def _within(raw: Mapping[str, np.ndarray], usable: np.ndarray) -> np.ndarray:
+    """Stars of which no score lies far above the median of the usable ones; (n,) bool."""
+    good = np.ones(len(usable), dtype=bool)
+    for key in SCORES:
+        sample = raw[key][usable]
+        if sample.size:
+            middle = np.median(sample)
+            width = 1.4826 * np.median(np.abs(sample - middle))
+            with np.errstate(invalid="ignore"):
+                good &= ~(raw[key] > middle + CLEAN_WITHIN * max(float(width), 1e-6))
+    return good
 
 
 def _combined(units: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.stats import beta
 
 from ..errors import InputError
 
 #: Labelled stars a coefficient needs.
 STARS_A_TERM = 10
 #: Degrees of the polynomials that are tried; 0 is the line through the latent alone.
-DEGREES = (0, 1, 2, 3, 4)
+DEGREES = (0, 1, 2, 3, 4, 5)
+#: Confidence at which a counted purity must be reached.
+CONFIDENCE = 0.9
 #: Stars a map is fitted to, at most.
 MOST_STARS = 30_000
 
@@ -45,6 +48,8 @@ class Calibration:
     slope : float
         Mean change of the abundance with the latent, dex a unit; its sign is the latent's orientation.
     n_stars : int
+    residual : ndarray (n,)
+        Abundance minus what a fit without that star gives, of the stars fitted to; NaN for the others.
     """
 
     latent: int
@@ -56,6 +61,7 @@ class Calibration:
     own: float
     slope: float
     n_stars: int
+    residual: np.ndarray
 
     def apply(self, mean: np.ndarray, auxiliary: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Abundance and its error (n,), dex, of posterior means (n, d), w (n, a) and variances (n, d)."""
@@ -120,8 +126,12 @@ def fit_calibration(
         score = float(np.mean(residual**2))
         if best is None or score < best[0]:
             common, own = _error_model(residual, v) if known.size > STARS_A_TERM else (0.0, 0.0)
-            found = Calibration(latent, degree, centre, scale, coefficients, common, own, slope, int(known.size))
-            best = (score, found)
+            left_out = np.full(len(abundance), np.nan)
+            left_out[known] = residual
+            best = (
+                score,
+                Calibration(latent, degree, centre, scale, coefficients, common, own, slope, int(known.size), left_out),
+            )
     assert best is not None  # the line is always tried
     return best[1]
 
@@ -140,9 +150,13 @@ def _terms(x: np.ndarray, degree: int) -> np.ndarray:
 
 def _leave_one_out(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least squares (minimum norm), and the residual of each star under a fit without it."""
-    inverse = np.linalg.pinv(design)
-    coefficients = inverse @ y
-    leverage = np.einsum("ij,ji->i", design, inverse)
+    q, r = np.linalg.qr(design)
+    diagonal = np.abs(np.diag(r))
+    if len(design) < design.shape[1] or diagonal.min() < 1e-9 * diagonal.max():
+        inverse = np.linalg.pinv(design)
+        coefficients, leverage = inverse @ y, np.einsum("ij,ji->i", design, inverse)
+    else:
+        coefficients, leverage = np.linalg.solve(r, q.T @ y), (q**2).sum(1)
     return coefficients, (y - design @ coefficients) / np.clip(1 - leverage, 0.05, 1.0)
 
 
@@ -168,8 +182,8 @@ def largest_set(probability: np.ndarray, purity: float, truth: np.ndarray | None
     purity : float
         One minus the accepted fraction of false alarms among the flagged.
     truth : ndarray of bool (n,), optional
-        Members among labelled stars: then purity is counted, and must be kept by one standard error of
-        the count; else it is the mean probability.
+        Members among labelled stars: then purity is counted, and its lower limit at the confidence
+        :data:`CONFIDENCE` (Clopper & Pearson 1934) must reach `purity`; else it is the mean probability.
 
     Returns
     -------
@@ -177,12 +191,13 @@ def largest_set(probability: np.ndarray, purity: float, truth: np.ndarray | None
         Above 1 where no set is pure enough.
     """
     order = np.argsort(-probability, kind="stable")
-    gain = probability[order] if truth is None else truth[order].astype(float)
     count = np.arange(1, len(order) + 1)
-    mean = np.cumsum(gain) / count
-    # the largest of many sets that pass by luck is too large
-    margin = 0.0 if truth is None else np.sqrt(purity * (1 - purity) / count)
-    enough = np.flatnonzero(mean >= purity + margin)
+    if truth is None:
+        reached = np.cumsum(probability[order]) / count
+    else:
+        hits = np.cumsum(truth[order])
+        reached = np.nan_to_num(beta.ppf(1 - CONFIDENCE, hits, count - hits + 1))  # no hit: NaN
+    enough = np.flatnonzero(reached >= purity)
     return float(probability[order[enough[-1]]]) if enough.size else 2.0
 
 

@@ -119,7 +119,7 @@ def evaluate(
         Stars the numbers are about; calibrations use the others.
     truth : ndarray (n,), optional
         Relative L2 of every star's reconstruction to its noise-free spectrum, see
-        :func:`chemscale.vae.pipeline.noise_free_l2`.
+        :func:`chemscale.vae.truth.noise_free_l2`.
 
     Returns
     -------

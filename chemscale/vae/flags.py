@@ -4,7 +4,8 @@ Latents have no sign and no unit of their own. Signs come from a handful of labe
 or from physics: where a decoder says that more of a latent makes its lines shallower, the
 latent is turned round. Units come from labelled stars, two or more
 (:mod:`~chemscale.vae.calibrate`); then a star is flagged by its probability of belonging to
-the class, as many stars as keep the set at the stated purity.
+the class (learned from the labelled members where there are hundreds,
+:mod:`~chemscale.vae.membership`), as many stars as keep the set at the stated purity.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import xarray as xr
 from scipy.special import ndtr
 
 from ..errors import InputError
+from . import membership
 from .anomalies import write_columns
 from .calibrate import Calibration, as_mapping, fit_calibration, largest_set
 from .data import identifiers
@@ -164,7 +166,25 @@ def apply(
         chance, beyond = _chance(cuts, in_dex if calibrated else in_sigma)
         result.probability[name] = chance
         if calibrated:
-            limit = _threshold(chance, cuts, given, purity or rule.get("purity", PURITY))
+            # labelled stars are judged by fits without them
+            values = {n: _left_out(fitted[n], in_dex[n], given[n]) for n in cuts}
+            inside, known = _labelled(cuts, given)
+            honest, _ = _chance(cuts, values)
+            features = np.column_stack(
+                [
+                    mean,
+                    auxiliary,
+                    np.log(np.maximum(variance, 1e-12)),
+                    honest,
+                    *(x for value in values.values() for x in value),
+                ]
+            )
+            learned = membership.learn(features, honest, inside, known)
+            chance = honest if learned is None else learned
+            counted = (inside & known).sum() >= MEMBERS
+            wanted = purity or rule.get("purity", PURITY)
+            limit = largest_set(chance[known], wanted, inside[known]) if counted else largest_set(chance, wanted)
+            result.probability[name] = chance
             result.member[name], result.threshold[name] = chance >= limit, limit
         else:  # the paper's plain cuts
             result.member[name] = beyond
@@ -184,18 +204,21 @@ def _chance(
     return np.nan_to_num(chance), beyond
 
 
-def _threshold(
-    chance: np.ndarray, cuts: Mapping[str, tuple[str, float]], given: Mapping[str, np.ndarray], purity: float
-) -> float:
-    """Probability from which stars are flagged, counted on labelled members where there are enough."""
-    inside = np.ones(len(chance), dtype=bool)
-    known = np.ones(len(chance), dtype=bool)
+def _left_out(
+    calibration: Calibration, value: tuple[np.ndarray, np.ndarray], given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated abundances and errors, those of labelled stars from fits without them."""
+    own = np.isfinite(calibration.residual)
+    return np.where(own, given - calibration.residual, value[0]), value[1]
+
+
+def _labelled(cuts: Mapping[str, tuple[str, float]], given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Members of a class by their labels, and stars that have every label it needs; (n,) bool each."""
+    inside, known = np.ones(1, dtype=bool), np.ones(1, dtype=bool)
     for latent, (side, position) in cuts.items():
-        inside &= given[latent] < position if side == "<" else given[latent] > position
-        known &= np.isfinite(given[latent])
-    if (inside & known).sum() >= MEMBERS:
-        return largest_set(chance[known], purity, inside[known])
-    return largest_set(chance, purity)
+        inside = inside & (given[latent] < position if side == "<" else given[latent] > position)
+        known = known & np.isfinite(given[latent])
+    return inside & known, known
 
 
 def labels_in_order(ds: xr.Dataset, labels: Mapping[str, Mapping[str, float]]) -> dict[str, np.ndarray]:

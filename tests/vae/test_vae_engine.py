@@ -85,6 +85,7 @@ def test_calibration_grows_with_the_labels():
         value, error = found.apply(z, w, variance)
         rms[n] = np.sqrt(np.mean((value - dex)[4000:] ** 2))
         assert found.n_stars == n
+        assert np.isfinite(found.residual).sum() == n
         if n == 2:
             assert found.degree == 0
         if n == 4000:
@@ -106,4 +107,11 @@ def test_purity_is_kept():
     assert truth[p >= limit].mean() == pytest.approx(0.9, abs=0.015)
     counted = largest_set(p**3, 0.9, truth)  # probabilities that are wrong: counting does not mind
     assert truth[p**3 >= counted].mean() == pytest.approx(0.9, abs=0.015)
+    kept = []
+    for _ in range(60):  # purity of *further* stars is kept about as often as is said
+        rows = rng.permutation(40_000)
+        few, rest = rows[:4000], rows[4000:]
+        flagged = p[rest] >= largest_set(p[few], 0.8, truth[few])
+        kept.append(truth[rest][flagged].mean() >= 0.8)
+    assert np.mean(kept) > 0.75
     assert largest_set(np.full(10, 0.2), 0.9) > 1

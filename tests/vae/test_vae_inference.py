@@ -181,6 +181,39 @@ def test_anomalies_are_calibrated_and_found(run, model):
         assert found[name]["auc"] > 0.95, name
 
 
+def scores_of(n: int, rng: np.random.Generator) -> xr.Dataset:
+    """Scores such as pure noise gives."""
+    return xr.Dataset(
+        {
+            "chi2": (("star", "part"), rng.chisquare(400, (n, 2)) / 400),
+            "local": ("star", np.abs(rng.standard_normal((n, 80))).max(1)),
+            "norm": ("star", np.sqrt(rng.chisquare(3, n))),
+            "quiet": ("star", rng.standard_normal((n, 80)).max(1)),
+        },
+        coords={"part": ["all", "iron"]},
+    )
+
+
+def test_the_false_alarm_rate_holds_for_few_reference_stars():
+    reached = []
+    for seed in range(40):
+        ds = scores_of(2300, np.random.default_rng(seed))
+        calibration = anomalies.calibrate(ds, np.arange(2300) < 300, 0.02)
+        reached.append(anomalies.score(ds, calibration)["anomalous"][300:].mean())
+    assert 0.012 < np.mean(reached) < 0.022  # +- 0.0013 of chance
+
+
+def test_damaged_stars_among_the_reference_do_not_raise_the_threshold():
+    ds = scores_of(4000, np.random.default_rng(1))
+    damaged = np.arange(4000) % 5 == 0
+    ds["chi2"].values[damaged] *= 10
+    ds["local"].values[damaged] *= 10
+    calibration = anomalies.calibrate(ds, np.ones(4000, dtype=bool), 0.02)
+    found = anomalies.score(ds, calibration)["anomalous"]
+    assert found[damaged].all()
+    assert found[~damaged].mean() == pytest.approx(0.02, abs=0.006)
+
+
 def test_too_strict_a_rate_is_refused(run):
     with pytest.raises(DataError, match="cannot calibrate"):
         pipeline.anomalies(run, false_alarm=1e-4)

@@ -119,7 +119,7 @@ def test_cannon_recovers_a_quadratic_world():
     weight[:, ::9] *= rng.random((400, 7)) > 0.1  # missing pixels
     coefficients, scatter = fit_cannon(flux[:300], weight[:300], labels[:300])
     assert np.abs(coefficients - world).max() < 0.06
-    got = infer_cannon(flux[300:], weight[300:], coefficients, scatter)
+    got = infer_cannon(flux[300:], weight[300:], coefficients, scatter, labels[:300:10])
     assert np.sqrt(np.mean((got - labels[300:]) ** 2)) < 0.05
 
 

@@ -1,0 +1,224 @@
+"""Training as a stage of a run directory: the split, the front end, one process or many, resuming.
+
+Products below the run: ``vae/model.*`` (weights and record), ``vae/checkpoint.*``, ``vae/curves.json``,
+``vae/summary.json``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from ..errors import InputError, ResumeError
+from ..runtime.run import Run, jsonable, write_json
+from .checkpoint import load_model, read_record, save_model
+from .distributed import run_on_workers, run_processes
+from .model import ModelConfig
+from .objective import Parallel, TrainConfig
+from .prepare import build, choose_regions, look_at, training_data
+from .presets import recipe
+from .regions import RegionSet
+from .training import Trainer
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+FOLDER = "vae"
+HELD_OUT = 0.3
+
+
+def open_source(store: str | xr.Dataset) -> tuple[xr.Dataset, str | None]:
+    """The survey and, where it is a store, its path."""
+    if isinstance(store, xr.Dataset):
+        return store, None
+    from ..survey.store import open_survey
+
+    return open_survey(store), str(store)
+
+
+def run_of(run: Run | str | Path, store: str | None = None, create: bool = False) -> Run:
+    """The run directory, opened, or made where `create` says so."""
+    if isinstance(run, Run):
+        return run
+    return Run.create(run, store=store) if create else Run.open(run)
+
+
+def train(
+    store: str | xr.Dataset,
+    run: Run | str | Path,
+    *,
+    preset: str = "default",
+    model: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    regions: str | RegionSet | None = None,
+    held_out: float = HELD_OUT,
+    split_seed: int = 0,
+    resume: bool = False,
+    device: str | None = None,
+    processes: int = 1,
+    client: Client | None = None,
+    scale: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Train a VAE on a survey; writes ``vae/model.*`` in the run.
+
+    Reads the survey twice (front end on a sample; training data), or once an epoch more if it
+    does not fit in memory.
+
+    Parameters
+    ----------
+    store : str or xarray.Dataset
+        Survey store, or a Dataset that obeys the data contract.
+    run : Run or path
+        Made if absent.
+    preset : {'default', 'quick', 'paper'}
+    model, settings : mapping, optional
+        Overrides of :class:`~chemscale.vae.model.ModelConfig` and
+        :class:`~chemscale.vae.objective.TrainConfig`.
+    regions : str or RegionSet, optional
+        Name or JSON file; default by the grid (the preset's for ``paper``).
+    held_out : float
+        Fraction of the stars never trained on.
+    resume : bool
+        Carry on from the last checkpoint of the same settings.
+    processes : int
+        Data-parallel processes on this machine.
+    scale : bool
+        Give small surveys smaller batches and more epochs, see
+        :meth:`~chemscale.vae.objective.TrainConfig.scaled`.
+    client : distributed.Client, optional
+        Train on its workers, data-parallel; the run directory must be on a file system they share.
+
+    Returns
+    -------
+    dict
+        Stars, parameters, final losses, seconds.
+
+    Raises
+    ------
+    DataError, InputError, ResumeError
+        See :func:`~chemscale.vae.prepare.look_at`, :func:`~chemscale.vae.prepare.build`,
+        :meth:`~chemscale.vae.training.Trainer.resume`.
+    """
+    ds, path = open_source(store)
+    model_config, config, preset_regions = recipe(preset, model, settings)
+    survey = look_at(ds, held_out, split_seed)
+    chosen = choose_regions(survey, regions if regions is not None else preset_regions)
+    config = config.scaled(int(survey.trained.sum())) if scale else config
+    many = processes > 1 or client is not None
+    if many and path is None:
+        raise InputError("several processes need the path of a survey store", "write the Dataset with write_survey")
+    where = run_of(run, path, create=True)
+    folder = where.path / FOLDER
+    noted = {"preset": preset, "model": model_config.to_dict(), "train": asdict(config), "regions": chosen.name}
+    with where.stage("vae.train", noted) as stage:
+        if not (resume and (folder / "initial.json").exists()):
+            for name in ("checkpoint.json", "checkpoint.safetensors"):
+                (folder / name).unlink(missing_ok=True)
+            # every process, and a resumed run, starts from the same front end and weights
+            facts = _facts(survey, ds, chosen, config, preset, held_out, split_seed)
+            save_model(folder, build(survey, model_config, config, chosen), facts, "initial")
+        else:
+            _same_start(folder, model_config, config)
+        if client is not None:
+            run_on_workers(client, fit, (str(path), str(folder), resume, device))
+        elif processes > 1:
+            run_processes(fit, processes, (str(path), str(folder), resume, device))
+        else:
+            fit(Parallel(), ds, str(folder), resume, device, on_epoch)
+        summary = where.load_json(f"{FOLDER}/summary.json")
+        for name in ("initial.json", "initial.safetensors", "checkpoint.json", "checkpoint.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+        stage.note(**summary)
+    return summary | {"seconds": where.manifest["stages"]["vae.train"]["wall_s"]}
+
+
+def _same_start(folder: Path, model: ModelConfig, config: TrainConfig) -> None:
+    """Refuse to resume under other settings."""
+    record = read_record(folder / "initial.json")
+    then, now = {**record["model"], **record["train"]}, jsonable({**model.to_dict(), **asdict(config)})
+    different = sorted(k for k in now if then.get(k) != now[k])
+    if different:
+        raise ResumeError(
+            f"{folder}: the training that was stopped had other settings ({', '.join(different)})",
+            "repeat its settings, or train without --resume",
+        )
+
+
+def fit(
+    parallel: Parallel,
+    store: str | xr.Dataset,
+    folder: str,
+    resume: bool = False,
+    device: str | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Train from ``initial.*`` in `folder`; runs in every process of a data-parallel group.
+
+    The first process writes ``model.*``, ``curves.json`` and ``summary.json``.
+    """
+    ds, _ = open_source(store)
+    where = Path(folder)
+    network, facts = load_model(where, "initial")
+    network.train()
+    config = TrainConfig.from_dict(facts["train"])
+    survey = look_at(ds, facts["held_out"], facts["split_seed"])
+    source, validation, labels = training_data(survey, network, config)
+    trainer = Trainer(
+        network,
+        source,
+        config,
+        validation=validation,
+        folder=where,
+        device=device,
+        parallel=parallel,
+        on_epoch=on_epoch,
+    )
+    if resume:
+        trainer.resume()
+    progress = trainer.train()
+    if parallel.rank:
+        return
+    facts = {k: v for k, v in facts.items() if k not in ("format", "version", "sha256", "model")}
+    names = list(network.config.labels)
+    facts["labels"] = {"names": names, "centre": labels.centre.tolist(), "scale": labels.scale.tolist()}
+    digest = save_model(where, network, facts)
+    write_json(where / "curves.json", progress.curves)
+    last = {k: v for k, v in progress.curves[-1].items() if isinstance(v, float) and math.isfinite(v)}
+    summary = {
+        "stars": source.n_stars,
+        "held_out": int((~survey.trained).sum()),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": progress.step,
+        "stopped_early": progress.stopped,
+        "processes": parallel.world,
+        "sha256": digest,
+        "losses": last,
+    }
+    write_json(where / "summary.json", summary)
+
+
+def _facts(
+    survey: Any, ds: xr.Dataset, regions: RegionSet, config: Any, preset: str, held_out: float, split_seed: int
+) -> dict[str, Any]:
+    wave = survey.wavelength
+    return {
+        "preset": preset,
+        "survey": str(ds.attrs.get("survey", "")),
+        "grid": survey.grid,
+        "wavelength": {
+            "pixels": int(wave.size),
+            "low": round(float(wave[0]), 2),
+            "high": round(float(wave[-1]), 2),
+            "medium": survey.medium,
+        },
+        "regions": regions.to_dict(),
+        "train": asdict(config),
+        "held_out": held_out,
+        "split_seed": split_seed,
+    }
