@@ -25,8 +25,9 @@ from ..errors import DataError, InputError
 TAIL_STARS = 5
 #: Parts the reference stars are cut into, see :func:`calibrate`.
 FOLDS = 5
-#: Reference stars further than this from the median of any score, in robust standard deviations, are not clean.
-CLEAN_WITHIN = 8.0
+#: Reference stars further than this above the median of any score, in robust standard deviations, are not clean.
+#: (Rare but sound stars that a model fits badly lie up to ten or twenty above it.)
+CLEAN_WITHIN = 30.0
 SCORES = ("reconstruction", "local", "norm", "quiet")
 
 

@@ -15,6 +15,7 @@ MEMBERS = 200
 #: Stars below this probability by calibrated abundances alone are not looked at again.
 CANDIDATE = 0.01
 FOLDS = 5
+REPEATS = 4
 
 
 def learn(
@@ -36,7 +37,9 @@ def learn(
     Returns
     -------
     ndarray (n,) or None
-        Labelled stars: from the trees of the four folds they are not in. Others: mean over the folds.
+        Mean over :data:`REPEATS` divisions into folds, of trees that have not seen the star. Stars without
+        labels are asked of one fold's trees a time too, so that their probabilities are as good, and no
+        better, than those of the labelled stars on which purity is counted.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -45,19 +48,20 @@ def learn(
     if min(int(inside[taught].sum()), int((~inside[taught]).sum())) < MEMBERS:
         return None
     asked = np.flatnonzero(candidate & ~known)
-    fold = np.empty(taught.size, dtype=int)
-    rng = np.random.default_rng(seed)
-    for kind in (True, False):  # the same share of members in every fold
-        rows = rng.permutation(np.flatnonzero(inside[taught] == kind))
-        fold[rows] = np.arange(rows.size) % FOLDS
     result = chance.copy()
-    result[asked] = 0.0
-    for k in range(FOLDS):
-        trees = HistGradientBoostingClassifier(
-            max_iter=120, learning_rate=0.05, max_leaf_nodes=15, l2_regularization=1.0, random_state=seed
-        ).fit(features[taught[fold != k]], inside[taught[fold != k]])
-        rest = taught[fold == k]
-        result[rest] = trees.predict_proba(features[rest])[:, 1]
-        if asked.size:
-            result[asked] += trees.predict_proba(features[asked])[:, 1] / FOLDS
+    result[candidate] = 0.0
+    rng = np.random.default_rng(seed)
+    for _ in range(REPEATS):
+        fold = np.empty(taught.size, dtype=int)
+        for kind in (True, False):  # the same share of members in every fold
+            rows = rng.permutation(np.flatnonzero(inside[taught] == kind))
+            fold[rows] = np.arange(rows.size) % FOLDS
+        turn = rng.integers(0, FOLDS, asked.size)
+        for k in range(FOLDS):
+            trees = HistGradientBoostingClassifier(
+                max_iter=120, learning_rate=0.05, max_leaf_nodes=15, l2_regularization=1.0, random_state=seed
+            ).fit(features[taught[fold != k]], inside[taught[fold != k]])
+            for rows in (taught[fold == k], asked[turn == k]):
+                if rows.size:
+                    result[rows] += trees.predict_proba(features[rows])[:, 1] / REPEATS
     return result

@@ -76,7 +76,7 @@ class TrainConfig:
         Fewest steps of main phase, finish and head start: see :meth:`scaled`.
     """
 
-    epochs: int = 80
+    epochs: int = 200
     batch: int = 512
     seed: int = 0
     learning_rate: float = 2e-3
@@ -92,7 +92,7 @@ class TrainConfig:
     adversary: tuple[tuple[int, float], ...] = ()
     adversary_rate: float = 1e-3
     orient: float = 0.5
-    finish: int = 6
+    finish: int = 20
     clip: float = 5.0
     group_weights: dict[str, float] = field(default_factory=dict)
     floor: float = 0.005

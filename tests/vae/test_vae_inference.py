@@ -170,13 +170,13 @@ def test_hidden_pixels_change_little(toy, model):
 
 def test_anomalies_are_calibrated_and_found(run, model):
     result = pipeline.anomalies(run, false_alarm=0.05)
-    assert result["flagged_held_out"] == pytest.approx(0.05, abs=0.02)
+    assert 0.01 < result["flagged_held_out"] <= 0.05  # few stars: on the safe side
     scores = [row["score"] for row in result["ranked"]]
     assert scores == sorted(scores, reverse=True)
     assert sum(result["causes"].values()) == result["flagged"]
     ds = toy_survey(600, seed=8, missing=0.0)
     found = corrupt.separation(model, *cleaned(ds), false_alarm=0.05)
-    assert found["clean"]["found"] < 0.15
+    assert found["clean"]["found"] < 0.1
     for name in corrupt.DAMAGES:
         assert found[name]["auc"] > 0.95, name
 
@@ -206,8 +206,8 @@ def test_the_false_alarm_rate_holds_for_few_reference_stars():
 def test_damaged_stars_among_the_reference_do_not_raise_the_threshold():
     ds = scores_of(4000, np.random.default_rng(1))
     damaged = np.arange(4000) % 5 == 0
-    ds["chi2"].values[damaged] *= 10
-    ds["local"].values[damaged] *= 10
+    ds["chi2"].values[damaged] *= 30
+    ds["local"].values[damaged] *= 30
     calibration = anomalies.calibrate(ds, np.ones(4000, dtype=bool), 0.02)
     found = anomalies.score(ds, calibration)["anomalous"]
     assert found[damaged].all()
