@@ -6,20 +6,23 @@ RELEASE_DIR holds aspcapStar files (``chemscale simulate --stars 20000 --as-rele
 All arms run in turn on one Dask cluster, on the same files, cut as the shards are:
 
 bytes    every file read, nothing parsed
-arrays   chemscale's FITS reader, called as a user would for every file: flux and error as native arrays, and
-         the row of labels with all its values; nothing kept
+arrays   the chosen reader (chemscale's own, `survey/sources/fits.py`), called as a user would for every file: flux and
+         error as native arrays, and the row of labels with all its values; nothing kept
+ahead    the same, while the files to come are announced to the system as ingestion does
 source   `ApogeeSource.read`: the same in blocks, plus inverse variance, flags and labels as columns
 fitsio   flux, error and the row of labels with fitsio (where it is installed; on fewer files, scaled)
 astropy  the same with astropy, without lazy loading or memory maps (on fewer files, scaled)
 ingest   the whole of ``chemscale.ingest``: planning, reading, censoring, counting, compressing, writing,
          reading back, finalising
 
-``--cold`` drops the files from the page cache before every arm: a release of terabytes is never in it.
+``--cold`` drops the files from the page cache before every arm (as root also the inodes and directories of
+everything): a release of terabytes is never in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -49,6 +52,18 @@ def parse_files(paths: list[str]) -> int:
     for path in paths:
         units = scan(read_bytes(path))
         values += units[1].image().size + units[2].image().size + len(units[4].table()[0].item())
+    return values
+
+
+def parse_ahead(paths: list[str]) -> int:
+    """As :func:`parse_files`, with the next two blocks of files on their way from the disk."""
+    from chemscale.survey.reading import READ_STARS, will_read
+
+    values = 0
+    will_read(paths[:READ_STARS])
+    for i in range(0, len(paths), READ_STARS):
+        will_read(paths[i + READ_STARS : i + 2 * READ_STARS])
+        values += parse_files(paths[i : i + READ_STARS])
     return values
 
 
@@ -88,7 +103,10 @@ def with_fitsio(paths: list[str]) -> int:
 
 
 def forget(paths: list[str]) -> None:
-    """Drop files from the page cache (they must be clean: written out)."""
+    """Drop files from the page cache (written out first); as root also inodes and directories."""
+    os.sync()
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("2")
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -162,9 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2, help="threads of a worker, as `chemscale ingest` uses")
+    parser.add_argument("--threads", type=int, default=3, help="threads of a worker, as `chemscale ingest` uses")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--few", type=int, default=600, help="files for astropy and fitsio")
+    parser.add_argument("--few", type=int, default=600, help="files for astropy and fitsio; 0 leaves both out")
     parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before every arm")
     parser.add_argument("--out", help="write the result here as well")
     args = parser.parse_args()
@@ -178,26 +196,31 @@ def main() -> None:
     items = ApogeeSource(args.release).plan().items
     paths = [i.path for i in items]
     pieces = choose_layout(len(paths), 8575).n_shards(len(paths))
-    few = paths[:: max(1, len(paths) // args.few)]
+    few = paths[:: max(1, len(paths) // args.few)] if args.few else []
     scratch = Path(tempfile.mkdtemp(prefix="chemscale-bench-", dir=Path(args.release).parent))
     result: dict[str, Any] = {"files": len(paths), "workers": args.workers, "threads": args.threads, "shards": pieces}
     result["page_cache"] = "cold" if args.cold else "warm"
+    result["chosen_reader"] = "arrays: chemscale.survey.sources.fits (read_bytes and scan)"
     result["bytes"] = sum(Path(p).stat().st_size for p in paths)
     result["load_average"] = os.getloadavg()[0]
     result["machine"] = {"python": platform.python_version(), "platform": platform.platform()}
     arms: dict[str, tuple[Any, list[Any], float]] = {
         "bytes": (read_only, paths, 1.0),
         "arrays": (parse_files, paths, 1.0),
+        "ahead": (parse_ahead, paths, 1.0),
         "source": (read_source, items, 1.0),
-        "astropy": (with_astropy, few, len(paths) / len(few)),
     }
+    if args.few:
+        arms["astropy"] = (with_astropy, few, len(paths) / len(few))
     try:
+        if not args.few:
+            raise ImportError
         import fitsio
 
         result["machine"]["fitsio"] = fitsio.__version__
         arms["fitsio"] = (with_fitsio, few, len(paths) / len(few))
     except ImportError:
-        print("fitsio is not installed: left out", file=sys.stderr)
+        print("fitsio is not installed, or not asked for: left out", file=sys.stderr)
     wall: dict[str, list[float]] = {name: [] for name in (*arms, "ingest")}
     cpu: dict[str, list[float]] = {name: [] for name in wall}
 

@@ -8,7 +8,6 @@ the process that reads or writes; nothing here stores or ships them.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chemscale.errors import StoreError
+from chemscale.runtime.direct import DirectFile, PlainFile, read_pieces
 
 _T = TypeVar("_T")
 #: Waits in seconds before a failed call to an object store is tried again.
@@ -130,22 +130,21 @@ class Folder:
             piece.put(data)
             piece.commit(sync=sync)
 
-    def writing(self, name: str) -> Writing:
+    def writing(self, name: str, *, big: bool = False) -> Writing:
         """Write a file piece by piece (see :class:`Writing`); parents are made, errors are those of :meth:`write`."""
-        return Writing(self, name)
+        return Writing(self, name, big=big)
 
     def checksum(self, name: str) -> tuple[int, int]:
-        """CRC32C and bytes of a file as it reads now."""
+        """CRC32C and bytes of a file as it reads now: from the disk itself, where that can be asked for."""
         import google_crc32c
 
         if self.remote:
             data = self.read(name)
             return int(google_crc32c.value(data)), len(data)
         crc = size = 0
-        with open(self.where(name), "rb", buffering=0) as f:
-            while piece := f.read(1 << 18):
-                crc = google_crc32c.extend(crc, piece)
-                size += len(piece)
+        for piece in read_pieces(self.where(name)):
+            crc = google_crc32c.extend(crc, piece)
+            size += len(piece)
         return int(crc), size
 
     def size(self, name: str) -> int:
@@ -219,20 +218,20 @@ class Folder:
 class Writing:
     """A file that is being written: it appears under its name, whole, with :meth:`commit`, or not at all.
 
-    Local files grow on disk under a temporary name; objects are gathered in memory. Leaving the `with`
-    block without a commit leaves nothing.
+    Local files grow on disk under a temporary name, `big` ones past the page cache; objects are gathered in
+    memory. Leaving the `with` block without a commit leaves nothing.
     """
 
-    def __init__(self, folder: Folder, name: str):
+    def __init__(self, folder: Folder, name: str, *, big: bool = False):
         self._folder, self._name = folder, name
         self._pieces: list[bytes | memoryview] = []
-        self._file: io.FileIO | None = None
+        self._file: DirectFile | PlainFile | None = None
         if not folder.remote:
             self._path = Path(folder.where(name))
             self._temporary = self._path.with_name(f"{self._path.name}{_PARTIAL}{uuid.uuid4().hex[:12]}")
             with self._told():
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = io.FileIO(self._temporary, "wb")
+                self._file = DirectFile(self._temporary) if big else PlainFile(self._temporary)
 
     def __enter__(self) -> Writing:
         return self
@@ -256,10 +255,8 @@ class Writing:
             self._pieces.append(data)
             return
         file = self._open_file()
-        view = memoryview(data).cast("B")
         with self._told():
-            while view:  # an unbuffered write may take less than it was given
-                view = view[file.write(view) :]
+            file.write(data)
 
     def commit(self, *, sync: bool = False) -> None:
         """Give the file its name; `sync` asks the operating system to put it on the disk before."""
@@ -270,13 +267,11 @@ class Writing:
             return
         file = self._open_file()
         with self._told():
-            if sync:
-                os.fsync(file.fileno())
-            file.close()
+            file.finish(sync=sync)
             os.replace(self._temporary, self._path)
         self._file = None
 
-    def _open_file(self) -> io.FileIO:
+    def _open_file(self) -> DirectFile | PlainFile:
         if self._file is None:
             raise ValueError(f"{self._name} is no longer being written")
         return self._file

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
-from chemscale.schema import VARIABLES, variable_attrs
+from chemscale.schema import STORE_VERSION, VARIABLES, variable_attrs
 from chemscale.survey.layout import chunk_file, encode, metadata
 from chemscale.survey.shards import (
     BOOK,
@@ -43,12 +44,31 @@ PLANNED_REJECTIONS = f"{BOOK}/rejected-plan.json"
 #: How many stars use each pixel (P,).
 USED_PER_PIXEL = f"{BOOK}/used_per_pixel.npy"
 
+#: Holds a file named after every number of partitions a store was written in (until finalised).
+PARTITIONS = f"{BOOK}/partitions"
+#: Chunks of per-star variables on their way to the disk at once.
+_WRITERS = 8
+
 
 def missing_shards(folder: Folder, header: Header) -> list[int]:
     """Shards without a marker."""
     from chemscale.survey.shards import done_shards
 
     return sorted(set(range(header.n_shards)) - done_shards(folder))
+
+
+def note_partition(folder: Folder, n: int) -> None:
+    """Remember that the store is written in `n` partitions, so that missing ones can be named."""
+    folder.write(f"{PARTITIONS}/{n}", b"\n")
+
+
+def _missing_partitions(folder: Folder, lost: Sequence[int]) -> str:
+    """The partitions that write the shards in `lost`, as far as partitions were used."""
+    said = []
+    for n in sorted(int(name) for name in folder.list(PARTITIONS) if name.isdigit()):
+        parts = sorted({shard % n + 1 for shard in lost})
+        said.append(f"; missing or unfinished of {n} partitions: {describe_shards(parts)}")
+    return "".join(said)
 
 
 def describe_shards(shards: Sequence[int]) -> str:
@@ -75,7 +95,8 @@ def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
     lost = missing_shards(folder, header)
     if lost:
         raise StoreError(
-            f"{folder.root}: {len(lost)} of {header.n_shards} shards are not written: {describe_shards(lost)}",
+            f"{folder.root}: {len(lost)} of {header.n_shards} shards are not written: {describe_shards(lost)}"
+            + _missing_partitions(folder, lost),
             "run the missing --partition jobs, or repeat the ingest command with --resume",
         )
     markers = []
@@ -93,17 +114,17 @@ def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
     for name in names:
         folder.write(f"{name}/zarr.json", label_metadata(header, name))
     per_chunk = header.layout.label_stars // header.layout.shard_stars
+    columns: dict[str, np.ndarray] = {}
     for index, first in enumerate(range(0, header.n_shards, per_chunk)):
         parts = []
         for shard in range(first, min(first + per_chunk, header.n_shards)):
             parts.append(_read_part(folder, markers[shard]))
             used += parts[-1]["used_per_pixel"]
             empty.append(np.flatnonzero(parts[-1]["status"] == 0) + markers[shard]["rows"][0])
-        for name in names:
-            values = np.concatenate([p[name] for p in parts])
-            dtype = "uint8" if name == "status" else VARIABLES[name].dtype
-            file = chunk_file(name, index, values.ndim)
-            files[file] = write_verified(folder, file, encode(name, dtype, values, header.layout))
+        columns = {name: np.concatenate([p.pop(name) for p in parts]) for name in names}
+        files |= _write_chunks(folder, header, index, columns)
+    if header.n_shards > per_chunk:
+        columns = {}  # of the last chunk only
     hidden = np.concatenate(empty) if empty else np.empty(0, "i8")
     planned = (
         [Rejection(**r) for r in json.loads(folder.read(PLANNED_REJECTIONS))]
@@ -112,15 +133,28 @@ def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
     )
     rejected = planned + rejections(markers)
     folder.write(REJECTED, dump([asdict(r) for r in rejected]))
-    write_npy(folder, USED_PER_PIXEL, used)
-    folder.write(STATISTICS, dump(_statistics(folder, header, markers, len(hidden), len(rejected))))
-    consolidate(folder)
+    folder.write(USED_PER_PIXEL, npy_bytes(used))
+    folder.write(STATISTICS, dump(statistics(folder, header, markers, columns, len(hidden), len(rejected))))
+    folder.write("zarr.json", group_metadata(header, folder), sync=True)
     kept = [{k: m[k] for k in ("shard", "rows", "fingerprint", "files", "statistics")} for m in markers]
     checks = {
         n: {"bytes": len(d), "crc32c": checksum(d)} for n, d in ((n, folder.read(n)) for n in small_files(folder))
     }
     folder.write(SHARDS, dump({"shards": kept, "labels": files, "small": checks}), sync=True)
     return {"hidden": hidden, "n_stars": header.n_slots - len(hidden), "rejected": rejected}
+
+
+def _write_chunks(folder: Folder, header: Header, index: int, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Write and verify chunk `index` of every per-star variable; side by side, for each waits for the disk."""
+
+    def put(name: str) -> tuple[str, dict[str, Any]]:
+        values = columns[name]
+        dtype = "uint8" if name == "status" else VARIABLES[name].dtype
+        file = chunk_file(name, index, values.ndim)
+        return file, write_verified(folder, file, encode(name, dtype, values, header.layout))
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        return dict(pool.map(put, columns))
 
 
 def small_files(folder: Folder) -> list[str]:
@@ -132,13 +166,13 @@ def small_files(folder: Folder) -> list[str]:
     return [n for n in names if folder.exists(n)]
 
 
-def write_npy(folder: Folder, name: str, values: np.ndarray) -> None:
-    """One array as .npy."""
+def npy_bytes(values: np.ndarray) -> bytes:
+    """One array as the bytes of a .npy file."""
     import io
 
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
-    folder.write(name, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _read_part(folder: Folder, marker: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -166,9 +200,19 @@ def label_metadata(header: Header, name: str) -> bytes:
     return metadata(name, dtype, shape, header.layout, dims, attrs)
 
 
-def _statistics(
-    folder: Folder, header: Header, markers: list[dict[str, Any]], n_empty: int, n_rejected: int
+def statistics(
+    folder: Folder,
+    header: Header,
+    markers: list[dict[str, Any]],
+    columns: dict[str, np.ndarray],
+    n_empty: int,
+    n_rejected: int,
 ) -> dict[str, Any]:
+    """What ``chemscale info`` shows; per-star variables that are not in `columns` are read from the store."""
+
+    def column(name: str) -> np.ndarray:
+        return columns[name] if name in columns else read_column(folder, name)
+
     total: dict[str, Any] = {"n_stars": header.n_slots - n_empty, "n_slots": header.n_slots, "n_rejected": n_rejected}
     stats = [m["statistics"] for m in markers]
     total["n_pixels"] = header.n_pixels
@@ -182,7 +226,7 @@ def _statistics(
     total["labels"] = {}
     for name in header.variables():
         spec = VARIABLES[name]
-        values = read_column(folder, name)
+        values = column(name)
         if spec.dtype == "str":
             text = [v for v in values if v]
             if name != "star_id":
@@ -197,7 +241,7 @@ def _statistics(
         elif len(spec.dims) == 2:
             total["labels"][name] = {"present": int(np.isfinite(values).sum()), "columns": values.shape[1]}
     if "cluster" in header.variables():
-        names = Counter(map(str, read_column(folder, "cluster")))
+        names = Counter(map(str, column("cluster")))
         total["clusters"] = {k: int(c) for k, c in sorted(names.items()) if k}
     return total
 
@@ -210,9 +254,14 @@ def read_column(folder: Folder, name: str) -> np.ndarray:
     return values.astype(object) if values.dtype.kind == "T" else values
 
 
-def consolidate(folder: Folder) -> None:
-    """Consolidated Zarr metadata, names sorted: one read opens the group, and equal stores have equal bytes."""
-    group = json.loads(folder.read("zarr.json"))
+def group_metadata(header: Header, folder: Folder) -> bytes:
+    """The group's ``zarr.json`` with those of its arrays, names sorted: one read opens the group."""
+    group: dict[str, Any] = {"attributes": group_attrs(header), "node_type": "group", "zarr_format": 3}
     arrays = {n: json.loads(folder.read(f"{n}/zarr.json")) for n in folder.list() if folder.exists(f"{n}/zarr.json")}
     group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
-    folder.write("zarr.json", dump(group), sync=True)
+    return dump(group)
+
+
+def group_attrs(header: Header) -> dict[str, Any]:
+    """Attributes of a store's group."""
+    return {"chemscale_store": STORE_VERSION, **header.attrs}

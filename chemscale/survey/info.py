@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from typing import Any
 
 import numpy as np
 
 from chemscale.runtime.files import Folder
-from chemscale.survey.shards import REJECTED, STATISTICS, Header
+from chemscale.survey.shards import REJECTED, STATISTICS, Header, read_json
 from chemscale.survey.sources.base import absence
 
 #: Bins of the coverage over wavelength.
@@ -31,7 +30,7 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     top = Folder(path)
     record = RootRecord.read(top)
     header = Header.read(top)
-    per_segment = [json.loads(top.sub(e["path"]).read(STATISTICS)) for e in record.segments]
+    per_segment = [read_json(top.sub(e["path"]), STATISTICS) for e in record.segments]
     total = per_segment[0]
     for other in per_segment[1:]:
         total = _add(total, other)
@@ -40,7 +39,7 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     absent: dict[str, int] = {}
     for entry in record.segments:
         folder = top.sub(entry["path"])
-        rejected += json.loads(folder.read(REJECTED))
+        rejected += read_json(folder, REJECTED)
         used += np.load(io.BytesIO(folder.read(USED_PER_PIXEL)), allow_pickle=False)
     sizes = [size for _, size in top.walk()]
     wave = _small_array(top, "wavelength", "").values
@@ -195,15 +194,18 @@ def render(info: dict[str, Any], console: Any) -> None:
         facts.add_row(key, escape(str(value)))
     console.print(Panel(facts, title=escape(str(info["path"])), expand=False))
 
-    console.print("[italic]pixels censored, by cause (a pixel may have several)[/]")
+    fractions = {k: v for k, v in info["censored_fraction"].items() if v}
+    console.print(
+        "[italic]pixels censored, by cause (a pixel may have several)[/]" if fractions else "no pixel is censored"
+    )
     causes = Table()
     causes.add_column("cause")
     causes.add_column("fraction", justify="right")
     causes.add_column("")
-    for name, fraction in sorted(info["censored_fraction"].items(), key=lambda kv: -kv[1]):
-        if fraction:
-            causes.add_row(name.replace("_", " "), f"{100 * fraction:.2f} %", "█" * max(1, round(40 * fraction)))
-    console.print(causes)
+    for name, fraction in sorted(fractions.items(), key=lambda kv: -kv[1]):
+        causes.add_row(name.replace("_", " "), f"{100 * fraction:.2f} %", "█" * max(1, round(40 * fraction)))
+    if fractions:
+        console.print(causes)
 
     console.print(f"[bold]usable share over wavelength[/]   {bars(info['coverage_by_wavelength'])}")
     console.print(f"[bold]stars by usable share, 0 to 1[/]  {bars(np.sqrt(info['coverage_histogram']))}  (square root)")

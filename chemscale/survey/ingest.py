@@ -26,7 +26,7 @@ from chemscale.quality.pixels import MAX_ERROR
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import Inputs
 from chemscale.runtime.memory import keep_freed_memory
-from chemscale.survey.finalise import PLANNED_REJECTIONS
+from chemscale.survey.finalise import PLANNED_REJECTIONS, note_partition
 from chemscale.survey.layout import BYTES_PER_PIXEL, Layout
 from chemscale.survey.planning import Job, check_same, plan_ingest
 from chemscale.survey.reading import RowReader, ShardTask, empty_pixels, plain_rejection
@@ -77,6 +77,8 @@ class IngestSummary(Shown):
     clusters: dict[str, int] = field(default_factory=dict)
     #: arrays of the input that the contract has no place for
     ignored: list[str] = field(default_factory=list)
+    #: the file that lists all rejections, once the store is complete
+    rejected_file: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -175,6 +177,7 @@ def ingest(
     wanted = range(job.header.n_shards)
     if partition is not None:
         wanted = range(partition[0] - 1, job.header.n_shards, partition[1])
+        note_partition(folder, partition[1])
     run_shards(folder, job, wanted, kept, client=client, max_bad=max_bad, progress=progress)
     if partition is not None and partition[1] > 1:
         return summarise(folder, job, begun, kept=len(kept))
@@ -312,8 +315,8 @@ def _write_once(task: ShardTask) -> dict[str, Any]:
     with ShardWriter(task.folder, header, task.shard) as writer:
         for start in range(0, len(task.items), step):
             stop = min(start + step, len(task.items))
-            reader.fill(pixels, start, stop)
-            writer.add(pixels, reader.status[start:stop])
+            reader.fill(pixels, start, stop, writer.counts)
+            writer.add(pixels, stop - start)
         rejected = [plain_rejection(r) for r in reader.rejected]
         return writer.close(reader.columns, reader.status, rejected=rejected, fingerprint=task.fingerprint)
 
@@ -365,6 +368,7 @@ def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> In
         n_shards_kept=kept,
         clusters=clusters,
         ignored=list(header.attrs.get("ignored", ())),
+        rejected_file=folder.where(REJECTED),
     )
 
 

@@ -5,8 +5,10 @@ Whatever a source does, a star ends in its slot or in the list of rejections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,14 @@ from chemscale.survey.layout import PIXEL_VARIABLES
 from chemscale.survey.shards import Header, clean_text, empty_columns
 from chemscale.survey.sources.base import Item, Rejection, StarBlock
 from chemscale.survey.sources.blocks import join
+from chemscale.survey.sources.labels import PackedItems
+from chemscale.survey.writing import Counts
 
-#: Stars handed to a source's `read` at once: few enough that their arrays stay in the cache.
+#: Stars handed to a source's `read` at once: few enough that their arrays stay in the cache. A source whose file
+#: is cheaper to read in longer runs says so by an attribute `read_stars`.
 READ_STARS = 32
+#: Bytes of a file that are asked for in advance: a spectrum's file is kilobytes.
+_AHEAD = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,14 @@ class ShardTask:
     items: list[Item]
     wavelength: np.ndarray
     fingerprint: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _unpack_task, (values | {"items": PackedItems.of(self.items)},)
+
+
+def _unpack_task(values: dict[str, Any]) -> ShardTask:
+    return ShardTask(**values | {"items": values["items"].unpack()})
 
 
 class RowReader:
@@ -54,18 +69,37 @@ class RowReader:
         self.columns = empty_columns(task.header, len(task.items))
         self.status = np.zeros(len(task.items), np.uint8)
         self.rejected: list[Rejection] = []
+        self._announced = 0
         settings = task.header.settings
+        self._step = int(getattr(task.source, "read_stars", READ_STARS))
         self._limit = error_limit(settings["max_error"])
         self._windows = np.array(settings["windows"], np.int64).reshape(-1, 2)
 
-    def fill(self, pixels: dict[str, np.ndarray], start: int, stop: int) -> None:
-        """Rows ``[start, stop)`` of the shard to the first rows of `pixels`; empty slots are zeros."""
-        for first in range(start, stop, READ_STARS):
-            self._fill_block(pixels, start, first, min(first + READ_STARS, stop))
+    def fill(self, pixels: dict[str, np.ndarray], start: int, stop: int, counts: Counts | None = None) -> None:
+        """Rows ``[start, stop)`` of the shard to the first rows of `pixels`; empty slots are zeros.
+
+        `counts` counts every block of rows as it comes, which is cheaper than afterwards: it is in the cache.
+        """
+        for first in range(start, stop, self._step):
+            self._look_ahead(first + self._step)
+            last = min(first + self._step, stop)
+            self._fill_block(pixels, start, first, last)
+            if counts is not None:
+                rows = slice(first - start, last - start)
+                counts.add({name: values[rows] for name, values in pixels.items()}, self.status[first:last])
         empty = np.flatnonzero(self.status[start:stop] == 0)
         for values in pixels.values():
             values[empty] = 0
             values[stop - start :] = 0
+
+    def _look_ahead(self, stop: int) -> None:
+        """Have the files of the stars up to the block after `stop` on their way from the disk."""
+        items = self.task.items
+        if self._announced == 0 and not os.path.isfile(items[0].path):  # rows of a table, objects, made-up spectra
+            self._announced = len(items)
+        stop = min(stop + self._step, len(items))
+        will_read(item.path for item in items[self._announced : stop])
+        self._announced = max(self._announced, stop)
 
     def _fill_block(self, pixels: dict[str, np.ndarray], base: int, start: int, stop: int) -> None:
         from chemscale.quality import compiled
@@ -103,6 +137,23 @@ class RowReader:
         slots = slots[chosen]
         self.status[slots] = 1
         _fill_columns(self.columns, slots, block, chosen, [task.items[s] for s in slots])
+
+
+def will_read(paths: Iterable[str]) -> None:
+    """Ask the system to bring local files into memory while we do something else; problems are left to the reader.
+
+    One file after the other keeps a disk waiting for us half of the time, and a disk far away longer.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in paths:
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            continue
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(handle, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
+        os.close(handle)
 
 
 def read_shard(

@@ -7,6 +7,7 @@ were written; where the software has changed since, the new bytes are recorded i
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,31 @@ import numpy as np
 from chemscale.errors import ResumeError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES, variable_attrs
-from chemscale.survey.finalise import label_metadata
+from chemscale.survey.finalise import (
+    PLANNED_REJECTIONS,
+    USED_PER_PIXEL,
+    group_metadata,
+    label_metadata,
+    npy_bytes,
+    read_column,
+    statistics,
+)
 from chemscale.survey.ingest import make_task
-from chemscale.survey.layout import PIXEL_VARIABLES, encode, metadata
+from chemscale.survey.layout import chunk_file, encode, metadata
 from chemscale.survey.planning import Job, plan_ingest
 from chemscale.survey.reading import read_shard
-from chemscale.survey.shards import SHARDS, Header, checksum, dump, write_verified
+from chemscale.survey.shards import (
+    BOOK,
+    INPUTS,
+    REJECTED,
+    SHARDS,
+    STATISTICS,
+    Header,
+    checksum,
+    dump,
+    write_verified,
+)
+from chemscale.survey.sources.base import Rejection
 from chemscale.survey.verify import VerifyReport
 
 
@@ -60,17 +80,45 @@ def repair_store(top: Folder, report: VerifyReport) -> None:
         mine = [f for f in report.faults if f.segment == entry["path"]]
         if mine:
             mender = _Mender(folder)
-            for file in dict.fromkeys(f.file for f in mine):
+            for file in sorted(dict.fromkeys(f.file for f in mine), key=_after_pixels):
                 if mender.mend(file):
                     done = [f for f in mine if f.file == file]
                     report.repaired += done
                     report.faults = [f for f in report.faults if f not in done]
             changed |= mender.save()
+    _mend_hidden(top, record, report)
     if changed:
         for name in record.checksums:
             if name.endswith(SHARDS):
                 record.checksums[name] = checksum(top.read(name))
         record.write(top)
+
+
+def _mend_hidden(top: Folder, record: Any, report: VerifyReport) -> None:
+    """Lists of hidden slots: empty ones, and those whose star stands in a later segment.
+
+    Only what has the checksum of the root record is written, so that readers never see other stars.
+    """
+    later: set[str] = set()
+    for entry in reversed(record.segments):
+        folder, file = top.sub(entry["path"]), entry["hidden"]
+        faults = [f for f in report.faults if file and f.file == file]
+        if not faults and entry is record.segments[0]:
+            return
+        ids, empty = read_column(folder, "star_id"), read_column(folder, "status") == 0
+        if faults:
+            superseded = np.fromiter((star in later for star in ids), bool, len(ids))
+            data = npy_bytes(np.flatnonzero(empty | superseded).astype("i8"))
+            if checksum(data) == record.checksums[file]:
+                top.write(file, data, sync=True)
+                report.repaired += faults
+                report.faults = [f for f in report.faults if f not in faults]
+        later.update(ids[~empty].tolist())
+
+
+def _after_pixels(file: str) -> bool:
+    """The books last: some are counted from pixels and labels, which must be whole again by then."""
+    return file.startswith(BOOK) or file == "zarr.json"
 
 
 class _Mender:
@@ -101,9 +149,56 @@ class _Mender:
         if file in self.book["labels"]:
             self._write(file, self._label_chunk(file), self.book["labels"])
             return True
-        if file.endswith("/zarr.json"):
-            return self._metadata(file)
+        if file in self.book["small"]:
+            known = self._small(file)
+            if known is not None and checksum(known) == self.book["small"][file]["crc32c"]:
+                self.folder.write(file, known, sync=True)
+                return True
         return False
+
+    def _small(self, file: str) -> bytes | None:
+        """What a small file held: derived from the rest of the store, or from the source."""
+        if file == STATISTICS:
+            return self._statistics()
+        if file == USED_PER_PIXEL:
+            return npy_bytes(self._used_per_pixel())
+        if file == INPUTS:
+            return self._job_of_source().inputs.pack()
+        if file == PLANNED_REJECTIONS:
+            return dump([asdict(r) for r in self._job_of_source().rejected])
+        if file == REJECTED:
+            return dump([asdict(r) for r in self._rejections()])
+        if file == "zarr.json":
+            return group_metadata(self.header, self.folder)
+        if file == chunk_file("wavelength", 0, 1):
+            return encode("wavelength", "float64", self._job_of_source().wavelength, self.header.layout)
+        if file == chunk_file("element", 0, 1):
+            return encode("element", "str", np.array(self.header.elements, dtype=object), self.header.layout)
+        return self._metadata(file) if file.endswith("/zarr.json") else None
+
+    def _statistics(self) -> bytes:
+        markers = self.book["shards"]
+        n_empty = self.header.n_slots - sum(m["statistics"]["n_stars"] for m in markers)
+        n_rejected = len(json.loads(self.folder.read(REJECTED)))
+        return dump(statistics(self.folder, self.header, markers, {}, n_empty, n_rejected))
+
+    def _used_per_pixel(self) -> np.ndarray:
+        import zarr
+
+        arrays = self.folder.zarr_store()
+        flags, ivar = (zarr.open_array(arrays, path=name, mode="r") for name in ("flags", "ivar"))
+        used = np.zeros(self.header.n_pixels, np.int64)
+        step = self.header.layout.chunk_stars
+        for start in range(0, self.header.n_slots, step):  # empty slots have no weight anywhere
+            rows = slice(start, start + step)
+            used += ((np.asarray(flags[rows]) == 0) & (np.asarray(ivar[rows]) > 0)).sum(axis=0)
+        return used
+
+    def _rejections(self) -> list[Rejection]:
+        found = list(self._job_of_source().rejected)
+        for shard in range(self.header.n_shards):
+            found += read_shard(self._task(shard))[3]
+        return found
 
     def _write(self, file: str, data: bytes, listed: dict[str, Any]) -> None:
         written = write_verified(self.folder, file, data)
@@ -143,20 +238,17 @@ class _Mender:
         dtype = "uint8" if name == "status" else VARIABLES[name].dtype
         return encode(name, dtype, np.concatenate(values), self.header.layout)
 
-    def _metadata(self, file: str) -> bool:
+    def _metadata(self, file: str) -> bytes | None:
         name = file.split("/")[0]
-        if name in PIXEL_VARIABLES:
-            shape = (self.header.n_slots, self.header.n_pixels)
-            spec = VARIABLES[name]
-            data = metadata(name, spec.dtype, shape, self.header.layout, spec.dims, variable_attrs(name))
-        elif name in (*self.header.variables(), "status"):
-            data = label_metadata(self.header, name)
-        else:
-            return False
-        if checksum(data) != self.book["small"][file]["crc32c"]:
-            return False
-        self.folder.write(file, data)
-        return True
+        spec, layout = VARIABLES.get(name), self.header.layout
+        if name in (*self.header.variables(), "status"):
+            return label_metadata(self.header, name)
+        if spec is None:
+            return None
+        sizes = {"star": self.header.n_slots, "wavelength": self.header.n_pixels, "element": len(self.header.elements)}
+        shape = tuple(sizes[d] for d in spec.dims)
+        extra = {"medium": self.header.medium} if name == "wavelength" else {}
+        return metadata(name, spec.dtype, shape, layout, spec.dims, variable_attrs(name) | extra)
 
     def save(self) -> bool:
         """Write the list of markers where checksums changed."""

@@ -21,7 +21,7 @@ from chemscale.errors import InputError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import digest
 from chemscale.schema import STAR_VARIABLES, STORE_VERSION, VARIABLES, SchemaError, check, variable_attrs
-from chemscale.survey.finalise import finalise_segment
+from chemscale.survey.finalise import finalise_segment, group_attrs
 from chemscale.survey.layout import PIXEL_VARIABLES, Layout, choose_layout, chunk_file, encode, metadata
 from chemscale.survey.rows import Column, Mask, Rows, Segment
 from chemscale.survey.shards import (
@@ -119,8 +119,7 @@ def create_store(folder: Folder, header: Header, wavelength: np.ndarray) -> None
     Writing the same header again gives the same bytes, so several partition jobs may start
     at once. The header comes last: without it there is no store.
     """
-    attrs = {"chemscale_store": STORE_VERSION, **header.attrs}
-    folder.write("zarr.json", dump({"attributes": attrs, "node_type": "group", "zarr_format": 3}))
+    folder.write("zarr.json", dump({"attributes": group_attrs(header), "node_type": "group", "zarr_format": 3}))
     small: dict[str, np.ndarray] = {"wavelength": np.asarray(wavelength, "f8")}
     if header.elements:
         small["element"] = np.array(header.elements, dtype=object)
@@ -256,7 +255,7 @@ def read_hidden(folder: Folder, entry: dict[str, Any]) -> np.ndarray:
 
 def tidy(folder: Folder) -> None:
     """Remove markers, parts and leftovers of interrupted writes from a complete store."""
-    for name in ("parts", "shards"):
+    for name in ("parts", "partitions", "shards"):
         folder.remove_tree(f"{BOOK}/{name}")
     folder.remove_partials()
 

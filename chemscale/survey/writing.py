@@ -76,7 +76,7 @@ class ShardWriter:
         self._encoders = {name: ShardEncoder(name, header.layout) for name in PIXEL_VARIABLES}
         self._sums = {name: [0, 0] for name in PIXEL_VARIABLES}
         self._stack = ExitStack()
-        self._files = {name: self._stack.enter_context(folder.writing(n)) for name, n in self._names.items()}
+        self._files = {name: self._stack.enter_context(folder.writing(n, big=True)) for name, n in self._names.items()}
         self.counts = Counts(header.n_pixels)
 
     def __enter__(self) -> ShardWriter:
@@ -85,11 +85,13 @@ class ShardWriter:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def add(self, pixels: Mapping[str, np.ndarray], filled: np.ndarray) -> None:
-        """Write the next chunk: `chunk_stars` rows (n, P), fewer only at the end."""
-        self.counts.add(pixels, filled)
+    def add(self, pixels: Mapping[str, np.ndarray], n: int) -> None:
+        """Write the first `n` rows of `pixels` as the next chunk: `chunk_stars`, fewer only at the end.
+
+        The caller has them counted by `counts`.
+        """
         for name in PIXEL_VARIABLES:
-            self._put(name, self._encoders[name].chunk(pixels[name][: len(filled)]))
+            self._put(name, self._encoders[name].chunk(pixels[name][:n]))
 
     def _put(self, name: str, pieces: list[bytes]) -> None:
         sums = self._sums[name]
@@ -165,5 +167,7 @@ def write_shard(
     step = header.layout.chunk_stars
     with ShardWriter(folder, header, shard) as writer:
         for at in range(0, stop - start, step):
-            writer.add({n: pixels[n][at : at + step] for n in PIXEL_VARIABLES}, status[at : at + step])
+            part = {n: pixels[n][at : at + step] for n in PIXEL_VARIABLES}
+            writer.counts.add(part, status[at : at + step])
+            writer.add(part, len(part["flux"]))
         return writer.close(columns, status)

@@ -254,7 +254,7 @@ def test_partitions(tmp_path, files):
     for k in (3, 1):
         summary = ingest(ToySource(files), out, layout=SMALL, partition=f"{k}/3")
         assert not summary.complete
-    with pytest.raises(StoreError, match=r"3 of 8 shards are not written: 1, 4, 7"):
+    with pytest.raises(StoreError, match=r"3 of 8 shards are not written: 1, 4, 7; .* of 3 partitions: 2"):
         finalise(out)
     ingest(ToySource(files), out, layout=SMALL, partition=(2, 3))
     assert finalise(out).complete
@@ -403,14 +403,14 @@ class Cluster:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_kills_of_the_scheduler_alone(tmp_path):
+@pytest.mark.timeout(1800)
+def test_ten_kills_of_the_scheduler_alone(tmp_path):
     """The job ends with a clear error; resumed on a new cluster, while workers of the old one may still be writing."""
     files = write_files(tmp_path / "spectra", n=800)
     ingest(ToySource(files, delay=0.002), tmp_path / "whole", layout=SMALL)
     whole = tree(tmp_path / "whole")
     rng = np.random.default_rng(int(time.time()))
-    for attempt in range(2):
+    for attempt in range(4):
         out = tmp_path / f"killed{attempt}"
         clusters = []
         try:

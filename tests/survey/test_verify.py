@@ -12,6 +12,7 @@ from toysource import ToySource, write_files
 
 from chemscale.errors import ResumeError, StoreError
 from chemscale.runtime.files import Folder
+from chemscale.survey.append import append
 from chemscale.survey.info import bars, store_info
 from chemscale.survey.ingest import ingest
 from chemscale.survey.layout import Layout
@@ -110,10 +111,42 @@ def test_datasets_cannot_be_repaired(tmp_path):
         verify(folder.root, repair=True)
 
 
-def test_what_the_bookkeeping_cannot_mend_stays_reported(store):
-    flip(store, "_chemscale/statistics.json", 5)
-    report = verify(store.root, repair=True)
-    assert not report.ok and report.faults[0].file == "_chemscale/statistics.json"
+def test_books_are_repaired(store):
+    """Every small file but the three that say what all the others should be; also several at once."""
+    before = {name: store.read(name) for name, _ in store.walk()}
+    unique = {"_chemscale/plan.json", "_chemscale/shards.json", "_chemscale/root.json"}
+    small = [n for n in before if "/c/" not in n or n.startswith(("wavelength", "element"))]
+    books = [n for n in small if n not in unique and "hidden" not in n]
+    assert len(books) > 10
+    for names in [[n] for n in books] + [books]:
+        for name in names:
+            flip(store, name, len(before[name]) // 2)
+        assert not verify(store.root, deep=False).ok
+        report = verify(store.root, repair=True)
+        assert report.ok, (names, report.faults)
+        assert {n: store.read(n) for n, _ in store.walk()} == before, names
+
+
+def test_lists_of_hidden_slots_are_repaired(store, tmp_path):
+    """Of the first revision, of a later one, and of slots that a later one supersedes."""
+    more = write_files(tmp_path / "more", n=35)
+    for i in range(25):
+        (more / f"star{i:04d}.npy").unlink()
+    (more / "star0033.npy").write_bytes(b"broken")
+    append(ToySource(more), store.root, replace_existing=True)
+    hidden = [n for n, _ in store.walk() if "hidden-0001" in n]
+    assert len(hidden) == 2
+    for name in hidden:
+        original = flip(store, name, store.size(name) - 8)
+        assert verify(store.root, repair=True).ok
+        assert store.read(name) == original
+
+
+def test_the_page_of_a_damaged_store_says_what_to_do(store):
+    flip(store, "_chemscale/statistics.json", 0)
+    with pytest.raises(StoreError, match=r"statistics\.json") as caught:
+        store_info(store.root)
+    assert "--repair" in caught.value.remedy
 
 
 def test_info(store):

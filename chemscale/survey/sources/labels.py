@@ -7,6 +7,7 @@ view of one row (:class:`RowLabels`) that becomes a plain dict only when it trav
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,44 @@ class RowLabels(Mapping[str, Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         # without this every item would drag the whole catalogue to its worker
         return dict, (dict(self),)
+
+
+@dataclass(frozen=True)
+class PackedItems:
+    """Items on their way to a worker: a catalogue's labels travel as columns, not value by value."""
+
+    ids: list[str]
+    paths: list[str]
+    extra: list[dict[str, Any]]
+    columns: dict[str, np.ndarray]
+    #: row of `columns`; -1 for an item whose labels are all in `extra`
+    rows: list[int]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> PackedItems:
+        """Pack `items`, whatever mapping their labels are."""
+        shared: Any = next((i.labels._columns for i in items if isinstance(i.labels, RowLabels)), {})
+        extra: list[dict[str, Any]] = []
+        rows: list[int] = []
+        taken: list[int] = []
+        for item in items:
+            labels = item.labels
+            if isinstance(labels, RowLabels) and labels._columns is shared:
+                rows.append(len(taken))
+                taken.append(labels._row)
+                extra.append(labels._extra)
+            else:
+                rows.append(-1)
+                extra.append(dict(labels))
+        columns = {name: values[taken] for name, values in shared.items()}
+        return cls([i.star_id for i in items], [i.path for i in items], extra, columns, rows)
+
+    def unpack(self) -> list[Item]:
+        """The items, with labels that read the same."""
+        return [
+            Item(star, path, RowLabels(self.columns, row, extra) if row >= 0 else extra)
+            for star, path, extra, row in zip(self.ids, self.paths, self.extra, self.rows, strict=True)
+        ]
 
 
 def clean(values: np.ndarray, *, below: float = -900.0, above: float = np.inf) -> np.ndarray:
