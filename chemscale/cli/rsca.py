@@ -48,10 +48,10 @@ def fit(
 
     from ..rsca.pipeline import fit_run
     from . import console, echo_json
-    from .survey import _client
+    from .ingest import client_for
 
     start = perf_counter()
-    with _client(workers, cluster):
+    with client_for(workers, cluster):
         done = fit_run(
             store,
             run,

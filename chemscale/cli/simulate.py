@@ -71,7 +71,7 @@ def simulate(
 
 
 def _full(path: str | None) -> str | None:
-    from chemscale.cli.survey import _full as full
+    from chemscale.cli.ingest import full_path as full
 
     return full(path)
 
@@ -81,7 +81,8 @@ def _store(
 ) -> None:
     import os
 
-    from chemscale.cli.survey import _client, _n_workers, _show_summary
+    from chemscale.cli.ingest import client_for, n_workers
+    from chemscale.cli.summary import show_summary
     from chemscale.errors import StoreError
     from chemscale.survey.ingest import ingest
     from chemscale.survey.planning import plan_ingest
@@ -92,13 +93,13 @@ def _store(
         raise StoreError(f"{truth_path(out)} exists", "choose another --out, or --overwrite")
     source = SimulatedSource(**simulation.settings())
     if workers is None and cluster is None:
-        workers = _n_workers(None, simulation.n_stars)
+        workers = n_workers(None, simulation.n_stars)
     job = plan_ingest(source)
-    with _client(workers, cluster) as client:
+    with client_for(workers, cluster) as client:
         summary = ingest(source, out, client=client, overwrite=overwrite, resume=resume, job=job)
     if summary.complete:
         write_truth(simulation, truth_path(out), overwrite=overwrite or resume)
-    _show_summary(summary, as_json)
+    show_summary(summary, as_json)
 
 
 def _release(simulation: Any, folder: str, overwrite: bool, workers: int | None, as_json: bool) -> None:
