@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import make_survey
+from objectstore import KEY, MotoServer, S3rverServer, Server
 from toysource import ToySource, write_files
 
 from chemscale.errors import StoreError
@@ -69,61 +68,26 @@ def test_full_disk_then_resume(tmp_path, small_disk):
 # --------------------------------------------------------------------- object stores
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class S3Server:
-    """A disk-backed S3 server (npm's s3rver) on loopback that can be killed and started again."""
-
-    def __init__(self, command: str, folder: Path):
-        self.port, self.folder, self.command = free_port(), folder, command
-        self.process: subprocess.Popen | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        arguments = ["-d", str(self.folder), "-a", "127.0.0.1", "-p", str(self.port), "--configure-bucket", "surveys"]
-        self.process = subprocess.Popen([self.command, *arguments, "--silent"], start_new_session=True)
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        raise RuntimeError("s3rver did not start")
-
-    def kill(self) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture
-def s3(tmp_path, monkeypatch) -> Iterator[S3Server]:
+@pytest.fixture(params=["moto", "s3rver"])
+def s3(request, tmp_path, monkeypatch) -> Iterator[Server]:
     pytest.importorskip("s3fs")
-    command = os.environ.get("CHEMSCALE_TEST_S3RVER") or shutil.which("s3rver")
-    if not command:
-        pytest.skip("no S3 server: `npm install s3rver` and put it on PATH, or name it in CHEMSCALE_TEST_S3RVER")
-    server = S3Server(command, tmp_path / "s3")
-    server.folder.mkdir()
-    for key, value in {
-        "AWS_ACCESS_KEY_ID": "S3RVER",
-        "AWS_SECRET_ACCESS_KEY": "S3RVER",
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    if request.param == "moto":
+        for needed in ("moto", "flask", "boto3"):
+            pytest.importorskip(needed)
+        server: Server = MotoServer()
+    else:
+        command = os.environ.get("CHEMSCALE_TEST_S3RVER") or shutil.which("s3rver")
+        if not command:
+            pytest.skip("no s3rver: `npm install s3rver` and put it on PATH, or name it in CHEMSCALE_TEST_S3RVER")
+        server = S3rverServer(command, tmp_path / "s3")
+    for key, value in server.environment().items():
         monkeypatch.setenv(key, value)
     server.start()
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
     yield server
-    server.kill()
+    server.end()
 
 
 def test_object_store(tmp_path, s3):
@@ -160,8 +124,8 @@ def test_object_store_killed_and_restarted(tmp_path, s3):
 
 def test_object_store_that_stays_away_is_a_clear_error(tmp_path, s3, monkeypatch):
     monkeypatch.setattr("chemscale.runtime.files.RETRY_WAITS", (0.01,))
-    files = write_files(tmp_path / "spectra", n=120)
-    ingest(ToySource(files), tmp_path / "whole", layout=SMALL)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    files = write_files(tmp_path / "spectra", n=60)
     timer = threading.Timer(1.0, s3.kill)
     timer.start()
     with pytest.raises(StoreError, match="no answer"):
@@ -178,7 +142,7 @@ def test_credentials_never_reach_the_store(tmp_path, s3):
 
     path = write_survey(make_survey(n_field=30), "s3://surveys/a.zarr")
     for blob in (*tree(path).values(), pickle.dumps(Folder(path)), pickle.dumps(open_survey(path))):
-        assert b"S3RVER" not in blob and s3.url.encode() not in blob
+        assert KEY.encode() not in blob and s3.url.encode() not in blob
 
 
 if sys.platform == "win32":
