@@ -34,13 +34,14 @@ from chemscale.survey.sources.apogee_pixels import (
     finish,
     wavelength_grid,
 )
-from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan, absent_member
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.compiled import REASONS
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import FitsError, read_bytes, scan
+from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
-from chemscale.survey.sources.members import Membership, read_members
+from chemscale.survey.sources.members import Membership
 
 PRODUCTS = ("aspcapStar", "apStar")
 
@@ -51,7 +52,7 @@ _NAME = re.compile(
 )
 
 
-class ApogeeSource:
+class ApogeeSource(FolderSource):
     """APOGEE spectra of one release.
 
     Parameters
@@ -93,29 +94,16 @@ class ApogeeSource:
     ):
         if product not in PRODUCTS:
             raise InputError(f"product is {product!r}", f"use one of {', '.join(PRODUCTS)}")
-        self.spectra = (
-            [str(spectra)]
-            if isinstance(spectra, (str, bytes)) or not hasattr(spectra, "__iter__")
-            else [str(s) for s in spectra]
+        super().__init__(
+            spectra,
+            members,
+            member_key=member_key,
+            member_column=member_column,
+            probability_column=probability_column,
+            min_probability=min_probability,
         )
-        self.allstar, self.members = (str(p) if p else None for p in (allstar, members))
-        self.member_key, self.member_column = member_key, member_column
-        self.probability_column, self.min_probability = probability_column, min_probability
+        self.allstar = str(allstar) if allstar else None
         self.product = product
-
-    def describe(self) -> dict[str, Any]:
-        """Settings, JSON-able."""
-        return {
-            "source": self.name,
-            "spectra": self.spectra,
-            "allstar": self.allstar,
-            "members": self.members,
-            "member_key": self.member_key,
-            "member_column": self.member_column,
-            "probability_column": self.probability_column,
-            "min_probability": self.min_probability,
-            "product": self.product,
-        }
 
     # ------------------------------------------------------------------ plan
 
@@ -128,13 +116,8 @@ class ApogeeSource:
             items, elements, names, notes = self._items_from_catalogue(files, membership, rejected)
         else:
             items, elements, names, notes = self._items_from_files(files, membership, rejected)
-        held = {item.star_id for item in items}
-        for star, (cluster, _) in membership.stars.items():
-            if star not in held:
-                unlisted = self.allstar and star not in notes["catalogue_ids"]
-                lacks = "not in allStar" if unlisted else "without a spectrum"
-                rejected.append(absent_member(printable(str(self.members)), printable(star), cluster, lacks))
-        notes.pop("catalogue_ids", None)
+        catalogued = notes.pop("catalogue_ids", ())
+        rejected += self._absent(membership, {item.star_id for item in items}, catalogued)
         attrs = {
             "survey": "APOGEE",
             "product": self.product,
@@ -181,21 +164,11 @@ class ApogeeSource:
             )
         return files
 
-    def _membership(self) -> Membership:
-        if not self.members:
-            return Membership()
-        column, minimum = self.probability_column, self.min_probability
-        if column is None:
+    def _probability(self) -> tuple[str | None, float | None]:
+        column, minimum = super()._probability()
+        if column is None and self.members:
             column = labelling.default_probability_column(self.members)
-        if minimum is None and column:
-            minimum = 0.8
-        return read_members(
-            self.members,
-            key=self.member_key,
-            column=self.member_column,
-            probability_column=column,
-            min_probability=minimum,
-        )
+        return column, 0.8 if minimum is None and column else minimum
 
     def _items_from_catalogue(
         self, files: dict[str, list[tuple[str, str]]], membership: Membership, rejected: list[Rejection]

@@ -22,13 +22,14 @@ from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
-from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan, absent_member
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import HDU, FitsError, Header, native, read_bytes, scan
+from chemscale.survey.sources.folders import FolderSource, as_list
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.lamost_labels import read_labels, stem_of
-from chemscale.survey.sources.members import Membership, read_members
+from chemscale.survey.sources.members import Membership
 
 SPEED_OF_LIGHT = 299_792.458  # km/s
 LOG_STEP = 1e-4
@@ -51,7 +52,7 @@ INTERSTELLAR_WINDOWS = ((5882.0, 5907.0),)
 NORMALISATIONS = ("running-quantile", "survey")
 
 
-class LamostSource:
+class LamostSource(FolderSource):
     """LAMOST LRS spectra from one or more folders.
 
     Parameters
@@ -104,18 +105,18 @@ class LamostSource:
             raise InputError(f"wavelength range is {wavelength_range}", "give two rest wavelengths in Angstrom")
         if continuum not in NORMALISATIONS:
             raise InputError(f"continuum is {continuum!r}", f"use one of {', '.join(NORMALISATIONS)}")
-        self.spectra = _as_list(spectra)
-        self.labels = _as_list(labels)
-        self.members = str(members) if members else None
-        self.member_key, self.member_column = member_key, member_column
-        self.probability_column, self.min_probability = probability_column, min_probability
+        super().__init__(
+            spectra,
+            members,
+            member_key=member_key,
+            member_column=member_column,
+            probability_column=probability_column,
+            min_probability=min_probability,
+        )
+        self.labels = as_list(labels)
         self.wavelength_range = (low, high)
         self.continuum = continuum
         self.bin_width, self.window, self.quantile = bin_width, window, quantile
-
-    def describe(self) -> dict[str, Any]:
-        """Settings, JSON-able."""
-        return {"source": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     def wavelength_grid(self) -> np.ndarray:
         """Rest-frame vacuum grid, log10 step 1e-4, on whole multiples of the step."""
@@ -151,9 +152,7 @@ class LamostSource:
                     f"no LAMOST spectra under {printable(root)}",
                     "expected spec-*.fits or spec-*.fits.gz" + other_survey([root], "lamost"),
                 )
-        for star, (cluster, _) in membership.stars.items():
-            if star not in seen:
-                rejected.append(absent_member(printable(str(self.members)), printable(star), cluster))
+        rejected += self._absent(membership, seen)
         names = [*table.columns, "ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits"]
         names.append("quality")
         if membership.probability_column:
@@ -180,15 +179,7 @@ class LamostSource:
         return SurveyPlan("lamost", grid, "vacuum", items, (), contract_labels(names), attrs, rejected)
 
     def _membership(self) -> Membership:
-        if not self.members:
-            return Membership()
-        found = read_members(
-            self.members,
-            key=self.member_key,
-            column=self.member_column,
-            probability_column=self.probability_column,
-            min_probability=self.min_probability,
-        )
+        found = super()._membership()
         found.stars = {stem_of(star): value for star, value in found.stars.items()}
         return found
 
@@ -316,12 +307,6 @@ class _Spectrum:
 
 def _accept(name: str) -> bool:
     return name.endswith((".fits", ".fits.gz")) and not name.startswith(".")
-
-
-def _as_list(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 
 def _wavelength(header: Header, n_pixels: int) -> np.ndarray:

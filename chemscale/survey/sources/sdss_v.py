@@ -25,13 +25,13 @@ from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.sources import apogee_pixels as apogee
-from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan, absent_member
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
 from chemscale.survey.sources.fits import HDU, FitsError, native, read_bytes, scan
 from chemscale.survey.sources.fits_tables import read_table
+from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.labels import RowLabels, clean, contract_labels, number
-from chemscale.survey.sources.members import Membership, read_members
 from chemscale.survey.sources.pixels import usable
 
 #: instrument -> (HDUs, log10 start, step, pixels, resolution)
@@ -59,7 +59,7 @@ _CATALOGUE = {
 _ROW = {"snr": "snr", "radial_velocity": "v_rad", "velocity_scatter": "std_v_rad", "n_visits": "n_good_visits"}
 
 
-class SdssVSource:
+class SdssVSource(FolderSource):
     """Milky Way Mapper star-level spectra.
 
     Parameters
@@ -95,15 +95,16 @@ class SdssVSource:
             raise InputError(f"instrument is {instrument!r}", "use 'apogee' or 'boss'")
         if continuum not in {"survey", "running-quantile"}:
             raise InputError(f"continuum is {continuum!r}", "use 'survey' or 'running-quantile'")
-        self.spectra = [str(s) for s in spectra] if isinstance(spectra, (list, tuple)) else [str(spectra)]
-        self.catalogue, self.members = (str(p) if p else None for p in (catalogue, members))
-        self.member_key, self.member_column = member_key, member_column
-        self.probability_column, self.min_probability = probability_column, min_probability
+        super().__init__(
+            spectra,
+            members,
+            member_key=member_key,
+            member_column=member_column,
+            probability_column=probability_column,
+            min_probability=min_probability,
+        )
+        self.catalogue = str(catalogue) if catalogue else None
         self.instrument, self.continuum = instrument, continuum
-
-    def describe(self) -> dict[str, Any]:
-        """Settings, JSON-able."""
-        return {"source": self.name} | vars(self)
 
     def wavelength_grid(self) -> np.ndarray:
         """The instrument's grid, vacuum Angstrom."""
@@ -136,9 +137,7 @@ class SdssVSource:
                 f"no mwmStar files under {where}",
                 "expected mwmStar-<version>-<sdss_id>.fits" + other_survey(self.spectra, "sdss-v"),
             )
-        for star, (cluster, _) in membership.stars.items():
-            if star not in seen:
-                rejected.append(absent_member(printable(str(self.members)), printable(star), cluster))
+        rejected += self._absent(membership, seen)
         attrs: dict[str, Any] = {
             "survey": f"SDSS-V MWM {self.instrument.upper()}",
             "resolution": _INSTRUMENTS[self.instrument][4],
@@ -151,17 +150,6 @@ class SdssVSource:
         names = [*columns, *_ROW, "ra", "dec", "source_file", *(["abundance", "abundance_error"] if elements else [])]
         labels = contract_labels(names)
         return SurveyPlan(self.name, self.wavelength_grid(), "vacuum", items, elements, labels, attrs, rejected)
-
-    def _membership(self) -> Membership:
-        if not self.members:
-            return Membership()
-        return read_members(
-            self.members,
-            key=self.member_key,
-            column=self.member_column,
-            probability_column=self.probability_column,
-            min_probability=self.min_probability,
-        )
 
     def _read_catalogue(self) -> tuple[dict[str, np.ndarray], dict[str, int], tuple[str, ...]]:
         if not self.catalogue:

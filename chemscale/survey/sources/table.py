@@ -33,7 +33,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES, Flag
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
-from chemscale.survey.sources.blocks import Batch, read_in_batches
+from chemscale.survey.sources.blocks import BATCH, Batch, read_in_batches
 from chemscale.survey.sources.files import id_problem, printable
 from chemscale.survey.sources.fits import FitsError
 from chemscale.survey.sources.labels import RowLabels, clean, contract_labels
@@ -80,6 +80,8 @@ class TableSource:
     """
 
     name = "table"
+    #: rows read at once: a compressed chunk of the file is decoded for every run of rows that touches it
+    read_stars = BATCH
 
     def __init__(self, path: str, mapping: str | None = None, *, medium: str | None = None):
         self.path = str(path) if "://" in str(path) else os.path.abspath(str(path))

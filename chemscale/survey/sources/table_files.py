@@ -7,7 +7,7 @@ spectra. Nothing is unpickled.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -123,55 +123,70 @@ class Hdf5File:
             return as_text(np.asarray(data[unique])[back])
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an array stands in a FITS file: values of `dtype` from `offset` on; `field` of them for a column."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    unit: str
+    field: str = ""
+
+    def of(self, buffer: Any) -> np.ndarray:
+        """The array as a view of the file's bytes."""
+        whole = np.ndarray(self.shape, self.dtype, buffer, self.offset)
+        return whole[self.field] if self.field else whole
+
+
 class FitsFile:
     """Columns of the first binary table, and 1-D or 2-D images by their EXTNAME.
 
-    Local uncompressed files are memory-mapped; others are read whole.
+    Local uncompressed files are memory-mapped anew for every reading, so that what has been read does not count
+    as memory of ours any more; others are read whole.
     """
 
     def __init__(self, path: str):
         self.path = path
-        self._arrays: dict[str, np.ndarray] = {}
-        self._units: dict[str, str] = {}
+        self._places: dict[str, _Place] = {}
+        self._content: bytes | None = None
         try:
-            for unit, buffer in self._each_unit():
-                self._add(unit, buffer)
+            if fits.is_remote(path) or path.endswith(".gz"):
+                self._content = fits.read_bytes(path, MAX_LOADED)
+                units = fits.scan(self._content)
+            else:
+                units = list(scan_mapped(path, os.path.getsize(path)))
+            for unit in units:
+                self._add(unit)
         except fits.FitsError as error:
             raise InputError(f"{printable(path)}: {error}", "give a FITS file with a binary table") from error
 
-    def _each_unit(self) -> Iterator[tuple[fits.HDU, Any]]:
-        if fits.is_remote(self.path) or self.path.endswith(".gz"):
-            content = fits.read_bytes(self.path, MAX_LOADED)
-            yield from ((unit, content) for unit in fits.scan(content))
-            return
-        mapped = np.memmap(self.path, np.uint8, "r") if os.path.getsize(self.path) else np.zeros(0, np.uint8)
-        yield from ((unit, mapped) for unit in scan_mapped(self.path, len(mapped)))
-
-    def _add(self, unit: fits.HDU, buffer: Any) -> None:
+    def _add(self, unit: fits.HDU) -> None:
+        header = unit.header
         if unit.kind == "BINTABLE" and unit.shape[0]:
-            dtype = fits.table_dtype(unit.header, unit.shape[1])
-            table = np.ndarray(unit.shape[0], dtype, buffer, unit.offset)
-            for i in range(1, int(unit.header.number("TFIELDS", 0)) + 1):
-                name = unit.header.text(f"TTYPE{i}")
-                if name in (dtype.names or ()) and name not in self._arrays:
-                    self._arrays[name], self._units[name] = table[name], unit.header.text(f"TUNIT{i}")
-        elif unit.kind == "IMAGE" and unit.header.text("EXTNAME") and len(unit.shape) in (1, 2):
-            name = unit.header.text("EXTNAME")
-            dtype = np.dtype(fits.IMAGE_DTYPES[int(unit.header.get("BITPIX"))])
-            self._arrays.setdefault(name, np.ndarray(unit.shape, dtype, buffer, unit.offset))
-            self._units.setdefault(name, unit.header.text("BUNIT"))
+            dtype = fits.table_dtype(header, unit.shape[1])
+            for i in range(1, int(header.number("TFIELDS", 0)) + 1):
+                name = header.text(f"TTYPE{i}")
+                if name in (dtype.names or ()):
+                    place = _Place(dtype, (unit.shape[0],), unit.offset, header.text(f"TUNIT{i}"), name)
+                    self._places.setdefault(name, place)
+        elif unit.kind == "IMAGE" and header.text("EXTNAME") and len(unit.shape) in (1, 2):
+            dtype = np.dtype(fits.IMAGE_DTYPES[int(header.get("BITPIX"))])
+            place = _Place(dtype, unit.shape, unit.offset, header.text("BUNIT"))
+            self._places.setdefault(header.text("EXTNAME"), place)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: array.shape for name, array in self._arrays.items()}
+        return {n: (*p.shape, *p.dtype[p.field].shape) if p.field else p.shape for n, p in self._places.items()}
 
     def units(self, name: str) -> str:
-        return self._units[name]
+        return self._places[name].unit
 
     def medium(self, name: str) -> str:
         return ""
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
-        array = self._arrays[name]
+        buffer: Any = np.memmap(self.path, np.uint8, "r") if self._content is None else self._content
+        array = self._places[name].of(buffer)
         return as_text(np.array(array if rows is None else array[rows]))
 
 
