@@ -245,6 +245,7 @@ def _run(
 
 
 def n_workers(workers: int | None, n_stars: int) -> int:
+    """Worker processes: as asked for, else one a core for a large survey and none for a small one."""
     if workers is not None:
         return workers
     return (os.cpu_count() or 1) if n_stars >= _MANY else 0
