@@ -19,6 +19,7 @@ from ..vae.objective import TrainConfig
 from ..vae.prepare import build, look_at, training_data
 from ..vae.regions import RegionSet
 from ..vae.training import Trainer
+from . import style
 from .registry import StudyContext
 
 #: Labels latents are compared with, in the order of the paper's Table 1, and how axes name them.
@@ -150,3 +151,17 @@ def subset(context: StudyContext, stars: int, seed: int = 0) -> tuple[xr.Dataset
     n = int(context.survey.sizes["star"])
     rows = np.sort(np.random.default_rng([seed, 17]).permutation(n)[:stars])
     return context.survey.isel(star=rows).compute(scheduler="synchronous"), rows
+
+
+def contours(ax: Any, x: np.ndarray, y: np.ndarray) -> None:
+    """Contours around half, four fifths and 95 per cent of the stars, of a smoothed histogram."""
+    from scipy.ndimage import gaussian_filter
+
+    if x.size < 50:
+        return
+    counts, xe, ye = np.histogram2d(x, y, bins=40, range=[style.spread(x), style.spread(y)])
+    smooth = gaussian_filter(counts, 1.5)
+    order = np.sort(smooth.ravel())[::-1]
+    levels = sorted({float(order[np.searchsorted(np.cumsum(order) / order.sum(), q)]) for q in (0.5, 0.8, 0.95)})
+    centres = (xe[:-1] + xe[1:]) / 2, (ye[:-1] + ye[1:]) / 2
+    ax.contour(*centres, smooth.T, levels=levels, colors="black", linewidths=0.7)

@@ -11,7 +11,7 @@ from ..vae import pipeline
 from ..vae.evaluate import LABELS, label_columns, pearson
 from . import style
 from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS
+from .vae_common import SYMBOLS, Z_NAMES, contours
 
 
 def compute(context: StudyContext) -> StudyResult:
@@ -37,6 +37,7 @@ def compute(context: StudyContext) -> StudyResult:
         x = columns[label]
         good = np.isfinite(x) & np.isfinite(z[:, k])
         ax.plot(x[good], z[good, k], ".", ms=1, color=style.FIELD, alpha=0.3, rasterized=True)
+        contours(ax, x[good], z[good, k])
         for b in range(3):
             part = good & (columns["teff"] >= edges[b]) & (columns["teff"] <= edges[b + 1])
             if part.sum() > 2:
@@ -45,7 +46,7 @@ def compute(context: StudyContext) -> StudyResult:
                 text = f"{edges[b]:.0f}-{edges[b + 1]:.0f} K"
                 ax.plot(ends, start + slope * ends, color=style.CYCLE[b], ls=style.DASHES[b], label=text)
         ax.set_xlabel(f"{SYMBOLS.get(label, label)} (dex)")
-        ax.set_ylabel(f"z {latent}")
+        ax.set_ylabel(Z_NAMES.get(latent, f"z {latent}"))
     np.atleast_1d(axes)[0].legend()
     numbers = {f"r_{label}": abs(pearson(z[:, k], columns[label])) for k, _, label in shown}
     return StudyResult(

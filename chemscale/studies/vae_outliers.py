@@ -11,7 +11,7 @@ from ..vae.data import identifiers
 from ..vae.evaluate import pearson
 from . import style
 from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, Z_NAMES
+from .vae_common import SYMBOLS, Z_NAMES, contours
 from .vae_worst import all_latents, worst
 
 
@@ -29,7 +29,7 @@ def compute(context: StudyContext) -> StudyResult:
         x, y = found.labels[label], found.z[:, k]
         mine = found.out & np.isfinite(x) & np.isfinite(y)
         ax.plot(x[mine], y[mine], ".", ms=1.5, color=style.FIELD, alpha=0.5, rasterized=True)
-        _contours(ax, x[mine], y[mine])
+        contours(ax, x[mine], y[mine])
         ax.plot(x[rows], y[rows], "o", ms=3, color=style.COLOURS["vermilion"], mec="white", mew=0.3)
         ax.set_xlabel(f"{SYMBOLS[label]} (dex)")
         ax.set_ylabel(Z_NAMES.get(latent, latent))
@@ -55,20 +55,6 @@ def compute(context: StudyContext) -> StudyResult:
             f"cent of them; red: the {len(rows)} worst reconstructions."
         ),
     )
-
-
-def _contours(ax: Any, x: np.ndarray, y: np.ndarray) -> None:
-    """Contours around half, four fifths and 95 per cent of the stars, of a smoothed histogram."""
-    from scipy.ndimage import gaussian_filter
-
-    if x.size < 50:
-        return
-    counts, xe, ye = np.histogram2d(x, y, bins=40, range=[style.spread(x), style.spread(y)])
-    smooth = gaussian_filter(counts, 1.5)
-    order = np.sort(smooth.ravel())[::-1]
-    levels = sorted({float(order[np.searchsorted(np.cumsum(order) / order.sum(), q)]) for q in (0.5, 0.8, 0.95)})
-    centres = (xe[:-1] + xe[1:]) / 2, (ye[:-1] + ye[1:]) / 2
-    ax.contour(*centres, smooth.T, levels=levels, colors="black", linewidths=0.7)
 
 
 STUDY = Study(
