@@ -23,6 +23,7 @@ Other names and units are mapped by a small TOML file::
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Sequence
@@ -154,10 +155,15 @@ class TableSource:
             if name not in chosen:
                 raise InputError(
                     f"{printable(self.path)}: no array {name!r}; it has {held}",
-                    "name it in [columns] of a mapping file",
+                    f'say which one it is in a file for --mapping: [columns], then {name} = "ITS NAME"',
                 )
         if "ivar" not in chosen and "error" not in chosen:
-            raise InputError(f"{printable(self.path)}: neither 'ivar' nor 'error'", "give one of them, (n, pixels)")
+            alike = [n for n, shape in shapes.items() if shape == shapes[chosen["flux"]] and n != chosen["flux"]]
+            raise InputError(
+                f"{printable(self.path)}: neither 'ivar' nor 'error'"
+                + (f"; of the shape of flux: {', '.join(map(printable, alike))}" if alike else ""),
+                "give standard deviations as 'error' or 1/variance as 'ivar', (stars, pixels); --mapping FILE renames",
+            )
         return chosen
 
     def _check_shapes(self, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
@@ -363,11 +369,22 @@ def _read_mapping(path: str | None) -> dict[str, Any]:
         if key not in {"columns", "units"} or not isinstance(value, dict):
             known = ", ".join([*_TEXT_KEYS, "[columns]", "[units]"])
             raise InputError(
-                f"{printable(path)}: {key!r} is not a setting (or not of the right kind)", f"known: {known}"
+                f"{printable(path)}: {key!r} is not a setting (or not of the right kind)",
+                f"known: {known}" + _nearest(key, [*_TEXT_KEYS, "columns", "units"]),
             )
         for name, text in value.items():
             if name not in VARIABLES and name not in {"error", "mask"}:
-                raise InputError(f"{printable(path)}: [{key}] {name!r} is not in the contract", "see chemscale.schema")
+                raise InputError(
+                    f"{printable(path)}: [{key}] {name!r} is not in the contract",
+                    "the names are those of the data contract (docs/reference/schema.md)"
+                    + _nearest(name, [*VARIABLES, "error", "mask", *_ALIASES]),
+                )
             if not isinstance(text, str):
                 raise InputError(f"{printable(path)}: [{key}] {name} is {text!r}", "give text")
     return settings
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """A hint at what was meant, '' where nothing is near."""
+    found = difflib.get_close_matches(word.lower(), known, 1)
+    return f"; did you mean {_ALIASES.get(found[0], found[0])!r}?" if found else ""
