@@ -68,6 +68,16 @@ def fold_missing(flux, flags, bits, ivar, runs, values, missing):
 
 
 @njit(nogil=True, cache=True)
+def gather(array, runs, out):
+    """Copies the ranges ``[start, stop)`` of pixels in `runs` (R, 2) of `array` (n, P) to `out` (n, Q)."""
+    for i in range(array.shape[0]):
+        at = 0
+        for start, stop in runs:
+            out[i, at : at + stop - start] = array[i, start:stop]
+            at += stop - start
+
+
+@njit(nogil=True, cache=True)
 def centre(flux, missing, scale, mean, out):
     """Writes ``flux * scale - mean``, 0 where `missing`, to `out` (n, P)."""
     n, p = flux.shape

@@ -28,7 +28,7 @@ from chemscale.runtime.cluster import current_client
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import STAR_VARIABLES, Flag, flag_mask
 from chemscale.statistics import blocks
-from chemscale.statistics.ppca import MaskedPPCA, embed
+from chemscale.statistics.ppca import MaskedPPCA, embed_block
 from chemscale.statistics.ppca_source import DaskSource, load_block
 
 #: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
@@ -53,7 +53,7 @@ def fit_survey(
     """Fit a :class:`~chemscale.statistics.ppca.MaskedPPCA` to the stars of a survey; computes.
 
     Passes over the store: one that counts the valid stars of each pixel and draws the subsample, then
-    one per iteration (``n_passes_`` in all, typically 4 to 8). If the used pixels take at most `keep_bytes`, they
+    one per iteration (``n_passes_`` in all, typically 3 to 8). If the used pixels take at most `keep_bytes`, they
     are kept in the cluster's memory after one more pass, otherwise every pass streams from the store.
 
     Memory: each task thread holds some eight arrays of one block (1024 APOGEE spectra: 35 MB each), independent of
@@ -297,8 +297,7 @@ class _Marks:
 
 
 def _embed_loaded(flux: np.ndarray, missing: np.ndarray, ivar: Any, *, model: Any, weighted: bool) -> np.ndarray:
-    used = np.ones(flux.shape[1], dtype=bool)
-    return embed(flux, missing, ivar, model=model, used=used, weighted=weighted).astype(np.float32)
+    return embed_block(flux, missing, ivar, model=model, weighted=weighted).astype(np.float32)
 
 
 def _columns(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:

@@ -98,7 +98,7 @@ class MaskedPPCA(Shown):
         Estimated largest principal angle to the solution after each pass over all stars.
     n_passes_ : int
         Passes over all stars, the one that counts valid pixels included. A well-separated spectrum of 3 % missing needs
-        about 5 with shared noise; `converged_` tells why it stopped.
+        about 4 with shared noise; `converged_` tells why it stopped.
     n_stars_ : int
         Stars with at least one valid pixel.
 
@@ -443,7 +443,13 @@ def embed(
     flux: np.ndarray, mask: Any = None, ivar: Any = None, *, model: Model, used: np.ndarray, weighted: bool
 ) -> np.ndarray:
     """Posterior means and variances of one block, side by side: (n, 2K); NaN for a star with no valid pixel."""
-    block, missing, errors = select(prepare(flux, mask, ivar), used)
+    return embed_block(*select(prepare(flux, mask, ivar), used), model=model, weighted=weighted)
+
+
+def embed_block(
+    block: np.ndarray, missing: np.ndarray, errors: np.ndarray | None, *, model: Model, weighted: bool
+) -> np.ndarray:
+    """:func:`embed` for a prepared block of the used pixels."""
     small = block.size <= SMALL // 10
     dtype = np.dtype(np.float64 if small or block.dtype == np.float64 else np.float32)
     if weighted:

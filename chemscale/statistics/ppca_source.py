@@ -302,7 +302,10 @@ def load_block(
     shape = (flux.shape[0], int(np.diff(runs).sum()))
     values, missing = compiled.scratch("values", shape, flux.dtype), compiled.scratch("missing", shape, bool)
     compiled.fold_missing(flux, marks, which, errors, runs, values, missing)
-    weights = columns(ivar, keep) if weighted and ivar is not None else None
+    weights = None
+    if weighted and ivar is not None:
+        weights = compiled.scratch("weights", shape, ivar.dtype)
+        compiled.gather(ivar, runs, weights)
     return function(values, missing, weights, *stars[:, 1:].T)
 
 
@@ -323,7 +326,7 @@ def columns(array: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
 
 
 def _compact(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None) -> Any:
-    return flux.copy(), np.packbits(missing, axis=1), ivar
+    return flux.copy(), np.packbits(missing, axis=1), None if ivar is None else ivar.copy()
 
 
 def _on_cached(block: Any, kernel: Kernel) -> Stats:
