@@ -55,8 +55,9 @@ def register(app: typer.Typer) -> None:
         for name, summary in summaries.items():
             numbers = ", ".join(f"{k} {_short(v)}" for k, v in summary["numbers"].items())
             console.print(f"[bold]{escape(name)}[/] ({summary['seconds']:.1f} s) {escape(numbers)}", highlight=False)
-        for name, reason in skipped.items():
-            console.print(f"[yellow]{escape(name)} left out:[/] {escape(reason)}", highlight=False)
+        for reason in dict.fromkeys(skipped.values()):
+            same = ", ".join(name for name, why in skipped.items() if why == reason)
+            console.print(f"[yellow]{escape(same)} left out:[/] {escape(reason)}", highlight=False)
         if json:
             echo_json({"studies": summaries, "left_out": skipped})
         if not summaries:

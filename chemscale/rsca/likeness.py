@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.spatial.distance import pdist
 from scipy.special import expit
+from sklearn.isotonic import isotonic_regression
 
 from chemscale.errors import InputError
 from chemscale.rsca.doppelganger import Evaluation
@@ -48,7 +49,9 @@ class Calibration:
         Pairs in the bin.
     slope, intercept : float
         Straight line that takes predicted ln ratios to observed ones (logistic regression of siblings against field
-        pairs, both kinds weighing alike): 1 and 0 when calibrated.
+        pairs, both kinds weighing alike): 1 and 0 when calibrated. A summary: a few siblings far apart flatten it.
+    knots, values : (n_knots,)
+        Rising line of straight pieces from predicted to observed ln ratios: the correction.
     """
 
     predicted: np.ndarray
@@ -57,10 +60,12 @@ class Calibration:
     n_field: np.ndarray
     slope: float
     intercept: float
+    knots: np.ndarray
+    values: np.ndarray
 
     def correct(self, log_ratio: Any) -> np.ndarray:
-        """Predicted ln ratios put on the observed scale (straight line)."""
-        return self.intercept + self.slope * np.asarray(log_ratio, dtype=float)
+        """Predicted ln ratios put on the observed scale; constant beyond the knots, where no pairs tell."""
+        return np.interp(np.asarray(log_ratio, dtype=float), self.knots, self.values)
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,29 @@ def _line(siblings: np.ndarray, field: np.ndarray) -> tuple[float, float]:
     return float(fit.x[0]), float(fit.x[1])
 
 
+def _rising(siblings: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Knots of the correction: observed ln ratios in bins of predicted ones, made to rise (isotonic regression).
+
+    Bins follow the quantiles of the sibling pairs, finer at both ends, and one holds the field pairs that are farther
+    apart than any siblings. Half a pair of each kind is added to a bin, so that an empty one stays finite.
+    """
+    shares = np.array([0.02, 0.05, *np.arange(0.1, 0.95, 0.1), 0.95, 0.98])
+    shares = shares[np.minimum(shares, 1 - shares) * len(siblings) >= 3]
+    inner = np.unique(np.r_[siblings.min() - 1e-9, np.quantile(siblings, shares)])
+    near, far = np.searchsorted(inner, siblings), np.searchsorted(inner, field)
+    n = len(inner) + 1
+    n_near, n_far = np.bincount(near, minlength=n), np.bincount(far, minlength=n)
+    knots = [
+        np.median(v) if len(v) else np.nan
+        for b in range(n)
+        for v in ([siblings[near == b]] if n_near[b] else [field[far == b]])
+    ]
+    observed = np.log((n_near + 0.5) / (len(siblings) + 0.5)) - np.log((n_far + 0.5) / (len(field) + 0.5))
+    good = np.isfinite(knots)
+    rising = isotonic_regression(observed[good], sample_weight=(n_near + 0.5)[good])
+    return np.asarray(knots)[good], np.asarray(rising)
+
+
 def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Calibration:
     """Compare predicted ln ratios of sibling and field pairs with their observed frequencies.
 
@@ -160,4 +188,4 @@ def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Calib
     predicted = np.array([np.log(np.mean(np.exp(field[which == b] - top))) + top for b in range(len(counts))])
     observed = np.log(near / near.sum()) - np.log(counts / counts.sum())
     slope, intercept = _line(siblings, field)
-    return Calibration(predicted, observed, near, counts, slope, intercept)
+    return Calibration(predicted, observed, near, counts, slope, intercept, *_rising(siblings, field))

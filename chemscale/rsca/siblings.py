@@ -33,7 +33,7 @@ class SiblingSearch:
     metric: str
     n_features: int
     log_amplitude: float | None
-    calibration: tuple[float, float] | None = None
+    calibration: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def open(cls, run_path: str | os.PathLike[str], *, metric: str = "best", n_features: int | None = None) -> Any:
@@ -79,8 +79,8 @@ class SiblingSearch:
         index = SiblingIndex(features, text(stars.embedding["star_id"]))
         found = run.load_json("evaluation.json").get("likeness") if run.has("evaluation.json") else None
         calibration = None
-        if metric == "paper" and found and found["n_features"] == features.shape[1]:
-            calibration = (float(found["slope"]), float(found["intercept"]))
+        if metric == "paper" and found and found["n_features"] == features.shape[1] and "knots" in found:
+            calibration = (np.asarray(found["knots"], float), np.asarray(found["values"], float))
         return cls(index, stars, metric, features.shape[1], amplitude, calibration)
 
     def siblings(
@@ -129,8 +129,7 @@ class SiblingSearch:
                 "probabilities need the paper's metric, calibrated with the same dimensions kept",
                 "run `chemscale rsca evaluate --run RUN --n-features N` and ask with --metric paper --n-features N",
             )
-        slope, intercept = self.calibration
-        return sibling_probability(intercept + slope * (self.log_amplitude - distance**2 / 4), prior)
+        return sibling_probability(np.interp(self.log_amplitude - distance**2 / 4, *self.calibration), prior)
 
     def _column(self, name: str) -> np.ndarray:
         cache = self.__dict__.setdefault("_columns", {})

@@ -99,7 +99,8 @@ def compute(context: StudyContext) -> StudyResult:
     axes[0].axvline(0.5, color="black", lw=0.6, ls=":")
     axes[0].set_ylabel("draws")
     axes[0].set_xlim(0, max(1.0, max(rates)))
-    axes[0].legend()
+    axes[0].set_ylim(0, 1.6 * axes[0].get_ylim()[1])  # room for the legend
+    axes[0].legend(loc="upper right")
     for i, name in enumerate(covariates):
         values = [row[3] for row in rows if row[1] == name]
         look = {"color": style.CYCLE[i], "marker": style.MARKERS[i], "ls": style.DASHES[i]}
@@ -107,7 +108,8 @@ def compute(context: StudyContext) -> StudyResult:
     axes[1].axhline(0.1, color="black", lw=0.6, ls=":")
     axes[1].set_xlabel("RSCA feature")
     axes[1].set_ylabel("|correlation| over field stars")
-    axes[1].legend()
+    axes[1].set_ylim(0, 1.35 * axes[1].get_ylim()[1])
+    axes[1].legend(loc="upper right", ncols=2)
     numbers = {"control_rate": float(np.mean(strangers)), "control_rate_scatter": float(np.std(strangers))}
     numbers |= {"true_rate": true, "shuffled_members_rate": float(np.mean(rates))}
     numbers["shuffled_members_rate_scatter"] = float(np.std(rates))

@@ -48,7 +48,8 @@ def compute(context: StudyContext) -> StudyResult:
         max(result.predicted.max(), result.observed.max()) + 0.5,
     ]
     axes[0].plot(span, span, color="black", lw=0.7, ls=":", label="calibrated")
-    axes[0].plot(span, result.correct(span), color=style.CYCLE[1], ls="--", label=f"slope {result.slope:.2f}")
+    x = np.linspace(*span, 200)
+    axes[0].plot(x, result.correct(x), color=style.CYCLE[1], ls="--", label="correction")
     axes[0].errorbar(result.predicted, result.observed, error, ls="", marker="o", color=style.CYCLE[0], capsize=1.5)
     axes[0].set_xlabel("ln ratio predicted, eq. (5)")
     axes[0].set_ylabel("ln ratio observed")
@@ -87,7 +88,7 @@ def compute(context: StudyContext) -> StudyResult:
             "ln_ratio_observed": "ln of the share of sibling pairs over the share of field pairs in the bin",
             "ln_ratio_error": "its standard error for independent pairs (a lower limit)",
             "ln_ratio_predicted": "eq. (5) at that distance",
-            "ln_ratio_corrected": "eq. (5), corrected by the fitted straight line",
+            "ln_ratio_corrected": "eq. (5), corrected",
             "probability": f"chance that such a pair is a sibling pair, observed, prior {prior:g}",
             "probability_predicted": "the same from eq. (5)",
             "probability_corrected": "the same from eq. (5), corrected",
@@ -100,7 +101,7 @@ def compute(context: StudyContext) -> StudyResult:
         },
         caption=(
             "Left: the ratio of eq. (5) against what pairs of held-out clusters and comparable field pairs do, in bins "
-            "of equal numbers of sibling pairs; dashed: the straight line that corrects it. Right: the chance that a "
+            "of equal numbers of sibling pairs; dashed: the rising line that corrects it. Right: the chance that a "
             "pair at some distance is a sibling pair, for three prior chances of a random pair; curves from the "
             "corrected eq. (5), points from the pairs themselves."
         ),

@@ -186,11 +186,24 @@ def test_ratio_is_calibrated_for_gaussian_pairs(n_clusters, size):
     p = sibling_probability(result.correct(np.concatenate([siblings, field])), prior)
     weight = np.r_[np.full(len(siblings), prior / len(siblings)), np.full(len(field), (1 - prior) / len(field))]
     truth = np.r_[np.ones(len(siblings)), np.zeros(len(field))]
-    for low, high in [(0.0, 0.1), (0.1, 0.4), (0.4, 1.0)]:
+    for low, high in [(0.0, 0.1), (0.1, 0.25), (0.25, 1.0)]:
         rows = (p >= low) & (p < high)
         assert np.average(p[rows], weights=weight[rows]) == pytest.approx(
             np.average(truth[rows], weights=weight[rows]), abs=0.06
         )
+
+
+def test_correction_follows_heavy_tails_that_no_line_fits():
+    """A few siblings far apart must not flatten the ratio of the near ones."""
+    rng = np.random.default_rng(0)
+    n, m = 3000, 60_000
+    field = 4 - rng.exponential(30, m)
+    siblings = np.where(rng.random(n) < 0.9, 4 - rng.exponential(1, n), 4 - rng.exponential(30, n))
+    result = calibrate(siblings, field)
+    for at in (3.5, 2.0, 0.0, -20.0):  # densities are known
+        near = 0.9 * np.exp(at - 4) + 0.1 * np.exp((at - 4) / 30) / 30
+        assert result.correct(at) == pytest.approx(np.log(near / (np.exp((at - 4) / 30) / 30)), abs=0.35)
+    assert np.all(np.diff(result.values) >= 0) and np.all(np.diff(result.knots) > 0)
 
 
 def test_prior_must_be_a_probability():
