@@ -52,6 +52,7 @@ def run(
     from ..pipeline import execute
     from ..pipeline import file as files
     from ..runtime.observe import setup_logging
+    from ..runtime.run import Run
     from . import console, echo_json
 
     pipeline = files.load(file, cluster=cluster)
@@ -64,7 +65,8 @@ def run(
         else:
             render(planned, console)
         return
-    setup_logging(file=pipeline.run / "logs" / "pipeline.jsonl" if (pipeline.run / "manifest.json").exists() else None)
+    Run.create(pipeline.run, store=pipeline.store_path)
+    setup_logging(file=pipeline.run / "logs" / "pipeline.jsonl")
     state = execute.run(pipeline, first=first, last=last, force=force)
     if as_json:
         echo_json(state)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,14 @@ from typing import IO, TYPE_CHECKING, Any
 from ..errors import ChemscaleError
 from ..runtime import credentials
 from ..runtime.cluster import ClusterSettings, Terminated, connect, graceful_signals
-from ..runtime.observe import human_seconds, performance_report, storage_speed, summary_line, worker_peaks
+from ..runtime.observe import (
+    forget_peaks,
+    human_seconds,
+    performance_report,
+    storage_speed,
+    summary_line,
+    worker_peaks,
+)
 from ..runtime.run import Run, versions, write_json
 from .file import MAKES_STORE, STATE, Pipeline, Stage, select
 
@@ -128,6 +136,8 @@ def _run_stage(pipeline: Pipeline, stage: Stage, client: Client | None, spec: st
     known_before = stage.name in pipeline.state
     pipeline.state[stage.name] = entry
     _save(pipeline)
+    if client is not None:
+        _about_workers(client, forget_peaks)
     begun = time.monotonic()
     for attempt in range(1, pipeline.retries + 2):
         entry["attempts"] = attempt
@@ -164,12 +174,19 @@ def _run_stage(pipeline: Pipeline, stage: Stage, client: Client | None, spec: st
         time.sleep(min(30.0, 2.0**attempt))
     entry["status"] = "done"
     if client is not None:
-        try:
-            entry["worker_peak_bytes"] = worker_peaks(client)
-        except Exception as err:  # the scheduler's health must not undo a stage that is done
-            logger.debug("worker memory: %s", err)
+        entry["worker_peak_bytes"] = _about_workers(client, worker_peaks)
     _save(pipeline)
-    logger.info("%s", _summary(pipeline, stage, entry["wall_s"]))
+    facts = {"stage": stage.name} | {k: entry[k] for k in ("wall_s", "attempts", "worker_peak_bytes") if k in entry}
+    logger.info("%s", _summary(pipeline, stage, entry["wall_s"]), extra={"facts": facts})
+
+
+def _about_workers(client: Client, question: Callable[[Client], Any]) -> Any:
+    """Ask the workers; None where they can't be asked: the cluster's health must not undo a stage that is done."""
+    try:
+        return question(client)
+    except Exception as err:
+        logger.debug("worker memory: %s", err)
+        return None
 
 
 def _save(pipeline: Pipeline) -> None:

@@ -16,16 +16,23 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
 import numpy as np
 from dask.delayed import Delayed
 
 from ..errors import ClusterError
+from .cluster import current_client
+from .liveness import AGAIN, Liveness
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Lots a pass is made of at most: a few for each of a thousand workers, so that uneven ones even out.
 MOST_LOTS = 4096
+#: Seconds between looks at the cluster while a pass goes on.
+LOOK = 5.0
 
 
 class Reader(Protocol):
@@ -119,8 +126,9 @@ def compute(total: Delayed) -> Any:
     from distributed import KilledWorker
     from distributed.comm import CommClosedError
 
+    client = current_client()
     try:
-        return dask.compute(total)[0]
+        return dask.compute(total)[0] if client is None else _on_cluster(client, total)
     except KilledWorker as err:
         task = str(err.task)
         what = " to ".join(task.split("-")[1:3]) if task.startswith("stars-") else task
@@ -130,9 +138,30 @@ def compute(total: Delayed) -> Any:
         ) from err
     except (CancelledError, CommClosedError) as err:
         raise ClusterError(
-            f"the connection to the scheduler was lost during a pass over the survey: {err}",
-            "start the cluster again and repeat the command",
+            "the connection to the scheduler was lost in the middle of a pass over the survey",
+            f"start the cluster again; {AGAIN}",
         ) from err
+
+
+def _on_cluster(client: Client, total: Delayed) -> Any:
+    """As ``dask.compute``, which would wait for ever for a cluster without workers."""
+    from concurrent.futures import CancelledError
+
+    from distributed import wait
+
+    watch = Liveness(client)
+    future = client.compute(total)
+    try:
+        while not future.done():
+            try:
+                wait(future, timeout=LOOK)
+            except TimeoutError:
+                watch.slots("it was in the middle of a pass over the survey")
+            except CancelledError:
+                break
+        return future.result()
+    finally:
+        future.release()
 
 
 def _keep(thing: Any) -> Any:

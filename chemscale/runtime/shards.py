@@ -24,7 +24,8 @@ a shard raises                      tried again `retries` times; a `ChemscaleErr
 a shard's workers die               after Dask's own limit it runs again **alone**, so that
                                     neighbours are not blamed; if it kills once more it is
                                     named as poison, and the rest completes
-the scheduler is gone               `ClusterError`; the same command resumes
+the scheduler is gone for           `ClusterError`; the same command resumes
+`lost_timeout`
 no worker for `stall_timeout`       `ClusterError`
 SIGTERM, Ctrl-C                     finished shards go to `on_result`, the others are
                                     cancelled, the exception goes on
@@ -39,10 +40,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import ChemscaleError, ClusterError
+from ..errors import ChemscaleError
+from .liveness import LOST_AFTER, STALL_AFTER, Liveness
 from .observe import Progress, progress_bar
 from .outcome import ShardFailure, ShardReport
 
@@ -85,7 +88,8 @@ def map_shards(
     policy: Literal["finish", "stop"] = "finish",
     resources: Mapping[str, float] | None = None,
     ahead: float = AHEAD,
-    stall_timeout: float = 600.0,
+    stall_timeout: float = STALL_AFTER,
+    lost_timeout: float = LOST_AFTER,
     description: str = "",
     unit: str = "shard",
     weight: Callable[[K], float] | None = None,
@@ -118,6 +122,8 @@ def map_shards(
         Shards in flight, as a multiple of the cluster's threads (of the units of `resources`).
     stall_timeout : float
         Seconds without a worker before giving up.
+    lost_timeout : float
+        Seconds without an answer of the scheduler before it counts as gone.
     weight : callable, optional
         Units of progress of a shard (its stars), for the bar.
 
@@ -143,7 +149,7 @@ def map_shards(
         if client is None:
             work.serial(todo)
         else:
-            work.on_cluster(todo, client, resources, ahead, stall_timeout)
+            work.on_cluster(todo, client, resources, ahead, stall_timeout, lost_timeout)
     report.seconds = time.monotonic() - start
     return report
 
@@ -165,6 +171,7 @@ class _Work:
     pending: deque[Any] = field(default_factory=deque)
     suspects: deque[Any] = field(default_factory=deque)
     alone: Any = None
+    sent: Any = None
     flight: dict[Any, Any] = field(default_factory=dict)
     finished: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
 
@@ -226,23 +233,15 @@ class _Work:
         resources: Mapping[str, float] | None,
         ahead: float,
         stall_timeout: float,
+        lost_timeout: float,
     ) -> None:
         self.pending.extend(todo)
-        if self.shared is not None:  # a task of its own: it goes from worker to worker, and is made again when lost
-            self.shared = client.submit(_keep, self.shared, pure=False)
-        slots, seen, looked = 0, time.monotonic(), 0.0
+        watch = Liveness(client, resources, lost_after=lost_timeout, stall_after=stall_timeout)
+        slots, looked = 0, 0.0
         try:
             while self.pending or self.flight or self.suspects:
-                now = time.monotonic()
-                if now - looked > TICK or not slots:
-                    slots, looked = _slots(client, resources), now
-                    if slots:
-                        seen = now
-                    elif now - seen > stall_timeout:
-                        raise ClusterError(
-                            f"no worker for {stall_timeout:.0f} s; {self.report.done} shards are done",
-                            "look at the workers' logs or the queue; the same command with --resume carries on",
-                        )
+                if time.monotonic() - looked > TICK or not slots or client.status != "running":
+                    slots, looked = watch.slots(f"{self.report.done} shards are done"), time.monotonic()
                 self._submit(client, resources, max(1, int(slots * ahead + 0.999)) if slots else 0)
                 try:
                     key, future = self.finished.get(timeout=TICK)
@@ -267,17 +266,28 @@ class _Work:
             return
         while self.pending and len(self.flight) < window:
             key = self.pending.popleft()
-            more = () if self.shared is None else (self.shared,)
             needs = dict(resources or {}) or None
-            future = client.submit(self.func, self.items[key], *more, pure=False, resources=needs)
+            try:
+                more = () if self.shared is None else (self._sent(client),)
+                future = client.submit(self.func, self.items[key], *more, pure=False, resources=needs)
+            except Exception as err:
+                if client.status == "running" and not isinstance(err, CancelledError):
+                    raise
+                logger.debug("shard %s not submitted, the connection broke: %s", key, err)
+                self.pending.appendleft(key)
+                return
             self.flight[key] = future
             # the callback only passes the future on: results are looked at in this thread
             future.add_done_callback(lambda f, k=key: self.finished.put((k, f)))
 
+    def _sent(self, client: Client) -> Any:
+        """`shared` as a task of its own, which goes from worker to worker; sent again after a lost connection."""
+        if self.sent is None or self.sent.status in ("cancelled", "lost"):
+            self.sent = client.submit(_keep, self.shared, pure=False)
+        return self.sent
+
     def _settle(self, key: Any, future: Any, client: Client) -> None:
         """Deal with a future that ended."""
-        from concurrent.futures import CancelledError
-
         from distributed import KilledWorker
 
         if key not in self.flight or self.flight[key] is not future:
@@ -288,9 +298,7 @@ class _Work:
         except KilledWorker as err:
             self.killed(key, err)
         except (CancelledError, ConnectionError) as err:
-            if not _connected_again(client):
-                raise _lost(self.report) from err
-            # its worker or the network was lost, not its doing: again, but not for ever
+            # its worker, the network or the scheduler was lost, not its doing: again, but not for ever
             losses = self.attempts.get(("losses", key), 0) + 1
             self.attempts["losses", key] = losses
             if losses > MAX_LOSSES:
@@ -325,46 +333,6 @@ class _Work:
 
 def _keep(thing: Any) -> Any:
     return thing
-
-
-def _lost(report: ShardReport) -> ClusterError:
-    return ClusterError(
-        f"the connection to the scheduler is lost; {report.done} shards are done",
-        "start the cluster again; the same command with --resume carries on",
-    )
-
-
-def _slots(client: Client, resources: Mapping[str, float] | None) -> int:
-    """Shards the cluster can work on at once now: threads, or units of the scarcest resource asked for."""
-    if client.status == "closed":
-        raise ClusterError("the connection to the scheduler is lost", "the same command with --resume carries on")
-    info = _identity(client, n_workers=-1 if resources else 0)
-    if info is None:
-        return 0
-    if not resources:
-        return int(info["total_threads"])
-    units = (
-        min(w["nthreads"], *((w.get("resources") or {}).get(r, 0) / n for r, n in resources.items()))
-        for w in info["workers"].values()
-    )
-    return int(sum(units))
-
-
-def _identity(client: Client, n_workers: int = 0) -> dict[str, Any] | None:
-    """What the scheduler says of itself (totals only unless workers are asked for); None when it does not answer."""
-    scheduler: Any = client.scheduler
-    try:
-        return client.sync(scheduler.identity, n_workers=n_workers, callback_timeout=10)
-    except Exception as err:
-        logger.debug("the scheduler does not answer: %s", err)
-        return None
-
-
-def _connected_again(client: Client) -> bool:
-    """Wait while the client tries to reconnect (its own timeout applies); whether it did."""
-    while client.status == "connecting":
-        time.sleep(0.2)
-    return client.status == "running" and _identity(client) is not None
 
 
 def _cancel(client: Client, futures: list[Any]) -> None:

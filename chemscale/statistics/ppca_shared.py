@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from chemscale.statistics.anderson import SCALE_FLOOR, principal, turned
+from chemscale.statistics.anderson import SCALE_FLOOR, principal, spectral_norm, turned
 from chemscale.statistics.ppca_imputation import newton_rows, self_consistent
 from chemscale.statistics.ppca_kernels import Model, SharedPass, Stats, unpack
 
@@ -121,6 +121,17 @@ def orthonormal(against: np.ndarray, columns: np.ndarray) -> np.ndarray:
         columns = columns @ (vectors[:, keep] / np.sqrt(values[keep]))
         columns = columns - against @ (against.T @ columns)
     return columns
+
+
+def _straightened(basis: np.ndarray) -> np.ndarray:
+    """Orthonormal columns from nearly orthonormal ones: Cholesky QR, twice; a QR of LAPACK takes many times as long."""
+    out = basis
+    try:
+        for _ in range(2):
+            out = np.linalg.solve(np.linalg.cholesky(out.T @ out), out.T).T
+    except np.linalg.LinAlgError:
+        return np.linalg.qr(basis)[0]
+    return np.ascontiguousarray(out)
 
 
 def signed(basis: np.ndarray) -> np.ndarray:
@@ -237,13 +248,13 @@ def update(state: SharedState, stats: Stats, guards: int, tol: float, plain: boo
     spread = np.maximum(values[:k] - following, 1e-2 * values[:k])
     lead = block[:, :k]
     beyond = newton_rows(residual[:, :k], spread, state.lag.turned(lead) if state.lag is not None else None)
-    missed = float(np.linalg.norm(beyond, 2))
+    missed = spectral_norm(beyond)
     part = 0.0
     if missed < state.reach and not plain:
         # The linearised solution beyond the search space is worth taking at once, by 45 degrees at most. What it leaves
         # is about the share that the rest of the covariance, taken for noise there, has of the last eigenvalue.
         part = min(1.0, LARGEST_TURN / max(missed, LARGEST_TURN))
-        lead = np.linalg.qr(lead + part * beyond)[0]
+        lead = _straightened(lead + part * beyond)
         missed *= 1.0 - part + part * min(max(following / values[k - 1], LEAST_LEFT), 1.0)
     gain = part * np.clip(np.sum(residual[:, :k] * beyond, axis=0), 0.0, values[:k])
     leading = values[:k] + gain

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 def test_files_named_in_the_definitions_exist(deploy):
@@ -25,6 +25,19 @@ def test_files_named_in_the_definitions_exist(deploy):
             assert (root / line.split()[0]).exists(), line
 
 
+def test_extras_named_for_users_exist(deploy):
+    """pip only warns of an extra that is not there."""
+    known = set(tomllib.loads((deploy.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named = set()
+    for file in deploy.rglob("*"):
+        if file.is_file():
+            for group in re.findall(r"(?:chemscale|[\"'\s]\.)\[([a-z0-9,]+)\]", file.read_text()):
+                named |= set(group.split(","))
+    assert {"s3", "gpu", "hpc"} <= named <= known
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.skipif(
     os.environ.get("CHEMSCALE_TEST_CONTAINER") != "1", reason="set CHEMSCALE_TEST_CONTAINER=1 (20 minutes)"
 )

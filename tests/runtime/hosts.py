@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import time
+from pathlib import Path
+
+CLI = [sys.executable, "-c", "from chemscale.cli import main; main()"]
 
 
 def missing() -> str:
@@ -76,3 +81,53 @@ class Hosts:
             sh("ip", "link", "set", f"{name}-b", "up")
         else:
             self.inside(name, "iptables", "-F")
+
+
+class HostCluster:
+    """A scheduler on the first host and a supervised worker on each of the others, as a user starts them."""
+
+    def __init__(self, net: Hosts, folder: Path, path: list[str]):
+        from chemscale.runtime import credentials
+
+        self.net, self.folder = net, folder
+        self.tls, self.file, self.log = credentials.write(folder / "tls"), folder / "scheduler.json", folder / "log"
+        self.environment = {
+            "PYTHONPATH": os.pathsep.join(path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(folder),
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        self.started: list[subprocess.Popen] = []
+        common = ["--tls", str(self.tls), "--scheduler-file", str(self.file), "--interface", "net0"]
+        self.run(net.names[0], *CLI, "cluster", "scheduler", *common)
+        for host in net.names[1:]:
+            more = ["--death-timeout", "15", "--memory", "1 GiB", "--local-directory", str(folder / host)]
+            self.run(host, *CLI, "cluster", "worker", *common, *more)
+
+    @property
+    def settings(self) -> dict:
+        """The `[cluster]` table of a client."""
+        return {"kind": "address", "scheduler_file": str(self.file), "tls": str(self.tls), "timeout": 120}
+
+    def run(self, host: str, *command: str, **options) -> subprocess.Popen:
+        """A process on a host; its output goes to the log."""
+        with open(self.log, "a") as log:
+            process = self.net.popen(
+                host, *command, **({"stdout": log, "stderr": log, "env": self.environment} | options)
+            )
+        self.started.append(process)
+        return process
+
+    def until(self, condition, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        for process in reversed(self.started):
+            process.terminate()
+        for process in self.started:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import zarr
 from distributed import WorkerPlugin
 
 #: Stars in a block: twenty blocks a pass.
@@ -22,12 +23,10 @@ class Running:
 
     def __init__(self, stage: str, folder: Path, out: Path, client, **trouble):
         out.mkdir(exist_ok=True)
-        self.out = out
+        self.stage, self.out = stage, out
         (out / "reading").unlink(missing_ok=True)
         self.error: BaseException | None = None
-        if stage == "infer" and "poison" in trouble:  # its workers read the store's own blocks, larger than a shard
-            trouble["poison_shard"] = trouble.pop("poison")
-        client.register_plugin(Trouble(str(out), **trouble))
+        client.register_plugin(Trouble(str(out), stage, **trouble))
         self.thread = threading.Thread(target=self._run, args=(stage, folder, client), daemon=True)
         self.thread.start()
 
@@ -53,6 +52,10 @@ class Running:
             time.sleep(0.05)
         time.sleep(0.5)
 
+    def finished(self) -> dict[int, int]:
+        """See :class:`Product`."""
+        return Product(self.stage, self.out).finished()
+
     def wait(self, seconds: float = 400) -> BaseException | None:
         """The error it ended with, or None."""
         self.thread.join(seconds)
@@ -60,14 +63,36 @@ class Running:
         return self.error
 
 
+class Product:
+    """What a stage has written so far."""
+
+    def __init__(self, stage: str, out: Path):
+        self.stage, self.out = stage, out
+
+    def finished(self) -> dict[int, int]:
+        """Parts of the product that are marked as done, and when each was written (ns)."""
+        if self.stage == "fit":
+            return {}
+        if self.stage == "infer":
+            markers = (self.out / "latents.shards").glob("[0-9]*.json")
+            return {int(f.stem): f.stat().st_mtime_ns for f in markers}
+        product = self.out / "embedding.zarr"
+        if not product.exists():
+            return {}
+        done = zarr.open_group(product, mode="r").attrs.get("parts_done", [])
+        return {int(i): (product / f"coords/c/{i}/0").stat().st_mtime_ns for i in done}
+
+
 class Trouble(WorkerPlugin):
-    """Slows the reading of spectra down; on a worker that comes upon `star`, ends it in one of two ways."""
+    """Slows the reading of spectra down and notes each part begun; ends a worker that comes upon a star, in two ways.
+
+    A part is a block that is read; of inference, whose workers read the store's own, larger blocks, it is a shard.
+    """
 
     name = "trouble"
 
-    def __init__(self, out: str, delay: float = 0.0, poison: int = -1, hungry: int = -1, poison_shard: int = -1):
-        self.out, self.delay, self.poison, self.hungry = out, delay, poison, hungry
-        self.poison_shard = poison_shard
+    def __init__(self, out: str, stage: str = "", delay: float = 0.0, poison: int = -1, hungry: int = -1):
+        self.out, self.stage, self.delay, self.poison, self.hungry = out, stage, delay, poison, hungry
 
     def setup(self, worker) -> None:
         from chemscale.survey.rows import Segment
@@ -80,30 +105,40 @@ class Trouble(WorkerPlugin):
             if name == "flux":
                 Path(trouble.out, "reading").touch()
                 time.sleep(trouble.delay)
-                if start <= trouble.poison < stop:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                once = Path(trouble.out, "was-hungry")
-                if start <= trouble.hungry < stop and not once.exists():
-                    once.touch()
-                    hoard = []
-                    while True:  # the nanny ends this worker at its memory limit
-                        hoard.append(np.ones(4_000_000))
-                        time.sleep(0.02)
+                if trouble.stage != "infer":
+                    trouble.begun(start, stop)
+                trouble.eat(start, stop)
             return plain(segment, name, start, stop)
 
         Segment.read = read
-        if self.poison_shard >= 0 or "chemscale.vae.inference" in sys.modules:
+        if self.stage == "infer" or "chemscale.vae.inference" in sys.modules:
             from chemscale.vae.inference import Runner
 
             call = getattr(Runner, "plain_call", Runner.__call__)
             Runner.plain_call = call
 
             def work(runner, shard):
-                if shard.start <= trouble.poison_shard < shard.stop:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                if trouble.stage == "infer":
+                    trouble.begun(shard.start, shard.stop)
                 return call(runner, shard)
 
             Runner.__call__ = work
+
+    def begun(self, start: int, stop: int) -> None:
+        with open(Path(self.out, "begun"), "a", encoding="utf-8") as log:
+            log.write(f"{start}\n")
+        if start <= self.poison < stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def eat(self, start: int, stop: int) -> None:
+        """Once, at the star: memory until the nanny ends this worker at its limit."""
+        once = Path(self.out, "was-hungry")
+        if start <= self.hungry < stop and not once.exists():
+            once.touch()
+            hoard = []
+            while True:
+                hoard.append(np.ones(4_000_000))
+                time.sleep(0.02)
 
 
 def prepare(folder: Path) -> None:

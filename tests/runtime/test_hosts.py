@@ -1,92 +1,83 @@
-"""Several hosts (network namespaces) under the faults of a network: products complete, hosts back."""
+"""Several hosts (network namespaces) under the faults of a network: products complete and right, hosts back."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import faultwork
 import hosts as namespaces
 import pytest
+import stagework
+from stagework import STAGES, check
 
-from chemscale.runtime import credentials
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-DRIVER = """
-import sys
-sys.path.insert(0, {here!r})
-if __name__ == "__main__":
-    import faultwork
-    from pathlib import Path
-    from chemscale.runtime.cluster import connect
-    from chemscale.runtime.shards import map_shards
-    with connect({{"kind": "address", "scheduler_file": {file!r}, "tls": {tls!r}}}) as client:
-        client.wait_for_workers(2, timeout=120)
-        Path({out!r}, "up").touch()
-        shards = faultwork.items(Path({out!r}), 160, sleep=0.5)
-        report = map_shards(faultwork.write, shards, client).raise_for_failures()
-        client.wait_for_workers(2, timeout=120)
-    print(report.done, report.retried)
-"""
-CLI = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+HERE = Path(__file__).resolve().parent
 
 
-@pytest.fixture()
-def net():
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
     reason = namespaces.missing()
     if reason:
         pytest.skip(reason)
-    with namespaces.Hosts(3) as made:
-        yield made
+    folder = tmp_path_factory.mktemp("work")
+    stagework.prepare(folder)
+    return folder
+
+
+class Driver:
+    """A client on the scheduler's host that runs one stage after the other."""
+
+    def __init__(self, cluster: namespaces.HostCluster):
+        self.cluster = cluster
+        command = [sys.executable, str(HERE / "stage_driver.py"), json.dumps(cluster.settings)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = cluster.run("chem0", *command, **pipes)
+        assert self.line() == "ready"
+
+    def line(self) -> str:
+        line = self.process.stdout.readline().strip()
+        assert line, self.cluster.log.read_text()[-3000:]
+        return line
+
+    def begin(self, stage: str, folder: Path, out: Path, delay: float) -> None:
+        """Start a stage; returns when a worker has read spectra."""
+        job = {"stage": stage, "folder": str(folder), "out": str(out), "delay": delay}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        assert self.line() == "reading"
+
+    def end(self) -> str:
+        """Wait until it has ended and both workers are there; its error."""
+        return json.loads(self.line())["error"]
+
+
+@pytest.fixture(scope="module")
+def driver(work, tmp_path_factory):
+    with namespaces.Hosts(3) as net:
+        cluster = namespaces.HostCluster(
+            net, tmp_path_factory.mktemp("hosts"), [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+        )
+        try:
+            yield Driver(cluster)
+        finally:
+            cluster.stop()
 
 
 @pytest.mark.parametrize(("fault", "seconds"), [("link", 20), ("loss", 20), ("blackhole", 45)])
-def test_network_fault(net, tmp_path, fault, seconds):
-    """The scheduler's host and two of workers; one of those has the fault for a while in the middle of the work."""
-    tls = credentials.write(tmp_path / "tls")
-    file, out = tmp_path / "scheduler.json", tmp_path / "out"
-    out.mkdir()
-    common = ["--tls", str(tls), "--scheduler-file", str(file), "--interface", "net0"]
-    here = str(Path(faultwork.__file__).parent)
-    env = {"PYTHONPATH": here, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(here=here, file=str(file), tls=str(tls), out=str(out)))
-    started = []
-    with open(tmp_path / "log", "w") as log:
-        options = {"stdout": log, "stderr": log, "env": env}
-        try:
-            started.append(net.popen("chem0", *CLI, "cluster", "scheduler", *common, **options))
-            for host in ("chem1", "chem2"):
-                arguments = ["--death-timeout", "15", "--memory", "500 MiB", "--local-directory", str(tmp_path / host)]
-                started.append(net.popen(host, *CLI, "cluster", "worker", *common, *arguments, **options))
-            driver = net.popen(
-                "chem0", sys.executable, str(script), stdout=subprocess.PIPE, stderr=log, env=env, text=True
-            )
-            started.append(driver)
-            wait(lambda: (out / "attempts.log").exists(), 120, tmp_path / "log")
-            time.sleep(2)
-            net.fault(fault, "chem2")
-            time.sleep(seconds)
-            net.heal(fault, "chem2")
-            text, _ = driver.communicate(timeout=240)
-            assert driver.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-        finally:
-            for process in reversed(started):
-                process.terminate()
-            for process in started:
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-    assert text.split()[0] == "160"
-    faultwork.check(out, 160)
-
-
-def wait(condition, seconds, log):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.2)
+@pytest.mark.parametrize("stage", STAGES)
+def test_network_fault(driver, work, tmp_path, stage, fault, seconds):
+    """One of two workers' hosts has the fault in the middle of a stage."""
+    driver.begin(stage, work, tmp_path / "out", delay=0.2 if stage == "fit" else 1.0)
+    time.sleep(1)
+    net = driver.cluster.net
+    net.fault(fault, "chem2")
+    try:
+        time.sleep(seconds)
+    finally:
+        net.heal(fault, "chem2")
+    assert driver.end() == ""
+    check(stage, work, tmp_path / "out")

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import stagework
-import zarr
 from stagework import STAGES, Running, check
 
 from chemscale.errors import ClusterError
 from chemscale.runtime import credentials
 from chemscale.runtime.cluster import connect
+from chemscale.runtime.liveness import LOST_AFTER
 from chemscale.runtime.outcome import ShardsFailed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -68,11 +68,7 @@ def test_poison_is_named(work, local, tmp_path, stage):
         return
     assert isinstance(error, ShardsFailed), error
     assert [(f.key, f.kind) for f in error.failures] == [(5, "killed")]
-    if stage == "embed":
-        done = zarr.open_group(running.out / "embedding.zarr", mode="r").attrs["parts_done"]
-    else:
-        done = sorted(int(f.stem) for f in (running.out / "latents.shards").glob("[0-9]*.json"))
-    assert done == [i for i in range(-(-2572 // stagework.BLOCK)) if i != 5]
+    assert sorted(running.finished()) == [i for i in range(-(-2572 // stagework.BLOCK)) if i != 5]
     again = Running(stage, work, tmp_path / "out", local)
     assert again.wait() is None, again.error
     check(stage, work, again.out)
@@ -127,7 +123,7 @@ def cluster(tmp_path_factory):
         made.stop()
 
 
-@pytest.mark.parametrize("stage", ["fit"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_scheduler_killed(work, cluster, tmp_path, stage):
     """The stage ends with a clear error; with another scheduler the same call completes, keeping what was done."""
     with cluster.join() as client:
@@ -136,11 +132,17 @@ def test_scheduler_killed(work, cluster, tmp_path, stage):
         time.sleep(1)
         cluster.scheduler.kill()
         cluster.scheduler.wait()
+        begun = time.monotonic()
         error = running.wait()
         assert isinstance(error, ClusterError) and "scheduler" in error.message
+        assert "the same command" in error.remedy
+        assert time.monotonic() - begun < LOST_AFTER + 60, "bounded"
+    kept = running.finished()
+    assert stage == "fit" or kept
     cluster.file.unlink()
     cluster.scheduler = cluster.run("scheduler")
     with cluster.join() as client:
         again = Running(stage, work, tmp_path / "out", client)
         assert again.wait() is None, again.error
     check(stage, work, again.out)
+    assert kept.items() <= again.finished().items(), "what was done is not done again"
