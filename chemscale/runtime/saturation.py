@@ -24,8 +24,10 @@ from .shards import AHEAD
 
 #: Simulated workers in one process.
 WORKERS_PER_PROCESS = 100
-#: Stars for APOGEE's 7,514 pixels: in a block (the memory of a task), and in a shard of an ingestion or inference.
+#: Stars for APOGEE's 7,514 pixels: in a block (the memory of a task), and in a shard of an ingestion.
 BLOCK_STARS, SHARD_STARS = 1024, 4608
+#: Blocks in a shard of inference at least, and its shards at most (:mod:`chemscale.vae.inference`).
+INFER_BLOCKS, INFER_SHARDS = 8, 8192
 #: Tasks of a pass of the fit for each lot of blocks: the lot, and its share of a tree of fan-in four.
 TASKS_PER_LOT = 4 / 3
 
@@ -46,7 +48,7 @@ def graph_tasks(stars: int, passes: int = 6, block: int = BLOCK_STARS, shard: in
         "fit (a pass)": one_pass,
         "fit (all passes)": passes * one_pass,
         "embed": parts,
-        "infer": shards,
+        "infer": -(-blocks // max(INFER_BLOCKS, -(-blocks // INFER_SHARDS))),
         "largest graph at once": one_pass,
     }
 

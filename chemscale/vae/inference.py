@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 #: Stars of a shard, about: large enough that writing a dozen small arrays costs little.
 SHARD_STARS = 8192
+#: Shards of a survey at most, by making them larger: more would keep the scheduler of a thousand workers busy.
+MOST_SHARDS = 8192
 #: Threads that read and clean for one GPU, at most.
 READERS = 8
 
@@ -262,7 +264,7 @@ def infer_survey(
     check_grid(ds, record)
     if client is not None and not store:
         raise InputError("workers need the path of the survey store", "pass store=")
-    size = shard_stars or _shard_stars(ds)
+    size = shard_stars or _shard_stars(n, int(ds["flux"].chunks[0][0]) if ds["flux"].chunks else n)
     plan = {
         "store": store or str(ds.attrs.get("store", "")),
         "revision": int(ds.attrs.get("revision", 0)),
@@ -320,10 +322,10 @@ def infer_survey(
     return {"stars": n, "computed": computed, "seconds": report.seconds, "stars_per_s": rate}
 
 
-def _shard_stars(ds: xr.Dataset) -> int:
-    chunks = ds["flux"].chunks
-    block = int(chunks[0][0]) if chunks else int(ds.sizes["star"])
-    return block * max(1, SHARD_STARS // max(1, block))
+def _shard_stars(n: int, block: int) -> int:
+    """Stars of a shard of a survey of `n` in blocks of `block`: whole blocks."""
+    block = max(1, block)
+    return block * max(1, SHARD_STARS // block, -(-n // (block * MOST_SHARDS)))
 
 
 def _resources(client: Client | None) -> dict[str, float] | None:

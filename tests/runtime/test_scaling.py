@@ -6,6 +6,7 @@ import pytest
 
 from chemscale.errors import InputError
 from chemscale.runtime import saturation, scaling
+from chemscale.vae import inference
 
 
 def test_graphs_stay_small():
@@ -14,6 +15,9 @@ def test_graphs_stay_small():
         tasks = saturation.graph_tasks(stars)
         assert tasks["largest graph at once"] < 10**6
         assert tasks["ingest"] < 10**6 and tasks["embed"] <= 4096 and tasks["fit (all passes)"] < 10**5
+        block = saturation.BLOCK_STARS
+        assert tasks["infer"] == -(-stars // inference._shard_stars(stars, block))
+        assert inference._shard_stars(stars, block) % block == 0
 
 
 @pytest.mark.slow
