@@ -6,6 +6,7 @@ spectra. Nothing is unpickled.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from chemscale.survey.sources.fits_tables import scan_mapped
 
 #: What cannot be read by rows is held in memory, up to this size.
 MAX_LOADED = 2 * 2**30
+#: Bytes of a mapped file that are looked at before it is mapped anew: a column of numbers touches the whole table.
+_MAPPED = 64 * 2**20
 
 
 class TableFile(Protocol):
@@ -185,9 +188,16 @@ class FitsFile:
         return ""
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
+        if rows is not None:
+            return as_text(self._part(name, rows))
+        place = self._places[name]
+        step = max(1, _MAPPED // max(1, place.dtype.itemsize * math.prod(place.shape[1:])))
+        parts = [self._part(name, slice(i, i + step)) for i in range(0, max(1, place.shape[0]), step)]
+        return as_text(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    def _part(self, name: str, rows: np.ndarray | slice) -> np.ndarray:
         buffer: Any = np.memmap(self.path, np.uint8, "r") if self._content is None else self._content
-        array = self._places[name].of(buffer)
-        return as_text(np.array(array if rows is None else array[rows]))
+        return np.array(self._places[name].of(buffer)[rows])
 
 
 class ZarrFile:

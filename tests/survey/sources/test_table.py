@@ -288,3 +288,19 @@ def test_a_survey_written_by_xarray(tmp_path):
     assert plan.medium == "air" and plan.attrs["medium_stated"] is True
     np.testing.assert_allclose(plan.wavelength, data["wavelength"])
     assert block.star_id == data["star_id"].tolist() and block.labels["cluster"].tolist()[:2] == ["M 67", "M 67"]
+
+
+def test_a_long_fits_table_is_read_in_pieces(tmp_path, monkeypatch):
+    """Columns come whole however little of the file is mapped at a time."""
+    from chemscale.survey.sources import table_files
+
+    table = np.zeros(11, [("teff", ">f4"), ("flux", ">f4", (5,)), ("star_id", "S4")])
+    table["teff"], table["flux"] = np.arange(11), np.arange(55).reshape(11, 5)
+    table["star_id"] = [f"s{i}".encode() for i in range(11)]
+    fits.BinTableHDU(table).writeto(tmp_path / "t.fits")
+    monkeypatch.setattr(table_files, "_MAPPED", 4 * table.dtype.itemsize)
+    file = table_files.FitsFile(str(tmp_path / "t.fits"))
+    np.testing.assert_array_equal(file.rows("teff"), table["teff"])
+    np.testing.assert_array_equal(file.rows("flux"), table["flux"])
+    assert file.rows("star_id").tolist() == [f"s{i}" for i in range(11)]
+    np.testing.assert_array_equal(file.rows("flux", slice(3, 9)), table["flux"][3:9])
