@@ -4,7 +4,8 @@
     python benchmarks/scaling.py STORE --stars 10000 30000 100000 300000 --out benchmarks/results/scaling-fit
 
 Cuts of one store (the first N stars), shared noise, Dask's threads. Each cut is fitted to the same tolerance, embedded,
-and set beside one bare read-and-decode pass. Components and pixels vary at `--at` stars. Workers: ``chemscale bench scaling``.
+and set beside one bare read-and-decode pass. Components and pixels vary at `--at` stars. Workers are the matter of
+``chemscale bench scaling``.
 """
 
 from __future__ import annotations
