@@ -159,8 +159,8 @@ def contours(ax: Any, x: np.ndarray, y: np.ndarray) -> None:
 
     if x.size < 50:
         return
-    counts, xe, ye = np.histogram2d(x, y, bins=40, range=[style.spread(x), style.spread(y)])
-    smooth = gaussian_filter(counts, 1.5)
+    counts, xe, ye = np.histogram2d(x, y, bins=60, range=[style.spread(x), style.spread(y)])
+    smooth = gaussian_filter(counts, 1.0)
     order = np.sort(smooth.ravel())[::-1]
     levels = sorted({float(order[np.searchsorted(np.cumsum(order) / order.sum(), q)]) for q in (0.5, 0.8, 0.95)})
     centres = (xe[:-1] + xe[1:]) / 2, (ye[:-1] + ye[1:]) / 2

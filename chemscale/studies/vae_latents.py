@@ -54,7 +54,10 @@ def compute(context: StudyContext) -> StudyResult:
         table=table,
         columns={"latent": "latent", "label": "survey label", "r": "Pearson correlation over held-out stars"},
         numbers=numbers,
-        caption=f"Latents of {int(held_out.sum()):,} held-out stars against their abundances; lines are fits by Teff.",
+        caption=(
+            f"Latents of {int(held_out.sum()):,} held-out stars against their abundances; contours hold half, four "
+            "fifths and 95 per cent of them, lines are fits by Teff."
+        ),
     )
 
 
