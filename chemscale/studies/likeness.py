@@ -48,7 +48,7 @@ def compute(context: StudyContext) -> StudyResult:
         max(result.predicted.max(), result.observed.max()) + 0.5,
     ]
     axes[0].plot(span, span, color="black", lw=0.7, ls=":", label="calibrated")
-    x = np.linspace(*span, 200)
+    x = np.linspace(span[0], span[1], 200)
     axes[0].plot(x, result.correct(x), color=style.CYCLE[1], ls="--", label="correction")
     axes[0].errorbar(result.predicted, result.observed, error, ls="", marker="o", color=style.CYCLE[0], capsize=1.5)
     axes[0].set_xlabel("ln ratio predicted, eq. (5)")
