@@ -78,7 +78,9 @@ def main() -> None:
             record[f"nuisance_{covariate}"] = json.loads(command("chemscale", *words))
         shutil.rmtree(store)
         known = json.loads(args.out.read_text()) if args.out.exists() else []
-        known = [k for k in known if (k["world"], k["seed"], k["masked"]) != (world, seed, args.mask)] + [record]
+        known = [k for k in known if (k["world"], k["seed"], k.get("masked", False)) != (world, seed, args.mask)] + [
+            record
+        ]
         args.out.write_text(json.dumps(known, indent=1) + "\n")
         print(json.dumps(record), flush=True)
 
