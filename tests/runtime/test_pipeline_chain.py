@@ -38,6 +38,8 @@ allstar = "{allstar}"
 members = ["{members}"]
 
 [mask]
+low = 0.2
+high = 0.5
 components = 8
 
 [fit]
