@@ -54,6 +54,7 @@ epochs = 3
 [infer]
 
 [anomalies]
+false_alarm = 0.02
 
 [flags]
 
