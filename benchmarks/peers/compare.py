@@ -80,11 +80,15 @@ def chemscale_quick(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Res
     return chemscale_shared(flux, gone, ivar, tol=0.05)
 
 
-def chemscale_errors(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+def chemscale_errors(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray, tol: float = 1e-3) -> Result:
     from chemscale.statistics.ppca import MaskedPPCA
 
-    fit = MaskedPPCA(K, noise="per-pixel", tol=1e-3).fit(flux, gone, ivar)
+    fit = MaskedPPCA(K, noise="per-pixel", tol=tol).fit(flux, gone, ivar)
     return lambda: fit.mean_ + fit.transform(flux, gone, ivar) @ fit.components_, fit.mean_, fit.components_
+
+
+def chemscale_errors_quick(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
+    return chemscale_errors(flux, gone, ivar, tol=0.05)
 
 
 def pyppca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
@@ -186,6 +190,7 @@ def dask_ml_pca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
 METHODS: dict[str, tuple[str, Callable[..., Result]]] = {
     "chemscale-quick": ("chemscale, shared noise, to 0.05 rad", chemscale_quick),
     "chemscale-shared": ("chemscale, shared noise, to 0.001 rad", chemscale_shared),
+    "chemscale-errors-quick": ("chemscale, per-pixel noise, to 0.05 rad", chemscale_errors_quick),
     "chemscale-errors": ("chemscale, per-pixel noise, to 0.001 rad", chemscale_errors),
     "pyppca": ("pyppca 0.0.4", pyppca),
     "pca-magic": ("ppca 0.0.4 (pca-magic)", pca_magic),
