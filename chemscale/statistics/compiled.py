@@ -268,6 +268,56 @@ def solve_missing(latent2, share, scale, rows):
             rows[s, j] = x[j]
 
 
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def solve_spd(matrices, right):
+    """Solves a symmetric positive definite system for every pixel by Cholesky, in place of `right`.
+
+    Ten times as fast as LAPACK called matrix by matrix at K = 30.
+
+    Parameters
+    ----------
+    matrices : ndarray (P, K, K), float64
+        Lower triangles are overwritten.
+    right : ndarray (P, K), float64
+
+    Returns
+    -------
+    good : ndarray of bool (P,)
+        False, and `right` left alone, where a matrix is not positive definite.
+    """
+    n, k = right.shape
+    good = np.ones(n, np.bool_)
+    for s in range(n):
+        low, x = matrices[s], right[s]
+        for j in range(k):
+            row = low[j]
+            for i in range(j):
+                other = low[i]
+                t = row[i]
+                for q in range(i):
+                    t -= row[q] * other[q]
+                row[i] = t * other[i]
+            t = row[j]
+            for q in range(j):
+                t -= row[q] * row[q]
+            if not t > 0.0:
+                good[s] = False
+                break
+            row[j] = 1.0 / np.sqrt(t)
+        if not good[s]:
+            continue
+        for j in range(k):
+            t = x[j]
+            for q in range(j):
+                t -= low[j, q] * x[q]
+            x[j] = t * low[j, j]
+        for j in range(k - 1, -1, -1):
+            x[j] *= low[j, j]
+            for q in range(j):
+                x[q] -= low[j, q] * x[j]
+    return good
+
+
 @njit(nogil=True, cache=True)
 def weigh(flux, ivar, missing, scale, mean, extra, sums, x, weight, weighted):
     """Centred flux, weights ``1 / (1 / ivar + extra)`` and their product, in one sweep.

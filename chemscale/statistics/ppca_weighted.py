@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from chemscale.statistics import compiled
 from chemscale.statistics.anderson import Anderson, principal, turned
 from chemscale.statistics.ppca_kernels import Model, Stats, unpack
 from chemscale.statistics.ppca_shared import LOOSE, Tell, Trace, _settled, _silent, _stalled
@@ -29,7 +30,9 @@ def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
     # towards zero: it cannot then carry signal.
     diagonal = np.einsum("pii->p", system) / (k + 1)
     system[:, np.arange(k + 1), np.arange(k + 1)] += (1e-9 * diagonal + np.where(diagonal > 0, 0, 1))[:, None]
-    rows = np.linalg.solve(system, stats["cross"][:, :, None])[:, :, 0]
+    rows = stats["cross"].copy()
+    bad = ~compiled.solve_spd(system, rows)
+    rows[bad] = 0.0  # rounding ate the ridge: as good as unseen
     centre = stats["latent"] / n
     covariance = stats["latent2"] / n - np.outer(centre, centre)
     values, vectors = np.linalg.eigh(covariance)

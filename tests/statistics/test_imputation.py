@@ -89,3 +89,17 @@ def test_sums_over_missing_are_a_product():
     stars, pixels = compiled.count_missing(missing)
     np.testing.assert_array_equal(stars, missing.sum(axis=1))
     np.testing.assert_array_equal(pixels, missing.sum(axis=0))
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 31])
+def test_compiled_solution_against_lapack(k):
+    rng = np.random.default_rng(k)
+    matrices = psd(rng, k, 5) + 0.1 * np.eye(k)
+    right = rng.standard_normal((5, k))
+    expected = np.linalg.solve(matrices, right[:, :, None])[:, :, 0]
+    matrices[3] *= -1
+    found = right.copy()
+    good = compiled.solve_spd(matrices, found)
+    assert good.tolist() == [True, True, True, False, True]
+    np.testing.assert_allclose(found[good], expected[good], rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(found[3], right[3])
