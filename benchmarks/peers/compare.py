@@ -279,15 +279,22 @@ def plot(rows: list[dict], path: str) -> None:
     import matplotlib.pyplot as plt
 
     good = [r for r in rows if "failed" not in r]
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for r in good:
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for number, r in enumerate(good, 1):
         ours = r["method"].startswith("chemscale")
-        axis.scatter(r["seconds"], r["hidden_chi"], 40 + 120 * r["peak_gib"], color="#0072B2" if ours else "#999999")
-        axis.annotate(
-            r["method"], (r["seconds"], r["hidden_chi"]), fontsize=7, xytext=(5, 4), textcoords="offset points"
-        )
-    axis.set(xscale="log", xlabel="seconds to fit", ylabel="rms error of hidden pixels / their noise")
-    axis.set_title(f"{good[0]['stars']} stars x 7,514 pixels, K = {K}; area = peak memory", fontsize=9)
+        x, y = r["seconds"], r["hidden_chi"] - 1
+        label = f"{number}  {r['method']}"
+        axis.scatter(x, y, 60 + 120 * r["peak_gib"], color="#0072B2" if ours else "#999999", alpha=0.6, label=label)
+        axis.annotate(str(number), (x, y), fontsize=8, ha="center", va="center")
+    axis.set(xscale="log", yscale="log", xlabel="seconds to fit", ylabel="rms error of hidden pixels / noise - 1")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(which="both", labelsize=8)
+    axis.grid(alpha=0.3, which="both")
+    axis.set_title(f"{good[0]['stars']:,} stars x 7,514 pixels, K = {K}; area = peak memory", fontsize=9)
+    figure.legend(
+        loc="outside right upper", fontsize=7, frameon=False, handletextpad=0.2, handlelength=0, markerscale=0
+    )
     figure.savefig(path, dpi=150)
 
 
