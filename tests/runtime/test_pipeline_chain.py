@@ -141,7 +141,8 @@ def test_what_can_be_seen_of_it(folder):
     assert set(finished) == set(ORDER)
     for stage in ("ingest", "fit", "infer"):
         peaks = entries[stage]["worker_peak_bytes"]
-        assert len(peaks) == 2 and all(1e8 < p < 4e9 for p in peaks.values())
+        # On so small a survey a worker may be left without work; the other has NumPy and a block in memory.
+        assert len(peaks) == 2 and all(2e7 < p < 4e9 for p in peaks.values()) and max(peaks.values()) > 1e8
         assert finished[stage]["facts"]["worker_peak_bytes"] == peaks
         text = finished[stage]["message"]
         assert re.fullmatch(rf"{stage}: 1,\d+ stars in [\d.]+ (s|min) \(\S+ stars/s.*\)", text), text
