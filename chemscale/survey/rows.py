@@ -7,6 +7,7 @@ Chunks stay whole: a block of rows is one block of slots less its hidden ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from xarray.core import indexing
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import Flag
+from chemscale.survey.decoding import ShardFiles
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,8 @@ class Segment:
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Visible rows ``[start, stop)`` of a variable."""
         first, last = self.slot_range(start, stop)
-        array = _open_array(self.url, name, self.token)
         try:
-            values = np.asarray(array[first:last])
+            values = _open(self.url, name, self.token)(first, last)
         except Exception as err:
             raise StoreError(
                 f"{self.url}: cannot read {name}, slots {first} to {last}: {err}",
@@ -69,10 +70,14 @@ class Segment:
 
 
 @lru_cache(maxsize=512)
-def _open_array(url: str, name: str, token: str) -> Any:
+def _open(url: str, name: str, token: str) -> Callable[[int, int], np.ndarray]:
+    """A function of (first, last slot) that reads a variable."""
     import zarr
 
-    return zarr.open_array(Folder(url).zarr_store(), path=name, mode="r")
+    folder = Folder(url)
+    array: Any = zarr.open_array(folder.zarr_store(), path=name, mode="r")
+    direct = None if folder.remote else ShardFiles.of(folder.root, name, array)
+    return direct.read if direct is not None else lambda first, last: np.asarray(array[first:last])
 
 
 @dataclass(frozen=True)
