@@ -40,8 +40,8 @@ class Reader(Protocol):
 
     shape: tuple[int, ...]
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``[start, stop)``."""
+    def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
+        """Rows ``[start, stop)``; with `reuse` they need not outlive the next such read."""
         ...
 
 
@@ -88,7 +88,7 @@ def map_lots(
     Parameters
     ----------
     function : callable
-        ``function(stars of the block, one NumPy block per reader)``.
+        ``function(stars of the block, one NumPy block per reader)``; must not keep the blocks (:meth:`Reader.read`).
     combine : callable
         ``combine(total or None, result of a block)`` -> new total; may change the total in place.
     rows : sequence of int
@@ -179,7 +179,8 @@ def run_lot(shared: Shared, edges: tuple[int, ...], packed: np.ndarray | None, c
     for start, stop in itertools.pairwise(edges):
         stars = marks[start - edges[0] : stop - edges[0]]
         if stars[:, 0].any():
-            total = shared.combine(total, shared.function(stars, *(r.read(start, stop) for r in shared.readers)))
+            found = (r.read(start, stop, reuse=True) for r in shared.readers)
+            total = shared.combine(total, shared.function(stars, *found))
     return total
 
 

@@ -213,11 +213,15 @@ class _Target:
     def write(self, start: int, stop: int, both: np.ndarray) -> None:
         """Means and variances (n, 2K) of the stars from `start` to `stop`: on workers whole chunks, nobody else's."""
         key = ("chemscale.embedding", self.root, self.fingerprint, os.getpid())
-        group = per_worker(key, lambda: zarr.open_group(self.root, mode="r+"))
+        coords, variance, valid = per_worker(key, self._open)
         k = self.components
-        group["coords"][start:stop] = both[:, :k]
-        group["coords_variance"][start:stop] = both[:, k:]
-        group["valid"][start:stop] = np.isfinite(both[:, 0])
+        coords[start:stop] = both[:, :k]
+        variance[start:stop] = both[:, k:]
+        valid[start:stop] = np.isfinite(both[:, 0])
+
+    def _open(self) -> list[Any]:
+        group = zarr.open_group(self.root, mode="r+")
+        return [group[name] for name in ("coords", "coords_variance", "valid")]
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def _embed_lot(part: tuple[int, int], job: _Job) -> None:
     found = []
     for start, stop in lots.cut(*part, job.edges):
         everyone = np.ones((stop - start, 1), dtype=bool)
-        read = (reader.read(start, stop) for reader in job.readers)
+        read = (reader.read(start, stop, reuse=True) for reader in job.readers)
         found.append(blocks.call(everyone, *read, function=job.load))
     job.target.write(*part, np.concatenate(found))
 

@@ -86,8 +86,8 @@ class ShardFiles:
             Crc32cCodec in inner,
         )
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``[start, stop)``.
+    def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
+        """Rows ``[start, stop)``; with `reuse` in a buffer of this thread that the next such call uses again.
 
         Raises
         ------
@@ -95,7 +95,12 @@ class ShardFiles:
             A checksum that does not fit, a chunk that cannot be decoded.
         OSError
         """
-        out = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
+        shape = (max(0, stop - start), *self.shape[1:])
+        if reuse:
+            size = int(np.prod(shape)) * self.dtype.itemsize
+            out = _buffer(f"rows of {self.name}", size).view(self.dtype).reshape(shape)
+        else:
+            out = np.empty(shape, self.dtype)
         for shard in range(start // self.shard, -(-stop // self.shard)):
             first = shard * self.shard
             low, high = max(start, first), min(stop, first + self.shard)

@@ -53,11 +53,11 @@ class Segment:
         counts = np.diff(edges) - np.diff(np.searchsorted(self.hidden, edges))
         return [int(c) for c in counts if c]
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Visible rows ``[start, stop)`` of a variable."""
+    def read(self, name: str, start: int, stop: int, reuse: bool = False) -> np.ndarray:
+        """Visible rows ``[start, stop)`` of a variable; `reuse` as in :meth:`Rows.read`."""
         first, last = self.slot_range(start, stop)
         try:
-            values = _open(self.url, name, self.token)(first, last)
+            values = _open(self.url, name, self.token)(first, last, reuse)
         except Exception as err:
             raise StoreError(
                 f"{self.url}: cannot read {name}, slots {first} to {last}: {err}",
@@ -70,14 +70,14 @@ class Segment:
 
 
 @lru_cache(maxsize=512)
-def _open(url: str, name: str, token: str) -> Callable[[int, int], np.ndarray]:
-    """A function of (first, last slot) that reads a variable."""
+def _open(url: str, name: str, token: str) -> Callable[[int, int, bool], np.ndarray]:
+    """A function of (first, last slot, reuse) that reads a variable."""
     import zarr
 
     folder = Folder(url)
     array: Any = zarr.open_array(folder.zarr_store(), path=name, mode="r")
     direct = None if folder.remote else ShardFiles.of(folder.root, name, array)
-    return direct.read if direct is not None else lambda first, last: np.asarray(array[first:last])
+    return direct.read if direct is not None else lambda first, last, reuse: np.asarray(array[first:last])
 
 
 @dataclass(frozen=True)
@@ -131,23 +131,31 @@ class Rows:
         self.dtype = np.dtype(dtype)
         self.ndim = len(shape)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``[start, stop)``."""
-        values = self._stored(self.name, start, stop)
-        if self.mask is None:
-            return values
-        return self.mask.apply(values, None if self.mask.max_error is None else self._stored("ivar", start, stop))
+    def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
+        """Rows ``[start, stop)``.
 
-    def _stored(self, name: str, start: int, stop: int) -> np.ndarray:
-        out, offset = [], 0
+        With `reuse` they may be in a buffer of this thread that the next such read of the variable fills again: for
+        whoever goes through a survey block by block and keeps nothing. New arrays of tens of megabytes come from the
+        kernel page by page, each page cleared first.
+        """
+        if self.mask is None:
+            return self._stored(self.name, start, stop, reuse)
+        ivar = None if self.mask.max_error is None else self._stored("ivar", start, stop, reuse)
+        return self.mask.apply(self._stored(self.name, start, stop, reuse), ivar)
+
+    def _stored(self, name: str, start: int, stop: int, reuse: bool) -> np.ndarray:
+        pieces, offset = [], 0
         for segment in self.segments:
             lo, hi = max(start - offset, 0), min(stop - offset, segment.rows)
             if hi > lo:
-                out.append(segment.read(name, lo, hi))
+                pieces.append((segment, lo, hi))
             offset += segment.rows
-        if len(out) == 1:
-            return out[0]
-        return np.concatenate(out) if out else np.empty((0, *self.shape[1:]), self.dtype)
+        if len(pieces) == 1:
+            segment, lo, hi = pieces[0]
+            return segment.read(name, lo, hi, reuse)
+        if not pieces:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        return np.concatenate([segment.read(name, lo, hi) for segment, lo, hi in pieces])
 
     def __getitem__(self, key: Any) -> np.ndarray:
         key = key if isinstance(key, tuple) else (key,)

@@ -101,14 +101,14 @@ class Trouble(WorkerPlugin):
         Segment.plain_read = plain
         trouble = self
 
-        def read(segment, name, start, stop):
+        def read(segment, name, start, stop, reuse=False):
             if name == "flux":
                 Path(trouble.out, "reading").touch()
                 time.sleep(trouble.delay)
                 if trouble.stage != "infer":
                     trouble.begun(start, stop)
                 trouble.eat(start, stop)
-            return plain(segment, name, start, stop)
+            return plain(segment, name, start, stop, reuse)
 
         Segment.read = read
         if self.stage == "infer" or "chemscale.vae.inference" in sys.modules:
