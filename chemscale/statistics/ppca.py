@@ -22,6 +22,7 @@ import xarray as xr
 from chemscale.display import Shown
 from chemscale.errors import DataError, InputError
 from chemscale.labelled import like, pixels
+from chemscale.statistics.ppca_arrays import ArraySource, Sample, check_shapes, prepare, rows_per_block, select
 from chemscale.statistics.ppca_kernels import (
     Model,
     centred,
@@ -29,15 +30,7 @@ from chemscale.statistics.ppca_kernels import (
 )
 from chemscale.statistics.ppca_kernels_weighted import weigh
 from chemscale.statistics.ppca_shared import SharedState, Tell, Trace, signed, solve_shared
-from chemscale.statistics.ppca_source import (
-    ArraySource,
-    DaskSource,
-    Source,
-    check_shapes,
-    prepare,
-    rows_per_block,
-    select,
-)
+from chemscale.statistics.ppca_source import DaskSource, Source
 from chemscale.statistics.ppca_start import WARM_STARS, Runner, sample_unit, warm_start
 from chemscale.statistics.ppca_weighted import solve_weighted
 
@@ -197,7 +190,7 @@ class MaskedPPCA(Shown):
         size = subsample_size(source.n_stars, source.n_pixels, k)
         rng = np.random.default_rng(self.random_state)
         index = np.sort(rng.choice(source.n_stars, min(size, source.n_stars), replace=False))
-        counts, block = source.survey(index)
+        counts, stars = source.survey(index)
         used = counts["count"] > 0
         n_stars, n_pixels = int(counts["n"]), int(used.sum())
         if n_pixels <= k or n_stars <= k:
@@ -205,7 +198,8 @@ class MaskedPPCA(Shown):
                 f"{n_stars} star(s) with valid pixels and {n_pixels} used pixels cannot give {k} components",
                 "lower n_components, or check the masks",
             )
-        sample = ArraySource(*select(block, used))
+        sample = stars(used)
+        del stars  # it holds every pixel of them
         if not used.all():
             source = source.using(used)
         if isinstance(source, DaskSource) and source.nbytes <= keep_bytes:
@@ -213,28 +207,28 @@ class MaskedPPCA(Shown):
         small = source.n_stars * n_pixels <= SMALL
         tol = self.tol if self.tol is not None else TOL if small else LARGE_TOL
         dtype = np.dtype(np.float64 if small or source.dtype == np.float64 else np.float32)
-        runner = Runner(source, sample, sample_unit(sample), dtype, self.random_state, small)
+        few = sample.few(max(WARM_STARS, 16 * k))
+        runner = Runner(source, few, sample_unit(few), dtype, self.random_state, small)
+        levels: list[Source | Sample] = [source]
+        if source.n_stars >= SUBSAMPLE_SHARE * sample.n_stars and not small:
+            levels.append(sample)
+        del sample  # the last pass over it frees it
         floor = 1e-13 if dtype == np.float64 else 1e-9
         loglike_tol = self.loglike_tol or max(floor, 1e-3 * tol**2)
         solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
-        model, trace = solve(runner, tol, loglike_tol, progress)
+        model, trace = solve(runner, levels, tol, loglike_tol, progress)
         self._store(model, trace, used, runner.unit, n_stars, float(counts["count"].sum()))
         return self
 
-    def _levels(self, runner: Runner) -> list[Source]:
-        levels: list[Source] = [runner.source]
-        if runner.source.n_stars >= SUBSAMPLE_SHARE * runner.sample.n_stars and not runner.small:
-            levels.insert(0, runner.sample)
-        return levels
-
     def _solve_shared(
-        self, runner: Runner, tol: float, loglike_tol: float, progress: Tell | None
+        self, runner: Runner, levels: list[Source | Sample], tol: float, loglike_tol: float, progress: Tell | None
     ) -> tuple[Model, Trace]:
         guards = max(5, self.n_components // 3)
         model, extra = warm_start(runner, self.n_components, guards)
         state = SharedState(model, extra)
         trace = Trace()
-        for level in self._levels(runner):
+        while levels:
+            level = levels.pop()
             full = level is runner.source
             state, trace = solve_shared(
                 partial(runner.shared, level),
@@ -249,13 +243,14 @@ class MaskedPPCA(Shown):
         return state.model, trace
 
     def _solve_weighted(
-        self, runner: Runner, tol: float, loglike_tol: float, progress: Tell | None
+        self, runner: Runner, levels: list[Source | Sample], tol: float, loglike_tol: float, progress: Tell | None
     ) -> tuple[Model, Trace]:
         model, _ = warm_start(runner, self.n_components, 0)
         noise = np.zeros_like(model.mean) if self.intrinsic == "pixel" else 0.0
         model = Model(model.mean, model.basis, model.scale, noise)
         trace = Trace()
-        for level in self._levels(runner):
+        while levels:
+            level = levels.pop()
             full = level is runner.source
             model, trace = solve_weighted(
                 partial(runner.weighted, level, self.intrinsic != "none"),

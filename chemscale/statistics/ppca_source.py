@@ -7,9 +7,7 @@ pass over the data.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,15 +18,21 @@ from dask.delayed import Delayed
 
 from chemscale.errors import InputError
 from chemscale.runtime import lots
+from chemscale.runtime.cluster import current_client
 from chemscale.statistics import blocks, compiled
+from chemscale.statistics.ppca_arrays import (
+    ArraySource,
+    Block,
+    Kernel,
+    Sample,
+    compact,
+    count_stats,
+    keep_runs,
+    on_compact,
+    select,
+)
 from chemscale.statistics.ppca_kernels import Stats, add_into, add_stats
-
-#: A block of stars: flux (n, P), missing (n, P) bool, ivar (n, P) or None; no entry is NaN where not missing.
-Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray | None], Stats]
-
-#: Bytes of one block's flux; some ten arrays of this size exist at once inside a kernel.
-BLOCK_BYTES = 16 * 2**20
+from chemscale.statistics.ppca_sample import ClusterSample, head, join_arrays, merge_heads
 
 
 class Source(Protocol):
@@ -42,96 +46,16 @@ class Source(Protocol):
         """Sum of `kernel` over all blocks: one pass."""
         ...
 
-    def survey(self, index: np.ndarray) -> tuple[Stats, Block]:
-        """Valid stars of each pixel (``count``), valid stars (``n``), and the stars `index` in memory: one pass."""
+    def survey(self, index: np.ndarray) -> tuple[Stats, Callable[[np.ndarray], Sample]]:
+        """Valid stars of each pixel (``count``), valid stars (``n``), and the stars `index`: one pass.
+
+        The second is a function of the pixels to use that gives those stars.
+        """
         ...
 
     def using(self, keep: np.ndarray) -> Source:
         """The same stars restricted to the pixels `keep`."""
         ...
-
-
-def prepare(flux: Any, mask: Any = None, ivar: Any = None) -> Block:
-    """One block with every reason for a missing pixel folded into one mask.
-
-    A pixel is missing where `mask` is True, the flux is not finite, or `ivar` is not positive and finite.
-    A :class:`numpy.ma.MaskedArray` brings its own mask along.
-    """
-    if isinstance(flux, np.ma.MaskedArray):
-        own = np.ma.getmaskarray(flux)
-        mask = own if mask is None else np.asarray(mask, dtype=bool) | own
-        flux = flux.data
-    flux = np.asarray(flux)
-    if flux.dtype.kind != "f":
-        flux = flux.astype(np.float64)
-    missing = ~np.isfinite(flux)
-    if mask is not None:
-        np.logical_or(missing, np.asarray(mask, dtype=bool), out=missing)
-    if ivar is not None:
-        ivar = np.asarray(ivar)
-        with np.errstate(invalid="ignore"):
-            missing |= ~((ivar > 0) & np.isfinite(ivar))
-    return flux, missing, ivar
-
-
-def check_shapes(flux: Any, mask: Any, ivar: Any) -> None:
-    """Raise :class:`InputError` unless all arrays are two-dimensional and of one shape."""
-    if flux.ndim != 2:
-        raise InputError(f"flux has {flux.ndim} dimension(s), must be (star, pixel)", "pass one row per star")
-    for name, other in (("mask", mask), ("ivar", ivar)):
-        if other is not None and other.shape != flux.shape:
-            raise InputError(
-                f"{name} has shape {other.shape}, flux has {flux.shape}", f"pass {name} with one entry per flux value"
-            )
-
-
-def rows_per_block(n_pixels: int, itemsize: int) -> int:
-    """Stars whose flux fills :data:`BLOCK_BYTES`."""
-    return max(64, BLOCK_BYTES // max(1, n_pixels * itemsize))
-
-
-class ArraySource:
-    """NumPy arrays; blocks are views."""
-
-    def __init__(self, flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None):
-        self.flux, self.missing, self.ivar = flux, missing, ivar
-        self.n_stars, self.n_pixels = flux.shape
-        self.dtype = np.dtype(flux.dtype)
-
-    def _blocks(self) -> Iterator[Block]:
-        step = rows_per_block(self.n_pixels, self.dtype.itemsize)
-        for start in range(0, self.n_stars, step):
-            part = slice(start, start + step)
-            yield self.flux[part], self.missing[part], None if self.ivar is None else self.ivar[part]
-
-    def reduce(self, kernel: Kernel) -> Stats:
-        threads = blocks.available_cores()
-        if self.flux.nbytes < 4 * BLOCK_BYTES:
-            threads = 1
-        blocks.share_cores(threads)
-        parts = list(self._blocks())
-        if not parts:
-            raise InputError("flux has no star", "pass at least two stars")
-        if threads == 1:
-            return add_stats(*(kernel(*part) for part in parts))
-        total: Stats | None = None
-        with ThreadPoolExecutor(threads) as pool:
-            # A window of blocks in flight: results are added in order and forgotten at once.
-            queue = deque(pool.submit(kernel, *part) for part in parts[: 2 * threads])
-            for i in range(len(parts)):
-                part = queue.popleft().result()
-                if i + 2 * threads < len(parts):
-                    queue.append(pool.submit(kernel, *parts[i + 2 * threads]))
-                total = add_into(total, part)
-        assert total is not None
-        return total
-
-    def using(self, keep: np.ndarray) -> ArraySource:
-        return ArraySource(*select((self.flux, self.missing, self.ivar), keep))
-
-    def survey(self, index: np.ndarray) -> tuple[Stats, Block]:
-        sample = self.flux[index], self.missing[index], None if self.ivar is None else self.ivar[index]
-        return self.reduce(count_stats), sample
 
 
 class DaskSource:
@@ -215,7 +139,7 @@ class DaskSource:
     def reduce(self, kernel: Kernel) -> Stats:
         if self._cached is not None:
             shared = dask.delayed(kernel, pure=False)
-            call = dask.delayed(_on_cached, pure=False)
+            call = dask.delayed(on_compact, pure=False)
             parts = [call(block, shared) for block in self._cached]
         else:
             parts = self._parts(kernel, combine=add_into)
@@ -231,27 +155,20 @@ class DaskSource:
 
     def cache(self) -> None:
         """Keep the used pixels of every block in the cluster's memory from now on (one pass)."""
-        self._cached = list(dask.persist(*self._parts(_compact)))
+        self._cached = list(dask.persist(*self._parts(compact)))
 
-    def survey(self, index: np.ndarray) -> tuple[Stats, Block]:
+    def survey(self, index: np.ndarray) -> tuple[Stats, Callable[[np.ndarray], Sample]]:
         chosen = np.flatnonzero(self.chosen) if self.chosen is not None else np.arange(self.flux.shape[0])
         wanted = np.zeros(self.flux.shape[0], dtype=bool)
         wanted[chosen[index]] = True
         parts = self._parts(count_and_sample, wanted, fold_samples)
+        if current_client() is not None:
+            kept, look = list(dask.persist(*parts)), dask.delayed(head, pure=False)
+            total, sizes = lots.compute(blocks.tree([look(part) for part in kept], merge_heads))
+            return total, lambda used: ClusterSample(kept, sizes, used, self.dtype)
         total, pieces = lots.compute(blocks.tree(parts, merge_samples))
-        flux, missing, ivar = (  # sorted, like `index`
-            None if pieces[0][i] is None else np.concatenate([piece[i] for piece in pieces]) for i in range(3)
-        )
-        assert flux is not None and missing is not None
-        return total, (flux, missing, ivar)
-
-
-def count_stats(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None) -> Stats:
-    """Valid stars of each pixel, and stars with any valid pixel."""
-    return {
-        "count": len(missing) - np.count_nonzero(missing, axis=0).astype(np.float64),
-        "n": np.array(float(np.count_nonzero(~missing.all(axis=1)))),
-    }
+        sample = tuple(join_arrays([piece[i] for piece in pieces]) for i in range(3))  # sorted, like `index`
+        return total, lambda used: ArraySource(*select(sample, used))
 
 
 def count_and_sample(
@@ -307,37 +224,3 @@ def load_block(
         weights = compiled.scratch("weights", shape, ivar.dtype)
         compiled.gather(ivar, runs, weights)
     return function(values, missing, weights, *stars[:, 1:].T)
-
-
-def keep_runs(keep: np.ndarray) -> np.ndarray:
-    """Ranges [start, stop) of the pixels to keep, (R, 2)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], keep.astype(np.int8), [0]])))
-    return edges.reshape(-1, 2)
-
-
-def columns(array: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
-    """The pixels `keep`: a view when they are one run, copies of runs otherwise (faster than a boolean index)."""
-    if keep is None or keep.all():
-        return array
-    runs = [array[:, a:b] for a, b in keep_runs(keep)]
-    if len(runs) == 1:
-        return runs[0]
-    return np.concatenate(runs, axis=1) if runs and len(runs) < 200 else array[:, keep]
-
-
-def _compact(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None) -> Any:
-    return flux.copy(), np.packbits(missing, axis=1), None if ivar is None else ivar.copy()
-
-
-def _on_cached(block: Any, kernel: Kernel) -> Stats:
-    blocks.share_cores(blocks.task_threads())
-    flux, packed, ivar = block
-    return kernel(flux, np.unpackbits(packed, axis=1, count=flux.shape[1]).view(bool), ivar)
-
-
-def select(block: Block, keep: np.ndarray | None) -> Block:
-    """The pixels `keep` of a block."""
-    if keep is None or keep.all():
-        return block
-    flux, missing, ivar = block
-    return columns(flux, keep), columns(missing, keep), None if ivar is None else columns(ivar, keep)

@@ -11,10 +11,11 @@ import numpy as np
 
 from chemscale.errors import DataError
 from chemscale.statistics.blocks import share_cores
+from chemscale.statistics.ppca_arrays import ArraySource, Sample
 from chemscale.statistics.ppca_kernels import Model, SharedPass, Stats, shared_stats
 from chemscale.statistics.ppca_kernels_weighted import weighted_stats
 from chemscale.statistics.ppca_shared import orthonormal
-from chemscale.statistics.ppca_source import ArraySource, Source
+from chemscale.statistics.ppca_source import Source
 
 #: Stars and rows per batch of the incremental PCA that starts everything.
 WARM_STARS, WARM_BATCH = 1024, 256
@@ -26,7 +27,7 @@ def sample_unit(sample: ArraySource) -> float:
     From a thousand stars. Working in this unit keeps float32 away from its limits; a power of two divides exactly,
     so scaled data give exactly scaled results.
     """
-    sample = spread(sample, WARM_STARS)
+    sample = sample.few(WARM_STARS)
     filled = np.where(sample.missing, 0.0, sample.flux)
     seen = (~sample.missing).sum(axis=0)
     mean = filled.sum(axis=0) / np.maximum(seen, 1)
@@ -39,29 +40,20 @@ def sample_unit(sample: ArraySource) -> float:
     return float(2.0 ** np.round(np.log2(deviation)))
 
 
-def spread(sample: ArraySource, size: int) -> ArraySource:
-    """A part of a sample, spread evenly."""
-    n = sample.n_stars
-    if n <= size:
-        return sample
-    index = np.unique(np.linspace(0, n - 1, size).round().astype(int))
-    return ArraySource(sample.flux[index], sample.missing[index])
-
-
 class Runner:
-    """Runs the kernels over a source in working units (flux divided by `unit`)."""
+    """Runs the kernels over a source in working units (flux divided by `unit`); `few` stars make the first model."""
 
-    def __init__(self, source: Source, sample: ArraySource, unit: float, dtype: np.dtype, seed: int, small: bool):
-        self.source, self.sample, self.unit, self.dtype, self.seed = source, sample, unit, dtype, seed
+    def __init__(self, source: Source, few: ArraySource, unit: float, dtype: np.dtype, seed: int, small: bool):
+        self.source, self.few, self.unit, self.dtype, self.seed = source, few, unit, dtype, seed
         self.small = small  # not worth a subsample
 
-    def shared(self, source: Source, task: SharedPass) -> Stats:
+    def shared(self, source: Source | Sample, task: SharedPass) -> Stats:
         """Sums of one pass of the shared-noise model."""
         out = source.reduce(partial(_shared_kernel, task=task, unit=self.unit, dtype=self.dtype))
         share_cores(1)  # the algebra between passes has the machine to itself
         return out
 
-    def weighted(self, source: Source, jitter: bool, model: Model) -> Stats:
+    def weighted(self, source: Source | Sample, jitter: bool, model: Model) -> Stats:
         """Sums of one pass of the per-pixel noise model."""
         out = source.reduce(partial(_weighted_kernel, model=model, unit=self.unit, dtype=self.dtype, jitter=jitter))
         share_cores(1)
@@ -89,7 +81,7 @@ def warm_start(runner: Runner, k: int, guards: int) -> tuple[Model, np.ndarray]:
     from dask_ml.decomposition import IncrementalPCA
 
     # Where passes over a subsample follow, half as many stars are as good a start.
-    sample = spread(runner.sample, max(WARM_STARS if runner.small else WARM_STARS // 2, 8 * (k + guards)))
+    sample = runner.few.few(max(WARM_STARS if runner.small else WARM_STARS // 2, 8 * (k + guards)))
     alive = ~sample.missing.all(axis=1)
     missing = sample.missing[alive]
     flux = np.where(missing, 0.0, sample.flux[alive]) / runner.unit

@@ -218,8 +218,8 @@ def test_graph_of_a_pass_is_small():
     lazy = da.from_array(flux, chunks=(100, 20)).map_blocks(lambda b: b)
     mask = da.from_array(gone, chunks=(100, 20)).map_blocks(lambda b: b)
     from chemscale.statistics import blocks
+    from chemscale.statistics.ppca_arrays import count_stats
     from chemscale.statistics.ppca_kernels import add_stats
-    from chemscale.statistics.ppca_source import count_stats
 
     total = blocks.tree(DaskSource(lazy, mask)._parts(count_stats), add_stats)
     tasks = [t for t in dict(total.__dask_graph__()).values() if type(t).__name__ == "Task"]
