@@ -214,6 +214,9 @@ def scaling(
     ] = "fit,embed,infer,evaluate",
     mode: Annotated[str, typer.Option("--mode", help="strong, weak or both.")] = "both",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Best of so many.")] = 1,
+    pinned: Annotated[
+        bool, typer.Option("--pinned/--unpinned", help="A core for each worker, where there are as many; or any core.")
+    ] = True,
     scratch: Annotated[str | None, typer.Option("--scratch", metavar="DIR", help="Keep stores here.")] = None,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the JSON and the plot go.")] = ".",
     tiny: Annotated[bool, typer.Option("--tiny", help="Seconds rather than minutes: checks that it runs.")] = False,
@@ -241,6 +244,7 @@ def scaling(
                 stages=stages.split(","),
                 mode=one,
                 repeat=repeat,
+                pinned=pinned,
                 report=console.print,
             )
             results = part | {"rows": results["rows"] + part["rows"]}

@@ -1,16 +1,19 @@
 """How the work scales: strong and weak scaling of the real stages, and the scheduler alone.
 
 Times are wall-clock times of this machine; a ratio between runs of the same call is what
-to compare, not times from different days.
+to compare, not times from different days. Workers have a core each (:mod:`.pinning`) unless it is
+asked for otherwise.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ import numpy as np
 
 from ..errors import InputError
 from .observe import worker_peaks
+from .pinning import a_core_each
 from .run import versions, write_json
 
 if TYPE_CHECKING:
@@ -132,7 +136,7 @@ def _embed(store: str, client: Client, scratch: Path) -> Any:
     from ..statistics.embedding import embed_survey
     from ..survey.store import open_survey
 
-    return embed_survey(open_survey(store), _model(store, scratch), scratch / "embedding.zarr", overwrite=True)
+    return embed_survey(open_survey(store), _model(store, scratch), scratch / "embedding.zarr")
 
 
 def _model(store: str, scratch: Path) -> Any:
@@ -157,7 +161,7 @@ def _infer(store: str, client: Client, scratch: Path) -> Any:
     ds = open_survey(store)
     folder = untrained_vae(ds, scratch / "vae", _model(store, scratch))
     # the survey's own shards are small here: a task takes one of them
-    infer_survey(ds, folder, scratch / "latents.zarr", store=store, client=client, overwrite=True, shard_stars=512)
+    infer_survey(ds, folder, scratch / "latents.zarr", store=store, client=client, shard_stars=512)
     return None
 
 
@@ -219,6 +223,7 @@ def measure(
     stages: Iterable[str] = STAGES,
     mode: str = "strong",
     repeat: int = 1,
+    pinned: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Time the stages on 1, 2, ... local workers of one thread each.
@@ -234,13 +239,16 @@ def measure(
     mode : {'strong', 'weak'}
     repeat : int
         Times each stage is run; the fastest counts (the first pays for imports on the workers).
+    pinned : bool
+        Hold each worker to a core of its own and client and scheduler to the workers' cores (:mod:`.pinning`),
+        where there are as many; otherwise every process may use every core.
 
     Returns
     -------
     dict
-        `rows` with stage, workers, stars, seconds, stars_per_s, speedup and efficiency relative to
-        the smallest number of workers, processor time of the workers and of this process (client and
-        scheduler); and commit, versions, hardware.
+        `rows` with stage, workers, stars, seconds, stars_per_s, speedup and efficiency relative to the smallest
+        number of workers, whether they were pinned, processor time of the workers and of this process (client
+        and scheduler); and commit, versions, hardware.
     """
     from .cluster import connect
 
@@ -258,30 +266,43 @@ def measure(
             client.wait_for_workers(n, timeout=120)
             store = make_store(scratch / f"survey-{total}.zarr", total, client)
             _prepare(store, scratch, stages)
-            for stage in stages:
-                times, cpu = [], []
-                for _ in range(max(1, repeat)):
-                    before = _cpu_seconds(client)
-                    begun = time.perf_counter()
-                    if stage == "evaluate":
-                        _evaluate(store, client, scratch, stars=100 * total)
-                    else:
-                        _WORK[stage](store, client, scratch)
-                    times.append(time.perf_counter() - begun)
-                    cpu.append([after - start for after, start in zip(_cpu_seconds(client), before)])
-                on_workers, on_client = cpu[int(np.argmin(times))]
-                peak = max(worker_peaks(client).values(), default=0)
-                number = 100 * total if stage == "evaluate" else total
-                rows.append({
-                    "mode": mode, "stage": stage, "workers": n, "stars": number, "seconds": min(times),
-                    "all_seconds": times, "stars_per_s": number / min(times), "worker_peak_bytes": peak,
-                    "worker_cpu_seconds": on_workers, "client_cpu_seconds": on_client,
-                })  # fmt: skip
-                report(
-                    f"{mode} {stage}: {n} worker(s), {number:,} stars: {min(times):.2f} s, processor time of "
-                    f"the workers {on_workers:.1f} s, of client and scheduler {on_client:.1f} s"
-                )
+            with a_core_each(client) if pinned else nullcontext(False) as held:
+                for stage in stages:
+                    row = _timed(stage, store, client, scratch, total, repeat)
+                    rows.append({"mode": mode, "stage": stage, "workers": n, "pinned": held} | row)
+                    report(
+                        f"{mode} {stage}: {n} worker(s) {'on a core each' if held else 'on any core'}, "
+                        f"{row['stars']:,} stars: {row['seconds']:.2f} s, processor time of the workers "
+                        f"{row['worker_cpu_seconds']:.1f} s, of client and scheduler {row['client_cpu_seconds']:.1f} s"
+                    )
     return {"rows": relative(rows)} | provenance()
+
+
+def _timed(stage: str, store: str, client: Client, scratch: Path, total: int, repeat: int) -> dict[str, Any]:
+    """Best of some runs of a stage."""
+    times, cpu = [], []
+    for _ in range(max(1, repeat)):
+        for product in ("embedding.zarr", "latents.zarr", "latents.shards"):  # of the run before
+            shutil.rmtree(scratch / product, ignore_errors=True)
+        before = _cpu_seconds(client)
+        begun = time.perf_counter()
+        if stage == "evaluate":
+            _evaluate(store, client, scratch, stars=100 * total)
+        else:
+            _WORK[stage](store, client, scratch)
+        times.append(time.perf_counter() - begun)
+        cpu.append([after - start for after, start in zip(_cpu_seconds(client), before)])
+    on_workers, on_client = cpu[int(np.argmin(times))]
+    number = 100 * total if stage == "evaluate" else total
+    return {
+        "stars": number,
+        "seconds": min(times),
+        "all_seconds": times,
+        "stars_per_s": number / min(times),
+        "worker_peak_bytes": max(worker_peaks(client).values(), default=0),
+        "worker_cpu_seconds": on_workers,
+        "client_cpu_seconds": on_client,
+    }
 
 
 def _cpu_seconds(client: Client) -> tuple[float, float]:
@@ -310,9 +331,9 @@ def provenance() -> dict[str, Any]:
 
 
 def relative(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add speedup and efficiency: rate relative to the fewest workers of the same stage and mode."""
+    """Add speedup and efficiency: rate relative to the fewest workers of the same stage, mode and way of pinning."""
     for row in rows:
-        same = [r for r in rows if (r["mode"], r["stage"]) == (row["mode"], row["stage"])]
+        same = [r for r in rows if all(r.get(k) == row.get(k) for k in ("mode", "stage", "pinned"))]
         base = min(same, key=lambda r: r["workers"])
         row["speedup"] = row["stars_per_s"] / base["stars_per_s"]
         row["efficiency"] = row["speedup"] * base["workers"] / row["workers"]
@@ -326,16 +347,20 @@ def plot(results: Mapping[str, Any], file: str | os.PathLike[str]) -> str:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     most = 1
-    for mode, style in (("strong", "-o"), ("weak", "--s")):
+    kinds = dict.fromkeys((r["mode"], bool(r.get("pinned"))) for r in results["rows"])
+    for mode, pinned in kinds:
+        style = ("-" if pinned else "--") + ("o" if mode == "strong" else "s")
         for stage in STAGES:
-            rows = [r for r in results["rows"] if r["mode"] == mode and r["stage"] == stage]
+            same = {"mode": mode, "stage": stage}
+            rows = [r for r in results["rows"] if same.items() <= r.items() and bool(r.get("pinned")) == pinned]
             if not rows:
                 continue
             rows.sort(key=lambda r: r["workers"])
             x = [r["workers"] for r in rows]
             most = max(most, *x)
             colour = f"C{STAGES.index(stage)}"
-            left.plot(x, [r["speedup"] for r in rows], style, color=colour, label=f"{stage} ({mode})")
+            label = f"{stage} ({mode}, {'a core each' if pinned else 'any core'})"
+            left.plot(x, [r["speedup"] for r in rows], style, color=colour, label=label)
             right.plot(x, [r["efficiency"] for r in rows], style, color=colour)
     left.plot([1, most], [1, most], ":", color="0.6", label="ideal")
     left.set(xlabel="workers", ylabel="rate relative to the fewest workers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chemscale.errors import InputError
-from chemscale.runtime import saturation, scaling
+from chemscale.runtime import pinning, saturation, scaling
 from chemscale.vae import inference
 
 
@@ -91,3 +91,33 @@ def test_measure_and_plot(tmp_path):
     files = scaling.save(result, tmp_path)
     assert [f.rsplit(".", 1)[1] for f in files] == ["json", "png"]
     assert all(r["seconds"] > 0 and r["worker_peak_bytes"] > 1e7 for r in result["rows"])
+    assert all(r["pinned"] is bool(pinning.available()) for r in result["rows"])
+
+
+@pytest.mark.skipif(not pinning.available(), reason="no processor affinity here")
+def test_a_core_each():
+    """Workers of this process (it is all one process here) have a core; then everything is as it was."""
+    from distributed import Client
+
+    cores = pinning.available()
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        with pinning.a_core_each(client) as held:
+            assert held
+            assert client.submit(pinning.available, pure=False).result() == cores[:1]
+        assert client.submit(pinning.available, pure=False).result() == cores
+    assert pinning.available() == cores
+
+    class Crowd:
+        def scheduler_info(self, n_workers):
+            return {"workers": dict.fromkeys(map(str, range(len(cores) + 1)))}
+
+    with pinning.a_core_each(Crowd()) as held:
+        assert not held and pinning.available() == cores
+
+
+def test_runs_on_any_core_are_compared_with_their_like():
+    rows = [
+        {"mode": "strong", "stage": "fit", "pinned": pinned, "workers": workers, "stars_per_s": rate}
+        for pinned, workers, rate in ((True, 1, 10.0), (True, 2, 19.0), (False, 1, 12.0), (False, 2, 18.0))
+    ]
+    assert [r["speedup"] for r in scaling.relative(rows)] == [1, 1.9, 1, 1.5]
