@@ -65,8 +65,10 @@ def _dask_config(settings: ClusterSettings) -> dict[str, Any]:
 def _client(cluster: Any, security: Security | None, settings: ClusterSettings, expected: int) -> Iterator[Client]:
     from distributed import Client
 
+    # on one machine results need no detour through the scheduler, which would unpack and pack them again
+    direct = settings.kind in ("local", "gpu")
     try:
-        client = Client(cluster, security=security, timeout=settings.timeout)
+        client = Client(cluster, security=security, timeout=settings.timeout, direct_to_workers=direct)
     except BaseException:
         cluster.close()
         raise
