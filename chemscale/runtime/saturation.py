@@ -20,8 +20,10 @@ import psutil
 from ..errors import ClusterError
 from .lots import group
 from .scaling import provenance
-from .shards import AHEAD
+from .shards import map_shards
 
+#: Ways to give a scheduler its work: shards whose results stay with the workers, shards with results, a graph (a tree).
+SUBMIT = ("shards", "results", "graph")
 #: Simulated workers in one process.
 WORKERS_PER_PROCESS = 100
 #: Stars for APOGEE's 7,514 pixels: in a block (the memory of a task), and in a shard of an ingestion.
@@ -109,7 +111,11 @@ def child(arguments: list[str]) -> None:
     if role == "workers":
         asyncio.run(_workers(address, tls, int(rest[0])))
     else:
-        asyncio.run(_client(address, tls, rest[0], int(rest[1]), int(rest[2])))
+        submit, tasks, workers = rest[0], int(rest[1]), int(rest[2])
+        if submit != "graph":
+            _shards(address, tls, tasks, workers, submit == "results")
+        else:
+            asyncio.run(_client(address, tls, tasks, workers))
 
 
 async def _workers(address: str, tls: str, n: int) -> None:
@@ -125,38 +131,37 @@ async def _workers(address: str, tls: str, n: int) -> None:
         await asyncio.gather(*(w.finished() for w in pool))
 
 
-async def _client(address: str, tls: str, submit: str, tasks: int, workers: int) -> None:
+async def _client(address: str, tls: str, tasks: int, workers: int) -> None:
+    """A graph: see :func:`_graph`."""
     from distributed import Client
 
     from . import credentials
 
     async with Client(address, asynchronous=True, security=credentials.read(tls)) as client:
         await client.gather(client.map(_nothing, range(workers), pure=False))
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        if submit == "shards":
-            await _bounded(client, tasks, workers)
-        else:
-            await _graph(client, tasks)
+        _ready()
+        await _graph(client, tasks)
+
+
+def _shards(address: str, tls: str, tasks: int, workers: int, results: bool) -> None:
+    """A list of shards, as embedding and inference work through theirs; ingestion fetches their results."""
+    from distributed import Client
+
+    from . import credentials
+
+    with Client(address, security=credentials.read(tls)) as client:
+        client.gather(client.map(_nothing, range(workers), pure=False))
+        _ready()
+        map_shards(_nothing, range(tasks), client, results=results, show=False).raise_for_failures()
+
+
+def _ready() -> None:
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
 
 
 def _nothing(x: Any) -> Any:
     return None
-
-
-async def _bounded(client: Any, tasks: int, workers: int) -> None:
-    """As :func:`~chemscale.runtime.shards.map_shards` submits: a few more in flight than there are threads."""
-    from distributed import as_completed
-
-    window = max(1, int(workers * AHEAD))
-    numbers = iter(range(tasks))
-    first = [client.submit(_nothing, i, pure=False) for i, _ in zip(numbers, range(window))]
-    ended = as_completed(first)
-    async for future in ended:
-        future.release()
-        number = next(numbers, None)
-        if number is not None:
-            ended.add(client.submit(_nothing, number, pure=False))
 
 
 async def _graph(client: Any, tasks: int) -> None:
@@ -175,7 +180,7 @@ def measure(workers: list[int], tasks: int = 5000, report: Callable[[str], None]
     Returns
     -------
     dict
-        `scheduler`: rows with workers, submit ('shards' or 'graph'), tasks, tasks_per_s (of this machine, which
+        `scheduler`: rows with workers, submit (of `SUBMIT`), tasks, tasks_per_s (of this machine, which
         runs the simulated workers too), scheduler_cpu_us_per_task, scheduler_busy, bytes_per_task.
     """
     import distributed  # noqa: F401  sets up its loggers, which are then quietened
@@ -189,7 +194,7 @@ def measure(workers: list[int], tasks: int = 5000, report: Callable[[str], None]
         with tempfile.TemporaryDirectory(prefix="chemscale-") as scratch:
             tls = str(credentials.temporary(scratch))
             for n in workers:
-                for submit in ("shards", "graph"):
+                for submit in SUBMIT:
                     m = asyncio.run(_measure(n, tasks, submit, tls))
                     rows.append({
                         "workers": n, "submit": submit, "tasks": tasks, "tasks_per_s": m["tasks_per_s"],

@@ -60,6 +60,11 @@ K = TypeVar("K", bound=Hashable)
 AHEAD = 2.0
 #: Seconds between looks at the cluster (size, connection) while results arrive.
 TICK = 1.0
+#: Results are waited for until there are a sixteenth as many as the cluster has threads, or so many seconds: shards
+#: handed over together cost a scheduler a third of what they cost one by one, and every thread has one waiting.
+SHARE, PATIENCE = 16, 0.05
+#: Seconds the results of shards may take to arrive.
+FETCH = 60.0
 #: Times one shard may lose its worker or connection before that counts as its own failure.
 MAX_LOSSES = 10
 
@@ -84,6 +89,7 @@ def map_shards(
     shared: Any = None,
     done: Collection[K] = (),
     on_result: Callable[[K, Any], None] | None = None,
+    results: bool = True,
     retries: int = 2,
     policy: Literal["finish", "stop"] = "finish",
     resources: Mapping[str, float] | None = None,
@@ -111,6 +117,9 @@ def map_shards(
         Already done (from the caller's ledger): skipped.
     on_result : callable, optional
         ``on_result(key, result)``, on the client, as soon as a shard is finished: mark it there.
+    results : bool
+        False: what `func` returns stays where it is and counts as None. Fetching it costs the scheduler as much as
+        the shard.
     retries : int
         Further attempts for a shard that raises.
     policy : {'finish', 'stop'}
@@ -145,7 +154,7 @@ def map_shards(
     size = weight or (lambda key: 1.0)
     start = time.monotonic()
     with progress_bar(sum(size(k) for k in todo), description, unit=unit, show=show) as bar:
-        work = _Work(func, items, shared, report, on_result, retries, policy, bar, size)
+        work = _Work(func, items, shared, report, on_result, results, retries, policy, bar, size)
         if client is None:
             work.serial(todo)
         else:
@@ -163,6 +172,7 @@ class _Work:
     shared: Any
     report: ShardReport
     on_result: Callable[[Any, Any], None] | None
+    results: bool
     retries: int
     policy: str
     bar: Progress
@@ -174,6 +184,7 @@ class _Work:
     sent: Any = None
     flight: dict[Any, Any] = field(default_factory=dict)
     finished: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    ended: deque[tuple[Any, Any]] = field(default_factory=deque)
 
     def serial(self, todo: list[Any]) -> None:
         self.pending.extend(todo)
@@ -184,7 +195,7 @@ class _Work:
             except Exception as err:
                 self.failed(key, err)
             else:
-                self.succeeded(key, result)
+                self.succeeded(key, result if self.results else None)
 
     def succeeded(self, key: Any, result: Any) -> None:
         if self.on_result is not None:
@@ -243,11 +254,10 @@ class _Work:
                 if time.monotonic() - looked > TICK or not slots or client.status != "running":
                     slots, looked = watch.slots(f"{self.report.done} shards are done"), time.monotonic()
                 self._submit(client, resources, max(1, int(slots * ahead + 0.999)) if slots else 0)
-                try:
-                    key, future = self.finished.get(timeout=TICK)
-                except queue.Empty:
-                    continue
-                self._settle(key, future, client)
+                self._wait(slots // SHARE)
+                fetched = self._fetched(client)
+                while self.ended:
+                    self._settle(*self.ended.popleft(), client, fetched)
         except BaseException:
             self._hand_over()
             raise
@@ -255,6 +265,30 @@ class _Work:
             if self.flight:
                 _cancel(client, list(self.flight.values()))
                 self.flight.clear()
+
+    def _wait(self, enough: int) -> None:
+        """Move finished shards to `ended`: those there are, or the first within `TICK` and `enough` more."""
+        until = time.monotonic() + TICK
+        while True:
+            try:
+                wait = until - time.monotonic() if len(self.ended) < max(1, enough) else 0.0
+                self.ended.append(self.finished.get(timeout=wait) if wait > 0 else self.finished.get_nowait())
+            except queue.Empty:
+                return
+            if len(self.ended) == 1:
+                until = time.monotonic() + PATIENCE
+
+    def _fetched(self, client: Client) -> dict[Any, Any]:
+        """Results of what has ended well, all in one trip; none where that fails: they are fetched one by one."""
+        ready = [future for _, future in self.ended if future.status == "finished"]
+        if not self.results or not ready:
+            return dict.fromkeys(future.key for future in ready)
+        try:
+            values = client.sync(client._gather, ready, callback_timeout=FETCH)
+        except Exception as err:
+            logger.debug("%d results not fetched together: %s", len(ready), err)
+            return {}
+        return {future.key: value for future, value in zip(ready, values)}
 
     def _submit(self, client: Client, resources: Mapping[str, float] | None, window: int) -> None:
         """Keep `window` shards in flight; suspects only one at a time and with nothing beside them."""
@@ -264,18 +298,20 @@ class _Work:
             window = 1
         elif self.alone is not None and self.flight:
             return
-        while self.pending and len(self.flight) < window:
-            key = self.pending.popleft()
-            needs = dict(resources or {}) or None
-            try:
-                more = () if self.shared is None else (self._sent(client),)
-                future = client.submit(self.func, self.items[key], *more, pure=False, resources=needs)
-            except Exception as err:
-                if client.status == "running" and not isinstance(err, CancelledError):
-                    raise
-                logger.debug("shard %s not submitted, the connection broke: %s", key, err)
-                self.pending.appendleft(key)
-                return
+        keys = [self.pending.popleft() for _ in range(min(len(self.pending), window - len(self.flight)))]
+        if not keys:
+            return
+        needs = dict(resources or {}) or None
+        try:
+            more = () if self.shared is None else ([self._sent(client)] * len(keys),)
+            futures = client.map(self.func, [self.items[k] for k in keys], *more, pure=False, resources=needs)
+        except Exception as err:
+            if client.status == "running" and not isinstance(err, CancelledError):
+                raise
+            logger.debug("%d shards not submitted, the connection broke: %s", len(keys), err)
+            self.pending.extendleft(reversed(keys))
+            return
+        for key, future in zip(keys, futures):
             self.flight[key] = future
             # the callback only passes the future on: results are looked at in this thread
             future.add_done_callback(lambda f, k=key: self.finished.put((k, f)))
@@ -286,15 +322,15 @@ class _Work:
             self.sent = client.submit(_keep, self.shared, pure=False)
         return self.sent
 
-    def _settle(self, key: Any, future: Any, client: Client) -> None:
-        """Deal with a future that ended."""
+    def _settle(self, key: Any, future: Any, client: Client, fetched: Mapping[Any, Any]) -> None:
+        """Deal with a future that ended; `fetched` has the results of those that finished."""
         from distributed import KilledWorker
 
         if key not in self.flight or self.flight[key] is not future:
             return  # of an attempt that was given up
         del self.flight[key]
         try:
-            result = future.result(timeout=60)
+            result = fetched[future.key] if future.key in fetched else future.result(timeout=FETCH)
         except KilledWorker as err:
             self.killed(key, err)
         except (CancelledError, ConnectionError) as err:
@@ -318,7 +354,7 @@ class _Work:
         """Before leaving early: what has finished goes to `on_result`, so that it need not be done again."""
         while True:
             try:
-                key, future = self.finished.get_nowait()
+                key, future = self.ended.popleft() if self.ended else self.finished.get_nowait()
             except queue.Empty:
                 return
             if key not in self.flight or self.flight[key] is not future:
@@ -326,7 +362,7 @@ class _Work:
             del self.flight[key]
             try:
                 if future.status == "finished":
-                    self.succeeded(key, future.result(timeout=5))
+                    self.succeeded(key, future.result(timeout=5) if self.results else None)
             except Exception as err:
                 logger.warning("shard %s had finished but its result is lost: %s", key, err)
 

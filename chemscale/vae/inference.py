@@ -104,7 +104,7 @@ class Runner:
         """Stop the threads."""
         self.pool.shutdown(cancel_futures=True)
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, shard: Shard) -> None:
         """Read, compute and write one shard."""
         futures = self.begun.pop(shard.index, None) or self._begin(shard)
         after = self.following.get(shard.index)
@@ -114,7 +114,7 @@ class Runner:
         for future in futures:
             for key, values in self._finish(future.result(), shard).items():
                 found.setdefault(key, []).append(values)
-        return self._write(shard, {k: np.concatenate(v) for k, v in found.items()})
+        self._write(shard, {k: np.concatenate(v) for k, v in found.items()})
 
     def _begin(self, shard: Shard) -> list[Future[Any]]:
         return [self.pool.submit(self._block, shard, rows) for rows in _blocks(self.ds, shard)]
@@ -132,7 +132,7 @@ class Runner:
             return block
         return scores_in_batches(self.model, *block, bfloat16=shard.bfloat16, floor=shard.floor)
 
-    def _write(self, shard: Shard, whole: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _write(self, shard: Shard, whole: dict[str, np.ndarray]) -> None:
         with torch.inference_mode():
             w = torch.from_numpy(whole["auxiliary"]).to(self.model.mean.device)
             whole["label"] = self.model.labels(w).cpu().numpy()
@@ -145,7 +145,6 @@ class Runner:
             array[shard.start : shard.stop] = values
         marker = book_of(Path(shard.product)) / f"{shard.index:06d}.json"
         write_json(marker, {"start": shard.start, "stop": shard.stop, "model": shard.sha256})
-        return {"stars": shard.stop - shard.start, "unusable": int((whole["n_used"] == 0).sum())}
 
 
 def _blocks(ds: xr.Dataset, shard: Shard) -> list[slice]:
@@ -156,7 +155,7 @@ def _blocks(ds: xr.Dataset, shard: Shard) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise([shard.start, *(int(e) for e in inner), shard.stop])]
 
 
-def infer_shard(shard: Shard) -> dict[str, Any]:
+def infer_shard(shard: Shard) -> None:
     """Read, compute and write one shard; runs on a worker, model and survey opened once a process."""
 
     from distributed import get_worker
@@ -169,7 +168,7 @@ def infer_shard(shard: Shard) -> dict[str, Any]:
         return Runner(open_survey(shard.store), model, threads=get_worker().state.nthreads + 1)
 
     key = ("chemscale.vae.runner", shard.store, shard.model, shard.sha256, shard.device, os.getpid())
-    return per_worker(key, start)(shard)
+    per_worker(key, start)(shard)
 
 
 @contextmanager
@@ -296,7 +295,7 @@ def infer_survey(
     }
     todo = [s for i, s in shards.items() if i not in done]
     with _one_thread_each() as threads:
-        func: Callable[[Shard], dict[str, Any]] = infer_shard
+        func: Callable[[Shard], None] = infer_shard
         runner = None
         if client is None:
             local = model.to(choose_device(device))
@@ -308,6 +307,7 @@ def infer_survey(
                 shards,
                 client,
                 done=done,
+                results=False,
                 resources=resources,
                 description="inference",
                 unit="stars",

@@ -80,7 +80,7 @@ def test_unknown_stage_is_refused(tmp_path):
 @pytest.mark.slow
 def test_scheduler_alone():
     result = saturation.measure([5], tasks=200)
-    assert {r["submit"] for r in result["scheduler"]} == {"shards", "graph"}
+    assert {r["submit"] for r in result["scheduler"]} == {"shards", "results", "graph"}
     assert all(r["scheduler_cpu_us_per_task"] > 50 and r["tasks_per_s"] > 1 for r in result["scheduler"])
 
 

@@ -38,6 +38,30 @@ def test_each_result_is_handed_over_once(client):
 
 
 @pytest.mark.parametrize("parallel", [False, True])
+def test_results_nobody_wants_stay_where_they_are(client, parallel):
+    seen = []
+    report = map_shards(
+        square, range(9), client if parallel else None, results=False, on_result=lambda k, r: seen.append((k, r))
+    )
+    assert sorted(seen) == [(i, None) for i in range(9)] and report.done == 9
+
+
+def test_results_that_do_not_come_together_come_one_by_one(client, monkeypatch):
+    """As when a worker is lost between the end of its shard and the fetching of the result."""
+    tried, sync = [], client.sync
+
+    def lost(function, *arguments, **more):
+        if function == client._gather:
+            tried.append(len(arguments[0]))
+            raise OSError("gone")
+        return sync(function, *arguments, **more)
+
+    monkeypatch.setattr(client, "sync", lost)
+    assert map_shards(square, range(12), client).results == {i: i * i for i in range(12)}
+    assert sum(tried) == 12
+
+
+@pytest.mark.parametrize("parallel", [False, True])
 def test_transient_error_is_retried(client, parallel, tmp_path):
     items = faultwork.items(tmp_path, 6, flaky=(1, 4))
     report = map_shards(faultwork.write, items, client if parallel else None)
@@ -100,6 +124,22 @@ def test_an_interrupt_hands_over_what_is_finished(client, tmp_path):
     rest = map_shards(faultwork.write, faultwork.items(tmp_path, 40), client, done=handed)
     assert rest.done == 40 - len(handed)
     faultwork.check(tmp_path, 40)
+
+
+def test_an_interrupt_hands_over_what_ended_with_it(client):
+    """Shards that end together are dealt with one after the other; none of them is forgotten in between."""
+    handed = []
+
+    def on_result(key, result):
+        handed.append(key)
+        if len(handed) == 1:
+            time.sleep(0.3)  # the others of the first four end
+        if len(handed) == 3:
+            raise Terminated("SIGTERM")
+
+    with pytest.raises(Terminated):
+        map_shards(square, range(4), client, on_result=on_result)
+    assert sorted(handed) == [0, 1, 2, 3]
 
 
 def test_per_worker_loads_once():
