@@ -49,12 +49,17 @@ def start(settings: ClusterSettings) -> Iterator[Client]:
 def _dask_config(settings: ClusterSettings) -> dict[str, Any]:
     """Dask settings of every cluster: BLAS threads of the workers, loopback dashboards, bounded retries."""
     blas = str(settings.blas_threads)
+    # Dask closes a lost worker for good unless it is back at one certain moment. A nanny that starts its worker again
+    # needs no such help: work that killed its workers at that moment, one after the other, left a cluster without any.
+    # (The job of a batch system may be gone, and another has to take its place.)
+    nannies = settings.kind in ("local", "gpu")
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     return {
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(names, blas) | {"MALLOC_TRIM_THRESHOLD_": "65536"},
         "distributed.dashboard.link": "http://{host}:{port}/status",
         # how long a worker that stopped answering is waited for before its tasks go elsewhere
         "distributed.scheduler.worker-ttl": "120s",
+        **({"distributed.deploy.lost-worker-timeout": "30 days"} if nannies else {}),
         # a pass's tasks go to workers that are idle, none waits at a busy one: lots last long beside the trip (with
         # the default 1.1 two workers shared sixteen lots as nine and seven)
         "distributed.scheduler.worker-saturation": 1.0,

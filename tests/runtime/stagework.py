@@ -128,7 +128,6 @@ class Trouble(WorkerPlugin):
         with open(Path(self.out, "begun"), "a", encoding="utf-8") as log:
             log.write(f"{start}\n")
         if start <= self.poison < stop:
-            time.sleep(1)  # a worker that dies while its nanny is still starting it is not started again
             os.kill(os.getpid(), signal.SIGKILL)
 
     def eat(self, start: int, stop: int) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 
@@ -294,3 +296,15 @@ def test_every_batch_system_takes_the_same_keys(kind, tmp_path):
     assert "-m chemscale.runtime.supervise tls://" in script
     assert str(tls / "key.pem") in script and "PRIVATE KEY" not in script
     assert "OMP_NUM_THREADS=1" in script
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_its_time_to_start_again_is_not_given_up(tmp_path):
+    """Dask looks once, 15 seconds after a worker was lost, and closes its nanny if nothing is there at that moment."""
+    wait = tmp_path / "wait"
+    slowly = f"import os, time; time.sleep(20) if os.path.exists({str(wait)!r}) else None"
+    with dask.config.set({"distributed.worker.preload": [slowly]}), connect("local", workers=1, threads=1) as client:
+        (pid,) = client.run(os.getpid).values()
+        wait.touch()
+        os.kill(pid, signal.SIGKILL)
+        assert client.submit(os.getpid, pure=False).result(timeout=90) != pid
