@@ -9,15 +9,28 @@ from typing import Any
 
 from ..runtime.cluster import ClusterSettings
 from ..runtime.observe import estimate_memory, human_bytes, human_seconds
+from ..survey.layout import BYTES_PER_PIXEL, Layout, choose_layout
+from ..survey.store import block_stars
 from .execute import store_size
 from .file import MAKES_STORE, Pipeline, Stage, select
 
-#: Stars a second and thread for 7,514 pixels, measured on a quiet two-core virtual machine: fit (five passes, K = 30,
-#: and the embedding) and infer by `chemscale bench scaling`; simulate and evaluate on a 12,000-star H-band survey,
-#: train on the low-resolution part of the demo. An order of magnitude, not a promise; a stage that has run before is
-#: estimated from its own time.
-RATES = {"simulate": 190.0, "fit": 610.0, "evaluate": 17_000.0, "train": 50.0, "infer": 1600.0}
-REFERENCE_PIXELS = 7514
+#: Seconds a stage takes whatever the survey: a process, its imports, a cluster that it joins.
+START = {"simulate": 3.0, "fit": 5.0, "evaluate": 2.5, "train": 5.0, "infer": 4.0, "anomalies": 3.5, "report": 6.0}
+#: Stars a second and thread for 7,514 pixels (`train`: stars times epochs). Measured on a two-core virtual machine
+#: with a 12,000-star simulated survey and `chemscale bench scaling`: right within a factor of two there (a test holds a
+#: small run to four), elsewhere an order of magnitude. A stage that has run before is estimated from its own time.
+RATES = {"simulate": 210.0, "evaluate": 17_000.0, "train": 2900.0, "infer": 2000.0}
+#: Of a pass of the fit (stars a second and thread), and seconds on the client between two, for K = 30.
+PASS_RATE, BETWEEN = 7000.0, 0.25
+#: Passes of a fit: few where the components are well separated, the most it may take where noise is fitted, too.
+PASSES = (5, 12, 30)
+#: Share of its pixels' bytes that a simulated survey takes on disk.
+PACKED = 0.5
+#: Bytes a pixel of the training data in memory, with what training makes of it.
+TRAINING_BYTES = 13
+#: Bytes of a process that has imported torch.
+WITH_TORCH = 600_000_000
+REFERENCE_PIXELS, REFERENCE_COMPONENTS = 7514, 30
 
 
 def plan(pipeline: Pipeline, *, first: str | None = None, last: str | None = None) -> dict[str, Any]:
@@ -33,7 +46,7 @@ def plan(pipeline: Pipeline, *, first: str | None = None, last: str | None = Non
         if status == "to do" and pipeline.begun(stage):
             status = "continue"
         row: dict[str, Any] = {"stage": stage.name, "command": ["chemscale", *stage.arguments], "status": status}
-        if stage.name == "ingest" and facts is None:
+        if stage.name in MAKES_STORE and facts is None:
             sample = _sample(pipeline, stage)
             if sample is not None:
                 facts = {
@@ -44,11 +57,24 @@ def plan(pipeline: Pipeline, *, first: str | None = None, last: str | None = Non
                 row |= {"stars": sample["n_stars"], "bytes_in": sample["bytes_to_read"]}
                 row |= {"bytes_out": sample["bytes_to_write"], "memory_bytes": sample["memory_per_worker"]}
                 row["seconds"] = sample["seconds"] * max(1, sample["workers"]) / threads
+            elif (facts := _simulated(stage)) is not None:
+                row |= {"stars": facts["n_stars"], "bytes_out": facts["size_bytes"]}
+                row |= _cost(pipeline, stage, facts, threads)
         elif facts is not None:
             row |= {"stars": facts["n_stars"], "bytes_in": facts["size_bytes"]}
             row |= _cost(pipeline, stage, facts, threads)
         stages.append(row)
     return {"pipeline": str(pipeline.file), "store": pipeline.store_path, "threads": threads, "stages": stages}
+
+
+def _workers(settings: ClusterSettings | None) -> int:
+    from ..runtime.backends import local_shape
+
+    if settings is None:
+        return 1  # the stage's own process
+    if settings.kind == "local":
+        return local_shape(settings).workers
+    return max(1, (settings.workers or 1) * (settings.processes or 1))
 
 
 def _threads(settings: ClusterSettings | None) -> int:
@@ -62,23 +88,70 @@ def _threads(settings: ClusterSettings | None) -> int:
 
 
 def _cost(pipeline: Pipeline, stage: Stage, facts: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Expected seconds (and for a fit the most they may be) and bytes a worker."""
     stars, pixels = int(facts["n_stars"]), int(facts["n_pixels"])
     out: dict[str, Any] = {}
     before = pipeline.state.get(stage.name, {})
     if before.get("status") == "done":
         out["seconds"] = before["wall_s"]
-    elif stage.name in RATES:
-        width = pixels / REFERENCE_PIXELS if stage.name not in ("evaluate",) else 1.0
-        out["seconds"] = stars * width / RATES[stage.name] / threads
-    chunk = int(facts.get("layout", {}).get("chunk_stars", 512))
-    if stage.name in ("fit", "infer", "train"):
-        out["memory_bytes"] = estimate_memory(chunk, pixels).bytes_per_worker
+    elif stage.name in START:
+        out |= _seconds(stage, stars, pixels, threads)
+    if stage.name in ("fit", "infer"):
+        from ..statistics.embedding import KEEP_BYTES
+
+        known = facts.get("layout", {})
+        shard = known.get("shard_stars")
+        layout = Layout(known["chunk_stars"], shard, shard) if shard else choose_layout(stars, pixels)
+        block = block_stars(layout, pixels)
+        need = estimate_memory(block, pixels, fixed=400_000_000 if stage.name == "fit" else WITH_TORCH).bytes_per_worker
+        kept = stars * pixels * 4.125 if stage.name == "fit" else 0.0
+        out["memory_bytes"] = int(need + (kept / _workers(pipeline.cluster) if kept <= KEEP_BYTES else 0))
+    elif stage.name == "train":
+        limit = float(stage.settings.get("memory", 4.0)) * 1e9
+        out["memory_bytes"] = int(WITH_TORCH + min(limit, stars * pixels * TRAINING_BYTES))
     return out
+
+
+def _seconds(stage: Stage, stars: int, pixels: int, threads: int) -> dict[str, float]:
+    width = pixels / REFERENCE_PIXELS if stage.name != "evaluate" else 1.0
+    start = START[stage.name]
+    if stage.name == "fit":
+        k = int(stage.settings.get("components", REFERENCE_COMPONENTS)) / REFERENCE_COMPONENTS
+        one = stars * width * max(k, 0.3) / PASS_RATE / threads + BETWEEN * width * k
+        whole = [start + one * (n + 1) for n in PASSES]
+        return {"seconds": whole[1], "seconds_at_most": whole[2]}
+    if stage.name == "train":
+        from ..vae.presets import recipe
+
+        trained = int(stars * (1.0 - float(stage.settings.get("held_out", 0.3))))
+        given = {key: int(stage.settings[key]) for key in ("epochs", "batch") if stage.settings.get(key)}
+        config = recipe(str(stage.settings.get("preset", "default")), None, given)[1].scaled(trained)
+        epochs = config.head_start + config.epochs + config.finish
+        return {"seconds": start + trained * epochs * width / RATES["train"] / threads}
+    if stage.name not in RATES:
+        return {"seconds": start}
+    return {"seconds": start + stars * width / RATES[stage.name] / threads}
+
+
+def _simulated(stage: Stage) -> dict[str, Any] | None:
+    """Stars, pixels and bytes of a survey that is to be simulated; None where an emulator's file decides."""
+    from ..survey.simulation.generator import Simulation
+
+    table = stage.settings
+    if stage.name != "simulate" or table.get("as_release") or (table.get("emulator") and not table.get("grid")):
+        return None
+    population = str(table.get("population", "disc"))
+    clusters = int(table.get("clusters", 22 if population == "disc" else 0))
+    simulation = Simulation(
+        int(table.get("stars", 12_000)), clusters, grid=str(table.get("grid", "hband")), population=population
+    )
+    stars, pixels = simulation.n_stars, simulation.wavelengths.wavelength.size
+    return {"n_stars": stars, "n_pixels": pixels, "size_bytes": int(stars * pixels * BYTES_PER_PIXEL * PACKED)}
 
 
 def _sample(pipeline: Pipeline, stage: Stage) -> dict[str, Any] | None:
     """The ingestion's own estimate (``--plan-only``); None where its inputs do not exist yet."""
-    if stage.name not in MAKES_STORE:
+    if stage.name != "ingest":
         return None
     command = [sys.executable, "-c", "from chemscale.cli import main; main()"]
     command += [*stage.arguments, "--plan-only", "--json"]
@@ -86,6 +159,13 @@ def _sample(pipeline: Pipeline, stage: Stage) -> dict[str, Any] | None:
     if done.returncode:
         return None
     return json.loads(done.stdout)
+
+
+def _time(row: dict[str, Any]) -> str:
+    if "seconds" not in row:
+        return ""
+    most = f", at most {human_seconds(row['seconds_at_most'])}" if "seconds_at_most" in row else ""
+    return human_seconds(row["seconds"]) + most
 
 
 def render(planned: dict[str, Any], console: Any) -> None:
@@ -102,7 +182,7 @@ def render(planned: dict[str, Any], console: Any) -> None:
             row["status"],
             f"{row['stars']:,}" if "stars" in row else "",
             human_bytes(row["bytes_in"]) if "bytes_in" in row else "",
-            human_seconds(row["seconds"]) if "seconds" in row else "",
+            _time(row),
             human_bytes(row["memory_bytes"]) if "memory_bytes" in row else "",
         )
     console.print(table)

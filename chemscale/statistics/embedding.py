@@ -34,6 +34,8 @@ from chemscale.statistics.ppca_source import DaskSource, load_block
 #: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
 #: between two marks a resumed run can start from.
 PART_STARS = 65_536
+#: Bytes of used pixels that a fit keeps in memory between passes, unless it is told otherwise.
+KEEP_BYTES = 2 * 2**30
 #: Version of the product's layout.
 EMBEDDING_VERSION = 1
 
@@ -45,7 +47,7 @@ def fit_survey(
     n_components: int = 30,
     noise: str = "shared",
     flags: str | int | Iterable[str] = "all",
-    keep_bytes: int = 2 * 2**30,
+    keep_bytes: int = KEEP_BYTES,
     tol: float = 5e-3,
     progress: Callable[[int, int, float], None] | None = None,
     **settings: Any,

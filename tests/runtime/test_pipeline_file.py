@@ -18,6 +18,7 @@ from chemscale.errors import InputError
 from chemscale.pipeline import execute, plan
 from chemscale.pipeline import file as files
 from chemscale.pipeline.execute import StageFailed
+from chemscale.survey.simulation.clusters import cluster_sizes
 
 PIPELINE = """
 [pipeline]
@@ -90,6 +91,28 @@ def test_dry_run_of_a_survey_that_is_not_there(tmp_path):
     planned = plan.plan(files.load(write(tmp_path)))
     assert [r["status"] for r in planned["stages"]] == ["to do"] * 3
     assert not (tmp_path / "run").exists()
+    assert [r["stars"] for r in planned["stages"]] == [400 + sum(cluster_sizes(4))] * 3
+    fit = planned["stages"][1]
+    assert 0 < fit["seconds"] < fit["seconds_at_most"] and fit["memory_bytes"] > 4e8
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [("fit", "components = 60"), ("train", "epochs = 900"), ("train", 'preset = "paper"'), ("infer", "")],
+)
+def test_estimates_follow_what_they_depend_on(tmp_path, stage, more):
+    """More stars, components and epochs take longer; twice the workers half as long, but for the start."""
+
+    def seconds(stars: int, workers: int, table: str) -> float:
+        text = f"[pipeline]\nstore = 's'\nrun = 'r'\n[cluster]\nworkers = {workers}\nthreads = 1\n"
+        text += f"[simulate]\nstars = {stars}\n[{stage}]\n{table}\n"
+        return plan.plan(files.load(write(tmp_path, text=text)))["stages"][1]["seconds"]
+
+    one = seconds(100_000, 1, "")
+    assert seconds(400_000, 1, "") > 3 * one
+    assert one / 2 < seconds(100_000, 2, "") < 0.6 * one
+    if more:
+        assert seconds(100_000, 1, more) > 1.5 * one
 
 
 @pytest.mark.slow
@@ -108,7 +131,12 @@ def test_a_stage_that_cannot_work_is_not_retried(tmp_path):
 def test_whole_journey_then_nothing_to_do_then_one_stage_anew(tmp_path):
     """Local cluster: products, records and reports are there; a second call runs nothing."""
     path = write(tmp_path, cluster='[cluster]\nkind = "local"\nworkers = 1\nthreads = 1\n')
+    before = {row["stage"]: row for row in plan.plan(files.load(path))["stages"]}
     state = execute.run(files.load(path))
+    for stage, entry in state.items():  # what was planned is what it took, to a factor of four
+        assert entry["wall_s"] / 4 < before[stage]["seconds"] < 4 * entry["wall_s"], stage
+    peak = max(state["fit"]["worker_peak_bytes"].values())
+    assert peak / 4 < before["fit"]["memory_bytes"] < 4 * peak
     assert {s: e["status"] for s, e in state.items()} == {"simulate": "done", "fit": "done", "evaluate": "done"}
     assert state["fit"]["worker_peak_bytes"]
     rates = json.loads((tmp_path / "run/evaluation.json").read_text())
