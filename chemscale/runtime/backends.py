@@ -57,6 +57,11 @@ def _dask_config(settings: ClusterSettings) -> dict[str, Any]:
     return {
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(names, blas) | {"MALLOC_TRIM_THRESHOLD_": "65536"},
         "distributed.dashboard.link": "http://{host}:{port}/status",
+        # watching itself costs an idle worker 2.6 % of a core by default, with these 0.6 %
+        "distributed.worker.profile.interval": "100ms",
+        "distributed.worker.profile.cycle": "10s",
+        "distributed.admin.tick.interval": "200ms",
+        "distributed.admin.system-monitor.interval": "2s",
         # how long a worker that stopped answering is waited for before its tasks go elsewhere
         "distributed.scheduler.worker-ttl": "120s",
         **({"distributed.deploy.lost-worker-timeout": "30 days"} if nannies else {}),

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +140,9 @@ def _embed(store: str, client: Client, scratch: Path) -> Any:
     return embed_survey(open_survey(store), _model(store, scratch), scratch / "embedding.zarr")
 
 
+@lru_cache(maxsize=1)
 def _model(store: str, scratch: Path) -> Any:
-    """A PPCA of a few hundred stars: the cost of embedding does not depend on how good it is."""
+    """A PPCA of a few hundred stars: the cost of embedding does not depend on how good it is. Loaded once."""
     from ..statistics.embedding import fit_survey
     from ..statistics.ppca import MaskedPPCA
     from ..survey.store import open_survey
