@@ -368,7 +368,9 @@ def plot(results: Mapping[str, Any], file: str | os.PathLike[str]) -> str:
     left.set(xlabel="workers", ylabel="rate relative to the fewest workers")
     right.axhline(1, ls=":", color="0.6")
     right.set(xlabel="workers", ylabel="efficiency", ylim=(0, 1.15))
-    left.legend(fontsize=7, frameon=False)
+    left.legend(fontsize=7, frameon=False, handlelength=4)
+    for axes in (left, right):
+        axes.set_xticks(sorted({r["workers"] for r in results["rows"]}))
     figure.savefig(file, dpi=130)
     return str(file)
 
