@@ -23,7 +23,8 @@ def quietly(make: Any) -> Any:
     try:
         return make()
     except (OSError, RuntimeError, ValueError, TimeoutError) as err:
-        raise ClusterError(f"the cluster did not start: {err}", "`chemscale doctor` checks this machine") from err
+        remedy = "`chemscale doctor` checks this machine; a script needs `if __name__ == '__main__':` around its work"
+        raise ClusterError(f"the cluster did not start: {err}", remedy) from err
 
 
 def missing(package: str, extra: str, err: Exception) -> ClusterError:

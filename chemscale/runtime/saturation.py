@@ -30,6 +30,8 @@ WORKERS_PER_PROCESS = 100
 BLOCK_STARS, SHARD_STARS = 1024, 4608
 #: Blocks in a shard of inference at least, and its shards at most (:mod:`chemscale.vae.inference`).
 INFER_BLOCKS, INFER_SHARDS = 8, 8192
+#: Blocks of the subsample of a fit, and passes over it at most (:mod:`chemscale.statistics.ppca`).
+SAMPLE_BLOCKS, SAMPLE_PASSES = 14, 8
 #: Tasks of a pass of the fit for each lot of blocks: the lot, and its share of a tree of fan-in four.
 TASKS_PER_LOT = 4 / 3
 
@@ -44,14 +46,17 @@ def graph_tasks(stars: int, passes: int = 6, block: int = BLOCK_STARS, shard: in
     blocks, shards = -(-stars // block), -(-stars // shard)
     parts = -(-blocks // group(blocks))
     one_pass = int(parts * TASKS_PER_LOT) + 3  # the tree's incomplete branches, and what the lots share
+    # the first keeps its lots, asks each for its counts, and joins their pieces of the subsample
+    first_pass = parts + one_pass + SAMPLE_BLOCKS
     return {
         "stars in a lot": group(blocks) * block,
         "ingest": shards,
         "fit (a pass)": one_pass,
-        "fit (all passes)": passes * one_pass,
+        "fit (the first pass)": first_pass,
+        "fit (all passes)": first_pass + (passes - 1) * one_pass + SAMPLE_PASSES * (int(SAMPLE_BLOCKS * 4 / 3) + 3),
         "embed": parts,
         "infer": -(-blocks // max(INFER_BLOCKS, -(-blocks // INFER_SHARDS))),
-        "largest graph at once": one_pass,
+        "largest graph at once": first_pass,
     }
 
 

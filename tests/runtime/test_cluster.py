@@ -298,6 +298,14 @@ def test_every_batch_system_takes_the_same_keys(kind, tmp_path):
     assert "OMP_NUM_THREADS=1" in script
 
 
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    """Worker processes import the script that starts them."""
+    script = tmp_path / "script.py"
+    script.write_text("from chemscale.runtime.cluster import connect\nwith connect(workers=1, threads=1):\n    pass\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert done.returncode and "a script needs `if __name__ == '__main__':`" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_worker_that_takes_its_time_to_start_again_is_not_given_up(tmp_path):
     """Dask looks once, 15 seconds after a worker was lost, and closes its nanny if nothing is there at that moment."""
