@@ -18,7 +18,8 @@ from .file import MAKES_STORE, Pipeline, Stage, select
 START = {"simulate": 3.0, "fit": 5.0, "evaluate": 2.5, "train": 5.0, "infer": 4.0, "anomalies": 3.5, "report": 6.0}
 #: Stars a second and thread for 7,514 pixels (`train`: stars times epochs). Measured on a two-core virtual machine
 #: with a 12,000-star simulated survey and `chemscale bench scaling`: right within a factor of two there (a test keeps
-#: them under four times what a small run takes), elsewhere an order of magnitude. A stage that has run before is estimated from its own time.
+#: them under four times what a small run takes), elsewhere an order of magnitude. A stage that has run before is
+#: estimated from its own time.
 RATES = {"simulate": 210.0, "evaluate": 17_000.0, "train": 2900.0, "infer": 2000.0}
 #: Of a pass of the fit (stars a second and thread), and seconds on the client between two, for K = 30.
 PASS_RATE, BETWEEN = 7000.0, 0.25
