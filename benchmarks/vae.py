@@ -69,6 +69,33 @@ def judge(run, store, truth):
     return result
 
 
+#: Other surveys than the catalogue's own: stars wanted, S/N, selection by the survey's labels, missing pixels.
+VARIANTS = {
+    "": {},
+    "small": {"stars": 10_000},
+    "giants": {"stars": 20_000, "logg_below": 3.5, "teff_below": 5500.0},
+    "snr30": {"stars": 20_000, "snr": (30.0, 6.0)},
+    "snr100": {"stars": 20_000, "snr": (100.0, 20.0)},
+    "gaps": {"stars": 20_000, "missing": 0.05},
+}
+
+
+def make(emulator, stars, seed, kind, snr=(50.0, 10.0), logg_below=np.inf, teff_below=np.inf, missing=0.0):
+    """A catalogue and its noise-free spectra; `missing`: fraction of pixels flagged, half of them in blocks of 60."""
+    chance = min(1.0, (logg_below - 2.5) / 2.5) * min(1.0, (teff_below - 4000.0) / 3000.0)
+    ds, noise_free = catalogue(emulator, int(stars / chance * 1.1) if chance < 1 else stars, seed, kind, snr)
+    chosen = np.flatnonzero((ds["logg"].values < logg_below) & (ds["teff"].values < teff_below))[:stars]
+    ds, noise_free = ds.isel(star=chosen), noise_free[chosen]
+    if missing:
+        rng = np.random.default_rng([seed, 3])
+        flags = ds["flags"].values
+        flags[rng.random(flags.shape) < missing / 2] = 1
+        for row, start in zip(*np.nonzero(rng.random(flags.shape) < missing / 120)):
+            flags[row, start : start + 60] = 1
+        ds["flux"].values[flags > 0] = np.nan
+    return ds, noise_free
+
+
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -77,6 +104,7 @@ def main():
     parser.add_argument("--kind", default="A", choices=["A", "B"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--stars", type=int, default=40_000)
+    parser.add_argument("--variant", default="", choices=list(VARIANTS))
     parser.add_argument("--preset", default="default")
     parser.add_argument("--settings", default="{}", help="JSON overrides of the training settings")
     parser.add_argument("--model", default="{}", help="JSON overrides of the model settings")
@@ -86,10 +114,13 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     for seed in args.seeds:
-        name = f"{args.kind}{seed}{args.tag}"
-        store, truth = args.work / f"{args.kind}{seed}.store", args.work / f"{args.kind}{seed}_clean.npy"
+        survey = f"{args.kind}{seed}{args.variant}"
+        name = f"{survey}{args.tag}"
+        store, truth = args.work / f"{survey}.store", args.work / f"{survey}_clean.npy"
         if not truth.exists():
-            ds, noise_free = catalogue(args.emulator, args.stars, seed, args.kind)
+            ds, noise_free = make(
+                args.emulator, **{"stars": args.stars, "seed": seed, "kind": args.kind} | VARIANTS[args.variant]
+            )
             write_survey(ds, store, overwrite=True)
             np.save(truth, noise_free)
         run = args.work / f"run_{name}"

@@ -204,12 +204,6 @@ def _chance(
     return np.nan_to_num(chance), beyond
 
 
-def _reconstruction(ds: xr.Dataset) -> list[np.ndarray]:
-    """How well each region was reconstructed, and how noisy the spectrum is; (n, parts) each, where known."""
-    columns = [np.asarray(ds[n].values, dtype=np.float64) for n in ("chi2", "noise_l2") if n in ds]
-    return [np.log(np.maximum(x, 1e-9)) for x in columns]
-
-
 def _left_out(
     calibration: Calibration, value: tuple[np.ndarray, np.ndarray], given: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

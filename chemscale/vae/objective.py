@@ -21,6 +21,21 @@ from .regions import REST
 
 
 @dataclass(frozen=True)
+class Late:
+    """Factor on reconstruction, whether it teaches w, and whether the pixels no group claims teach z and w."""
+
+    sharpness: float = 1.0
+    auxiliary: bool = False
+    rest: bool = False
+
+
+#: Before the axes have settled.
+START = Late()
+#: Training stars from which w goes on learning beside the reconstruction.
+MANY_STARS = 5000
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained.
 
@@ -43,7 +58,7 @@ class TrainConfig:
         Fraction of independence and innovation taken on samples of z; the rest on means.
     head_start : int
         Epochs in which w alone learns Teff and log g, before everything else; it is fixed
-        afterwards and z is kept independent of what it predicts. 0: w learns along with the rest
+        until `settled` and z is kept independent of what it predicts. 0: w learns along with the rest
         and z is kept independent of the labels. Needs an encoder with a network for w.
     ramp : float
         Fraction of the steps over which the kernel penalties grow to full weight.
@@ -60,6 +75,17 @@ class TrainConfig:
         Largest gradient norm; 0 = no limit.
     group_weights : dict
         Weight of each group's reconstruction, 1 where absent.
+    settled : float
+        Fraction of the steps after which every latent has found its axis: from here on w learns from the
+        reconstruction too (where it had a head start), and `sharpen` sets in.
+    sharpen : float
+        Factor by which reconstruction gains weight over all other terms, reached two thirds of the way from there to the end.
+    linear_late : float
+        Weight of the linear head once w learns from the reconstruction: what keeps chemistry out of w.
+        0: w never does.
+    rest_late : float
+        Weight of the pixels no group claims once the axes have settled: from then on they teach the latents
+        too, whose errors are those of the whole spectrum then and not of their windows. 0: never.
     floor : float
         Error added in quadrature to every pixel, as a fraction of the continuum.
     label_error : float
@@ -87,7 +113,7 @@ class TrainConfig:
     innovation: float = 1.0
     prior_match: float = 1.0
     on_sample: float = 1.0
-    head_start: int = 12
+    head_start: int = 30
     ramp: float = 0.33
     adversary: tuple[tuple[int, float], ...] = ()
     adversary_rate: float = 1e-3
@@ -95,6 +121,10 @@ class TrainConfig:
     finish: int = 20
     clip: float = 5.0
     group_weights: dict[str, float] = field(default_factory=dict)
+    settled: float = 0.4
+    sharpen: float = 6.0
+    linear_late: float = 100.0
+    rest_late: float = 0.0
     floor: float = 0.005
     label_error: float = 0.02
     validation: float = 0.03
@@ -126,17 +156,28 @@ class TrainConfig:
         """This configuration for a small survey: smaller batches and more epochs, so that steps are enough.
 
         Nothing changes where `batch` is less than a sixth of the stars and the epochs give
-        `min_steps`. Presets without a head start (the paper's) are left alone.
+        `min_steps`. Below :data:`MANY_STARS` w keeps what its head start taught it: learning on, it
+        would follow the labels' errors. Presets without a head start (the paper's) are left alone.
         """
         if not self.head_start:
             return self
         batch = max(8, min(self.batch, n_stars // 6))
         per_epoch = max(1, n_stars // batch)
         epochs, finish, head = (max(e, -(-m // per_epoch)) if e else 0 for e, m in zip(self._phases(), self.min_steps))
-        return replace(self, batch=batch, epochs=epochs, finish=finish, head_start=head)
+        late = self.linear_late if n_stars >= MANY_STARS else 0.0
+        return replace(self, batch=batch, epochs=epochs, finish=finish, head_start=head, linear_late=late)
 
     def _phases(self) -> tuple[int, int, int]:
         return self.epochs, self.finish, self.head_start
+
+    def late(self, progress: float) -> Late:
+        """What is different at a fraction of the steps because the axes have settled."""
+        over = progress - self.settled
+        return Late(
+            self.sharpen ** min(1.0, max(0.0, over) / max((1.0 - self.settled) / 1.5, 1e-9)),
+            bool(self.head_start and self.linear_late) and over >= 0,
+            bool(self.rest_late) and over >= 0,
+        )
 
     def adversary_weight(self, epoch: int) -> float:
         """Lambda of the stepwise schedule at `epoch`."""
@@ -200,7 +241,12 @@ class Parallel:
 
 
 def decode_groups(
-    model: ChemicalVAE, posterior: Posterior, z: Tensor, groups: list[str], selective: bool | None = None
+    model: ChemicalVAE,
+    posterior: Posterior,
+    z: Tensor,
+    groups: list[str],
+    selective: bool | None = None,
+    late: Late = START,
 ) -> dict[str, Tensor]:
     """Predictions of each group under the dependency table's gradient stops."""
     c = model.config
@@ -208,8 +254,11 @@ def decode_groups(
     read = z if c.condition_on == "sample" else posterior.mean
     if selective:
         read = read.detach()
-    w = posterior.auxiliary if c.auxiliary_gradient else posterior.auxiliary.detach()
-    return {g: model.decode(g, z, read.detach() if g == REST else read, w.detach() if g == REST else w) for g in groups}
+    w = posterior.auxiliary if c.auxiliary_gradient or late.auxiliary else posterior.auxiliary.detach()
+    found = {g: model.decode(g, z, read, w) for g in groups if g != REST}
+    if REST in groups:
+        found[REST] = model.decode(REST, z, z, w) if late.rest else model.decode(REST, z, read.detach(), w.detach())
+    return found
 
 
 def objective(
@@ -219,6 +268,7 @@ def objective(
     *,
     epoch: int,
     ramp: float,
+    late: Late = START,
     generator: torch.Generator,
     parallel: Parallel,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -239,14 +289,18 @@ def objective(
     noise = torch.randn((n_all, model.config.n_latents), generator=generator).to(posterior.mean)[part]
     z = posterior.mean + (posterior.factor @ noise[:, :, None])[:, :, 0]
     groups = [g.name for g in model.config.groups]
+    weights = dict(config.group_weights)
+    if late.rest and REST in model.pixels:
+        groups.append(REST)
+        weights.setdefault(REST, config.rest_late)
     share = len(mine) / n_used
     terms: dict[str, Tensor] = {}
     loss = z.new_zeros(())
-    for name, prediction in decode_groups(model, posterior, z, groups).items():
+    for name, prediction in decode_groups(model, posterior, z, groups, late=late).items():
         flux, ivar = mine.flux[name], mine.ivar[name]
         count = parallel.total((ivar > 0).sum()).clamp_min(1)
         term = losses.chi2(prediction, flux, ivar).sum() / count
-        loss = loss + config.group_weights.get(name, 1.0) * term
+        loss = loss + weights.get(name, 1.0) * late.sharpness * term
         terms[f"reconstruction_{name}"] = parallel.total(term)
     kl = losses.gaussian_kl(posterior.mean, posterior.factor, model.prior) * share
     terms["kl"] = parallel.total(kl)
@@ -254,8 +308,8 @@ def objective(
     head = losses.linear_head(predicted, mine.labels, mine.errors) * share
     terms["linear"] = parallel.total(head)
     loss = loss + config.beta * kl
-    if not config.head_start:
-        loss = loss + config.linear * head
+    if late.auxiliary or not config.head_start:
+        loss = loss + (config.linear_late if late.auxiliary else config.linear) * head
     means, samples = parallel.gather(posterior.mean), parallel.gather(z)
     labels = parallel.gather(predicted.detach() if config.head_start else mine.labels)
     for kind, weight, on in _penalties(config, means, samples):

@@ -36,6 +36,8 @@ PAPER_TRAIN = TrainConfig(
     finish=0,
     clip=0.0,
     floor=0.0,
+    sharpen=1.0,
+    rest_late=0.0,
 )
 #: Short: a survey of a few thousand stars in under a minute on two cores.
 QUICK = {"epochs": 20, "batch": 128, "finish": 3, "head_start": 8, "min_steps": (500, 80, 150)}

@@ -132,7 +132,7 @@ class Trainer:
         self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p not in apart]
         self.rival: list[nn.Parameter] = list(model.adversary.parameters())
         # foreach/fused kernels on GPU are the default of torch.optim; eps as in the paper's Adam
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam([*self.parameters, *self.head], lr=config.learning_rate, betas=(0.9, 0.99))
         self.rival_optimizer = torch.optim.Adam(self.rival, lr=config.adversary_rate)
 
     # ---------------------------------------------------------------- loop
@@ -213,18 +213,28 @@ class Trainer:
             group["lr"] = rate
         generator = step_generator(config.seed, p.step)
         ramp = min(1.0, p.step / max(1.0, config.ramp * self.total_steps))
+        late = config.late(p.step / max(1, self.total_steps))
+        learning = self.parameters + (self.head if late.auxiliary else [])
         self.optimizer.zero_grad(set_to_none=True)
         self.rival_optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss, rival, terms = objective(
-                self.model, batch, config, epoch=epoch, ramp=ramp, generator=generator, parallel=self.parallel
+                self.model,
+                batch,
+                config,
+                epoch=epoch,
+                ramp=ramp,
+                late=late,
+                generator=generator,
+                parallel=self.parallel,
             )
         loss.backward()
         if config.adversary:
             rival.backward()
-        self.parallel.sum_gradients(self.parameters + (self.rival if config.adversary else []))
+        self.parallel.sum_gradients(learning + (self.rival if config.adversary else []))
         if config.clip:
-            nn.utils.clip_grad_norm_(self.parameters, config.clip)
+            for part in (self.parameters, self.head):  # apart: one must not slow the other down
+                nn.utils.clip_grad_norm_(part, config.clip)
         self.optimizer.step()
         if config.adversary:
             self.rival_optimizer.step()

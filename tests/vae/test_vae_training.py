@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.data import MemoryData, StreamData, clean, held_out, standard_labels
 from chemscale.vae.model import ModelConfig
-from chemscale.vae.objective import Parallel, TrainConfig
+from chemscale.vae.objective import Late, Parallel, TrainConfig
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.training import Trainer, one_cycle
@@ -66,6 +67,21 @@ def test_resume_is_exact_to_the_step(toy, tmp_path, stop, adversary):
     second.train()
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
+
+
+def test_w_is_fixed_until_the_axes_have_settled(toy):
+    config = TrainConfig.from_dict({**FAST, "epochs": 10, "settled": 0.5})
+    trainer = started(toy, config)
+    half = trainer.total_steps // 2
+    trainer.train(max_steps=1)
+    before = [p.detach().clone() for p in trainer.head]
+    trainer.train(max_steps=half - 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.head))
+    trainer.train(max_steps=1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, trainer.head))
+    assert config.late(0.4) == Late()
+    assert config.late(1.0) == Late(config.sharpen, True, True)
+    assert replace(config, linear_late=0.0).late(1.0) == Late(config.sharpen, False, True)
 
 
 def test_resume_refuses_other_settings(toy, tmp_path):
@@ -263,5 +279,6 @@ def test_small_surveys_get_more_epochs_and_smaller_batches():
     assert small.batch == 70
     assert small.epochs * (420 // 70) >= 1200
     assert small.finish * (420 // 70) >= 600
+    assert small.linear_late == 0 and large.linear_late > 0  # w would follow the labels' errors
     _, paper, _ = recipe("paper")
     assert paper.scaled(420) == paper
