@@ -79,7 +79,7 @@ class TrainConfig:
         Fraction of the steps after which every latent has found its axis: from here on w learns from the
         reconstruction too (where it had a head start), and `sharpen` sets in.
     sharpen : float
-        Factor by which reconstruction gains weight over all other terms, reached two thirds of the way from there to the end.
+        Factor by which reconstruction gains weight over all other terms, reached two thirds of the way from there on.
     linear_late : float
         Weight of the linear head once w learns from the reconstruction: what keeps chemistry out of w.
         0: w never does.
