@@ -80,8 +80,17 @@ def test_w_is_fixed_until_the_axes_have_settled(toy):
     trainer.train(max_steps=1)
     assert not any(torch.equal(a, b) for a, b in zip(before, trainer.head))
     assert config.late(0.4) == Late()
-    assert config.late(1.0) == Late(config.sharpen, True, True)
-    assert replace(config, linear_late=0.0).late(1.0) == Late(config.sharpen, False, True)
+    assert config.late(1.0) == Late(config.sharpen, True, False)
+    assert replace(config, linear_late=0.0, rest_late=0.5).late(1.0) == Late(config.sharpen, False, True)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_pixels_of_no_group_teach_the_latents_if_asked(toy, weight):
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "settled": 0.5, "rest_late": weight})
+    trainer = started(toy, config)
+    trainer.train(max_steps=trainer.total_steps // 2 + 1)
+    batch = next(iter(trainer.source.epoch(1)))
+    assert ("reconstruction_rest" in trainer.step(batch, 1)) == bool(weight)
 
 
 def test_resume_refuses_other_settings(toy, tmp_path):
