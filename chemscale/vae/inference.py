@@ -25,6 +25,7 @@ import zarr
 from dask.system import CPU_COUNT
 
 from ..errors import DataError, InputError
+from ..runtime.lots import readers
 from ..runtime.run import write_json
 from ..runtime.shards import map_shards, per_worker
 from ..schema import flag_mask
@@ -94,6 +95,8 @@ class Runner:
 
     def __init__(self, ds: xr.Dataset, model: ChemicalVAE, threads: int, shards: Sequence[Shard] = ()):
         self.ds, self.model = ds, model
+        #: None where the survey is not a store's own chunks: then Dask reads
+        self.readers = readers([ds[n].data for n in ("flux", "ivar", "flags")])
         on_cpu = model.mean.device.type == "cpu"
         self.engine = Engine(model) if on_cpu else None
         self.pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chemscale-vae")
@@ -121,8 +124,11 @@ class Runner:
 
     def _block(self, shard: Shard, rows: slice) -> Any:
         """Everything of a block that needs no GPU."""
-        part = self.ds[["flux", "ivar", "flags"]].isel(star=rows)
-        flux, ivar, flags = (values_here(part[n]) for n in ("flux", "ivar", "flags"))
+        if self.readers is not None:  # into buffers of this thread: nothing of a block is kept
+            flux, ivar, flags = (r.read(rows.start, rows.stop, reuse=True) for r in self.readers)
+        else:
+            part = self.ds[["flux", "ivar", "flags"]].isel(star=rows)
+            flux, ivar, flags = (values_here(part[n]) for n in ("flux", "ivar", "flags"))
         if self.engine is not None and not shard.bfloat16:
             return self.engine(flux, ivar, flags, shard.flags, shard.floor)
         return clean(flux, ivar, flags, selected=shard.flags, floor=shard.floor)
@@ -299,8 +305,8 @@ def infer_survey(
         runner = None
         if client is None:
             local = model.to(choose_device(device))
-            readers = threads if local.mean.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
-            func = runner = Runner(ds, local, readers, todo)
+            at_once = threads if local.mean.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
+            func = runner = Runner(ds, local, at_once, todo)
         try:
             report = map_shards(
                 func,
