@@ -8,19 +8,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
+from chemscale._version import __version__
 
 if TYPE_CHECKING:
-    from .rsca.doppelganger import doppelganger_rates
-    from .rsca.metric import RSCA
-    from .rsca.siblings import siblings
-    from .runtime.run import Run
-    from .schema import Flag, validate
-    from .statistics.embedding import open_embedding
-    from .statistics.ppca import MaskedPPCA
-    from .survey.conversions import from_spectra
-    from .survey.ingest import ingest
-    from .survey.store import open_survey, write_survey
+    from chemscale.rsca.doppelganger import doppelganger_rates
+    from chemscale.rsca.metric import RSCA
+    from chemscale.rsca.siblings import siblings
+    from chemscale.runtime.run import Run
+    from chemscale.schema import Flag, validate
+    from chemscale.statistics.embedding import open_embedding
+    from chemscale.statistics.ppca import MaskedPPCA
+    from chemscale.survey.conversions import from_spectra
+    from chemscale.survey.ingest import ingest
+    from chemscale.survey.store import open_survey, write_survey
 
 _LAZY = {
     "Flag": "schema",

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from chemscale.errors import InputError
 
 #: Keys that were renamed: old -> new. A file with an old key keeps working and says so. A pattern ``*.old`` stands for
 #: the key of every verb.

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .runtime.run import Run
-from .schema import PAPER_SUBSET
+from chemscale.errors import InputError
+from chemscale.runtime.run import Run
+from chemscale.schema import PAPER_SUBSET
 
 MARKER = ".chemscale-demo"
 Invoke = Callable[[list[str]], None]
@@ -178,7 +178,7 @@ def noise_free_floor(run: Run, truth_file: Path) -> float:
     truth_file : Path
         ``truth.npz`` of a simulated release (`star_id`, `abundance` (star, element)).
     """
-    from .rsca.stars import Stars, text
+    from chemscale.rsca.stars import Stars, text
 
     stars = Stars.read(run)
     with np.load(truth_file, allow_pickle=False) as truth:

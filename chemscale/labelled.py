@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from .errors import DataError, InputError
+from chemscale.errors import DataError, InputError
 
 
 def plain(values: Any, unit: str = "", name: str = "the argument") -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .errors import InputError
+from chemscale.errors import InputError
 
 STORE_VERSION = 1
 

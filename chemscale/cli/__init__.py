@@ -10,9 +10,9 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from .._version import __version__
-from ..config import ENV_PREFIX
-from ..errors import ChemscaleError, of_the_machine
+from chemscale._version import __version__
+from chemscale.config import ENV_PREFIX
+from chemscale.errors import ChemscaleError, of_the_machine
 
 #: Modules with a `register(app)`, in the order their verbs are listed by `--help`.
 AREAS = ("demo", "simulate", "survey", "mask", "rsca", "vae", "study", "report", "runtime", "config")
@@ -23,7 +23,7 @@ console = Console(stderr=True)
 
 def echo_json(obj: Any) -> None:
     """Print one JSON document on stdout (NaN becomes null)."""
-    from ..runtime.run import jsonable
+    from chemscale.runtime.run import jsonable
 
     sys.stdout.write(json.dumps(jsonable(obj), indent=2, allow_nan=False) + "\n")
 
@@ -84,7 +84,7 @@ def _root(
     assign: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Override one setting; may be repeated."),
 ) -> None:
     if config is not None or assign:
-        from ..config import resolve
+        from chemscale.config import resolve
 
         ctx.default_map, notes = resolve(ctx.command, config, assign)
         for note in notes:
@@ -119,7 +119,7 @@ def _place(order: list[str]) -> Any:
 
 def _finish(node: Any, path: tuple[str, ...]) -> None:
     """Walk the tree of verbs: what Typer and Click do not do by themselves."""
-    from ..config import option_name
+    from chemscale.config import option_name
 
     for param in node.params:
         if hasattr(param, "show_envvar"):
@@ -141,8 +141,8 @@ def _recording(invoke: Any) -> Any:
     sources = {"DEFAULT_MAP": "file or --set", "ENVIRONMENT": "environment", "COMMANDLINE": "command line"}
 
     def recorded(ctx: Any) -> Any:
-        from ..config import option_name
-        from ..runtime.run import SETTINGS
+        from chemscale.config import option_name
+        from chemscale.runtime.run import SETTINGS
 
         found = {}
         for param in ctx.command.params:

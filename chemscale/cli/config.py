@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
         """
         from typer.main import get_command
 
-        from ..config import default_toml, describe
-        from . import echo_json
+        from chemscale.cli import echo_json
+        from chemscale.config import default_toml, describe
 
         if json:
             echo_json(describe(get_command(app)))

@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
         from rich.markup import escape
         from rich.table import Table
 
-        from ..demo import FULL, TINY, run_demo
-        from . import command, console, echo_json
+        from chemscale.cli import command, console, echo_json
+        from chemscale.demo import FULL, TINY, run_demo
 
         def invoke(words: list[str]) -> None:
             # in this process: the commands themselves, without starting Python for each

@@ -46,10 +46,10 @@ def mask(
 
     from rich.markup import escape
 
-    from ..errors import InputError
-    from ..quality.masking import mask_survey
-    from ..runtime.cluster import connect
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.errors import InputError
+    from chemscale.quality.masking import mask_survey
+    from chemscale.runtime.cluster import connect
 
     given = [n for n, v in (("--find", find), ("--window", window), ("--max-error", max_error)) if v]
     if clear and given:
@@ -83,7 +83,7 @@ def mask(
 
 
 def _window(text: str) -> tuple[float, float]:
-    from ..errors import InputError
+    from chemscale.errors import InputError
 
     low, _, high = text.partition(":")
     try:

@@ -25,12 +25,12 @@ def register(app: typer.Typer) -> None:
 
         from rich.markup import escape
 
-        from ..report import build_report
-        from . import console, echo_json
+        from chemscale.cli import console, echo_json
+        from chemscale.report import build_report
 
         left_out: dict[str, str] = {}
         if studies:
-            from ..studies.registry import run_studies
+            from chemscale.studies.registry import run_studies
 
             _, left_out = run_studies(run)
         path = build_report(run, out or None, n_stars=stars, n_spectra=spectra)

@@ -46,9 +46,9 @@ def fit(
     """
     from rich.markup import escape
 
-    from ..rsca.pipeline import fit_run
-    from . import console, echo_json
-    from .ingest import client_for
+    from chemscale.cli import console, echo_json
+    from chemscale.cli.ingest import client_for
+    from chemscale.rsca.pipeline import fit_run
 
     start = perf_counter()
     with client_for(workers, cluster):
@@ -91,8 +91,8 @@ def evaluate(
     """
     from rich.table import Table
 
-    from ..rsca.evaluate import evaluate_run
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.rsca.evaluate import evaluate_run
 
     result = evaluate_run(run, n_features=n_features)
     table = Table("representation", "doppelganger rate", box=None)
@@ -122,7 +122,7 @@ def evaluate(
 
 
 def _limits(texts: list[str]) -> dict[str, tuple[float, float]]:
-    from ..errors import InputError
+    from chemscale.errors import InputError
 
     out: dict[str, tuple[float, float]] = {}
     for text in texts:
@@ -162,8 +162,8 @@ def siblings(
     from rich.markup import escape
     from rich.table import Table
 
-    from ..rsca.siblings import siblings as find
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.rsca.siblings import siblings as find
 
     ds = find(
         star_id,
@@ -229,8 +229,8 @@ def neighbours(
     """
     from rich.markup import escape
 
-    from ..rsca.siblings import write_neighbours
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.rsca.siblings import write_neighbours
 
     path = write_neighbours(run, k, metric=metric, method=method)
     console.print(f"[green]wrote[/] {escape(path)}", highlight=False)
@@ -256,8 +256,8 @@ def nuisance(
     """
     from rich.table import Table
 
-    from ..rsca.nuisance import nuisance_run
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.rsca.nuisance import nuisance_run
 
     report = nuisance_run(run, covariate=covariate, n_groups=groups, n_remove=remove, n_features=n_features)
     table = Table("", "RSCA", f"RSCA, top {n_features}", "largest correlation", box=None)
@@ -290,8 +290,8 @@ def elements(
     from rich.markup import escape
     from rich.table import Table
 
-    from ..rsca.elements import elements_run
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.rsca.elements import elements_run
 
     report = elements_run(run, windows=windows, components=components, n_features=n_features)
     table = Table("element", "pixels", "doppelganger rate", "|r| with [X/H]", "|r| with v, A_K", box=None)

@@ -49,15 +49,15 @@ def run(
     """
     from rich.markup import escape
 
-    from ..pipeline import execute
-    from ..pipeline import file as files
-    from ..runtime.observe import setup_logging
-    from ..runtime.run import Run
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.pipeline import execute
+    from chemscale.pipeline import file as files
+    from chemscale.runtime.observe import setup_logging
+    from chemscale.runtime.run import Run
 
     pipeline = files.load(file, cluster=cluster)
     if dry_run:
-        from ..pipeline.plan import plan, render
+        from chemscale.pipeline.plan import plan, render
 
         planned = plan(pipeline, first=first, last=last)
         if as_json:
@@ -89,8 +89,8 @@ def credentials(
     """
     from rich.markup import escape
 
-    from ..runtime import credentials as make
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.runtime import credentials as make
 
     made = str(make.write(directory))
     console.print(f"[green]credentials:[/] {escape(made)}", highlight=False)
@@ -99,7 +99,7 @@ def credentials(
 
 
 def _tls_arguments(tls: str) -> list[str]:
-    from ..runtime import credentials as files
+    from chemscale.runtime import credentials as files
 
     files.read(tls)  # refuses what is missing or open to others
     folder = Path(tls).expanduser()
@@ -112,7 +112,7 @@ def _host(interface: str | None) -> list[str]:
     """Where to listen: the address of an interface, else loopback. (`dask scheduler --interface` refuses TLS.)"""
     from distributed.utils import get_ip_interface
 
-    from ..errors import ClusterError
+    from chemscale.errors import ClusterError
 
     try:
         address = get_ip_interface(interface) if interface else "127.0.0.1"
@@ -156,7 +156,7 @@ def worker(
 
     Example: chemscale cluster worker --tls ~/tls --scheduler-file scheduler.json --lifetime 55minutes
     """
-    from ..runtime.supervise import main as supervise
+    from chemscale.runtime.supervise import main as supervise
 
     arguments = ["--scheduler-file", scheduler_file, "--nworkers", str(workers), "--nthreads", str(threads)]
     arguments += ["--memory-limit", memory, "--death-timeout", str(death_timeout), "--no-dashboard"]
@@ -180,9 +180,9 @@ def info(
     """
     from rich.console import Console
 
-    from ..runtime.backends import describe
-    from ..runtime.cluster import connect
-    from . import echo_json
+    from chemscale.cli import echo_json
+    from chemscale.runtime.backends import describe
+    from chemscale.runtime.cluster import connect
 
     with connect(cluster) as client:
         about = describe(client)
@@ -195,7 +195,7 @@ def info(
 
 
 def _numbers(text: str) -> list[int]:
-    from ..errors import InputError
+    from chemscale.errors import InputError
 
     try:
         numbers = [int(part) for part in text.split(",")]
@@ -228,8 +228,8 @@ def scaling(
     """
     import tempfile
 
-    from ..runtime import scaling as bench
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.runtime import scaling as bench
 
     if tiny:
         stars, stages, mode = 1024, "embed,evaluate", "strong"
@@ -266,9 +266,9 @@ def saturation(
 
     Example: chemscale bench scheduler --workers 10,100,300,1000
     """
-    from ..runtime import saturation as bench
-    from ..runtime import scaling as common
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.runtime import saturation as bench
+    from chemscale.runtime import scaling as common
 
     results = bench.measure(_numbers(workers), tasks, report=console.print)
     results["graphs"] = {f"{n:.0e}": bench.graph_tasks(int(n)) for n in (1e6, 1e7, 1e8)}
@@ -291,8 +291,8 @@ def doctor(
     from rich.console import Console
     from rich.markup import escape
 
-    from ..runtime.doctor import diagnose
-    from . import echo_json
+    from chemscale.cli import echo_json
+    from chemscale.runtime.doctor import diagnose
 
     checks = []
     shown = Console()

@@ -30,9 +30,9 @@ def register(app: typer.Typer) -> None:
         from rich.markup import escape
         from rich.table import Table
 
-        from ..errors import DataError, InputError
-        from ..studies import registry
-        from . import console, echo_json
+        from chemscale.cli import console, echo_json
+        from chemscale.errors import DataError, InputError
+        from chemscale.studies import registry
 
         if not names:
             studies = [registry.get(n) for n in registry.names()]
@@ -66,8 +66,8 @@ def register(app: typer.Typer) -> None:
 
 def _settings(options: list[str], wanted: list[str]) -> dict[str, dict[str, object]]:
     """``name.key=value`` as settings by study."""
-    from ..config import parse_assignment
-    from ..errors import InputError
+    from chemscale.config import parse_assignment
+    from chemscale.errors import InputError
 
     settings: dict[str, dict[str, object]] = {}
     for text in options:

@@ -56,11 +56,11 @@ def train(
     """
     from rich.markup import escape
 
-    from ..runtime.observe import progress_bar
-    from ..vae import pipeline
-    from ..vae.presets import recipe
-    from ..vae.training import choose_device
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.runtime.observe import progress_bar
+    from chemscale.vae import pipeline
+    from chemscale.vae.presets import recipe
+    from chemscale.vae.training import choose_device
 
     choose_device(device or None)  # refuse a GPU that is not there before minutes of preparation
     settings: dict[str, Any] = {"seed": seed, "precision": precision, "patience": patience, "memory_gb": memory}
@@ -116,9 +116,9 @@ def infer(
 
     from rich.markup import escape
 
-    from ..runtime.cluster import connect
-    from ..vae import pipeline
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.runtime.cluster import connect
+    from chemscale.vae import pipeline
 
     with connect(cluster) if cluster else nullcontext() as client:
         summary = pipeline.infer(store, run, client=client, device=device or None, overwrite=overwrite)
@@ -144,8 +144,8 @@ def evaluate(
     """
     from rich.table import Table
 
-    from ..vae import pipeline
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.vae import pipeline
 
     result = pipeline.evaluate(run, truth=truth or None)
     table = Table("what", "value", box=None)
@@ -197,8 +197,8 @@ def anomalies(
     from rich.markup import escape
     from rich.table import Table
 
-    from ..vae import pipeline
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.vae import pipeline
 
     result = pipeline.anomalies(run, false_alarm=false_alarm, top=top)
     table = Table("star", "score", "cause", "chi2", "relative L2", box=None)
@@ -237,9 +237,9 @@ def flags(
 
     Example: chemscale flags --run run --labels stars_with_abundances.csv
     """
-    from ..vae import pipeline
-    from ..vae.flags import read_labels
-    from . import console, echo_json
+    from chemscale.cli import console, echo_json
+    from chemscale.vae import pipeline
+    from chemscale.vae.flags import read_labels
 
     result = pipeline.flags(
         run, labels=read_labels(labels) if labels else None, survey_labels=survey_labels, purity=purity or None

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import ChemscaleError
-from ..runtime import credentials
-from ..runtime.cluster import ClusterSettings, Terminated, connect, graceful_signals
-from ..runtime.observe import (
+from chemscale.errors import ChemscaleError
+from chemscale.pipeline.file import MAKES_STORE, STATE, Pipeline, Stage, select
+from chemscale.runtime import credentials
+from chemscale.runtime.cluster import ClusterSettings, Terminated, connect, graceful_signals
+from chemscale.runtime.observe import (
     forget_peaks,
     human_seconds,
     performance_report,
@@ -25,8 +26,7 @@ from ..runtime.observe import (
     summary_line,
     worker_peaks,
 )
-from ..runtime.run import Run, versions, write_json
-from .file import MAKES_STORE, STATE, Pipeline, Stage, select
+from chemscale.runtime.run import Run, versions, write_json
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -247,7 +247,7 @@ def _stop(child: subprocess.Popen[bytes], *, terminated: bool) -> None:
 
 def store_size(pipeline: Pipeline) -> dict[str, Any] | None:
     """Stars, pixels and bytes of the pipeline's store; None while there is none."""
-    from ..survey.info import store_info
+    from chemscale.survey.info import store_info
 
     try:
         return store_info(pipeline.store_path)

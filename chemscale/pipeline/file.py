@@ -44,11 +44,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import load_toml
-from ..errors import InputError
-from ..runtime.cluster import ClusterSettings, settings_for
-from ..runtime.jobs import files_in
-from ..runtime.run import fingerprint
+from chemscale.config import load_toml
+from chemscale.errors import InputError
+from chemscale.runtime.cluster import ClusterSettings, settings_for
+from chemscale.runtime.jobs import files_in
+from chemscale.runtime.run import fingerprint
 
 #: Stage -> verb, in the order of the journey. `{source}` is taken from the stage's table.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -178,7 +178,7 @@ def _command(verb: Iterable[str]) -> Any:
     """The Click command of a verb, or None."""
     from typer.main import get_command
 
-    from ..cli import build
+    from chemscale.cli import build
 
     node: Any = get_command(build())
     for part in verb:

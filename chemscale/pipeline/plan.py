@@ -7,12 +7,12 @@ import subprocess
 import sys
 from typing import Any
 
-from ..runtime.cluster import ClusterSettings
-from ..runtime.observe import estimate_memory, human_bytes, human_seconds
-from ..survey.layout import BYTES_PER_PIXEL, Layout, choose_layout
-from ..survey.store import block_stars
-from .execute import store_size
-from .file import MAKES_STORE, Pipeline, Stage, select
+from chemscale.pipeline.execute import store_size
+from chemscale.pipeline.file import MAKES_STORE, Pipeline, Stage, select
+from chemscale.runtime.cluster import ClusterSettings
+from chemscale.runtime.observe import estimate_memory, human_bytes, human_seconds
+from chemscale.survey.layout import BYTES_PER_PIXEL, Layout, choose_layout
+from chemscale.survey.store import block_stars
 
 #: Seconds a stage takes whatever the survey: a process, its imports, a cluster that it joins.
 START = {"simulate": 3.0, "fit": 5.0, "evaluate": 2.5, "train": 5.0, "infer": 4.0, "anomalies": 3.5, "report": 6.0}
@@ -69,7 +69,7 @@ def plan(pipeline: Pipeline, *, first: str | None = None, last: str | None = Non
 
 
 def _workers(settings: ClusterSettings | None) -> int:
-    from ..runtime.backends import local_shape
+    from chemscale.runtime.backends import local_shape
 
     if settings is None:
         return 1  # the stage's own process
@@ -79,7 +79,7 @@ def _workers(settings: ClusterSettings | None) -> int:
 
 
 def _threads(settings: ClusterSettings | None) -> int:
-    from ..runtime.backends import local_shape
+    from chemscale.runtime.backends import local_shape
 
     settings = settings or ClusterSettings()
     if settings.kind == "local":
@@ -98,7 +98,7 @@ def _cost(pipeline: Pipeline, stage: Stage, facts: dict[str, Any], threads: int)
     elif stage.name in START:
         out |= _seconds(stage, stars, pixels, threads)
     if stage.name in ("fit", "infer"):
-        from ..statistics.embedding import KEEP_BYTES
+        from chemscale.statistics.embedding import KEEP_BYTES
 
         known = facts.get("layout", {})
         shard = known.get("shard_stars")
@@ -122,7 +122,7 @@ def _seconds(stage: Stage, stars: int, pixels: int, threads: int) -> dict[str, f
         whole = [start + one * (n + 1) for n in PASSES]
         return {"seconds": whole[1], "seconds_at_most": whole[2]}
     if stage.name == "train":
-        from ..vae.presets import recipe
+        from chemscale.vae.presets import recipe
 
         trained = int(stars * (1.0 - float(stage.settings.get("held_out", 0.3))))
         given = {key: int(stage.settings[key]) for key in ("epochs", "batch") if stage.settings.get(key)}
@@ -136,7 +136,7 @@ def _seconds(stage: Stage, stars: int, pixels: int, threads: int) -> dict[str, f
 
 def _simulated(stage: Stage) -> dict[str, Any] | None:
     """Stars, pixels and bytes of a survey that is to be simulated; None where an emulator's file decides."""
-    from ..survey.simulation.generator import Simulation
+    from chemscale.survey.simulation.generator import Simulation
 
     table = stage.settings
     if stage.name != "simulate" or table.get("as_release") or (table.get("emulator") and not table.get("grid")):

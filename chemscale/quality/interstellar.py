@@ -15,9 +15,9 @@ import xarray as xr
 from dask import compute, delayed
 from scipy.ndimage import gaussian_filter1d, median_filter
 
-from ..errors import DataError
-from ..schema import ALL_FLAGS, Flag
-from ..statistics.ppca import MaskedPPCA
+from chemscale.errors import DataError
+from chemscale.schema import ALL_FLAGS, Flag
+from chemscale.statistics.ppca import MaskedPPCA
 
 #: Bits that hide a pixel here: all but those this module itself finds.
 _SELECTED = ALL_FLAGS & ~int(Flag.INTERSTELLAR)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .html import build_report
+from chemscale.report.html import build_report
 
 __all__ = ["build_report"]

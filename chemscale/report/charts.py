@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from ..studies.style import COLOURS
+from chemscale.studies.style import COLOURS
 
 #: Names readers see, in the order of the chart.
 METHODS = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..display import number
-from ..runtime.run import Run
-from . import products
+from chemscale.display import number
+from chemscale.report import products
+from chemscale.runtime.run import Run
 
 #: Stars listed by name for each class of stars, and rows of a study's table shown on the page.
 MOST_STARS, MOST_ROWS = 12, 60

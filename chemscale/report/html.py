@@ -20,11 +20,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from .._version import __version__
-from ..rsca.uncertainty import bootstrap
-from ..runtime.run import Run
-from ..studies import registry
-from . import charts, explore, findings, products
+from chemscale._version import __version__
+from chemscale.report import charts, explore, findings, products
+from chemscale.rsca.uncertainty import bootstrap
+from chemscale.runtime.run import Run
+from chemscale.studies import registry
 
 #: Figures beyond so many bytes are embedded in 256 colours: the page must stay small with every study in it.
 LARGE_IMAGE = 150_000

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..rsca.stars import read_rows
-from ..runtime.run import Run
-from ..schema import STAR_VARIABLES, VARIABLES
-from ..studies.registry import names
+from chemscale.rsca.stars import read_rows
+from chemscale.runtime.run import Run
+from chemscale.schema import STAR_VARIABLES, VARIABLES
+from chemscale.studies.registry import names
 
 #: Chunks of spectra the report decodes at most, and pixels it embeds a spectrum.
 MAX_CHUNKS, MAX_PIXELS = 40, 2900

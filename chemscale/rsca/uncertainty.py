@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rates import DoppelgangerRates
+from chemscale.rsca.rates import DoppelgangerRates
 
 
 def bootstrap(

@@ -10,10 +10,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClusterError
-from . import credentials, managed
-from .cluster import BATCH_SYSTEMS, ClusterSettings, free_directory, is_loopback
-from .managed import missing, quietly
+from chemscale.errors import ClusterError
+from chemscale.runtime import credentials, managed
+from chemscale.runtime.cluster import BATCH_SYSTEMS, ClusterSettings, free_directory, is_loopback
+from chemscale.runtime.managed import missing, quietly
 
 if TYPE_CHECKING:
     from distributed import Client, Security

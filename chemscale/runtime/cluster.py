@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..config import load_toml
-from ..errors import ClusterError, InputError
+from chemscale.config import load_toml
+from chemscale.errors import ClusterError, InputError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -285,7 +285,7 @@ def connect(
     InputError
         An unknown key or kind.
     """
-    from . import backends
+    from chemscale.runtime import backends
 
     settings = settings_for(spec, workers=workers, threads=threads, memory=memory, **overrides)
     check_exposure(settings)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ClusterError
+from chemscale.errors import ClusterError
 
 if TYPE_CHECKING:
     from distributed import Security

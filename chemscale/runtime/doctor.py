@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import ChemscaleError
+from chemscale.errors import ChemscaleError
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    from .run import versions
+    from chemscale.runtime.run import versions
 
     found = versions()
     missing = [n for n in ("numpy", "dask", "distributed", "xarray", "zarr", "torch", "astropy") if n not in found]
@@ -101,7 +101,7 @@ def _memory() -> Check:
     import psutil
     from distributed.system import MEMORY_LIMIT
 
-    from .observe import human_bytes
+    from chemscale.runtime.observe import human_bytes
 
     free = psutil.virtual_memory().available
     low = min(free, MEMORY_LIMIT) < 2e9
@@ -110,7 +110,7 @@ def _memory() -> Check:
 
 
 def _scratch() -> Check:
-    from .observe import human_bytes, human_seconds
+    from chemscale.runtime.observe import human_bytes, human_seconds
 
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -125,7 +125,7 @@ def _scratch() -> Check:
 
 
 def _tls() -> Check:
-    from . import credentials
+    from chemscale.runtime import credentials
 
     if not credentials.available():
         return Check("tls", "note", "local clusters run without TLS", "pip install cryptography")
@@ -160,7 +160,7 @@ def _batch() -> Check:
 
 
 def _bokeh() -> Check:
-    from .observe import _has_bokeh
+    from chemscale.runtime.observe import _has_bokeh
 
     if _has_bokeh():
         return Check("dashboard", "ok", "bokeh is installed")
@@ -169,10 +169,10 @@ def _bokeh() -> Check:
 
 def _cluster(spec: str) -> Check:
     """Connect, run a task on every worker, compare versions."""
-    from .backends import describe
-    from .cluster import connect
-    from .observe import human_bytes
-    from .run import versions
+    from chemscale.runtime.backends import describe
+    from chemscale.runtime.cluster import connect
+    from chemscale.runtime.observe import human_bytes
+    from chemscale.runtime.run import versions
 
     with connect(spec) as client:
         about = describe(client)
@@ -195,8 +195,8 @@ def _cluster(spec: str) -> Check:
 
 
 def _store(path: str) -> Check:
-    from ..survey.verify import verify
-    from .observe import human_bytes
+    from chemscale.runtime.observe import human_bytes
+    from chemscale.survey.verify import verify
 
     report = verify(path, deep=False)
     text = f"{path}: {report.n_stars:,} stars, {report.n_files:,} files, {human_bytes(report.n_bytes)} checked"

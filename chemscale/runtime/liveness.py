@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClusterError
+from chemscale.errors import ClusterError
 
 if TYPE_CHECKING:
     from distributed import Client

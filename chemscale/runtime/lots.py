@@ -22,9 +22,9 @@ import dask
 import numpy as np
 from dask.delayed import Delayed
 
-from ..errors import ClusterError
-from .cluster import current_client
-from .liveness import AGAIN, Liveness
+from chemscale.errors import ClusterError
+from chemscale.runtime.cluster import current_client
+from chemscale.runtime.liveness import AGAIN, Liveness
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClusterError
-from . import credentials
-from .cluster import ClusterSettings
+from chemscale.errors import ClusterError
+from chemscale.runtime import credentials
+from chemscale.runtime.cluster import ClusterSettings
 
 if TYPE_CHECKING:
     from distributed import Security

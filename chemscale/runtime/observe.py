@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from ..errors import DataError
+from chemscale.errors import DataError
 
 if TYPE_CHECKING:
     from distributed import Client

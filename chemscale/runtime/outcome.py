@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import ChemscaleError
+from chemscale.errors import ChemscaleError
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from .._version import __version__
-from ..display import Shown, number, table
-from ..errors import InputError, StoreError
+from chemscale._version import __version__
+from chemscale.display import Shown, number, table
+from chemscale.errors import InputError, StoreError
 
 MANIFEST = "manifest.json"
 RUN_VERSION = 1

@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from ..errors import ClusterError
-from .lots import group
-from .scaling import provenance
-from .shards import map_shards
+from chemscale.errors import ClusterError
+from chemscale.runtime.lots import group
+from chemscale.runtime.scaling import provenance
+from chemscale.runtime.shards import map_shards
 
 #: Ways to give a scheduler its work: shards whose results stay with the workers, shards with results, a graph (a tree).
 SUBMIT = ("shards", "results", "graph")
@@ -64,7 +64,7 @@ async def _measure(workers: int, tasks: int, submit: str, tls: str) -> dict[str,
     """The scheduler in this process, workers and client in others: its processor time is its own."""
     from distributed import Scheduler
 
-    from . import credentials
+    from chemscale.runtime import credentials
 
     security = credentials.read(tls)
     code = "import sys; from chemscale.runtime import saturation; saturation.child(sys.argv[1:])"
@@ -126,7 +126,7 @@ def child(arguments: list[str]) -> None:
 async def _workers(address: str, tls: str, n: int) -> None:
     from distributed import Worker
 
-    from . import credentials
+    from chemscale.runtime import credentials
 
     security = credentials.read(tls)
     options: dict[str, Any] = {"nthreads": 1, "host": "127.0.0.1", "protocol": "tls://", "memory_limit": 0}
@@ -140,7 +140,7 @@ async def _client(address: str, tls: str, tasks: int, workers: int) -> None:
     """A graph: see :func:`_graph`."""
     from distributed import Client
 
-    from . import credentials
+    from chemscale.runtime import credentials
 
     async with Client(address, asynchronous=True, security=credentials.read(tls)) as client:
         await client.gather(client.map(_nothing, range(workers), pure=False))
@@ -152,7 +152,7 @@ def _shards(address: str, tls: str, tasks: int, workers: int, results: bool) -> 
     """A list of shards, as embedding and inference work through theirs; ingestion fetches their results."""
     from distributed import Client
 
-    from . import credentials
+    from chemscale.runtime import credentials
 
     with Client(address, security=credentials.read(tls)) as client:
         client.gather(client.map(_nothing, range(workers), pure=False))
@@ -190,7 +190,7 @@ def measure(workers: list[int], tasks: int = 5000, report: Callable[[str], None]
     """
     import distributed  # noqa: F401  sets up its loggers, which are then quietened
 
-    from . import credentials
+    from chemscale.runtime import credentials
 
     rows = []
     level = logging.getLogger("distributed").level

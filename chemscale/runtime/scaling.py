@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
-from .observe import worker_peaks
-from .pinning import a_core_each
-from .run import versions, write_json
+from chemscale.errors import InputError
+from chemscale.runtime.observe import worker_peaks
+from chemscale.runtime.pinning import a_core_each
+from chemscale.runtime.run import versions, write_json
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,11 +74,11 @@ def make_store(path: Path, stars: int, client: Client | None, seed: int = 7) -> 
     import dask
     import xarray as xr
 
-    from ..survey.ingest import ingest
-    from ..survey.layout import Layout
-    from ..survey.simulation.generator import Simulation
-    from ..survey.sources.simulated import SimulatedSource
-    from ..survey.store import open_survey, write_survey
+    from chemscale.survey.ingest import ingest
+    from chemscale.survey.layout import Layout
+    from chemscale.survey.simulation.generator import Simulation
+    from chemscale.survey.sources.simulated import SimulatedSource
+    from chemscale.survey.store import open_survey, write_survey
 
     if path.exists():
         return open_survey(path).attrs["store"]
@@ -126,16 +126,16 @@ def _take(base: xr.Dataset, name: str, which: np.ndarray, seed: int) -> np.ndarr
 
 
 def _fit(store: str, client: Client, scratch: Path) -> Any:
-    from ..statistics.embedding import fit_survey
-    from ..survey.store import open_survey
+    from chemscale.statistics.embedding import fit_survey
+    from chemscale.survey.store import open_survey
 
     ds = open_survey(store)
     return fit_survey(ds, n_components=COMPONENTS, tol=0.0, loglike_tol=0.0, max_iter=PASSES, keep_bytes=0)
 
 
 def _embed(store: str, client: Client, scratch: Path) -> Any:
-    from ..statistics.embedding import embed_survey
-    from ..survey.store import open_survey
+    from chemscale.statistics.embedding import embed_survey
+    from chemscale.survey.store import open_survey
 
     return embed_survey(open_survey(store), _model(store, scratch), scratch / "embedding.zarr")
 
@@ -143,9 +143,9 @@ def _embed(store: str, client: Client, scratch: Path) -> Any:
 @lru_cache(maxsize=1)
 def _model(store: str, scratch: Path) -> Any:
     """A PPCA of a few hundred stars: the cost of embedding does not depend on how good it is. Loaded once."""
-    from ..statistics.embedding import fit_survey
-    from ..statistics.ppca import MaskedPPCA
-    from ..survey.store import open_survey
+    from chemscale.statistics.embedding import fit_survey
+    from chemscale.statistics.ppca import MaskedPPCA
+    from chemscale.survey.store import open_survey
 
     file = scratch / "ppca.zarr"
     if not file.exists():
@@ -157,8 +157,8 @@ def _model(store: str, scratch: Path) -> Any:
 
 
 def _infer(store: str, client: Client, scratch: Path) -> Any:
-    from ..survey.store import open_survey
-    from ..vae.inference import infer_survey
+    from chemscale.survey.store import open_survey
+    from chemscale.vae.inference import infer_survey
 
     ds = open_survey(store)
     folder = untrained_vae(ds, scratch / "vae", _model(store, scratch))
@@ -169,8 +169,8 @@ def _infer(store: str, client: Client, scratch: Path) -> Any:
 
 def untrained_vae(ds: Any, folder: Path, ppca: Any) -> Path:
     """The default model with random weights on the survey's grid: the cost of inference does not depend on them."""
-    from ..vae.checkpoint import grid_fingerprint, save_model
-    from ..vae.model import REST, ChemicalVAE, ModelConfig
+    from chemscale.vae.checkpoint import grid_fingerprint, save_model
+    from chemscale.vae.model import REST, ChemicalVAE, ModelConfig
 
     if (folder / "model.json").exists():
         return folder
@@ -199,7 +199,7 @@ def _evaluate(store: str, client: Client, scratch: Path, stars: int = 2_000_000)
     """Rates of 22 clusters against a lazy field of `stars` coordinates made on the workers."""
     import dask.array as da
 
-    from ..rsca.doppelganger import doppelganger_rates
+    from chemscale.rsca.doppelganger import doppelganger_rates
 
     rng = np.random.default_rng(0)
     chunk = 65_536
@@ -252,7 +252,7 @@ def measure(
         number of workers, whether they were pinned, processor time of the workers and of this process (client
         and scheduler); and commit, versions, hardware.
     """
-    from .cluster import connect
+    from chemscale.runtime.cluster import connect
 
     workers, stages = sorted(set(workers)), tuple(stages)
     unknown = set(stages) - set(STAGES)
@@ -314,7 +314,7 @@ def _cpu_seconds(client: Client) -> tuple[float, float]:
 
 def _prepare(store: str, scratch: Path, stages: Iterable[str]) -> None:
     """What the stages need beforehand, outside of the time measured."""
-    from ..survey.store import open_survey
+    from chemscale.survey.store import open_survey
 
     if {"embed", "infer"} & set(stages):
         model = _model(store, scratch)

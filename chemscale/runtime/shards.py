@@ -44,10 +44,10 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import ChemscaleError
-from .liveness import LOST_AFTER, STALL_AFTER, Liveness
-from .observe import Progress, progress_bar
-from .outcome import ShardFailure, ShardReport
+from chemscale.errors import ChemscaleError
+from chemscale.runtime.liveness import LOST_AFTER, STALL_AFTER, Liveness
+from chemscale.runtime.observe import Progress, progress_bar
+from chemscale.runtime.outcome import ShardFailure, ShardReport
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import ChemscaleError
-from ..rsca.uncertainty import bootstrap
-from . import style
-from .elements import abundance_features, species
-from .registry import Study, StudyContext, StudyResult
+from chemscale.errors import ChemscaleError
+from chemscale.rsca.uncertainty import bootstrap
+from chemscale.studies import style
+from chemscale.studies.elements import abundance_features, species
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 METHODS = {"raw": "on raw", "scaled": "on scaled", "rsca": "on transformed"}
 

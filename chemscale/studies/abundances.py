@@ -6,13 +6,13 @@ import warnings
 
 import numpy as np
 
-from ..errors import ChemscaleError
-from ..rsca.doppelganger import Evaluation
-from ..rsca.uncertainty import bootstrap
-from . import style
-from .elements import abundance_features, species
-from .registry import Study, StudyContext, StudyResult
-from .sample import Sample
+from chemscale.errors import ChemscaleError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.uncertainty import bootstrap
+from chemscale.studies import style
+from chemscale.studies.elements import abundance_features, species
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.sample import Sample
 
 
 def greedy(evaluation: Evaluation, train: np.ndarray, max_species: int) -> list[int]:
@@ -44,7 +44,7 @@ def _rate(evaluation: Evaluation, columns: list[int], names: list[str]) -> float
 
 def _maps(evaluation: Evaluation, columns: list[int], train: list[str], rated: list[str]) -> dict[str, np.ndarray]:
     """Linear maps from all columns, using `columns` only, for each rated cluster, trained without it."""
-    from ..rsca.metric import RSCA, FieldMoments
+    from chemscale.rsca.metric import RSCA, FieldMoments
 
     moments, d = evaluation.moments, evaluation.members.shape[1]
     part = FieldMoments(moments.n, moments.mean[columns], moments.covariance[np.ix_(columns, columns)])

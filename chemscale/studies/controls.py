@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..rsca.auto_run import fit_auto
-from ..rsca.doppelganger import Evaluation
-from ..rsca.stars import Stars
-from ..runtime.run import Run
-from . import style
-from .dataset_size import thin
-from .features import correlation
-from .registry import Study, StudyContext, StudyResult
+from chemscale.rsca.auto_run import fit_auto
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.stars import Stars
+from chemscale.runtime.run import Run
+from chemscale.studies import style
+from chemscale.studies.dataset_size import thin
+from chemscale.studies.features import correlation
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 #: Field stars the better metric's control is made on, at most: it searches anew each time.
 _AUTO_FIELD = 12_000

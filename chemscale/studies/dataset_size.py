@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import DataError
-from ..rsca.doppelganger import Evaluation
-from ..rsca.metric import RSCA
-from . import style
-from .registry import Study, StudyContext, StudyResult
+from chemscale.errors import DataError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.metric import RSCA
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 
 def thin(context: StudyContext, max_field: int) -> Evaluation:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..rsca.uncertainty import bootstrap
-from . import style
-from .registry import Study, StudyContext, StudyResult
+from chemscale.rsca.uncertainty import bootstrap
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 
 def steps(n_components: int) -> list[int]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import DataError
-from ..schema import PAPER_ELEMENTS, PAPER_SUBSET
-from .sample import Sample
+from chemscale.errors import DataError
+from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
+from chemscale.studies.sample import Sample
 
 
 def species(sample: Sample, subset: bool = False, min_fraction: float = 0.9) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import rankdata
 
-from . import style
-from .registry import Study, StudyContext, StudyResult
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 _LABELS = ("fe_h", "alpha_m", "c_fe", "teff", "logg", "snr", "radial_velocity", "extinction")
 #: Field stars used for correlations: their error is then below 0.003.

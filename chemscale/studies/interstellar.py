@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..quality.interstellar import interstellar_windows
-from . import style
-from .registry import Study, StudyContext, StudyResult
+from chemscale.quality.interstellar import interstellar_windows
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 Finder = Callable[..., tuple[list[tuple[int, int]], xr.Dataset]]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..rsca.uncertainty import bootstrap
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .restarts import restarts
+from chemscale.rsca.uncertainty import bootstrap
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.restarts import restarts
 
 
 def compute(context: StudyContext) -> StudyResult:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import DataError
-from ..rsca.likeness import calibrate, held_out_pairs, sibling_probability
-from . import style
-from .dataset_size import thin
-from .registry import Study, StudyContext, StudyResult
+from chemscale.errors import DataError
+from chemscale.rsca.likeness import calibrate, held_out_pairs, sibling_probability
+from chemscale.studies import style
+from chemscale.studies.dataset_size import thin
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 _BINS = 12
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
-from ..errors import ChemscaleError
-from ..rsca.doppelganger import Evaluation
-from ..rsca.pairs import Candidates, PairCuts
-from . import style
-from .elements import abundance_features, species
-from .registry import Study, StudyContext, StudyResult
-from .sample import Sample
+from chemscale.errors import ChemscaleError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.pairs import Candidates, PairCuts
+from chemscale.studies import style
+from chemscale.studies.elements import abundance_features, species
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.sample import Sample
 
 #: Distances to field stars kept for a histogram.
 _MAX_PAIRS = 200_000

@@ -27,9 +27,9 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
-from ..display import Shown, table
-from ..errors import ChemscaleError, InputError
-from ..runtime.run import Run, versions
+from chemscale.display import Shown, table
+from chemscale.errors import ChemscaleError, InputError
+from chemscale.runtime.run import Run, versions
 
 #: Modules of this package that define a ``STUDY``, by the study's name, in the order of the papers.
 MODULES = {
@@ -151,14 +151,14 @@ class StudyContext:
     @cached_property
     def sample(self) -> Any:
         """Coordinates, membership and covariates of the run: a :class:`chemscale.studies.sample.Sample`."""
-        from .sample import Sample
+        from chemscale.studies.sample import Sample
 
         return self.shared("sample", lambda: Sample.read(self.run))
 
     @cached_property
     def survey(self) -> Any:
         """The survey Dataset (lazy)."""
-        from ..survey.store import open_survey
+        from chemscale.survey.store import open_survey
 
         return self.shared("survey", lambda: open_survey(self.run.store))
 
@@ -214,7 +214,7 @@ def run_study(
     DataError
         The run lacks what the study needs (no visits, no abundances, too few stars at high extinction, ...).
     """
-    from . import style
+    from chemscale.studies import style
 
     study = get(name)
     given = dict(settings or {})

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..rsca.doppelganger import Evaluation
-from ..rsca.stars import FIT_COMMAND, read_rows, text
-from ..statistics.embedding import open_embedding
-from ..statistics.ppca import MaskedPPCA
-from .registry import StudyContext
+from chemscale.errors import DataError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
+from chemscale.statistics.embedding import open_embedding
+from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.studies.registry import StudyContext
 
 #: Stretches of neighbouring stars the field sample is taken from: few chunks are decoded.
 _STRETCHES = 48

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..rsca.doppelganger import Evaluation
-from ..rsca.stars import Stars, pair_cuts, read_rows, text
-from ..runtime.run import Run
-from ..schema import STAR_VARIABLES, VARIABLES
+from chemscale.errors import DataError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.stars import Stars, pair_cuts, read_rows, text
+from chemscale.runtime.run import Run
+from chemscale.schema import STAR_VARIABLES, VARIABLES
 
 #: Field stars a study reads at most.
 MAX_FIELD = 500_000
@@ -64,7 +64,7 @@ class Sample:
         DataError
             It has no field stars or no members.
         """
-        from ..survey.store import open_survey
+        from chemscale.survey.store import open_survey
 
         stars = Stars.read(run, max_field=max_field)
         ds, rows = stars.embedding, np.concatenate([stars.field_rows, stars.member_rows])

@@ -20,7 +20,7 @@ from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..schema import VARIABLES
+from chemscale.schema import VARIABLES
 
 #: Widths in inches of one and of two columns of ApJ and MNRAS.
 COLUMN, PAGE = 3.4, 7.0

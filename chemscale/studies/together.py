@@ -6,11 +6,11 @@ from itertools import combinations
 
 import numpy as np
 
-from ..errors import ChemscaleError, DataError
-from ..rsca.doppelganger import Evaluation
-from . import style
-from .elements import abundance_features, species
-from .registry import Study, StudyContext, StudyResult
+from chemscale.errors import ChemscaleError, DataError
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.studies import style
+from chemscale.studies.elements import abundance_features, species
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 
 def visit_dates(text: str) -> frozenset[str]:

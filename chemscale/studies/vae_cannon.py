@@ -6,11 +6,11 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from ..errors import DataError
-from ..vae.calibrate import fit_calibration
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, held, spectra
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, held, spectra
+from chemscale.vae.calibrate import fit_calibration
 
 #: Gauss-Newton steps of the label search.
 STEPS = 30

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..runtime.run import Run
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, Z_NAMES, correlations, held
+from chemscale.runtime.run import Run
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, Z_NAMES, correlations, held
 
 
 def compute(context: StudyContext) -> StudyResult:

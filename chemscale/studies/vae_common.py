@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import DataError
-from ..schema import flag_mask
-from ..vae import pipeline
-from ..vae.checkpoint import load_model, read_record
-from ..vae.data import clean, star_blocks, values_here
-from ..vae.evaluate import LABELS, label_columns, pearson
-from ..vae.model import ChemicalVAE, ModelConfig
-from ..vae.objective import TrainConfig
-from ..vae.prepare import build, look_at, training_data
-from ..vae.regions import RegionSet
-from ..vae.training import Trainer
-from . import style
-from .registry import StudyContext
+from chemscale.errors import DataError
+from chemscale.schema import flag_mask
+from chemscale.studies import style
+from chemscale.studies.registry import StudyContext
+from chemscale.vae import pipeline
+from chemscale.vae.checkpoint import load_model, read_record
+from chemscale.vae.data import clean, star_blocks, values_here
+from chemscale.vae.evaluate import LABELS, label_columns, pearson
+from chemscale.vae.model import ChemicalVAE, ModelConfig
+from chemscale.vae.objective import TrainConfig
+from chemscale.vae.prepare import build, look_at, training_data
+from chemscale.vae.regions import RegionSet
+from chemscale.vae.training import Trainer
 
 #: Labels latents are compared with, in the order of the paper's Table 1, and how axes name them.
 SYMBOLS = {

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..vae import pipeline
-from ..vae.anomalies import SCORES
-from ..vae.checkpoint import load_model
-from ..vae.corrupt import separation
-from ..vae.data import clean, star_blocks, values_here
-from . import style
-from .registry import Study, StudyContext, StudyResult
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.vae import pipeline
+from chemscale.vae.anomalies import SCORES
+from chemscale.vae.checkpoint import load_model
+from chemscale.vae.corrupt import separation
+from chemscale.vae.data import clean, star_blocks, values_here
 
 
 def _sample(context: StudyContext, wanted: np.ndarray, most: int, floor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..vae.evaluate import CLASSES, LABELS, class_truth, precision_recall
-from ..vae.flags import apply
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, held
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, held
+from chemscale.vae.evaluate import CLASSES, LABELS, class_truth, precision_recall
+from chemscale.vae.flags import apply
 
 #: Class -> (x, y) of its panel.
 PANELS = {"cemp": ("fe_h", "c_fe"), "alpha_poor": ("fe_h", "alpha_fe")}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import DataError
-from ..vae.evaluate import LABELS, label_columns, pearson
-from ..vae.inference import infer_arrays
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, Z_NAMES, held, retrain, spectra, subset
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, Z_NAMES, held, retrain, spectra, subset
+from chemscale.vae.evaluate import LABELS, label_columns, pearson
+from chemscale.vae.inference import infer_arrays
 
 
 def compute(context: StudyContext) -> StudyResult:

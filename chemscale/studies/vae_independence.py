@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..vae.evaluate import boosted_r2, pearson
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, held
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, held
+from chemscale.vae.evaluate import boosted_r2, pearson
 
 
 def compute(context: StudyContext) -> StudyResult:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..vae import pipeline
-from ..vae.evaluate import LABELS, label_columns, pearson
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, Z_NAMES, contours
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, Z_NAMES, contours
+from chemscale.vae import pipeline
+from chemscale.vae.evaluate import LABELS, label_columns, pearson
 
 
 def compute(context: StudyContext) -> StudyResult:

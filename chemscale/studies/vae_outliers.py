@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..vae.data import identifiers
-from ..vae.evaluate import pearson
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, Z_NAMES, contours
-from .vae_worst import all_latents, worst
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, Z_NAMES, contours
+from chemscale.studies.vae_worst import all_latents, worst
+from chemscale.vae.data import identifiers
+from chemscale.vae.evaluate import pearson
 
 
 def compute(context: StudyContext) -> StudyResult:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from ..vae.calibrate import fit_calibration
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import SYMBOLS, held
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import SYMBOLS, held
+from chemscale.vae.calibrate import fit_calibration
 
 
 def compute(context: StudyContext) -> StudyResult:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DataError
-from ..vae.data import identifiers
-from ..vae.evaluate import CLASSES, class_truth
-from ..vae.truth import read_truth
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import Held, held, model_of, spectra
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import Held, held, model_of, spectra
+from chemscale.vae.data import identifiers
+from chemscale.vae.evaluate import CLASSES, class_truth
+from chemscale.vae.truth import read_truth
 
 #: What is shown, from the top; the last is the star nearest to solar composition.
 TITLES = {"alpha_poor": "alpha-poor, metal-poor", "cemp": "carbon-enhanced, metal-poor", "solar": "solar-like"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from ..errors import DataError, InputError
-from ..vae.data import identifiers
-from ..vae.inference import infer_arrays
-from ..vae.truth import noise_free_l2, read_truth
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import retrain, spectra
+from chemscale.errors import DataError, InputError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import retrain, spectra
+from chemscale.vae.data import identifiers
+from chemscale.vae.inference import infer_arrays
+from chemscale.vae.truth import noise_free_l2, read_truth
 
 
 def noisy(ds: xr.Dataset, clean: np.ndarray, snr: float, seed: int) -> xr.Dataset:

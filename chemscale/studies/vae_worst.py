@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..errors import DataError
-from ..vae import pipeline
-from ..vae.data import identifiers
-from ..vae.evaluate import label_columns
-from . import style
-from .registry import Study, StudyContext, StudyResult
-from .vae_common import Held, model_of, spectra
+from chemscale.errors import DataError
+from chemscale.studies import style
+from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import Held, model_of, spectra
+from chemscale.vae import pipeline
+from chemscale.vae.data import identifiers
+from chemscale.vae.evaluate import label_columns
 
 
 def worst(found: Held, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..quality.interstellar import velocity_windows
-from .interstellar import SELECTION, residual_figure
-from .registry import Study, StudyContext, StudyResult
+from chemscale.quality.interstellar import velocity_windows
+from chemscale.studies.interstellar import SELECTION, residual_figure
+from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 
 def compute(context: StudyContext) -> StudyResult:

@@ -1,3 +1,3 @@
 """Surveys: sources, stores, and what turns one into the other."""
 
-from . import accessor as accessor  # registers `survey.chemscale`
+from chemscale.survey import accessor as accessor  # registers `survey.chemscale`

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..display import Shown
-from ..schema import STAR_VARIABLES, flag_mask
-from . import conversions
+from chemscale.display import Shown
+from chemscale.schema import STAR_VARIABLES, flag_mask
+from chemscale.survey import conversions
 
 #: Clusters are counted for the summary of a survey of at most so many stars: one column is read for it.
 COUNTED = 2_000_000

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import InputError, MissingExtra
-from ..schema import STAR_VARIABLES, VARIABLES, Flag, validate, variable_attrs
-from ..suggest import close_names
-from .resample import Rebinner
+from chemscale.errors import InputError, MissingExtra
+from chemscale.schema import STAR_VARIABLES, VARIABLES, Flag, validate, variable_attrs
+from chemscale.suggest import close_names
+from chemscale.survey.resample import Rebinner
 
 #: Spectra converted in one call at most: a collection lies in memory, 17 bytes a pixel.
 MAX_SPECTRA = 20_000
@@ -222,7 +222,7 @@ def from_spectra(
     SchemaError
         Duplicate identifiers and other breaches of the contract.
     """
-    from ..quality.pixels import censor
+    from chemscale.quality.pixels import censor
 
     parts = [_arrays(s, k) for k, s in enumerate(_singles(spectra))]
     if not parts:

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from ..errors import DataError, InputError
+from chemscale.errors import DataError, InputError
 
 #: Fewest held-out stars a false-alarm rate of p needs: this many over p.
 TAIL_STARS = 5

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import beta
 
-from ..errors import InputError
+from chemscale.errors import InputError
 
 #: Labelled stars a coefficient needs.
 STARS_A_TERM = 10

@@ -20,9 +20,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from ..errors import InputError, StoreError
-from ..runtime.run import write_json
-from .model import ChemicalVAE, ModelConfig
+from chemscale.errors import InputError, StoreError
+from chemscale.runtime.run import write_json
+from chemscale.vae.model import ChemicalVAE, ModelConfig
 
 FORMAT = "chemscale-vae"
 VERSION = 1

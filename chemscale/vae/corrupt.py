@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .anomalies import SCORES, calibrate, score
-from .inference import infer_arrays
-from .model import ChemicalVAE
+from chemscale.vae.anomalies import SCORES, calibrate, score
+from chemscale.vae.inference import infer_arrays
+from chemscale.vae.model import ChemicalVAE
 
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -114,7 +114,7 @@ def separation(
 def _as_dataset(model: ChemicalVAE, found: dict[str, np.ndarray]):
     import xarray as xr
 
-    from .product import parts_of
+    from chemscale.vae.product import parts_of
 
     return xr.Dataset(
         {

@@ -20,9 +20,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..errors import DataError, InputError
-from ..schema import flag_mask
-from .model import ChemicalVAE
+from chemscale.errors import DataError, InputError
+from chemscale.schema import flag_mask
+from chemscale.vae.model import ChemicalVAE
 
 #: Relative error of Teff and log g where the survey gives none (the paper's 2 per cent).
 LABEL_ERROR = 0.02

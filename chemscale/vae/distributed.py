@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ClusterError, InputError
-from .objective import Parallel
+from chemscale.errors import ClusterError, InputError
+from chemscale.vae.objective import Parallel
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..statistics.compiled import scratch
-from .compiled import judge, whiten
-from .encoders import PPCAEncoder
-from .model import ChemicalVAE
-from .scores import WINDOW, WINDOW_LEAST, latent_norm
+from chemscale.statistics.compiled import scratch
+from chemscale.vae.compiled import judge, whiten
+from chemscale.vae.encoders import PPCAEncoder
+from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.scores import WINDOW, WINDOW_LEAST, latent_norm
 
 #: Stars at a time: a block's arrays together stay near the size of a core's share of the cache.
 BATCH = 256

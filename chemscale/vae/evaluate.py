@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import DataError
-from .calibrate import DEGREES, fit_calibration
-from .flags import apply
+from chemscale.errors import DataError
+from chemscale.vae.calibrate import DEGREES, fit_calibration
+from chemscale.vae.flags import apply
 
 #: Latent -> (survey variable, name in the results).
 LABELS = {"metal": ("fe_h", "fe_h"), "alpha": ("alpha_m", "alpha_fe"), "carbon": ("c_fe", "c_fe")}

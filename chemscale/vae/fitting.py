@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from ..errors import InputError, ResumeError
-from ..runtime.run import Run, jsonable, write_json
-from .checkpoint import load_model, read_record, save_model
-from .distributed import run_on_workers, run_processes
-from .model import ModelConfig
-from .objective import Parallel, TrainConfig
-from .prepare import build, choose_regions, look_at, training_data
-from .presets import recipe
-from .regions import RegionSet
-from .training import Trainer
+from chemscale.errors import InputError, ResumeError
+from chemscale.runtime.run import Run, jsonable, write_json
+from chemscale.vae.checkpoint import load_model, read_record, save_model
+from chemscale.vae.distributed import run_on_workers, run_processes
+from chemscale.vae.model import ModelConfig
+from chemscale.vae.objective import Parallel, TrainConfig
+from chemscale.vae.prepare import build, choose_regions, look_at, training_data
+from chemscale.vae.presets import recipe
+from chemscale.vae.regions import RegionSet
+from chemscale.vae.training import Trainer
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,7 +36,7 @@ def open_source(store: str | xr.Dataset) -> tuple[xr.Dataset, str | None]:
     """The survey and, where it is a store, its path."""
     if isinstance(store, xr.Dataset):
         return store, None
-    from ..survey.store import open_survey
+    from chemscale.survey.store import open_survey
 
     return open_survey(store), str(store)
 

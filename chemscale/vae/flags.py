@@ -19,11 +19,11 @@ import numpy as np
 import xarray as xr
 from scipy.special import ndtr
 
-from ..errors import InputError
-from . import membership
-from .anomalies import write_columns
-from .calibrate import Calibration, as_mapping, fit_calibration, largest_set
-from .data import identifiers
+from chemscale.errors import InputError
+from chemscale.vae import membership
+from chemscale.vae.anomalies import write_columns
+from chemscale.vae.calibrate import Calibration, as_mapping, fit_calibration, largest_set
+from chemscale.vae.data import identifiers
 
 #: Cuts of the paper's two classes. `dex`: the definition, used where latents are calibrated, with
 #: the `purity` wanted (the paper's precisions); `sigma`: position relative to the population's

@@ -24,18 +24,18 @@ import xarray as xr
 import zarr
 from dask.system import CPU_COUNT
 
-from ..errors import DataError, InputError
-from ..runtime.lots import readers
-from ..runtime.run import write_json
-from ..runtime.shards import map_shards, per_worker
-from ..schema import flag_mask
-from .checkpoint import grid_fingerprint, load_model
-from .data import clean, values_here
-from .engine import Engine
-from .model import ChemicalVAE
-from .product import LAYOUT, begin, book_of, outputs
-from .scores import scores_in_batches
-from .training import choose_device
+from chemscale.errors import DataError, InputError
+from chemscale.runtime.lots import readers
+from chemscale.runtime.run import write_json
+from chemscale.runtime.shards import map_shards, per_worker
+from chemscale.schema import flag_mask
+from chemscale.vae.checkpoint import grid_fingerprint, load_model
+from chemscale.vae.data import clean, values_here
+from chemscale.vae.engine import Engine
+from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.product import LAYOUT, begin, book_of, outputs
+from chemscale.vae.scores import scores_in_batches
+from chemscale.vae.training import choose_device
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -166,7 +166,7 @@ def infer_shard(shard: Shard) -> None:
 
     from distributed import get_worker
 
-    from ..survey.store import open_survey
+    from chemscale.survey.store import open_survey
 
     def start() -> Runner:
         model, _ = load_model(Path(shard.model), device=choose_device(shard.device))

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
-from .encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
-from .regions import REST
+from chemscale.errors import InputError
+from chemscale.vae.encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
+from chemscale.vae.regions import REST
 
 
 @dataclass(frozen=True)

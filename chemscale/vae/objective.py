@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from . import losses
-from .data import Batch
-from .model import ChemicalVAE, Posterior
-from .regions import REST
+from chemscale.errors import InputError
+from chemscale.vae import losses
+from chemscale.vae.data import Batch
+from chemscale.vae.model import ChemicalVAE, Posterior
+from chemscale.vae.regions import REST
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..errors import InputError
-from ..runtime.run import Run
-from . import anomalies as anomaly
-from . import evaluate as evaluation
-from . import flags as flagging
-from .checkpoint import load_model, read_record
-from .data import identifiers
-from .fitting import FOLDER, fit, open_source, run_of, train
-from .inference import infer_survey
-from .product import PRODUCT, open_latents
-from .training import choose_device
-from .truth import noise_free_l2, read_truth
+from chemscale.errors import InputError
+from chemscale.runtime.run import Run
+from chemscale.vae import anomalies as anomaly
+from chemscale.vae import evaluate as evaluation
+from chemscale.vae import flags as flagging
+from chemscale.vae.checkpoint import load_model, read_record
+from chemscale.vae.data import identifiers
+from chemscale.vae.fitting import FOLDER, fit, open_source, run_of, train
+from chemscale.vae.inference import infer_survey
+from chemscale.vae.product import PRODUCT, open_latents
+from chemscale.vae.training import choose_device
+from chemscale.vae.truth import noise_free_l2, read_truth
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -70,7 +70,7 @@ def infer(
 
 def latents(run: Run | str | Path, product: str = PRODUCT) -> tuple[xr.Dataset, dict[str, Any], np.ndarray]:
     """Finished latents of a run, the model's record, and which stars were held out."""
-    from .data import held_out
+    from chemscale.vae.data import held_out
 
     where = run_of(run)
     where.need(product, f"chemscale vae infer STORE --run {where.path}")
@@ -116,7 +116,7 @@ def anomalies(
 
 def _windows(where: Run, record: Mapping[str, Any]) -> np.ndarray | None:
     """Central wavelengths of the windows of the local score, from the run's survey."""
-    from .scores import WINDOW
+    from chemscale.vae.scores import WINDOW
 
     try:
         ds, _ = open_source(where.store)
@@ -193,7 +193,7 @@ def _signs(network: Any, ds: xr.Dataset) -> dict[str, int]:
     """Sign of each latent by the decoders' response: -1 where more of the latent makes lines shallower."""
     import torch
 
-    from .model import Posterior
+    from chemscale.vae.model import Posterior
 
     rows = slice(0, min(4096, ds.sizes["star"]))
     mean = np.asarray(ds["mean"][rows].values)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..errors import DataError, InputError
-from ..statistics.ppca import MaskedPPCA
-from .checkpoint import grid_fingerprint
-from .data import (
+from chemscale.errors import DataError, InputError
+from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.vae.checkpoint import grid_fingerprint
+from chemscale.vae.data import (
     MIN_STARS,
     Batch,
     BatchSource,
@@ -28,10 +28,10 @@ from .data import (
     standard_labels,
     star_blocks,
 )
-from .model import ChemicalVAE, ModelConfig
-from .objective import Parallel, TrainConfig
-from .regions import REST, RegionSet, load_regions, regions_for
-from .training import groups_needed
+from chemscale.vae.model import ChemicalVAE, ModelConfig
+from chemscale.vae.objective import Parallel, TrainConfig
+from chemscale.vae.regions import REST, RegionSet, load_regions, regions_for
+from chemscale.vae.training import groups_needed
 
 logger = logging.getLogger(__name__)
 #: Stars the PPCA front end is fitted to, at most: it has P x K parameters and needs no more.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..errors import InputError
-from .model import PAPER_GROUPS, ModelConfig
-from .objective import TrainConfig
+from chemscale.errors import InputError
+from chemscale.vae.model import PAPER_GROUPS, ModelConfig
+from chemscale.vae.objective import TrainConfig
 
 #: Section 4 and appendix B of the paper.
 PAPER_MODEL = ModelConfig(

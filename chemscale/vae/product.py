@@ -11,11 +11,11 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from ..errors import DataError, ResumeError
-from ..runtime.run import fingerprint, write_json
-from .anomalies import text_type
-from .model import ChemicalVAE
-from .scores import WINDOW
+from chemscale.errors import DataError, ResumeError
+from chemscale.runtime.run import fingerprint, write_json
+from chemscale.vae.anomalies import text_type
+from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.scores import WINDOW
 
 PRODUCT = "latents.zarr"
 #: Raised when variables are added: a product of another layout is computed anew, not carried on.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from chemscale.errors import InputError
 
 #: Name of the group that takes the pixels no other group claims.
 REST = "rest"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .model import ChemicalVAE
+from chemscale.vae.model import ChemicalVAE
 
 GPU_BATCH = 8192
 #: Pixels in a window of the local score.

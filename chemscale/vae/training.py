@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, InputError, ResumeError
-from ..runtime.run import fingerprint, write_json
-from . import losses
-from .checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
-from .data import Batch, BatchSource
-from .encoders import PPCAEncoder
-from .model import ChemicalVAE
-from .objective import Parallel, TrainConfig, decode_groups, objective
-from .regions import REST
+from chemscale.errors import DataError, InputError, ResumeError
+from chemscale.runtime.run import fingerprint, write_json
+from chemscale.vae import losses
+from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
+from chemscale.vae.data import Batch, BatchSource
+from chemscale.vae.encoders import PPCAEncoder
+from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.objective import Parallel, TrainConfig, decode_groups, objective
+from chemscale.vae.regions import REST
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"

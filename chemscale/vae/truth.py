@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..errors import InputError
-from .model import ChemicalVAE
+from chemscale.errors import InputError
+from chemscale.vae.model import ChemicalVAE
 
 #: Names a file of noise-free spectra may use.
 NAMES = ("flux_true", "flux_clean", "flux_noise_free", "truth", "flux")

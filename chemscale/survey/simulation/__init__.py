@@ -26,9 +26,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .generator import Block, Simulation, simulate_block
-    from .release import write_release
-    from .truth import clean_spectra, read_truth, write_truth
+    from chemscale.survey.simulation.generator import Block, Simulation, simulate_block
+    from chemscale.survey.simulation.release import write_release
+    from chemscale.survey.simulation.truth import clean_spectra, read_truth, write_truth
 
 __all__ = ["Block", "Simulation", "clean_spectra", "read_truth", "simulate_block", "write_release", "write_truth"]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .atomic import elements
+from chemscale.survey.simulation.atomic import elements
 
 #: Elements that give electrons below 7000 K.
 _DONORS = ("H", "C", "Na", "Mg", "Al", "Si", "K", "Ca", "Fe", "Ni")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import air_to_vacuum, rows
+from chemscale.survey.simulation.atomic import air_to_vacuum, rows
 
 #: wavelength (vacuum Angstrom), energy of the lower level (1/cm), strength
 _Lines = tuple[np.ndarray, np.ndarray, np.ndarray]

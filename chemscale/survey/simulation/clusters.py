@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...schema import APOGEE_ELEMENTS
-from .population import (
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.simulation.population import (
     BLOCK,
     RANGES,
     Stars,

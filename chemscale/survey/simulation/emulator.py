@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from chemscale.errors import InputError
 
 _REQUIRED = ("wave", "mean", "basis", "deg", "poly_w", "train_x", "lengthscale", "kern_alpha", "label_names")
 _HBAND = ("teff", "logg", "fe_h", "c_fe", "n_fe", "o_fe", "mg_fe", "al_fe", "si_fe", "ca_fe", "ni_fe")

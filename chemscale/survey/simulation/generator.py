@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
-from ...schema import APOGEE_ELEMENTS
-from .clusters import cluster_sizes, concatenate, draw_field, draw_members, take
-from .emulator import Emulator
-from .instrument import Instrument, Observed
-from .labels import observed_labels
-from .lines import Grid, LineSpectra, grid
-from .population import BLOCK, MEMBER_BLOCK, POPULATIONS, RANGES, Stars, stream
+from chemscale.errors import InputError
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.simulation.clusters import cluster_sizes, concatenate, draw_field, draw_members, take
+from chemscale.survey.simulation.emulator import Emulator
+from chemscale.survey.simulation.instrument import Instrument, Observed
+from chemscale.survey.simulation.labels import observed_labels
+from chemscale.survey.simulation.lines import Grid, LineSpectra, grid
+from chemscale.survey.simulation.population import BLOCK, MEMBER_BLOCK, POPULATIONS, RANGES, Stars, stream
 
 #: [X/Fe] labels of the emulators, by name.
 _RELATIVE = {

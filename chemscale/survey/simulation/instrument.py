@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import InputError
-from ...schema import Flag
-from .atomic import LIGHT_KM_S, rows, vacuum_to_air
-from .lines import Grid
-from .population import Stars
+from chemscale.errors import InputError
+from chemscale.schema import Flag
+from chemscale.survey.simulation.atomic import LIGHT_KM_S, rows, vacuum_to_air
+from chemscale.survey.simulation.lines import Grid
+from chemscale.survey.simulation.population import Stars
 
 LEVELS = ("none", "noise", "full")
 #: First and last + 1 pixel of the three detector chips on the apStar grid.

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...schema import APOGEE_ELEMENTS
-from .atmosphere import microturbulence
-from .population import Stars, chemistry
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.simulation.atmosphere import microturbulence
+from chemscale.survey.simulation.population import Stars, chemistry
 
 #: Star-level bit of a spectrum the pipeline could not fit.
 STAR_BAD = 1 << 23

@@ -25,9 +25,16 @@ from functools import cache
 import numpy as np
 from scipy.special import voigt_profile, wofz
 
-from . import atmosphere
-from .atomic import LIGHT_KM_S, AtomicLines, atomic_lines, hydrogen_lines, unresolved_lines, vacuum_to_air
-from .bands import band_lines
+from chemscale.survey.simulation import atmosphere
+from chemscale.survey.simulation.atomic import (
+    LIGHT_KM_S,
+    AtomicLines,
+    atomic_lines,
+    hydrogen_lines,
+    unresolved_lines,
+    vacuum_to_air,
+)
+from chemscale.survey.simulation.bands import band_lines
 
 #: Temperature of the layer where each kind of line forms, in units of the effective temperature. The H band is
 #: seen through the minimum of the H- opacity, from deeper, hotter layers than the optical.

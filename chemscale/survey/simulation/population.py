@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ...schema import APOGEE_ELEMENTS
-from .atomic import rows
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.simulation.atomic import rows
 
 POPULATIONS = ("disc", "uniform", "metal-poor", "carbon-rich")
 #: Stars that share a plate, and so a random stream.

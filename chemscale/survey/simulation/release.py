@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError, StoreError
-from ...schema import APOGEE_ELEMENTS
-from . import fits_bytes as fits
-from .generator import Block, Simulation, simulate_parts
-from .population import BLOCK, Stars, stream
-from .truth import COLUMNS
+from chemscale.errors import InputError, StoreError
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.simulation import fits_bytes as fits
+from chemscale.survey.simulation.generator import Block, Simulation, simulate_parts
+from chemscale.survey.simulation.population import BLOCK, Stars, stream
+from chemscale.survey.simulation.truth import COLUMNS
 
 APRED = "r12"
 SENTINEL = -9999.99
@@ -129,7 +129,7 @@ def write_release(
 
 
 def _run(work: Callable[[Any], Any], tasks: list[Any], processes: int, n: int, progress: bool | None) -> list[Any]:
-    from ...runtime.observe import progress_bar
+    from chemscale.runtime.observe import progress_bar
 
     results = []
     with progress_bar(n, "writing spectra", unit="stars", show=progress) as bar:

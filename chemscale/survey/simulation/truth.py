@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...errors import InputError, StoreError
-from ...schema import APOGEE_ELEMENTS
-from .generator import Simulation
+from chemscale.errors import InputError, StoreError
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.simulation.generator import Simulation
 
 #: Truth variables with one number a star.
 COLUMNS = ("teff", "logg", "fe_h", "alpha_fe", "mass", "velocity", "extinction", "ism_velocity", "barycentric", "snr")

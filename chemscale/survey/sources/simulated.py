@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
-from ...schema import APOGEE_ELEMENTS
-from ..simulation.clusters import draw_field
-from ..simulation.generator import Simulation, simulate_parts
-from ..simulation.population import BLOCK
-from .base import Item, Rejection, StarBlock, SurveyPlan
+from chemscale.errors import InputError
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.survey.simulation.clusters import draw_field
+from chemscale.survey.simulation.generator import Simulation, simulate_parts
+from chemscale.survey.simulation.population import BLOCK
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 
 #: Per-star variables a simulated survey has.
 LABELS = (
