@@ -46,7 +46,7 @@ def read_only(paths: list[str]) -> int:
 
 def parse_files(paths: list[str]) -> int:
     """Flux, error and label row of every file with chemscale's reader."""
-    from chemscale.survey.sources.fits import read_bytes, scan
+    from chemscale.survey.sources.formats.fits import read_bytes, scan
 
     values = 0
     for path in paths:
@@ -57,7 +57,7 @@ def parse_files(paths: list[str]) -> int:
 
 def parse_ahead(paths: list[str]) -> int:
     """As :func:`parse_files`, with the next two blocks of files on their way from the disk."""
-    from chemscale.survey.reading import READ_STARS, will_read
+    from chemscale.survey.ingest.reading import READ_STARS, will_read
 
     values = 0
     will_read(paths[:READ_STARS])
@@ -70,7 +70,7 @@ def parse_ahead(paths: list[str]) -> int:
 def read_source(items: list[Any]) -> int:
     """Read and parse with the source: arrays and labels of every star, in the blocks ingestion asks for."""
     from chemscale.schema import APOGEE_ELEMENTS
-    from chemscale.survey.reading import READ_STARS
+    from chemscale.survey.ingest.reading import READ_STARS
     from chemscale.survey.sources.apogee import ApogeeSource, wavelength_grid
 
     source, grid, n = ApogeeSource("."), wavelength_grid(), 0
@@ -190,8 +190,8 @@ def main() -> None:
     from chemscale import ingest
     from chemscale.runtime.cluster import connect
     from chemscale.runtime.observe import worker_peaks
-    from chemscale.survey.layout import choose_layout
     from chemscale.survey.sources.apogee import ApogeeSource
+    from chemscale.survey.store.layout import choose_layout
 
     items = ApogeeSource(args.release).plan().items
     paths = [i.path for i in items]
@@ -200,7 +200,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="chemscale-bench-", dir=Path(args.release).parent))
     result: dict[str, Any] = {"files": len(paths), "workers": args.workers, "threads": args.threads, "shards": pieces}
     result["page_cache"] = "cold" if args.cold else "warm"
-    result["chosen_reader"] = "arrays: chemscale.survey.sources.fits (read_bytes and scan)"
+    result["chosen_reader"] = "arrays: chemscale.survey.sources.formats.fits (read_bytes and scan)"
     result["bytes"] = sum(Path(p).stat().st_size for p in paths)
     result["load_average"] = os.getloadavg()[0]
     result["machine"] = {"python": platform.python_version(), "platform": platform.platform()}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blind import command
 
-from chemscale.survey.simulation.atomic import rows
+from chemscale.simulation.atomic import rows
 
 
 def main() -> None:

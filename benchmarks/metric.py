@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def survey(seed: int, emulator: str | None, work: Path) -> str:
     """A simulated store, kept between calls."""
-    from chemscale.survey.ingest import ingest
+    from chemscale.survey.ingest.ingestion import ingest
     from chemscale.survey.sources.simulated import SimulatedSource
 
     path = work / f"s{seed}.zarr"

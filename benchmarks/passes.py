@@ -71,7 +71,7 @@ def spectra(start: int, stop: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 def build(path: str, stars: int) -> None:
     """Write the survey."""
-    from chemscale.survey.store import write_survey
+    from chemscale.survey.store.open import write_survey
 
     rows = tuple(min(BLOCK, stars - s) for s in range(0, stars, BLOCK))
     starts = np.concatenate([[0], np.cumsum(rows)])
@@ -143,7 +143,7 @@ def largest_angle(a: np.ndarray, b: np.ndarray) -> float:
 def measure(args: argparse.Namespace) -> dict:
     """Bare pass, fit, embedding; with the exact solution if asked for."""
     import chemscale
-    from chemscale.statistics.embedding import embed_survey, fit_survey
+    from chemscale.embedding.fit import embed_survey, fit_survey
 
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or cores + 1

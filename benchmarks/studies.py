@@ -108,12 +108,12 @@ def survey(pixels: int) -> xr.Dataset:
 
 def build(store: str, run_path: str, pixels: int) -> None:
     """Write the survey; fit its basis on part of the stars, embed all."""
+    from chemscale.embedding.fit import embed_survey, fit_survey
     from chemscale.rsca.metric import RSCA
     from chemscale.rsca.pipeline import metric_dataset
     from chemscale.rsca.stars import Stars
     from chemscale.runtime.run import Run
-    from chemscale.statistics.embedding import embed_survey, fit_survey
-    from chemscale.survey.store import open_survey, write_survey
+    from chemscale.survey.store.open import open_survey, write_survey
 
     start = time.perf_counter()
     if not Path(store).exists():

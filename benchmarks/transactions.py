@@ -23,10 +23,10 @@ import zarr
 
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES
-from chemscale.survey.layout import PIXEL_VARIABLES, Layout, array_spec
-from chemscale.survey.shards import Header, empty_columns
-from chemscale.survey.store import create_store, finalise_store, open_survey
-from chemscale.survey.writing import write_shard
+from chemscale.survey.ingest.writing import write_shard
+from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout, array_spec
+from chemscale.survey.store.manifest import Header, empty_columns
+from chemscale.survey.store.open import create_store, finalise_store, open_survey
 
 
 def blocks(stars: int, pixels: int, size: int) -> list[dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vae"))
 from vae_catalogue import CATALOGUES, draw_labels, emulate
 
 from chemscale.studies import style
-from chemscale.survey.store import open_survey
+from chemscale.survey.store.open import open_survey
 from chemscale.vae import flags, pipeline
 from chemscale.vae.evaluate import CLASSES, class_truth, label_columns
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from chemscale import MaskedPPCA
-from chemscale.survey.store import open_survey
+from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.data import clean, held_out
 from chemscale.vae.evaluate import pearson

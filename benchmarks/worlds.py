@@ -1,6 +1,6 @@
 """Surveys of many kinds as NPZ files, to learn whether a metric holds where it was not developed.
 
-The generator shares nothing with :mod:`chemscale.survey.simulation` but the emulator file: populations, chemistry,
+The generator shares nothing with :mod:`chemscale.simulation` but the emulator file: populations, chemistry,
 clusters, instrument, sky and label errors are its own, and each world has another mixture of them. The files carry the
 contract's names, so ``chemscale ingest table FILE.npz`` reads them.
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from chemscale._version import __version__
 
 if TYPE_CHECKING:
+    from chemscale.embedding.fit import open_embedding
     from chemscale.rsca.doppelganger import doppelganger_rates
     from chemscale.rsca.metric import RSCA
     from chemscale.rsca.siblings import siblings
     from chemscale.runtime.run import Run
     from chemscale.schema import Flag, validate
-    from chemscale.statistics.embedding import open_embedding
     from chemscale.statistics.ppca import MaskedPPCA
     from chemscale.survey.conversions import from_spectra
-    from chemscale.survey.ingest import ingest
-    from chemscale.survey.store import open_survey, write_survey
+    from chemscale.survey.ingest.ingestion import ingest
+    from chemscale.survey.store.open import open_survey, write_survey
 
 _LAZY = {
     "Flag": "schema",
@@ -29,12 +29,12 @@ _LAZY = {
     "Run": "runtime.run",
     "doppelganger_rates": "rsca.doppelganger",
     "from_spectra": "survey.conversions",
-    "ingest": "survey.ingest",
-    "open_embedding": "statistics.embedding",
-    "open_survey": "survey.store",
+    "ingest": "survey.ingest.ingestion",
+    "open_embedding": "embedding.fit",
+    "open_survey": "survey.store.open",
     "siblings": "rsca.siblings",
     "validate": "schema",
-    "write_survey": "survey.store",
+    "write_survey": "survey.store.open",
 }
 
 __all__ = [
@@ -57,7 +57,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'chemscale' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from chemscale.quality.pixels import censor
 from chemscale.schema import VARIABLES, Flag, variable_attrs
+from chemscale.survey.ingest.censoring import censor
 
 
 def make_survey(

@@ -201,14 +201,14 @@ def _run(
     as_json: AsJson = False,
 ) -> None:
     from chemscale.errors import InputError
-    from chemscale.survey.ingest import ingest
-    from chemscale.survey.planning import plan_ingest
+    from chemscale.survey.ingest.ingestion import ingest
+    from chemscale.survey.ingest.planning import plan_ingest
 
     if (append or replace) and (overwrite or partition):
         raise InputError("--append goes with neither --overwrite nor --partition", "leave one of them out")
     limit = max_error if max_error > 0 else None
     if plan_only:
-        from chemscale.survey.estimate import estimate
+        from chemscale.survey.ingest.estimate import estimate
 
         planned = plan_ingest(source, max_error=limit)
         show_plan(estimate(planned, workers=n_workers(workers, len(planned.items))), as_json)
@@ -218,7 +218,7 @@ def _run(
         workers = n_workers(None, len(job.items))
     with client_for(workers, cluster, threads=SHARDS_IN_HAND) as client:
         if append or replace:
-            from chemscale.survey.append import append as add
+            from chemscale.survey.ingest.append import append as add
 
             summary = add(
                 source,

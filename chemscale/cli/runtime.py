@@ -228,8 +228,8 @@ def scaling(
     """
     import tempfile
 
+    from chemscale.bench import scaling as bench
     from chemscale.cli import console, echo_json
-    from chemscale.runtime import scaling as bench
 
     if tiny:
         stars, stages, mode = 1024, "embed,evaluate", "strong"
@@ -266,9 +266,9 @@ def saturation(
 
     Example: chemscale bench scheduler --workers 10,100,300,1000
     """
+    from chemscale.bench import saturation as bench
+    from chemscale.bench import scaling as common
     from chemscale.cli import console, echo_json
-    from chemscale.runtime import saturation as bench
-    from chemscale.runtime import scaling as common
 
     results = bench.measure(_numbers(workers), tasks, report=console.print)
     results["graphs"] = {f"{n:.0e}": bench.graph_tasks(int(n)) for n in (1e6, 1e7, 1e8)}
@@ -292,7 +292,7 @@ def doctor(
     from rich.markup import escape
 
     from chemscale.cli import echo_json
-    from chemscale.runtime.doctor import diagnose
+    from chemscale.doctor import diagnose
 
     checks = []
     shown = Console()

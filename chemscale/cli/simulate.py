@@ -52,8 +52,8 @@ def simulate(
     Example: chemscale simulate --stars 12000 --clusters 22 --seed 1 --out survey.zarr
     """
     from chemscale.errors import InputError
-    from chemscale.survey.simulation.emulator import Emulator
-    from chemscale.survey.simulation.generator import Simulation
+    from chemscale.simulation.emulator import Emulator
+    from chemscale.simulation.generator import Simulation
 
     if (out is None) == (as_release is None):
         raise InputError("give either --out STORE or --as-release DIR")
@@ -84,9 +84,9 @@ def _store(
     from chemscale.cli.ingest import client_for, n_workers
     from chemscale.cli.summary import show_summary
     from chemscale.errors import StoreError
-    from chemscale.survey.ingest import ingest
-    from chemscale.survey.planning import plan_ingest
-    from chemscale.survey.simulation.truth import truth_path, write_truth
+    from chemscale.simulation.truth import truth_path, write_truth
+    from chemscale.survey.ingest.ingestion import ingest
+    from chemscale.survey.ingest.planning import plan_ingest
     from chemscale.survey.sources.simulated import SimulatedSource
 
     if not (overwrite or resume) and "://" not in out and os.path.exists(truth_path(out)):
@@ -106,7 +106,7 @@ def _release(simulation: Any, folder: str, overwrite: bool, workers: int | None,
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
-    from chemscale.survey.simulation.release import write_release
+    from chemscale.simulation.release import write_release
 
     done = write_release(folder, simulation, overwrite=overwrite, processes=workers, progress=None)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def show_plan(plan: dict[str, Any], as_json: bool) -> None:
-    """Print what :func:`chemscale.survey.estimate.estimate` found."""
+    """Print what :func:`chemscale.survey.ingest.estimate.estimate` found."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -37,7 +37,7 @@ def show_plan(plan: dict[str, Any], as_json: bool) -> None:
 
 
 def show_summary(summary: Any, as_json: bool) -> None:
-    """Print an :class:`~chemscale.survey.ingest.IngestSummary`."""
+    """Print an :class:`~chemscale.survey.ingest.ingestion.IngestSummary`."""
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json

@@ -26,7 +26,7 @@ def finalise(out: StoreArg, as_json: AsJson = False) -> None:
 
     Example: chemscale finalise apogee.zarr
     """
-    from chemscale.survey.ingest import finalise as close
+    from chemscale.survey.ingest.ingestion import finalise as close
 
     show_summary(close(out), as_json)
 
@@ -64,7 +64,7 @@ def verify(
 
     from chemscale.cli import console, echo_json
     from chemscale.runtime.observe import human_bytes
-    from chemscale.survey.verify import verify as check
+    from chemscale.survey.store.verify import verify as check
 
     with client_for(workers, cluster) as client:
         report = check(store, deep=not quick, repair=repair, client=client)

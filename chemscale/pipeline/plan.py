@@ -11,8 +11,8 @@ from chemscale.pipeline.execute import store_size
 from chemscale.pipeline.file import MAKES_STORE, Pipeline, Stage, select
 from chemscale.runtime.cluster import ClusterSettings
 from chemscale.runtime.observe import estimate_memory, human_bytes, human_seconds
-from chemscale.survey.layout import BYTES_PER_PIXEL, Layout, choose_layout
-from chemscale.survey.store import block_stars
+from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout, choose_layout
+from chemscale.survey.store.open import block_stars
 
 #: Seconds a stage takes whatever the survey: a process, its imports, a cluster that it joins.
 START = {"simulate": 3.0, "fit": 5.0, "evaluate": 2.5, "train": 5.0, "infer": 4.0, "anomalies": 3.5, "report": 6.0}
@@ -98,7 +98,7 @@ def _cost(pipeline: Pipeline, stage: Stage, facts: dict[str, Any], threads: int)
     elif stage.name in START:
         out |= _seconds(stage, stars, pixels, threads)
     if stage.name in ("fit", "infer"):
-        from chemscale.statistics.embedding import KEEP_BYTES
+        from chemscale.embedding.fit import KEEP_BYTES
 
         known = facts.get("layout", {})
         shard = known.get("shard_stars")
@@ -136,7 +136,7 @@ def _seconds(stage: Stage, stars: int, pixels: int, threads: int) -> dict[str, f
 
 def _simulated(stage: Stage) -> dict[str, Any] | None:
     """Stars, pixels and bytes of a survey that is to be simulated; None where an emulator's file decides."""
-    from chemscale.survey.simulation.generator import Simulation
+    from chemscale.simulation.generator import Simulation
 
     table = stage.settings
     if stage.name != "simulate" or table.get("as_release") or (table.get("emulator") and not table.get("grid")):

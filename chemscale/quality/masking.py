@@ -15,9 +15,9 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.quality.interstellar import interstellar_windows, velocity_windows
-from chemscale.quality.pixels import window_pixels
 from chemscale.runtime.files import Folder
 from chemscale.schema import Flag
+from chemscale.survey.ingest.censoring import window_pixels
 
 #: What windows can be looked for by -> flag of their pixels, and how they are found.
 FINDERS: dict[str, tuple[Flag, Callable[..., Any]]] = {
@@ -66,7 +66,7 @@ def mask_survey(
     DataError
         Too few stars with or without an effect.
     """
-    from chemscale.survey.store import RootRecord, open_survey, publish_mask
+    from chemscale.survey.store.open import RootRecord, open_survey, publish_mask
 
     effects = list(find)
     unknown = [name for name in effects if name not in FINDERS]
@@ -121,6 +121,6 @@ def _unmasked(survey: Any, folder: Folder) -> Any:
     """The store's flags as they were ingested."""
     import xarray as xr
 
-    from chemscale.survey.store import flags_as_ingested
+    from chemscale.survey.store.open import flags_as_ingested
 
     return xr.Variable(survey["flags"].dims, flags_as_ingested(folder, survey["flags"].chunks[0]))

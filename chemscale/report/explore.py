@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from chemscale.embedding.fit import open_embedding
 from chemscale.errors import ChemscaleError, StoreError
 from chemscale.report import charts, products
 from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.schema import VARIABLES
-from chemscale.statistics.embedding import open_embedding
 
 #: Features shown and compared at most.
 MAX_FEATURES = 30
@@ -127,7 +127,7 @@ def _from_metric(run: Run, model: Model, n_stars: int, n_spectra: int, evaluatio
 
 def _from_latents(run: Run, latents: xr.Dataset, n_stars: int, n_spectra: int) -> Stars | None:
     """Stars in the VAE's chemical latents, with the labels of the survey."""
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store.open import open_survey
 
     survey = open_survey(run.store)
     if survey.sizes["star"] != latents.sizes["star"]:
@@ -185,7 +185,7 @@ def axis_title(name: str) -> str:
 def _add_spectra(
     run: Run, model: Model | None, stars: Stars, rows: np.ndarray, ids: np.ndarray, is_member: np.ndarray, n: int
 ) -> None:
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store.open import open_survey
 
     try:
         survey = open_survey(run.store)
@@ -282,7 +282,7 @@ def anomalies(run: Run, n: int = 8) -> Gallery | None:
         return None
     import torch
 
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store.open import open_survey
     from chemscale.vae.checkpoint import load_model
 
     survey = open_survey(run.store)

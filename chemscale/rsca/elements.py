@@ -81,7 +81,7 @@ def elements_run(
     InputError, DataError
         Bad table, no abundances to find windows by, no element with enough pixels.
     """
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store.open import open_survey
 
     if not 1 <= n_features <= components:
         raise InputError(f"n_features is {n_features}", f"choose between 1 and {components}")

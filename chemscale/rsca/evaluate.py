@@ -128,7 +128,7 @@ def abundance_baselines(run: Run, stars: Stars) -> dict[str, dict[str, Any]]:
     A set is left out where its species are not defined for two members of at least two clusters. Stars without all of
     them take no part.
     """
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store.open import open_survey
 
     survey = open_survey(run.store)
     if "abundance" not in survey.variables or "element" not in survey.variables:

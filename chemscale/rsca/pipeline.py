@@ -50,7 +50,7 @@ def fit_run(
 ) -> Run:
     """From a survey store to a metric: select stars, fit the basis, embed every star, learn the metric.
 
-    Passes over the spectra: those of :func:`~chemscale.statistics.embedding.fit_survey` and one to embed; twice
+    Passes over the spectra: those of :func:`~chemscale.embedding.fit.fit_survey` and one to embed; twice
     that with ``metric="auto"``, which has a basis of its own (per-pixel errors). Runs on the active Dask scheduler.
 
     Parameters
@@ -68,7 +68,7 @@ def fit_run(
     overwrite : bool
         Start a run that is on another store anew, and fit a basis again that is there.
     selection : dict, optional
-        Changes to the survey's default cuts (:func:`chemscale.survey.selection.select_stars`).
+        Changes to the survey's default cuts (:func:`chemscale.rsca.selection.select_stars`).
     progress : callable, optional
         Told what is being done.
 
@@ -79,8 +79,8 @@ def fit_run(
     DataError
         No clusters, no field stars, too few stars for K components.
     """
-    from chemscale.survey.selection import select_stars
-    from chemscale.survey.store import open_survey, store_token
+    from chemscale.rsca.selection import select_stars
+    from chemscale.survey.store.open import open_survey, store_token
 
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}", f"choose one of: {', '.join(METRICS)}")
@@ -151,7 +151,7 @@ def _basis(
 
     Returns the number of pixels used.
     """
-    from chemscale.statistics.embedding import embed_survey, fit_survey
+    from chemscale.embedding.fit import embed_survey, fit_survey
 
     chosen = hashlib.sha256("\0".join(role.tolist()).encode()).hexdigest()
     settings: dict[str, Any] = {"components": components, "noise": noise}

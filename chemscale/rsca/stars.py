@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from chemscale.embedding.fit import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.runtime.run import Run
-from chemscale.statistics.embedding import open_embedding
 
 FIT_COMMAND = "chemscale rsca fit STORE --run RUN"
 #: Coordinates of field stars are kept in memory up to this size, and read block by block beyond.
@@ -149,7 +149,7 @@ class Stars:
         return [n for n, v in self._labels.items() if n.startswith(ABUNDANCE) and np.mean(np.isfinite(v[rows])) >= 0.5]
 
     def _read_abundances(self) -> None:
-        from chemscale.survey.store import open_survey
+        from chemscale.survey.store.open import open_survey
 
         if self._abundances_read or not self.store:
             return

@@ -13,7 +13,7 @@ import dask
 import numpy as np
 from dask.delayed import Delayed
 
-from chemscale.runtime import lots
+from chemscale.runtime import blocks as lots
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca_arrays import (
     ArraySource,

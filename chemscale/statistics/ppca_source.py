@@ -17,7 +17,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from chemscale.errors import InputError
-from chemscale.runtime import lots
+from chemscale.runtime import blocks as lots
 from chemscale.runtime.cluster import current_client
 from chemscale.statistics import blocks, compiled
 from chemscale.statistics.ppca_arrays import (
@@ -61,7 +61,7 @@ class Source(Protocol):
 class DaskSource:
     """Dask arrays, chunked along stars in any way; pixels are merged into one chunk.
 
-    A pass over a store is one graph of one task per lot of blocks (:mod:`chemscale.runtime.lots`), over other Dask
+    A pass over a store is one graph of one task per lot of blocks (:mod:`chemscale.runtime.blocks`), over other Dask
     arrays of one per block, plus 1/3 of an adding task (see :mod:`.blocks`). Nothing is kept between passes unless
     :meth:`cache` is called.
 

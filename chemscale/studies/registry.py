@@ -158,7 +158,7 @@ class StudyContext:
     @cached_property
     def survey(self) -> Any:
         """The survey Dataset (lazy)."""
-        from chemscale.survey.store import open_survey
+        from chemscale.survey.store.open import open_survey
 
         return self.shared("survey", lambda: open_survey(self.run.store))
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.embedding.fit import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
-from chemscale.statistics.embedding import open_embedding
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.studies.registry import StudyContext
 

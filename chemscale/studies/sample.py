@@ -64,7 +64,7 @@ class Sample:
         DataError
             It has no field stars or no members.
         """
-        from chemscale.survey.store import open_survey
+        from chemscale.survey.store.open import open_survey
 
         stars = Stars.read(run, max_field=max_field)
         ds, rows = stars.embedding, np.concatenate([stars.field_rows, stars.member_rows])

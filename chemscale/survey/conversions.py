@@ -222,7 +222,7 @@ def from_spectra(
     SchemaError
         Duplicate identifiers and other breaches of the contract.
     """
-    from chemscale.quality.pixels import censor
+    from chemscale.survey.ingest.censoring import censor
 
     parts = [_arrays(s, k) for k, s in enumerate(_singles(spectra))]
     if not parts:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from chemscale.runtime.files import Folder
-from chemscale.survey.shards import REJECTED, STATISTICS, Header, read_json
 from chemscale.survey.sources.base import absence
+from chemscale.survey.store.manifest import REJECTED, STATISTICS, Header, read_json
 
 #: Bins of the coverage over wavelength.
 WAVELENGTH_BINS = 40
@@ -24,8 +24,8 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     StoreError
         No complete store at `path`.
     """
-    from chemscale.survey.finalise import USED_PER_PIXEL
-    from chemscale.survey.store import RootRecord, _small_array
+    from chemscale.survey.ingest.finalise import USED_PER_PIXEL
+    from chemscale.survey.store.open import RootRecord, _small_array
 
     top = Folder(path)
     record = RootRecord.read(top)

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from chemscale.statistics.compiled import scratch
-from chemscale.vae.compiled import judge, whiten
 from chemscale.vae.encoders import PPCAEncoder
+from chemscale.vae.kernels import judge, whiten
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW, WINDOW_LEAST, latent_norm
 

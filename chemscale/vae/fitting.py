@@ -36,7 +36,7 @@ def open_source(store: str | xr.Dataset) -> tuple[xr.Dataset, str | None]:
     """The survey and, where it is a store, its path."""
     if isinstance(store, xr.Dataset):
         return store, None
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store.open import open_survey
 
     return open_survey(store), str(store)
 

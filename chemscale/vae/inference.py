@@ -25,7 +25,7 @@ import zarr
 from dask.system import CPU_COUNT
 
 from chemscale.errors import DataError, InputError
-from chemscale.runtime.lots import readers
+from chemscale.runtime.blocks import readers
 from chemscale.runtime.run import write_json
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
@@ -166,7 +166,7 @@ def infer_shard(shard: Shard) -> None:
 
     from distributed import get_worker
 
-    from chemscale.survey.store import open_survey
+    from chemscale.survey.store.open import open_survey
 
     def start() -> Runner:
         model, _ = load_model(Path(shard.model), device=choose_device(shard.device))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chemscale.runtime.files import Folder
-from chemscale.survey.store import open_survey
+from chemscale.survey.store.open import open_survey
 
 
 def write_npz(path, first: int, n: int, pixels: int = 50):

@@ -11,11 +11,11 @@ import pytest
 from helpers import make_survey
 
 from chemscale import open_survey, write_survey
+from chemscale.embedding.fit import fit_survey
 from chemscale.errors import InputError
 from chemscale.quality import masking
 from chemscale.quality.masking import mask_survey
 from chemscale.schema import Flag
-from chemscale.statistics.embedding import fit_survey
 
 
 @pytest.fixture()

@@ -95,7 +95,7 @@ class Trouble(WorkerPlugin):
         self.out, self.stage, self.delay, self.poison, self.hungry = out, stage, delay, poison, hungry
 
     def setup(self, worker) -> None:
-        from chemscale.survey.rows import Segment
+        from chemscale.survey.store.rows import Segment
 
         plain = getattr(Segment, "plain_read", Segment.read)
         Segment.plain_read = plain
@@ -148,8 +148,8 @@ def prepare(folder: Path) -> None:
     from helpers import make_survey
 
     import chemscale
-    from chemscale.runtime.scaling import untrained_vae
-    from chemscale.survey.layout import Layout
+    from chemscale.bench.scaling import untrained_vae
+    from chemscale.survey.store.layout import Layout
 
     chemscale.write_survey(
         make_survey(2_500, 12, 6, 200, seed=1), folder / "survey.zarr", layout=Layout(64, 128, 65536)
@@ -165,7 +165,7 @@ def prepare(folder: Path) -> None:
 
 
 def fit(ds):
-    from chemscale.statistics.embedding import fit_survey
+    from chemscale.embedding.fit import fit_survey
 
     return fit_survey(ds, n_components=6, keep_bytes=0, tol=1e-12, loglike_tol=1e-15, max_iter=4)
 
@@ -173,7 +173,7 @@ def fit(ds):
 def embed(ds, folder: Path, out: Path):
     import xarray as xr
 
-    from chemscale.statistics.embedding import embed_survey
+    from chemscale.embedding.fit import embed_survey
     from chemscale.statistics.ppca import MaskedPPCA
 
     model = MaskedPPCA.from_dataset(xr.open_zarr(folder / "ppca.zarr", consolidated=False).load())

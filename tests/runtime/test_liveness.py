@@ -8,7 +8,7 @@ import dask
 import pytest
 
 from chemscale.errors import ClusterError
-from chemscale.runtime import lots
+from chemscale.runtime import blocks as lots
 from chemscale.runtime.liveness import Liveness
 
 

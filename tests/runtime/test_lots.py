@@ -9,7 +9,7 @@ import pytest
 from helpers import make_survey
 
 from chemscale import open_survey, write_survey
-from chemscale.runtime import lots
+from chemscale.runtime import blocks as lots
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from chemscale.errors import InputError
 from chemscale.pipeline import execute, plan
 from chemscale.pipeline import file as files
 from chemscale.pipeline.execute import StageFailed
-from chemscale.survey.simulation.clusters import cluster_sizes
+from chemscale.simulation.clusters import cluster_sizes
 
 PIPELINE = """
 [pipeline]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from helpers import make_survey
 
+from chemscale.embedding.fit import fit_survey
 from chemscale.statistics import blocks, ppca, ppca_arrays, ppca_sample
-from chemscale.statistics.embedding import fit_survey
 from chemscale.statistics.ppca_arrays import Adder, ArraySource, compact, spread_rows
 from chemscale.statistics.ppca_sample import ClusterSample
-from chemscale.survey.store import open_survey, write_survey
+from chemscale.survey.store.open import open_survey, write_survey
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from chemscale import open_survey
+from chemscale.rsca.selection import select_stars
 from chemscale.schema import validate
-from chemscale.survey.ingest import ingest
-from chemscale.survey.selection import select_stars
+from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.base import Source, available_sources, get_source
 
 

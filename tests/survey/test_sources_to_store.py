@@ -6,7 +6,7 @@ import numpy as np
 
 from chemscale import open_survey
 from chemscale.schema import Flag, validate
-from chemscale.survey.ingest import ingest
+from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.apogee import ApogeeSource
 from chemscale.survey.sources.lamost import LamostSource
 

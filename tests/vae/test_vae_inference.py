@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from vae_toy import toy_survey
 
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
-from chemscale.survey.store import open_survey
+from chemscale.survey.store.open import open_survey
 from chemscale.vae import anomalies, corrupt, flags, pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.data import clean, standard_labels

@@ -12,7 +12,7 @@ from vae_toy import toy_survey
 from chemscale.errors import DataError, InputError
 from chemscale.studies.registry import run_study
 from chemscale.studies.vae_cannon import fit_cannon, infer_cannon, quadratic
-from chemscale.survey.store import open_survey
+from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.truth import read_truth
 

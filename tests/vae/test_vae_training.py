@@ -12,7 +12,7 @@ import torch
 from vae_toy import FAST, FAST_MODEL, TOY_REGIONS, toy_survey
 
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
-from chemscale.survey.store import open_survey
+from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.data import MemoryData, StreamData, clean, held_out, standard_labels

@@ -36,10 +36,10 @@ from chemscale.survey.sources.apogee_pixels import (
 )
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.compiled import REASONS
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
-from chemscale.survey.sources.fits import FitsError, read_bytes, scan
 from chemscale.survey.sources.folders import FolderSource
+from chemscale.survey.sources.formats.fits import FitsError, read_bytes, scan
+from chemscale.survey.sources.formats.kernels import REASONS
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.members import Membership
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, VARIABLES
-from chemscale.survey.sources.fits import HDU, FitsError, Header, table_dtype
-from chemscale.survey.sources.fits_tables import iter_table, table_columns
+from chemscale.survey.sources.formats.fits import HDU, FitsError, Header, table_dtype
+from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns
 from chemscale.survey.sources.labels import clean, number
 from chemscale.survey.sources.members import read_csv_columns
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from chemscale.schema import Flag
 from chemscale.survey.continuum import running_quantile
-from chemscale.survey.sources import compiled
 from chemscale.survey.sources.files import printable
-from chemscale.survey.sources.fits import HDU, IMAGE_DTYPES, FitsError, Header
+from chemscale.survey.sources.formats import kernels as compiled
+from chemscale.survey.sources.formats.fits import HDU, IMAGE_DTYPES, FitsError, Header
 
 N_PIXELS = 8575
 LOG_START, LOG_STEP = 4.179, 6e-6
@@ -112,7 +112,7 @@ def finish(
     -------
     flux, ivar, flags : ndarray (n, P)
     verdict : ndarray (n,) uint8
-        Index of :data:`chemscale.survey.sources.compiled.REASONS`; 0 for a usable star.
+        Index of :data:`chemscale.survey.sources.formats.kernels.REASONS`; 0 for a usable star.
     """
     ivar, flags, verdict = np.empty_like(flux), np.empty(flux.shape, np.uint8), np.empty(len(flux), np.uint8)
     absurd = np.float32(np.inf if normalise else _ABSURD)

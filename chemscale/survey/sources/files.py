@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from chemscale.errors import InputError
 from chemscale.survey.sources.base import Rejection
-from chemscale.survey.sources.fits import is_remote
+from chemscale.survey.sources.formats.fits import is_remote
 
 MAX_ID = 128
 

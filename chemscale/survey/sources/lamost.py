@@ -25,8 +25,8 @@ from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
-from chemscale.survey.sources.fits import HDU, FitsError, Header, native, read_bytes, scan
 from chemscale.survey.sources.folders import FolderSource, as_list
+from chemscale.survey.sources.formats.fits import HDU, FitsError, Header, native, read_bytes, scan
 from chemscale.survey.sources.labels import RowLabels, contract_labels, number
 from chemscale.survey.sources.lamost_labels import read_labels, stem_of
 from chemscale.survey.sources.members import Membership

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.fits import FitsError
-from chemscale.survey.sources.fits_tables import read_table, table_columns
+from chemscale.survey.sources.formats.fits import FitsError
+from chemscale.survey.sources.formats.fits_tables import read_table, table_columns
 
 _NO_CLUSTER = {"", "-", "-1", "--", "field", "nan", "none", "null"}
 

@@ -28,11 +28,11 @@ from chemscale.survey.sources import apogee_pixels as apogee
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
-from chemscale.survey.sources.fits import HDU, FitsError, native, read_bytes, scan
-from chemscale.survey.sources.fits_tables import read_table
 from chemscale.survey.sources.folders import FolderSource
+from chemscale.survey.sources.formats.fits import HDU, FitsError, native, read_bytes, scan
+from chemscale.survey.sources.formats.fits_tables import read_table
+from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.labels import RowLabels, clean, contract_labels, number
-from chemscale.survey.sources.pixels import usable
 
 #: instrument -> (HDUs, log10 start, step, pixels, resolution)
 _INSTRUMENTS = {

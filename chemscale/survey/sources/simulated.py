@@ -9,9 +9,9 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS
-from chemscale.survey.simulation.clusters import draw_field
-from chemscale.survey.simulation.generator import Simulation, simulate_parts
-from chemscale.survey.simulation.population import BLOCK
+from chemscale.simulation.clusters import draw_field
+from chemscale.simulation.generator import Simulation, simulate_parts
+from chemscale.simulation.population import BLOCK
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 
 #: Per-star variables a simulated survey has.
@@ -29,7 +29,7 @@ class SimulatedSource:
     Parameters
     ----------
     stars, clusters, seed, grid, population, instrument, emulator
-        See :class:`chemscale.survey.simulation.Simulation`.
+        See :class:`chemscale.simulation.Simulation`.
 
     Notes
     -----

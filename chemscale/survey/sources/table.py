@@ -36,10 +36,10 @@ from chemscale.schema import VARIABLES, Flag
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import BATCH, Batch, read_in_batches
 from chemscale.survey.sources.files import id_problem, printable
-from chemscale.survey.sources.fits import FitsError
+from chemscale.survey.sources.formats.fits import FitsError
+from chemscale.survey.sources.formats.pixels import inverse_variance, usable
+from chemscale.survey.sources.formats.tables import TableFile, open_table
 from chemscale.survey.sources.labels import RowLabels, clean, contract_labels
-from chemscale.survey.sources.pixels import inverse_variance, usable
-from chemscale.survey.sources.table_files import TableFile, open_table
 from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, words
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")

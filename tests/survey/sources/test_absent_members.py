@@ -8,7 +8,7 @@ from releases import write_aspcap
 from rich.console import Console
 
 from chemscale.survey.info import render, store_info
-from chemscale.survey.ingest import ingest
+from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.apogee import ApogeeSource
 
 

@@ -10,11 +10,11 @@ from releases import write_aspcap
 from test_hostile import fuzz
 
 from chemscale.schema import validate
-from chemscale.survey.ingest import ingest
-from chemscale.survey.layout import Layout
+from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.apogee import ApogeeSource
-from chemscale.survey.store import open_survey
-from chemscale.survey.verify import verify
+from chemscale.survey.store.layout import Layout
+from chemscale.survey.store.open import open_survey
+from chemscale.survey.store.verify import verify
 
 N_DAMAGED, N_GOOD = 200, 20
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from chemscale.errors import ChemscaleError, InputError
-from chemscale.quality.pixels import used_mask
 from chemscale.schema import Flag, validate
-from chemscale.survey.ingest import ingest
+from chemscale.survey.ingest.censoring import used_mask
+from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.table import TableSource
-from chemscale.survey.store import open_survey
+from chemscale.survey.store.open import open_survey
 
 N, P = 12, 50
 

@@ -1,0 +1,172 @@
+"""New stars for a store, or better spectra of old ones: a revision.
+
+A revision is a segment of its own below ``revisions/``, written and verified like a store.
+Nothing that exists is touched. One small root record, replaced atomically at the end, adds
+the segment and hides the rows it supersedes: readers see all of the revision or none of it,
+and whoever has the store open keeps seeing what was there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chemscale.errors import DataError, InputError, StoreError
+from chemscale.runtime.files import Folder
+from chemscale.runtime.jobs import digest
+from chemscale.survey.ingest.censoring import MAX_ERROR
+from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, finalise_segment, read_column
+from chemscale.survey.ingest.ingestion import IngestSummary, run_shards, still_good, summarise
+from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
+from chemscale.survey.sources.base import Source
+from chemscale.survey.store.manifest import INPUTS, PLAN, Header, done_shards, dump
+from chemscale.survey.store.open import RootRecord, create_store, publish, read_hidden, tidy
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def append(
+    source: Source,
+    path: str | os.PathLike[str],
+    *,
+    replace_existing: bool = False,
+    client: Client | None = None,
+    max_error: float | None = MAX_ERROR,
+    max_bad: float | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> IngestSummary:
+    """Add a source's stars to a complete store, as one transaction.
+
+    Parameters
+    ----------
+    source : Source
+        Must be on the store's wavelength grid, with its elements. Labels the store does not
+        have are left out; labels the source does not have are missing for its stars.
+    path : str or path
+        The store.
+    replace_existing : bool
+        Stars whose identifier is in the store already: supersede the old row (True), or
+        refuse (False). A star whose new file cannot be read keeps its old row.
+    client, max_error, max_bad, progress
+        As for :func:`chemscale.survey.ingest.ingestion.ingest`.
+    resume : bool
+        Carry on with an append that was interrupted.
+
+    Returns
+    -------
+    IngestSummary
+        Of the new revision alone.
+
+    Raises
+    ------
+    InputError
+        Another grid or other elements; identifiers that exist (without `replace_existing`).
+    StoreError
+        No complete store, an interrupted append, or another append came first.
+    """
+    begun = time.monotonic()
+    top = Folder(path)
+    record = RootRecord.read(top)
+    first = Header.read(top)
+    job = _fit(plan_ingest(source, layout=first.layout, max_error=max_error), first, top)
+    existing = _existing(top, record)
+    known = [i.star_id for i in job.items if i.star_id in existing]
+    if known and not replace_existing:
+        raise InputError(
+            f"{len(known)} of {len(job.items)} stars are in {top.root} already, e.g. {', '.join(known[:5])}",
+            "pass --replace to supersede them",
+        )
+    name = f"revisions/{record.revision + 1:04d}"
+    folder = top.sub(name)
+    _begin(folder, job, resume=resume)
+    kept = {s for s in done_shards(folder) if still_good(folder, job, s)}
+    run_shards(folder, job, range(job.header.n_shards), kept, client=client, max_bad=max_bad, progress=progress)
+    closed = finalise_segment(folder, job.header)
+    if not closed["n_stars"]:
+        reasons = "; ".join(f"{r.path}: {r.reason}" for r in closed["rejected"][:5])
+        folder.remove_tree()
+        raise DataError(f"none of {len(job.items)} inputs could be read: {reasons}", "nothing was added")
+    now = RootRecord.read(top)
+    if now.revision != record.revision:
+        raise StoreError(
+            f"{top.root}: another append was published meanwhile (revision {now.revision})",
+            f"remove {folder.root} and append again",
+        )
+    new_ids = set(np.delete(read_column(folder, "star_id"), closed["hidden"]).tolist())
+    segments = _segments(top, record, {i: where for i, where in existing.items() if i in new_ids})
+    segments.append((name, job.header.n_slots, closed["hidden"]))
+    summary = summarise(folder, job, begun, kept=len(kept))
+    fingerprint = digest([record.fingerprint, job.header.fingerprint])
+    publish(top, segments, revision=record.revision + 1, fingerprint=fingerprint, mask=record.mask)
+    tidy(folder)
+    return replace(
+        summary,
+        path=top.root,
+        n_stars=closed["n_stars"],
+        rejected=closed["rejected"],
+        complete=True,
+        n_rejected=len(closed["rejected"]),
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _fit(job: Job, first: Header, top: Folder) -> Job:
+    """The job with the store's variables; refuses what cannot stand in one array with the others."""
+    import zarr
+
+    stored = np.asarray(zarr.open_array(top.zarr_store(), path="wavelength", mode="r")[...])
+    if len(stored) != len(job.wavelength) or not np.allclose(stored, job.wavelength, rtol=1e-9, atol=0):
+        raise InputError(
+            f"the source's wavelength grid ({len(job.wavelength)} pixels) is not that of {top.root} ({len(stored)})",
+            "ingest it into a store of its own",
+        )
+    if job.header.medium != first.medium or job.header.elements != first.elements:
+        raise InputError(
+            f"{top.root} holds {first.medium} wavelengths and elements {', '.join(first.elements) or 'none'};"
+            f" the source has {job.header.medium} and {', '.join(job.header.elements) or 'none'}",
+            "ingest it into a store of its own",
+        )
+    return replace(job, header=replace(job.header, labels=first.labels))
+
+
+def _begin(folder: Folder, job: Job, *, resume: bool) -> None:
+    if folder.exists(PLAN):
+        if not resume:
+            raise StoreError(
+                f"{folder.root}: an earlier append was interrupted here",
+                "carry on with --resume, or remove that folder",
+            )
+        check_same(folder, job)
+        return
+    folder.write(INPUTS, job.inputs.pack())
+    folder.write(PLANNED_REJECTIONS, dump([asdict(r) for r in job.rejected]))
+    create_store(folder, job.header, job.wavelength)
+
+
+def _existing(top: Folder, record: RootRecord) -> dict[str, tuple[int, int]]:
+    """Identifier -> (segment, slot) of every visible star. Holds the identifiers in memory."""
+    where = {}
+    for index, entry in enumerate(record.segments):
+        ids = read_column(top.sub(entry["path"]), "star_id")
+        visible = np.ones(len(ids), bool)
+        visible[read_hidden(top, entry)] = False
+        where.update({ids[slot]: (index, int(slot)) for slot in np.flatnonzero(visible)})
+    return where
+
+
+def _segments(
+    top: Folder, record: RootRecord, superseded: dict[str, tuple[int, int]]
+) -> list[tuple[str, int, np.ndarray]]:
+    """The present segments with the superseded slots hidden."""
+    out = []
+    for index, entry in enumerate(record.segments):
+        more = np.array([slot for segment, slot in superseded.values() if segment == index], "i8")
+        hidden = np.union1d(read_hidden(top, entry), more).astype("i8")
+        out.append((entry["path"], int(entry["slots"]), hidden))
+    return out

@@ -1,0 +1,380 @@
+"""Survey files to a store: plan -> write shards -> finalise.
+
+The plan lists every star (one slot each) and fingerprints configuration and inputs. Each
+shard is one task: read its stars, censor pixels, write, read back, compare checksums, leave
+a marker. Finalising gathers the per-star values and publishes the store. Whatever kills the
+job in between, ``resume=True`` carries on and the result is the same to the last bit.
+
+Passes: every input file is read once. Memory of a worker: one chunk (about 40 MiB of
+pixels and its encoded form), whatever the number of files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chemscale.display import Shown, table
+from chemscale.errors import ChemscaleError, DataError, StoreError
+from chemscale.runtime.files import Folder
+from chemscale.runtime.jobs import Inputs
+from chemscale.runtime.memory import keep_freed_memory
+from chemscale.survey.ingest.censoring import MAX_ERROR
+from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, note_partition
+from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
+from chemscale.survey.ingest.reading import RowReader, ShardTask, empty_pixels, plain_rejection
+from chemscale.survey.ingest.writing import ShardWriter
+from chemscale.survey.sources.base import Rejection, Source, absence
+from chemscale.survey.sources.files import of_another_survey
+from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout
+from chemscale.survey.store.manifest import (
+    BOOK,
+    INPUTS,
+    PLAN,
+    REJECTED,
+    ROOT,
+    Header,
+    ReadBackError,
+    done_shards,
+    dump,
+    read_marker,
+)
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Memory of a writer, in units of a chunk's pixels (pixels, a variable's encoded form, a block being read).
+CHUNK_COPIES = 2.5
+#: Memory of a worker before it has read anything: Python, Dask, NumPy, Zarr.
+WORKER_BYTES = 250 << 20
+
+
+@dataclass(repr=False)
+class IngestSummary(Shown):
+    """What an ingestion did."""
+
+    path: str
+    survey: str
+    n_stars: int
+    n_rejected: int
+    rejected: list[Rejection]
+    n_files: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    n_shards: int
+    n_shards_done: int
+    #: False after a `partition`: other partitions and `finalise` are to come
+    complete: bool
+    #: shards that were found done by an earlier, interrupted job
+    n_shards_kept: int = 0
+    clusters: dict[str, int] = field(default_factory=dict)
+    #: arrays of the input that the contract has no place for
+    ignored: list[str] = field(default_factory=list)
+    #: the file that lists all rejections, once the store is complete
+    rejected_file: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    @property
+    def n_members_absent(self) -> int:
+        """Rows of a membership table without a spectrum here; `n_rejected` counts them too."""
+        return sum(bool(absence(r.reason)) for r in self.rejected)
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"store": self.path, "survey": self.survey, "stars": self.n_stars}
+        facts |= {"quarantined inputs": self.n_rejected - self.n_members_absent, "complete": self.complete}
+        if self.n_members_absent:
+            facts["listed members without a spectrum here"] = self.n_members_absent
+        if self.clusters:
+            facts["clusters"] = f"{len(self.clusters)} with {sum(self.clusters.values()):,} members"
+        return facts | {"seconds": round(self.seconds, 1)}
+
+    def _details(self) -> str:
+        return table([[r.path, r.reason] for r in self.rejected], ("left out", "because")) if self.rejected else ""
+
+
+def ingest(
+    source: Source,
+    out: str | os.PathLike[str],
+    *,
+    layout: Layout | None = None,
+    client: Client | None = None,
+    max_error: float | None = MAX_ERROR,
+    max_bad: float | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    partition: tuple[int, int] | str | None = None,
+    progress: bool | None = None,
+    job: Job | None = None,
+) -> IngestSummary:
+    """Write a source's survey as a store.
+
+    Parameters
+    ----------
+    source : Source
+        What to read (:mod:`chemscale.survey.sources`).
+    out : str or path
+        Path or URL of the store; an existing one is refused.
+    layout : Layout, optional
+        Chunks and shards; chosen from a memory target when left out.
+    client : distributed.Client, optional
+        Shards are written by its workers; without one here, one after the other.
+    max_error : float or None
+        Pixels with a larger error are flagged LARGE_ERROR.
+    max_bad : float, optional
+        Stop when more inputs than this cannot be read: a number of files, or below 1 a
+        fraction of them. The store stays unfinished and can be resumed with another limit.
+    overwrite, resume : bool
+        Replace a store; or carry on with an unfinished one (start it where there is none).
+    partition : (k, n) or "k/n", optional
+        Write only the k-th (from 1) of n parts; :func:`finalise` closes the store.
+    progress : bool, optional
+        Show a bar; by default where stderr is a terminal.
+    job : Job, optional
+        The plan of this source, when :func:`plan_ingest` has already been called.
+
+    Returns
+    -------
+    IngestSummary
+
+    Raises
+    ------
+    StoreError
+        `out` exists, cannot be written, or reads back differently.
+    ResumeError
+        Configuration or inputs differ from those the store was begun with.
+    DataError
+        Nothing could be read, or `max_bad` was passed.
+    """
+    from chemscale.survey.store.open import create_store, finalise_store
+
+    begun = time.monotonic()
+    if isinstance(partition, str):
+        from chemscale.runtime.jobs import parse_partition
+
+        partition = parse_partition(partition)
+    folder = _open_path(out, overwrite=overwrite, resume=resume or partition is not None)
+    job = job or plan_ingest(source, layout=layout, max_error=max_error)
+    if folder.exists(PLAN):
+        check_same(folder, job)
+    else:
+        folder.write(INPUTS, job.inputs.pack())
+        folder.write(PLANNED_REJECTIONS, dump([asdict(r) for r in job.rejected]))
+        create_store(folder, job.header, job.wavelength)
+    if folder.exists(ROOT):
+        finalise_store(folder)
+        return summarise(folder, job, begun, kept=job.header.n_shards)
+    kept = {s for s in done_shards(folder) if still_good(folder, job, s)}
+    wanted = range(job.header.n_shards)
+    if partition is not None:
+        wanted = range(partition[0] - 1, job.header.n_shards, partition[1])
+        note_partition(folder, partition[1])
+    run_shards(folder, job, wanted, kept, client=client, max_bad=max_bad, progress=progress)
+    if partition is not None and partition[1] > 1:
+        return summarise(folder, job, begun, kept=len(kept))
+    _refuse_empty(folder, job)
+    finalise_store(folder)
+    return summarise(folder, job, begun, kept=len(kept))
+
+
+def finalise(out: str | os.PathLike[str]) -> IngestSummary:
+    """Close a store whose partitions have all been written.
+
+    Raises
+    ------
+    StoreError
+        Shards are missing: the message lists them and the partitions that write them.
+    """
+    from chemscale.survey.store.open import finalise_store
+
+    begun = time.monotonic()
+    folder = Folder(out)
+    header = Header.read(folder)
+    finalise_store(folder)
+    return summarise(folder, None, begun, kept=header.n_shards)
+
+
+def _open_path(out: str | os.PathLike[str], *, overwrite: bool, resume: bool) -> Folder:
+    from chemscale.survey.store.open import is_begun, prepare_path
+
+    folder = Folder(out)
+    if resume and not overwrite:
+        if folder.exists(PLAN) or not folder.exists() or is_begun(folder):
+            return folder
+        raise StoreError(f"{folder.root}: exists and is not a chemscale store", "choose another path")
+    return prepare_path(out, overwrite=overwrite)
+
+
+def still_good(folder: Folder, job: Job, shard: int) -> bool:
+    """A marked shard counts as done when its marker fits the job and its files have the right size."""
+    marker = read_marker(folder, shard)
+    if marker is None or marker["fingerprint"] != job.shard_fingerprint(shard):
+        return False
+    from chemscale.survey.store.manifest import part_name
+
+    try:
+        sizes = {**marker["files"], part_name(shard): marker["part"]}
+        return all(folder.size(name) == f["bytes"] for name, f in sizes.items())
+    except FileNotFoundError:
+        return False
+
+
+def run_shards(
+    folder: Folder,
+    job: Job,
+    wanted: Sequence[int],
+    kept: set[int],
+    *,
+    client: Client | None,
+    max_bad: float | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Write the `wanted` shards that are not in `kept`."""
+    from chemscale.runtime.observe import Estimate, check_worker_memory
+    from chemscale.runtime.shards import map_shards
+
+    limit = None if max_bad is None else (max_bad * len(job.items) if 0 < max_bad < 1 else max_bad)
+    bad: list[dict[str, Any]] = []
+
+    def on_result(shard: int, result: dict[str, Any]) -> None:
+        if "error" in result:
+            raise result["error"]
+        bad.extend(result["rejected"])
+        if limit is not None and len(bad) > limit:
+            some = "; ".join(f"{r['path']}: {r['reason']}" for r in bad[:5])
+            raise DataError(
+                f"{len(bad)} inputs could not be read, more than --max-bad {max_bad:g} allows: {some}",
+                "look at these files; with a higher --max-bad and --resume the job carries on",
+            )
+
+    for shard in sorted(kept & set(wanted)):
+        on_result(shard, read_marker(folder, shard) or {"rejected": []})
+    if client is not None:
+        check_worker_memory(
+            client, Estimate(shard_memory(job.header, remote=folder.remote), _threads(client), WORKER_BYTES)
+        )
+    rows = job.header.layout.rows
+    report = map_shards(
+        write_shard_task,
+        {s: make_task(folder, job, s) for s in wanted if s not in kept},
+        client,
+        on_result=on_result,
+        policy="finish",
+        description=f"ingest {job.header.survey}",
+        unit="stars",
+        weight=lambda s: float(np.diff(rows(s, job.header.n_slots))[0]),
+        show=progress,
+    )
+    report.raise_for_failures("shard")
+
+
+def _threads(client: Client) -> int:
+    """Shards a worker may write at once."""
+    return max((w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values()), default=1)
+
+
+def make_task(folder: Folder, job: Job, shard: int) -> ShardTask:
+    """The task that writes `shard`."""
+    items = job.shard_items(shard)
+    return ShardTask(folder, job.header, shard, job.source, items, job.wavelength, job.shard_fingerprint(shard))
+
+
+def write_shard_task(task: ShardTask) -> dict[str, Any]:
+    """Read, censor, write and verify one shard; runs on a worker.
+
+    Returns
+    -------
+    dict
+        ``{"shard", "n_stars", "rejected"}``, or ``{"error": ChemscaleError}`` when the store
+        cannot be written: that stops the job, where a bad input would only be quarantined.
+    """
+    try:
+        with keep_freed_memory():
+            try:
+                marker = _write_once(task)
+            except ReadBackError:  # once more, from the files; a second time is the machine's fault
+                marker = _write_once(task)
+    except ChemscaleError as err:
+        return {"error": err}
+    return {"shard": task.shard, "n_stars": marker["statistics"]["n_stars"], "rejected": marker["rejected"]}
+
+
+def _write_once(task: ShardTask) -> dict[str, Any]:
+    reader, header = RowReader(task), task.header
+    step = header.layout.chunk_stars
+    pixels = empty_pixels(min(step, len(task.items)), header.n_pixels)
+    with ShardWriter(task.folder, header, task.shard) as writer:
+        for start in range(0, len(task.items), step):
+            stop = min(start + step, len(task.items))
+            reader.fill(pixels, start, stop, writer.counts)
+            writer.add(pixels, stop - start)
+        rejected = [plain_rejection(r) for r in reader.rejected]
+        return writer.close(reader.columns, reader.status, rejected=rejected, fingerprint=task.fingerprint)
+
+
+def _refuse_empty(folder: Folder, job: Job) -> None:
+    markers = [read_marker(folder, s) for s in range(job.header.n_shards)]
+    if any(m and m["statistics"]["n_stars"] for m in markers):
+        return
+    some = [r for m in markers if m for r in m["rejected"][:5]][:5]
+    reasons = [f"{r['path']}: {r['reason']}" for r in some]
+    folder.remove(PLAN)
+    folder.remove_tree()
+    raise DataError(
+        f"none of {job.header.n_slots} inputs could be read: " + "; ".join(reasons),
+        "nothing was written; check that these files belong to this survey"
+        + of_another_survey([r["path"] for r in some], job.header.survey),
+    )
+
+
+def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> IngestSummary:
+    """Summary of a store, complete or not."""
+    header = Header.read(folder)
+    complete = folder.exists(ROOT)
+    inputs = job.inputs if job else (Inputs.unpack(folder.read(INPUTS)) if folder.exists(INPUTS) else None)
+    if complete:
+        rejected = [Rejection(**r) for r in json.loads(folder.read(REJECTED))]
+        statistics = json.loads(folder.read(f"{BOOK}/statistics.json"))
+        n_stars, written, done = statistics["n_stars"], statistics["pixel_bytes"], header.n_shards
+        clusters = statistics.get("clusters", {})
+    else:
+        markers = [m for m in (read_marker(folder, s) for s in sorted(done_shards(folder))) if m]
+        rejected = (job.rejected if job else []) + [Rejection(**r) for m in markers for r in m["rejected"]]
+        n_stars = sum(m["statistics"]["n_stars"] for m in markers)
+        written = sum(f["bytes"] for m in markers for f in m["files"].values())
+        done, clusters = len(markers), {}
+    return IngestSummary(
+        path=folder.root,
+        survey=header.survey,
+        n_stars=n_stars,
+        n_rejected=len(rejected),
+        rejected=rejected,
+        n_files=len(inputs) if inputs else header.n_slots,
+        bytes_read=inputs.total_bytes if inputs else 0,
+        bytes_written=written,
+        seconds=time.monotonic() - begun,
+        n_shards=header.n_shards,
+        n_shards_done=done,
+        complete=complete,
+        n_shards_kept=kept,
+        clusters=clusters,
+        ignored=list(header.attrs.get("ignored", ())),
+        rejected_file=folder.where(REJECTED),
+    )
+
+
+def shard_memory(header: Header, *, remote: bool = False) -> int:
+    """Bytes a worker needs to write one shard, imports aside; an object store takes a shard's files whole."""
+    chunk, shard = (
+        n * header.n_pixels * BYTES_PER_PIXEL for n in (header.layout.chunk_stars, header.layout.shard_stars)
+    )
+    return int(CHUNK_COPIES * chunk + (2 * shard if remote else 0))

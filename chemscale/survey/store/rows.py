@@ -1,0 +1,193 @@
+"""Rows of a survey over the slots of its stores.
+
+A store is written as slots, one for every planned star. Slots that were quarantined, or
+superseded by a later revision, are hidden: the rows a user sees are the others, in order.
+Chunks stay whole: a block of rows is one block of slots less its hidden ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from chemscale.errors import StoreError
+from chemscale.runtime.files import Folder
+from chemscale.schema import Flag
+from chemscale.survey.store.decoding import ShardFiles
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One group of arrays: its URL, its number of slots, and the hidden ones (sorted)."""
+
+    url: str
+    slots: int
+    hidden: np.ndarray
+    #: identifies the content, so that caches never mix two stores at one path
+    token: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Visible rows."""
+        return self.slots - len(self.hidden)
+
+    def slot_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Slots ``[first, last)`` that hold the visible rows ``[start, stop)``."""
+        if stop <= start:
+            return 0, 0
+        before = self.hidden - np.arange(len(self.hidden))
+        first = start + int(np.searchsorted(before, start, side="right"))
+        last = stop - 1 + int(np.searchsorted(before, stop - 1, side="right"))
+        return first, last + 1
+
+    def row_chunks(self, size: int) -> list[int]:
+        """Visible rows in each block of `size` slots (blocks without any are left out)."""
+        edges = np.arange(0, self.slots + size, size).clip(max=self.slots)
+        edges = np.unique(edges)
+        counts = np.diff(edges) - np.diff(np.searchsorted(self.hidden, edges))
+        return [int(c) for c in counts if c]
+
+    def read(self, name: str, start: int, stop: int, reuse: bool = False) -> np.ndarray:
+        """Visible rows ``[start, stop)`` of a variable; `reuse` as in :meth:`Rows.read`."""
+        first, last = self.slot_range(start, stop)
+        try:
+            values = _open(self.url, name, self.token)(first, last, reuse)
+        except Exception as err:
+            raise StoreError(
+                f"{self.url}: cannot read {name}, slots {first} to {last}: {err}",
+                "`chemscale verify STORE` names what is broken, `--repair` ingests it again",
+            ) from err
+        lo, hi = np.searchsorted(self.hidden, (first, last))
+        if hi > lo:
+            values = np.delete(values, self.hidden[lo:hi] - first, axis=0)
+        return values.astype(object) if values.dtype.kind == "T" else values
+
+
+@lru_cache(maxsize=512)
+def _open(url: str, name: str, token: str) -> Callable[[int, int, bool], np.ndarray]:
+    """A function of (first, last slot, reuse) that reads a variable."""
+    import zarr
+
+    folder = Folder(url)
+    array: Any = zarr.open_array(folder.zarr_store(), path=name, mode="r")
+    direct = None if folder.remote else ShardFiles.of(folder.root, name, array)
+    return direct.read if direct is not None else lambda first, last, reuse: np.asarray(array[first:last])
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What `chemscale mask` adds to the flags of a store when they are read.
+
+    Attributes
+    ----------
+    windows : tuple of (start, stop, bit)
+        Pixels flagged for every star.
+    max_error : float or None
+        Pixels of a larger error of the flux are LARGE_ERROR.
+    """
+
+    windows: tuple[tuple[int, int, int], ...] = ()
+    max_error: float | None = None
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Mask | None:
+        """From the root record; None when it asks for nothing."""
+        windows = tuple((int(a), int(b), int(bit)) for a, b, bit in stored.get("windows", ()))
+        limit = stored.get("max_error")
+        return cls(windows, limit) if windows or limit is not None else None
+
+    def apply(self, flags: np.ndarray, ivar: np.ndarray | None) -> np.ndarray:
+        """Flags (n, P) with the mask's bits set; `ivar` (n, P) is needed with `max_error` only."""
+        out = flags.copy()
+        for start, stop, bit in self.windows:
+            out[:, start:stop] |= np.uint8(bit)
+        if self.max_error is not None:
+            assert ivar is not None
+            out[ivar < np.float32(1.0 / self.max_error**2)] |= np.uint8(Flag.LARGE_ERROR)
+        return out
+
+
+class Rows:
+    """Rows of one variable over all segments; what dask blocks and lazy columns read from."""
+
+    def __init__(
+        self,
+        segments: tuple[Segment, ...],
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        mask: Mask | None = None,
+    ):
+        self.segments = segments
+        self.name = name
+        self.mask = mask
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.ndim = len(shape)
+
+    def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
+        """Rows ``[start, stop)``.
+
+        With `reuse` they may be in a buffer of this thread that the next such read of the variable fills again: for
+        whoever goes through a survey block by block and keeps nothing. New arrays of tens of megabytes come from the
+        kernel page by page, each page cleared first.
+        """
+        if self.mask is None:
+            return self._stored(self.name, start, stop, reuse)
+        ivar = None if self.mask.max_error is None else self._stored("ivar", start, stop, reuse)
+        return self.mask.apply(self._stored(self.name, start, stop, reuse), ivar)
+
+    def _stored(self, name: str, start: int, stop: int, reuse: bool) -> np.ndarray:
+        pieces, offset = [], 0
+        for segment in self.segments:
+            lo, hi = max(start - offset, 0), min(stop - offset, segment.rows)
+            if hi > lo:
+                pieces.append((segment, lo, hi))
+            offset += segment.rows
+        if len(pieces) == 1:
+            segment, lo, hi = pieces[0]
+            return segment.read(name, lo, hi, reuse)
+        if not pieces:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        return np.concatenate([segment.read(name, lo, hi) for segment, lo, hi in pieces])
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        key = key if isinstance(key, tuple) else (key,)
+        start, stop, step = key[0].indices(self.shape[0])
+        return self.read(start, stop)[(slice(None, None, step), *key[1:])]
+
+    def __dask_tokenize__(self) -> Any:
+        return (
+            self.name,
+            self.shape,
+            self.mask,
+            tuple((s.url, s.token, s.slots, len(s.hidden)) for s in self.segments),
+        )
+
+
+class Column(BackendArray):
+    """Lazy per-star variable for xarray: read when its values are asked for."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        self.shape = rows.shape
+        self.dtype = rows.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
+
+    def _get(self, key: tuple[Any, ...]) -> Any:
+        first = key[0]
+        if isinstance(first, slice):
+            start, stop, step = first.indices(self.shape[0])
+            if step > 0:
+                return self.rows.read(start, stop)[(slice(None, None, step), *key[1:])]
+            return self.rows.read(0, self.shape[0])[key]
+        first = int(first) % self.shape[0]
+        return self.rows.read(first, first + 1)[(0, *key[1:])]

@@ -1,0 +1,295 @@
+"""Is a store what was written? Find what is broken, name it, and ingest it again.
+
+Every file of a store has its checksum in the list of markers, that list has its own in the
+root record, and the root record carries one of itself: a single flipped byte anywhere is found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chemscale.errors import StoreError
+from chemscale.runtime.files import Folder
+from chemscale.schema import ALL_FLAGS, VARIABLES, check
+from chemscale.survey.store.layout import decoder
+from chemscale.survey.store.manifest import ROOT, SHARDS, Header, checksum
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a store."""
+
+    #: file below the store
+    file: str
+    what: str
+    #: rows (slots) it concerns, ``[start, stop)``
+    stars: tuple[int, int] | None = None
+    #: chunk within the file
+    chunk: int | None = None
+    #: identifiers of the first and last star concerned
+    star_ids: tuple[str, str] | None = None
+    segment: str = ""
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.segment + '/' if self.segment else ''}{self.file}"
+        if self.chunk is not None:
+            text += f", chunk {self.chunk}"
+        if self.stars is not None:
+            text += f", stars {self.stars[0]} to {self.stars[1] - 1}"
+        if self.star_ids is not None:
+            text += f" ({self.star_ids[0]} .. {self.star_ids[1]})"
+        return f"{text}: {self.what}"
+
+
+@dataclass
+class VerifyReport:
+    """What :func:`verify` found."""
+
+    path: str
+    faults: list[Fault] = field(default_factory=list)
+    n_files: int = 0
+    n_bytes: int = 0
+    n_stars: int = 0
+    #: faults that `repair` mended
+    repaired: list[Fault] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong (any more)."""
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"ok": self.ok, **asdict(self), "messages": [str(f) for f in self.faults]}
+
+
+@dataclass(frozen=True)
+class _Check:
+    folder: Folder
+    header: Header
+    segment: str
+    shard: int
+    rows: tuple[int, int]
+    files: Mapping[str, Mapping[str, int]]
+    deep: bool
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    deep: bool = True,
+    repair: bool = False,
+    client: Client | None = None,
+    progress: bool | None = None,
+) -> VerifyReport:
+    """Check every file of a store.
+
+    Parameters
+    ----------
+    path : str or path
+        The store.
+    deep : bool
+        Also decode every pixel: values finite, `ivar` not negative, flags known. One pass.
+    repair : bool
+        Ingest broken shards and label chunks again from their source, whose files must be
+        those they were; what cannot be mended stays in the report.
+    client : distributed.Client, optional
+        Shards are checked by its workers.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    StoreError
+        There is no complete store at `path` (then there is nothing to verify).
+    """
+    from chemscale.survey.store.open import RootRecord
+
+    top = Folder(path)
+    report = VerifyReport(top.root)
+    record = RootRecord.read(top)
+    report.n_stars = record.n_stars
+    for name, expected in record.checksums.items():
+        _check_file(top, name, {"crc32c": expected}, report, "")
+    for entry in record.segments:
+        _verify_segment(top.sub(entry["path"]), entry, report, deep=deep, client=client, progress=progress)
+    if not report.faults:
+        _check_contract(top, report)
+    if repair and report.faults:
+        from chemscale.survey.ingest.repair import repair_store
+
+        repair_store(top, report)
+    return report
+
+
+def _compare(folder: Folder, name: str, expected: Mapping[str, int]) -> tuple[str, bytes]:
+    """('' or what is wrong with the file, its content)."""
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
+        return "missing", b""
+    except OSError as err:
+        return f"cannot be read: {err.strerror or err}", b""
+    if "bytes" in expected and len(data) != expected["bytes"]:
+        return f"has {len(data)} bytes, {expected['bytes']} were written", data
+    if checksum(data) != expected["crc32c"]:
+        return "checksum differs from what was written", data
+    return "", data
+
+
+def _check_file(folder: Folder, name: str, expected: Mapping[str, int], report: VerifyReport, segment: str) -> str:
+    problem, data = _compare(folder, name, expected)
+    report.n_bytes += len(data)
+    report.n_files += 1
+    if problem:
+        report.faults.append(Fault(name, problem, segment=segment))
+    return problem
+
+
+def _verify_segment(
+    folder: Folder,
+    entry: Mapping[str, Any],
+    report: VerifyReport,
+    *,
+    deep: bool,
+    client: Client | None,
+    progress: bool | None,
+) -> None:
+    from chemscale.runtime.shards import map_shards
+
+    segment = entry["path"]
+    try:
+        header = Header.read(folder)
+        book = json.loads(folder.read(SHARDS))
+        shards, labels, small = book["shards"], book["labels"], book["small"]
+    except (StoreError, FileNotFoundError, ValueError, KeyError) as err:
+        name = SHARDS if not isinstance(err, StoreError) else "_chemscale/plan.json"
+        report.faults.append(Fault(name, f"cannot be read: {err}", segment=segment))
+        return
+    for name, expected in small.items():
+        _check_file(folder, name, expected, report, segment)
+    _check_markers(header, entry, shards, report, segment)
+    for name, expected in labels.items():
+        problem, _ = _compare(folder, name, expected)
+        report.n_files += 1
+        report.n_bytes += expected["bytes"]
+        if problem:
+            index = int(name.split("/")[2])
+            rows = (index * header.layout.label_stars, min((index + 1) * header.layout.label_stars, header.n_slots))
+            report.faults.append(Fault(name, problem, rows, index, segment=segment))
+    tasks = {
+        m["shard"]: _Check(folder, header, segment, m["shard"], tuple(m["rows"]), m["files"], deep) for m in shards
+    }
+
+    def on_result(shard: int, found: list[Fault]) -> None:
+        report.faults += found
+        report.n_files += len(tasks[shard].files)
+        report.n_bytes += sum(f["bytes"] for f in tasks[shard].files.values())
+
+    map_shards(
+        check_shard, tasks, client, on_result=on_result, description="verify", unit="shards", show=progress
+    ).raise_for_failures("shard")
+
+
+def _check_markers(
+    header: Header, entry: Mapping[str, Any], shards: list[Any], report: VerifyReport, segment: str
+) -> None:
+    numbers = [m["shard"] for m in shards]
+    if numbers != list(range(header.n_shards)):
+        report.faults.append(Fault(SHARDS, f"lists shards {numbers[:5]}..., expected 0 to {header.n_shards - 1}"))
+    n_stars = sum(m["statistics"]["n_stars"] for m in shards)
+    if entry["slots"] != header.n_slots or n_stars < entry["slots"] - entry["n_hidden"]:
+        report.faults.append(
+            Fault(
+                SHARDS,
+                f"holds {n_stars} stars in {header.n_slots} slots, the root record says {entry}",
+                segment=segment,
+            )
+        )
+    for m in shards:
+        ranges = m["statistics"]["flux_range"]
+        if ranges is not None and not np.all(np.isfinite(ranges)):
+            report.faults.append(Fault(SHARDS, f"shard {m['shard']}: flux range {ranges} is not finite"))
+
+
+def check_shard(task: _Check) -> list[Fault]:
+    """Faults of one shard's files; runs on a worker. Each file is read once and decoded in memory."""
+    faults: list[Fault] = []
+    for name, expected in task.files.items():
+        problem, data = _compare(task.folder, name, expected)
+        if problem or task.deep:
+            faults += _check_chunks(task, name, problem, data)
+    return faults
+
+
+def _check_chunks(task: _Check, name: str, problem: str, data: bytes) -> list[Fault]:
+    """Decode a shard chunk by chunk; a file known to be bad is narrowed down to its chunks."""
+    variable = name.split("/")[0]
+    start, stop = task.rows
+    faults: list[Fault] = []
+    array = decoder(variable, VARIABLES[variable].dtype, (stop - start, task.header.n_pixels), data, task.header.layout)
+    step = task.header.layout.chunk_stars
+    chunks = range(start, stop, step)
+    for index, first in enumerate(chunks):
+        rows = (first, min(first + step, stop))
+        try:
+            values = np.asarray(array[rows[0] - start : rows[1] - start])
+        except Exception as err:
+            what = problem or f"cannot be decoded ({type(err).__name__}: {err})"
+        else:
+            what = _strange_values(variable, values)
+        if what:
+            ids = _ids(task.folder, rows)
+            faults.append(Fault(name, what, rows, index, ids, task.segment, task.shard))
+    whole = len(faults) == len(chunks) and len(chunks) > 1 and problem
+    if problem and (not faults or whole):  # in no chunk's bytes, or in all: the shard's index, or the file is gone
+        what = problem if problem.startswith(("missing", "has", "cannot")) else f"{problem} (in the shard's index)"
+        ids = _ids(task.folder, task.rows)
+        return [Fault(name, what, task.rows, None, ids, task.segment, task.shard)]
+    return faults
+
+
+def _strange_values(variable: str, values: np.ndarray) -> str:
+    if variable == "flags":
+        unknown = int(np.bitwise_or.reduce(values, axis=None)) & ~ALL_FLAGS if values.size else 0
+        return f"holds unknown flag bits {unknown}" if unknown else ""
+    if not np.isfinite(values).all():
+        return f"{int((~np.isfinite(values)).sum())} values are not finite"
+    if variable == "ivar" and (values < 0).any():
+        return f"{int((values < 0).sum())} values are negative"
+    return ""
+
+
+def _ids(folder: Folder, rows: tuple[int, int]) -> tuple[str, str] | None:
+    import zarr
+
+    try:
+        array: Any = zarr.open_array(folder.zarr_store(), path="star_id", mode="r")
+        return str(array[rows[0]]), str(array[rows[1] - 1])
+    except Exception:
+        return None  # the identifiers may be what is broken; the row numbers name the stars as well
+
+
+def _check_contract(top: Folder, report: VerifyReport) -> None:
+    from chemscale.survey.store.open import open_survey
+
+    ds = open_survey(top.root)
+    report.faults += [Fault(ROOT, problem) for problem in check(ds)]
+    for name in ds.variables:
+        spec = VARIABLES.get(str(name))
+        if spec and spec.dtype.startswith("float") and spec.dims[0] == "star" and "wavelength" not in spec.dims:
+            bad = int(np.isinf(ds[name].values).sum())
+            if bad:
+                report.faults.append(Fault(str(name), f"{bad} values are infinite"))

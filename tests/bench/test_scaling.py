@@ -1,0 +1,123 @@
+"""Scaling measurements: sizes of graphs, ratios, and a scheduler that is really driven."""
+
+from __future__ import annotations
+
+import pytest
+
+from chemscale.bench import pinning, saturation, scaling
+from chemscale.errors import InputError
+from chemscale.vae import inference
+
+
+def test_graphs_stay_small():
+    """10^8 stars: every graph that is in the scheduler at once is under a million tasks."""
+    for stars in (10**6, 10**7, 10**8):
+        tasks = saturation.graph_tasks(stars)
+        assert tasks["largest graph at once"] < 10**6
+        assert tasks["ingest"] < 10**6 and tasks["embed"] <= 4096 and tasks["fit (all passes)"] < 10**5
+        block = saturation.BLOCK_STARS
+        assert tasks["infer"] == -(-stars // inference._shard_stars(stars, block))
+        assert inference._shard_stars(stars, block) % block == 0
+
+
+@pytest.mark.slow
+def test_tasks_of_a_fit_are_counted_right(tmp_path):
+    """The number of tasks a pass takes per block, on which the extrapolation rests."""
+    import sys
+    from pathlib import Path
+
+    import dask
+    from dask.callbacks import Callback
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from helpers import make_survey
+
+    from chemscale import open_survey, write_survey
+    from chemscale.embedding.fit import embed_survey, fit_survey
+    from chemscale.survey.store.layout import Layout
+
+    class Count(Callback):
+        n = 0
+
+        def _pretask(self, *arguments):
+            self.n += 1
+
+    counts = []
+    for stars in (900, 1800):
+        store = str(tmp_path / f"{stars}.zarr")
+        write_survey(make_survey(stars, 4, 6, 30, seed=1), store, layout=Layout(32, 64, 4096))
+        ds = open_survey(store, chunk_stars=32)
+        blocks = len(ds["flux"].chunks[0])
+        with dask.config.set(scheduler="synchronous"):
+            with Count() as fit:
+                model = fit_survey(ds, n_components=3, keep_bytes=0, max_iter=3)
+            with Count() as embed:
+                embed_survey(ds, model, tmp_path / f"e{stars}.zarr")
+        assert embed.n == blocks
+        counts.append((blocks, model.n_passes_, fit.n))
+    (small, passes, few), (large, same, many) = counts
+    assert passes == same
+    assert (many - few) / (large - small) / passes <= saturation.TASKS_PER_LOT + 0.1
+
+
+def test_relative_rates():
+    rows = [
+        {"mode": "strong", "stage": "fit", "workers": 1, "stars_per_s": 10.0},
+        {"mode": "strong", "stage": "fit", "workers": 4, "stars_per_s": 30.0},
+        {"mode": "weak", "stage": "fit", "workers": 4, "stars_per_s": 7.0},
+    ]
+    out = scaling.relative(rows)
+    assert [r["speedup"] for r in out] == [1, 3, 1]
+    assert [r["efficiency"] for r in out] == [1, 0.75, 1]
+    assert saturation.busy_fraction(500, 1000, 1000, 5000) == pytest.approx(0.1)
+
+
+def test_unknown_stage_is_refused(tmp_path):
+    with pytest.raises(InputError, match="unknown stage"):
+        scaling.measure([1], 100, tmp_path, stages=["fitt"])
+
+
+@pytest.mark.slow
+def test_scheduler_alone():
+    result = saturation.measure([5], tasks=200)
+    assert {r["submit"] for r in result["scheduler"]} == {"shards", "results", "graph"}
+    assert all(r["scheduler_cpu_us_per_task"] > 50 and r["tasks_per_s"] > 1 for r in result["scheduler"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_measure_and_plot(tmp_path):
+    result = scaling.measure([1], 300, tmp_path / "scratch", stages=["embed", "infer"])
+    files = scaling.save(result, tmp_path)
+    assert [f.rsplit(".", 1)[1] for f in files] == ["json", "png"]
+    assert all(r["seconds"] > 0 and r["worker_peak_bytes"] > 1e7 for r in result["rows"])
+    assert all(r["pinned"] is bool(pinning.available()) for r in result["rows"])
+
+
+@pytest.mark.skipif(not pinning.available(), reason="no processor affinity here")
+def test_a_core_each():
+    """Workers of this process (it is all one process here) have a core; then everything is as it was."""
+    from distributed import Client
+
+    cores = pinning.available()
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        with pinning.a_core_each(client) as held:
+            assert held
+            assert client.submit(pinning.available, pure=False).result() == cores[:1]
+        assert client.submit(pinning.available, pure=False).result() == cores
+    assert pinning.available() == cores
+
+    class Crowd:
+        def scheduler_info(self, n_workers):
+            return {"workers": dict.fromkeys(map(str, range(len(cores) + 1)))}
+
+    with pinning.a_core_each(Crowd()) as held:
+        assert not held and pinning.available() == cores
+
+
+def test_runs_on_any_core_are_compared_with_their_like():
+    rows = [
+        {"mode": "strong", "stage": "fit", "pinned": pinned, "workers": workers, "stars_per_s": rate}
+        for pinned, workers, rate in ((True, 1, 10.0), (True, 2, 19.0), (False, 1, 12.0), (False, 2, 18.0))
+    ]
+    assert [r["speedup"] for r in scaling.relative(rows)] == [1, 1.9, 1, 1.5]

@@ -1,0 +1,142 @@
+"""Fit and embedding of a survey store: equality with in-memory arrays, resuming, refusals."""
+
+from __future__ import annotations
+
+import dask
+import numpy as np
+import pytest
+import zarr
+from helpers import make_survey
+
+from chemscale.embedding import fit as embedding
+from chemscale.embedding.fit import embed_survey, fit_survey, open_embedding
+from chemscale.errors import InputError, ResumeError, StoreError
+from chemscale.statistics import blocks
+from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.survey.store.open import open_survey, write_survey
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    ds = make_survey(400, 5, 8, n_pixels=40)
+    path = tmp_path_factory.mktemp("survey") / "s.zarr"
+    write_survey(ds, path)
+    return ds, open_survey(path, chunk_stars=128)
+
+
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+@pytest.mark.parametrize("keep_bytes", [0, 2**30])
+def test_fit_from_a_store_equals_arrays(survey, noise, keep_bytes):
+    memory, store = survey
+    chosen = memory["cluster"].values == ""
+    missing = memory["flags"].values != 0
+    one = fit_survey(store, chosen, n_components=4, noise=noise, tol=1e-4, keep_bytes=keep_bytes)
+    two = MaskedPPCA(4, noise=noise, tol=1e-4).fit(
+        memory["flux"].values[chosen], missing[chosen], memory["ivar"].values[chosen]
+    )
+    np.testing.assert_allclose(one.components_, two.components_, atol=1e-5)
+    np.testing.assert_allclose(one.mean_, two.mean_, atol=1e-6)
+    assert one.n_stars_ == chosen.sum()
+
+
+def test_flag_bits_select_what_is_missing(survey):
+    memory, store = survey
+    strict = fit_survey(store, n_components=3)
+    loose = fit_survey(store, n_components=3, flags=["gap", "large_error"])
+    assert not np.allclose(strict.mean_, loose.mean_, equal_nan=True, atol=1e-7)
+    np.testing.assert_array_equal(strict.pixel_used_, (memory["flags"].values == 0).any(axis=0))
+
+
+def test_embedding_equals_transform_and_carries_labels(survey, tmp_path):
+    memory, store = survey
+    ppca = fit_survey(store, n_components=4)
+    role = np.where(memory["cluster"].values == "", "field", "member")
+    product = embed_survey(store, ppca, tmp_path / "e.zarr", extra={"role": role})
+    coords, variance = ppca.transform_with_variance(
+        memory["flux"].values, memory["flags"].values != 0, memory["ivar"].values
+    )
+    np.testing.assert_allclose(product["coords"].values, coords, atol=1e-5)
+    np.testing.assert_allclose(product["coords_variance"].values, variance, rtol=1e-4)
+    assert product["valid"].values.all()
+    assert list(product["role"].values) == list(role)
+    assert list(product["star_id"].values) == list(memory["star_id"].values)
+    np.testing.assert_array_equal(product["teff"].values, memory["teff"].values)
+
+
+def test_an_interrupted_embedding_resumes(survey, tmp_path, monkeypatch):
+    _, store = survey
+    monkeypatch.setattr(embedding, "PART_STARS", 120)
+    ppca = fit_survey(store, n_components=3)
+    whole = embed_survey(store, ppca, tmp_path / "whole.zarr")["coords"].values
+    path = tmp_path / "e.zarr"
+    seen = []
+
+    def stop_early(done, total):
+        seen.append(done)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_survey(store, ppca, path, progress=stop_early)
+    with pytest.raises(StoreError, match="unfinished"):
+        open_embedding(path)
+    with pytest.raises(StoreError, match="already exists"):
+        embed_survey(store, ppca, path)
+    zarr.open_group(str(path), mode="r+")["coords"][0, 0] = 123.0  # kept: its part is done
+    again = []
+    product = embed_survey(store, ppca, path, resume=True, progress=lambda done, total: again.append(done))
+    assert min(again) > max(seen)
+    expected = whole.copy()
+    expected[0, 0] = 123.0
+    np.testing.assert_array_equal(product["coords"].values, expected)
+    other = fit_survey(store, n_components=2)
+    with pytest.raises(ResumeError, match="another model"):
+        embed_survey(store, other, path, resume=True)
+    np.testing.assert_array_equal(embed_survey(store, ppca, path, overwrite=True)["coords"].values, whole)
+
+
+def test_a_star_without_pixels_gets_nan(tmp_path):
+    memory = make_survey(200, 2, 4, n_pixels=30)
+    memory["flags"].values[5] |= 4
+    write_survey(memory, tmp_path / "s.zarr")
+    store = open_survey(tmp_path / "s.zarr")
+    product = embed_survey(store, fit_survey(store, n_components=2), tmp_path / "e.zarr")
+    assert np.flatnonzero(~product["valid"].values).tolist() == [5]
+    assert np.isnan(product["coords"].values[5]).all()
+
+
+def test_nothing_else_is_overwritten(survey, tmp_path):
+    _, store = survey
+    ppca = fit_survey(store, n_components=2)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    for keyword in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(StoreError, match="not an embedding"):
+            embed_survey(store, ppca, tmp_path / "precious", **keyword)
+    with pytest.raises(StoreError, match="no embedding"):
+        open_embedding(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="one boolean per star"):
+        fit_survey(store, np.ones(3, bool))
+
+
+def test_tasks_per_block_of_a_pass(survey):
+    _, store = survey
+    from chemscale.statistics.ppca_arrays import count_stats
+    from chemscale.statistics.ppca_kernels import add_stats
+    from chemscale.statistics.ppca_source import DaskSource
+
+    source = DaskSource(*(store[n].data for n in ("flux", "flags", "ivar")), bits=127)
+    total = blocks.tree(source._parts(count_stats), add_stats)
+    tasks = [t for t in dict(total.__dask_graph__()).values() if type(t).__name__ == "Task"]
+    assert len(tasks) <= 2 * store["flux"].data.numblocks[0]
+
+
+def test_workers_and_blas_share_the_cores():
+    from threadpoolctl import threadpool_info
+
+    cores = blocks.available_cores()
+    with dask.config.set(scheduler="threads", num_workers=cores):
+        assert blocks.task_threads() == cores
+    blocks.share_cores(cores)
+    assert all(lib["num_threads"] == 1 for lib in threadpool_info() if lib["user_api"] == "blas")
+    blocks.share_cores(1)
