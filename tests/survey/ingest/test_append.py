@@ -89,7 +89,7 @@ def test_interrupted_append_is_invisible_and_resumes(tmp_path, first, monkeypatc
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    from chemscale.survey.ingest.ingestion import ingestion as module
+    from chemscale.survey.ingest import ingestion as module
 
     original = module._write_once
     monkeypatch.setattr(module, "_write_once", dies)
