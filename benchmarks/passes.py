@@ -71,7 +71,7 @@ def spectra(start: int, stop: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 def build(path: str, stars: int) -> None:
     """Write the survey."""
-    from chemscale.survey.store.open import write_survey
+    from chemscale.survey.ingest.datasets import write_survey
 
     rows = tuple(min(BLOCK, stars - s) for s in range(0, stars, BLOCK))
     starts = np.concatenate([[0], np.cumsum(rows)])

@@ -113,7 +113,8 @@ def build(store: str, run_path: str, pixels: int) -> None:
     from chemscale.rsca.pipeline import metric_dataset
     from chemscale.rsca.stars import Stars
     from chemscale.runtime.run import Run
-    from chemscale.survey.store.open import open_survey, write_survey
+    from chemscale.survey.ingest.datasets import write_survey
+    from chemscale.survey.store.open import open_survey
 
     start = time.perf_counter()
     if not Path(store).exists():

@@ -23,10 +23,12 @@ import zarr
 
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES
+from chemscale.survey.ingest.finalise import finalise_store
 from chemscale.survey.ingest.writing import write_shard
+from chemscale.survey.store.create import create_store
 from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout, array_spec
-from chemscale.survey.store.manifest import Header, empty_columns
-from chemscale.survey.store.open import create_store, finalise_store, open_survey
+from chemscale.survey.store.manifest import StoreHeader, empty_columns
+from chemscale.survey.store.open import open_survey
 
 
 def blocks(stars: int, pixels: int, size: int) -> list[dict[str, np.ndarray]]:
@@ -43,7 +45,7 @@ def blocks(stars: int, pixels: int, size: int) -> list[dict[str, np.ndarray]]:
 def with_markers(path: Path, data: list[dict[str, np.ndarray]], layout: Layout) -> None:
     """chemscale's own way: verified shards, a marker each, a root record."""
     size, pixels = data[0]["flux"].shape
-    header = Header("bench", "vacuum", size * len(data), pixels, (), (), layout)
+    header = StoreHeader("bench", "vacuum", size * len(data), pixels, (), (), layout)
     folder = Folder(path)
     create_store(folder, header, np.arange(1.0, pixels + 1))
     for shard, block in enumerate(data):

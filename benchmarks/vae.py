@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vae"))
 from vae_catalogue import catalogue
 
 from chemscale.runtime.run import Run, jsonable
-from chemscale.survey.store.open import open_survey, write_survey
+from chemscale.survey.ingest.datasets import write_survey
+from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.corrupt import hide_blocks, hide_random, separation

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from chemscale.schema import Flag, validate
     from chemscale.statistics.ppca import MaskedPPCA
     from chemscale.survey.conversions import from_spectra
+    from chemscale.survey.ingest.datasets import write_survey
     from chemscale.survey.ingest.ingestion import ingest
-    from chemscale.survey.store.open import open_survey, write_survey
+    from chemscale.survey.store.open import open_survey
 
 _LAZY = {
     "Flag": "schema",
@@ -34,7 +35,7 @@ _LAZY = {
     "open_survey": "survey.store.open",
     "siblings": "rsca.siblings",
     "validate": "schema",
-    "write_survey": "survey.store.open",
+    "write_survey": "survey.ingest.datasets",
 }
 
 __all__ = [

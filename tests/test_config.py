@@ -152,7 +152,7 @@ def test_settings_in_force_are_recorded_with_their_source(tmp_path, monkeypatch)
     from helpers import make_survey
 
     from chemscale.cli import command as whole
-    from chemscale.survey.store.open import write_survey
+    from chemscale.survey.ingest.datasets import write_survey
 
     write_survey(make_survey(n_field=60, n_clusters=3, n_pixels=40), tmp_path / "s.zarr")
     (tmp_path / "c.toml").write_text("[rsca.fit]\ncomponents = 3\n")

@@ -12,7 +12,7 @@ from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.pipeline import fit_run
 from chemscale.runtime.run import Run
 from chemscale.schema import variable_attrs
-from chemscale.survey.store.open import write_survey
+from chemscale.survey.ingest.datasets import write_survey
 
 ELEMENTS = ("Fe", "Mg", "Ni", "Si", "Al", "C", "N", "Ca")
 

@@ -75,10 +75,11 @@ def make_store(path: Path, stars: int, client: Client | None, seed: int = 7) -> 
     import xarray as xr
 
     from chemscale.simulation.generator import Simulation
+    from chemscale.survey.ingest.datasets import write_survey
     from chemscale.survey.ingest.ingestion import ingest
     from chemscale.survey.sources.simulated import SimulatedSource
     from chemscale.survey.store.layout import Layout
-    from chemscale.survey.store.open import open_survey, write_survey
+    from chemscale.survey.store.open import open_survey
 
     if path.exists():
         return open_survey(path).attrs["store"]

@@ -64,10 +64,11 @@ def verify(
 
     from chemscale.cli import console, echo_json
     from chemscale.runtime.observe import human_bytes
+    from chemscale.survey.ingest.repair import repair as mend
     from chemscale.survey.store.verify import verify as check
 
     with client_for(workers, cluster) as client:
-        report = check(store, deep=not quick, repair=repair, client=client)
+        report = (mend if repair else check)(store, deep=not quick, client=client)
     if as_json:
         echo_json(report.to_dict())
     else:

@@ -66,7 +66,8 @@ def mask_survey(
     DataError
         Too few stars with or without an effect.
     """
-    from chemscale.survey.store.open import RootRecord, open_survey, publish_mask
+    from chemscale.survey.store.open import open_survey
+    from chemscale.survey.store.root import RootRecord, publish_mask
 
     effects = list(find)
     unknown = [name for name in effects if name not in FINDERS]

@@ -80,7 +80,8 @@ def fit_run(
         No clusters, no field stars, too few stars for K components.
     """
     from chemscale.rsca.selection import select_stars
-    from chemscale.survey.store.open import open_survey, store_token
+    from chemscale.survey.store.open import open_survey
+    from chemscale.survey.store.root import store_token
 
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}", f"choose one of: {', '.join(METRICS)}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from chemscale.runtime.files import Folder
 from chemscale.survey.sources.base import absence
-from chemscale.survey.store.manifest import REJECTED, STATISTICS, Header, read_json
+from chemscale.survey.store.manifest import REJECTED, STATISTICS, StoreHeader, read_json
 
 #: Bins of the coverage over wavelength.
 WAVELENGTH_BINS = 40
@@ -25,29 +25,30 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         No complete store at `path`.
     """
     from chemscale.survey.ingest.finalise import USED_PER_PIXEL
-    from chemscale.survey.store.open import RootRecord, _small_array
+    from chemscale.survey.store.open import small_array
+    from chemscale.survey.store.root import RootRecord
 
     top = Folder(path)
     record = RootRecord.read(top)
-    header = Header.read(top)
-    per_segment = [read_json(top.sub(e["path"]), STATISTICS) for e in record.segments]
+    header = StoreHeader.read(top)
+    per_segment = [read_json(top.sub(e.path), STATISTICS) for e in record.groups]
     total = per_segment[0]
     for other in per_segment[1:]:
         total = _add(total, other)
     rejected: list[dict[str, str]] = []
     used = np.zeros(header.n_pixels, np.int64)
     absent: dict[str, int] = {}
-    for entry in record.segments:
-        folder = top.sub(entry["path"])
+    for entry in record.groups:
+        folder = top.sub(entry.path)
         rejected += read_json(folder, REJECTED)
         used += np.load(io.BytesIO(folder.read(USED_PER_PIXEL)), allow_pickle=False)
     sizes = [size for _, size in top.walk()]
-    wave = _small_array(top, "wavelength", "").values
+    wave = small_array(top, "wavelength", "").values
     n_values = max(1, total["n_stars"] * header.n_pixels)
     by_wavelength = [
         float(b.mean()) / max(1, total["n_stars"]) for b in np.array_split(used, WAVELENGTH_BINS) if b.size
     ]
-    superseded = sum(e["n_hidden"] for e in record.segments) - sum(s["n_slots"] - s["n_stars"] for s in per_segment)
+    superseded = sum(e.n_hidden for e in record.groups) - sum(s["n_slots"] - s["n_stars"] for s in per_segment)
     for row in rejected:
         if lacks := absence(row["reason"]):
             absent[lacks] = absent.get(lacks, 0) + 1
@@ -58,7 +59,7 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "normalisation": header.attrs.get("normalisation", ""),
         "revision": record.revision,
         "n_stars": record.n_stars,
-        "n_slots": sum(int(e["slots"]) for e in record.segments),
+        "n_rows": sum(e.n_rows for e in record.groups),
         "n_superseded": superseded,
         "n_rejected": len(quarantined),
         "rejected_by_reason": by_reason(quarantined),
@@ -122,7 +123,7 @@ def _add(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_label(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, Any]:
-    """Extremes of two segments; percentiles only where one of them holds all values."""
+    """Extremes of two groups; percentiles only where one of them holds all values."""
     if not a or not a.get("present"):
         return b or a or {}
     if not b or not b.get("present"):

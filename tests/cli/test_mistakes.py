@@ -22,7 +22,7 @@ from chemscale.errors import (
     StoreError,
     of_the_machine,
 )
-from chemscale.survey.store.open import write_survey
+from chemscale.survey.ingest.datasets import write_survey
 
 MISTAKES = (
     "wrong path",

@@ -13,7 +13,8 @@ from chemscale.embedding.fit import embed_survey, fit_survey, open_embedding
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca import MaskedPPCA
-from chemscale.survey.store.open import open_survey, write_survey
+from chemscale.survey.ingest.datasets import write_survey
+from chemscale.survey.store.open import open_survey
 
 
 @pytest.fixture(scope="module")

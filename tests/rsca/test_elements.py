@@ -13,7 +13,7 @@ from chemscale.errors import DataError, InputError
 from chemscale.rsca.element_windows import find_windows, read_windows
 from chemscale.rsca.elements import elements_run
 from chemscale.rsca.pipeline import fit_run
-from chemscale.survey.store.open import write_survey
+from chemscale.survey.ingest.datasets import write_survey
 
 PIXELS = {"Fe": range(10, 22), "Mg": range(50, 62), "Si": range(90, 102)}
 

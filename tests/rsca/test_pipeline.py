@@ -22,7 +22,7 @@ from chemscale.rsca.siblings import SiblingSearch, siblings, write_neighbours
 from chemscale.rsca.stars import Stars
 from chemscale.runtime.observe import Progress, progress_bar
 from chemscale.runtime.run import Run
-from chemscale.survey.store.open import write_survey
+from chemscale.survey.ingest.datasets import write_survey
 
 
 @pytest.fixture(scope="module")

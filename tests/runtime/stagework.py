@@ -95,10 +95,10 @@ class Trouble(WorkerPlugin):
         self.out, self.stage, self.delay, self.poison, self.hungry = out, stage, delay, poison, hungry
 
     def setup(self, worker) -> None:
-        from chemscale.survey.store.rows import Segment
+        from chemscale.survey.store.rows import StoreGroup
 
-        plain = getattr(Segment, "plain_read", Segment.read)
-        Segment.plain_read = plain
+        plain = getattr(StoreGroup, "plain_read", StoreGroup.read)
+        StoreGroup.plain_read = plain
         trouble = self
 
         def read(segment, name, start, stop, reuse=False):
@@ -110,7 +110,7 @@ class Trouble(WorkerPlugin):
                 trouble.eat(start, stop)
             return plain(segment, name, start, stop, reuse)
 
-        Segment.read = read
+        StoreGroup.read = read
         if self.stage == "infer" or "chemscale.vae.inference" in sys.modules:
             from chemscale.vae.inference import Runner
 

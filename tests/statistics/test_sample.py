@@ -13,7 +13,8 @@ from chemscale.embedding.fit import fit_survey
 from chemscale.statistics import blocks, ppca, ppca_arrays, ppca_sample
 from chemscale.statistics.ppca_arrays import Adder, ArraySource, compact, spread_rows
 from chemscale.statistics.ppca_sample import ClusterSample
-from chemscale.survey.store.open import open_survey, write_survey
+from chemscale.survey.ingest.datasets import write_survey
+from chemscale.survey.store.open import open_survey
 
 
 @pytest.fixture(scope="module")

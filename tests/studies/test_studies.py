@@ -19,7 +19,7 @@ from chemscale.studies import controls, dataset_size, likeness, registry, style,
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.features import correlation
 from chemscale.studies.sample import Sample
-from chemscale.survey.store.open import write_survey
+from chemscale.survey.ingest.datasets import write_survey
 
 SETTINGS = {
     "kept_dimensions": {"restarts": 2, "restart_stars": 300},

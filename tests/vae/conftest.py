@@ -15,7 +15,7 @@ def toy():
 @pytest.fixture(scope="session")
 def toy_store(toy, tmp_path_factory):
     """The toy survey as a store."""
-    from chemscale.survey.store.open import write_survey
+    from chemscale.survey.ingest.datasets import write_survey
 
     return write_survey(toy, tmp_path_factory.mktemp("vae") / "toy.zarr")
 

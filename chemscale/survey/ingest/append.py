@@ -1,8 +1,8 @@
 """New stars for a store, or better spectra of old ones: a revision.
 
-A revision is a segment of its own below ``revisions/``, written and verified like a store.
+A revision is a group of arrays of its own below ``revisions/``, written and verified like a store.
 Nothing that exists is touched. One small root record, replaced atomically at the end, adds
-the segment and hides the rows it supersedes: readers see all of the revision or none of it,
+the group and hides the rows it supersedes: readers see all of the revision or none of it,
 and whoever has the store open keeps seeing what was there.
 """
 
@@ -19,12 +19,13 @@ from chemscale.errors import DataError, InputError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import digest
 from chemscale.survey.ingest.censoring import MAX_ERROR
-from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, finalise_segment, read_column
+from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, finalise_group, read_column
 from chemscale.survey.ingest.ingestion import IngestSummary, run_shards, still_good, summarise
 from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
 from chemscale.survey.sources.base import Source
-from chemscale.survey.store.manifest import INPUTS, PLAN, Header, done_shards, dump
-from chemscale.survey.store.open import RootRecord, create_store, publish, read_hidden, tidy
+from chemscale.survey.store.create import create_store, tidy
+from chemscale.survey.store.manifest import INPUTS, PLAN, StoreHeader, done_shards, dump
+from chemscale.survey.store.root import RootRecord, publish, read_hidden
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -73,7 +74,7 @@ def append(
     begun = time.monotonic()
     top = Folder(path)
     record = RootRecord.read(top)
-    first = Header.read(top)
+    first = StoreHeader.read(top)
     job = _fit(plan_ingest(source, layout=first.layout, max_error=max_error), first, top)
     existing = _existing(top, record)
     known = [i.star_id for i in job.items if i.star_id in existing]
@@ -87,7 +88,7 @@ def append(
     _begin(folder, job, resume=resume)
     kept = {s for s in done_shards(folder) if still_good(folder, job, s)}
     run_shards(folder, job, range(job.header.n_shards), kept, client=client, max_bad=max_bad, progress=progress)
-    closed = finalise_segment(folder, job.header)
+    closed = finalise_group(folder, job.header)
     if not closed["n_stars"]:
         reasons = "; ".join(f"{r.path}: {r.reason}" for r in closed["rejected"][:5])
         folder.remove_tree()
@@ -99,11 +100,11 @@ def append(
             f"remove {folder.root} and append again",
         )
     new_ids = set(np.delete(read_column(folder, "star_id"), closed["hidden"]).tolist())
-    segments = _segments(top, record, {i: where for i, where in existing.items() if i in new_ids})
-    segments.append((name, job.header.n_slots, closed["hidden"]))
+    groups = _groups(top, record, {i: where for i, where in existing.items() if i in new_ids})
+    groups.append((name, job.header.n_rows, closed["hidden"]))
     summary = summarise(folder, job, begun, kept=len(kept))
     fingerprint = digest([record.fingerprint, job.header.fingerprint])
-    publish(top, segments, revision=record.revision + 1, fingerprint=fingerprint, mask=record.mask)
+    publish(top, groups, revision=record.revision + 1, fingerprint=fingerprint, mask=record.mask)
     tidy(folder)
     return replace(
         summary,
@@ -116,7 +117,7 @@ def append(
     )
 
 
-def _fit(job: Job, first: Header, top: Folder) -> Job:
+def _fit(job: Job, first: StoreHeader, top: Folder) -> Job:
     """The job with the store's variables; refuses what cannot stand in one array with the others."""
     import zarr
 
@@ -150,23 +151,23 @@ def _begin(folder: Folder, job: Job, *, resume: bool) -> None:
 
 
 def _existing(top: Folder, record: RootRecord) -> dict[str, tuple[int, int]]:
-    """Identifier -> (segment, slot) of every visible star. Holds the identifiers in memory."""
+    """Identifier -> (group, row) of every visible star. Holds the identifiers in memory."""
     where = {}
-    for index, entry in enumerate(record.segments):
-        ids = read_column(top.sub(entry["path"]), "star_id")
+    for index, entry in enumerate(record.groups):
+        ids = read_column(top.sub(entry.path), "star_id")
         visible = np.ones(len(ids), bool)
         visible[read_hidden(top, entry)] = False
-        where.update({ids[slot]: (index, int(slot)) for slot in np.flatnonzero(visible)})
+        where.update({ids[row]: (index, int(row)) for row in np.flatnonzero(visible)})
     return where
 
 
-def _segments(
+def _groups(
     top: Folder, record: RootRecord, superseded: dict[str, tuple[int, int]]
 ) -> list[tuple[str, int, np.ndarray]]:
-    """The present segments with the superseded slots hidden."""
+    """The present groups with the superseded rows hidden."""
     out = []
-    for index, entry in enumerate(record.segments):
-        more = np.array([slot for segment, slot in superseded.values() if segment == index], "i8")
+    for index, entry in enumerate(record.groups):
+        more = np.array([row for group, row in superseded.values() if group == index], "i8")
         hidden = np.union1d(read_hidden(top, entry), more).astype("i8")
-        out.append((entry["path"], int(entry["slots"]), hidden))
+        out.append((entry.path, entry.n_rows, hidden))
     return out

@@ -66,7 +66,7 @@ def clean_block(flux, ivar, flags):
 
 
 @njit(nogil=True, cache=True)
-def settle_block(flux, ivar, flags, limit, gaps, windows, rows, out_flux, out_ivar, out_flags, usable):
+def censor_block(flux, ivar, flags, limit, gaps, windows, rows, out_flux, out_ivar, out_flags, usable):
     """Censor and clean a block (n, P) on its way to rows `rows` (n,) of a bigger one.
 
     `usable` (n,) receives whether any pixel has weight; rows of unusable stars hold zeros.
@@ -99,7 +99,7 @@ def count_block(flux, ivar, flags, filled, flagged, used_per_pixel, coverage, sp
     flux, ivar, flags : ndarray (n, P)
         Rows as stored.
     filled : ndarray (n,) uint8
-        0 for an empty slot, which does not count.
+        0 for an empty row, which does not count.
     flagged : ndarray (N_FLAGS,) int64
         Pixels with each flag.
     used_per_pixel : ndarray (P,) int64

@@ -34,13 +34,13 @@ def estimate(job: Job, *, workers: int = 1, sample: int = SAMPLE) -> dict[str, A
     """
     header = job.header
     chosen = np.unique(np.linspace(0, len(job.items) - 1, min(sample, len(job.items))).astype(int))
-    part = _only(job, [job.items[i] for i in chosen])
+    sample_job = _only(job, [job.items[i] for i in chosen])
     begun = time.perf_counter()
-    pixels, _, status, rejected = read_shard(make_task(Folder("."), part, 0))
+    pixels, _, status, rejected = read_shard(make_task(Folder("."), sample_job, 0))
     read = time.perf_counter() - begun
     encoded = 0
     for name in PIXEL_VARIABLES:
-        data = encode(name, VARIABLES[name].dtype, pixels[name], part.header.layout)
+        data = encode(name, VARIABLES[name].dtype, pixels[name], sample_job.header.layout)
         checksum(data)
         encoded += len(data)
     whole = time.perf_counter() - begun
@@ -70,4 +70,4 @@ def _only(job: Job, items: list[Item]) -> Job:
     """`job` with some items, as one shard."""
     n = len(items)
     inputs = Inputs.of([i.star_id for i in items], [i.path for i in items])
-    return replace(job, items=items, inputs=inputs, header=replace(job.header, n_slots=n, layout=Layout(n, n, n)))
+    return replace(job, items=items, inputs=inputs, header=replace(job.header, n_rows=n, layout=Layout(n, n, n)))

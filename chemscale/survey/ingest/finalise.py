@@ -1,6 +1,6 @@
 """Closing a store: per-star variables in large chunks, one list of markers, statistics.
 
-During ingestion every shard leaves its per-star values in a small part of its own. Here
+During ingestion every shard leaves its per-star values in a small file of its own. Here
 they are gathered, a label chunk at a time, so a million stars end in some hundred files.
 """
 
@@ -17,40 +17,43 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
-from chemscale.schema import STORE_VERSION, VARIABLES, variable_attrs
+from chemscale.schema import VARIABLES, variable_attrs
 from chemscale.survey.sources.base import Rejection
+from chemscale.survey.store.create import group_attrs, tidy
 from chemscale.survey.store.layout import chunk_file, encode, metadata
 from chemscale.survey.store.manifest import (
-    BOOK,
     COVERAGE_BINS,
     INPUTS,
+    LEDGER,
     PLAN,
     REJECTED,
+    ROOT,
     SHARDS,
     STATISTICS,
-    Header,
+    StoreHeader,
     checksum,
+    columns_name,
     dump,
     marker_name,
-    part_name,
     read_marker,
     rejections,
     unpack,
     write_verified,
 )
+from chemscale.survey.store.root import RootRecord, publish_first
 
 #: File with the rejections of the planning stage.
-PLANNED_REJECTIONS = f"{BOOK}/rejected-plan.json"
+PLANNED_REJECTIONS = f"{LEDGER}/rejected-plan.json"
 #: How many stars use each pixel (P,).
-USED_PER_PIXEL = f"{BOOK}/used_per_pixel.npy"
+USED_PER_PIXEL = f"{LEDGER}/used_per_pixel.npy"
 
 #: Holds a file named after every number of partitions a store was written in (until finalised).
-PARTITIONS = f"{BOOK}/partitions"
+PARTITIONS = f"{LEDGER}/partitions"
 #: Chunks of per-star variables on their way to the disk at once.
 _WRITERS = 8
 
 
-def missing_shards(folder: Folder, header: Header) -> list[int]:
+def missing_shards(folder: Folder, header: StoreHeader) -> list[int]:
     """Shards without a marker."""
     from chemscale.survey.store.manifest import done_shards
 
@@ -66,8 +69,8 @@ def _missing_partitions(folder: Folder, lost: Sequence[int]) -> str:
     """The partitions that write the shards in `lost`, as far as partitions were used."""
     said = []
     for n in sorted(int(name) for name in folder.list(PARTITIONS) if name.isdigit()):
-        parts = sorted({shard % n + 1 for shard in lost})
-        said.append(f"; missing or unfinished of {n} partitions: {describe_shards(parts)}")
+        partitions = sorted({shard % n + 1 for shard in lost})
+        said.append(f"; missing or unfinished of {n} partitions: {describe_shards(partitions)}")
     return "".join(said)
 
 
@@ -82,15 +85,15 @@ def describe_shards(shards: Sequence[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
-    """Write labels, marker list, rejections and statistics of a fully written segment.
+def finalise_group(folder: Folder, header: StoreHeader) -> dict[str, Any]:
+    """Write labels, marker list, rejections and statistics of a fully written group.
 
-    One pass over the parts; holds one label chunk of all per-star variables.
+    One pass over these files; holds one label chunk of all per-star variables.
 
     Returns
     -------
     dict
-        ``hidden`` (empty slots, sorted), ``n_stars``, ``rejected``.
+        ``hidden`` (empty rows, sorted), ``n_stars``, ``rejected``.
     """
     lost = missing_shards(folder, header)
     if lost:
@@ -116,12 +119,12 @@ def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
     per_chunk = header.layout.label_stars // header.layout.shard_stars
     columns: dict[str, np.ndarray] = {}
     for index, first in enumerate(range(0, header.n_shards, per_chunk)):
-        parts = []
+        gathered: list[dict[str, np.ndarray]] = []
         for shard in range(first, min(first + per_chunk, header.n_shards)):
-            parts.append(_read_part(folder, markers[shard]))
-            used += parts[-1]["used_per_pixel"]
-            empty.append(np.flatnonzero(parts[-1]["status"] == 0) + markers[shard]["rows"][0])
-        columns = {name: np.concatenate([p.pop(name) for p in parts]) for name in names}
+            gathered.append(_read_columns(folder, markers[shard]))
+            used += gathered[-1]["used_per_pixel"]
+            empty.append(np.flatnonzero(gathered[-1]["status"] == 0) + markers[shard]["rows"][0])
+        columns = {name: np.concatenate([p.pop(name) for p in gathered]) for name in names}
         files |= _write_chunks(folder, header, index, columns)
     if header.n_shards > per_chunk:
         columns = {}  # of the last chunk only
@@ -141,10 +144,10 @@ def finalise_segment(folder: Folder, header: Header) -> dict[str, Any]:
         n: {"bytes": len(d), "crc32c": checksum(d)} for n, d in ((n, folder.read(n)) for n in small_files(folder))
     }
     folder.write(SHARDS, dump({"shards": kept, "labels": files, "small": checks}), sync=True)
-    return {"hidden": hidden, "n_stars": header.n_slots - len(hidden), "rejected": rejected}
+    return {"hidden": hidden, "n_stars": header.n_rows - len(hidden), "rejected": rejected}
 
 
-def _write_chunks(folder: Folder, header: Header, index: int, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+def _write_chunks(folder: Folder, header: StoreHeader, index: int, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Write and verify chunk `index` of every per-star variable; side by side, for each waits for the disk."""
 
     def put(name: str) -> tuple[str, dict[str, Any]]:
@@ -158,7 +161,7 @@ def _write_chunks(folder: Folder, header: Header, index: int, columns: dict[str,
 
 
 def small_files(folder: Folder) -> list[str]:
-    """Files of a finalised segment besides shards, label chunks, the list of markers and the root record."""
+    """Files of a finalised group besides shards, label chunks, the list of markers and the root record."""
     names = ["zarr.json", PLAN, INPUTS, PLANNED_REJECTIONS, REJECTED, STATISTICS, USED_PER_PIXEL]
     for array in folder.list():
         names.append(f"{array}/zarr.json")
@@ -175,8 +178,8 @@ def npy_bytes(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _read_part(folder: Folder, marker: dict[str, Any]) -> dict[str, np.ndarray]:
-    name = part_name(marker["shard"])
+def _read_columns(folder: Folder, marker: dict[str, Any]) -> dict[str, np.ndarray]:
+    name = columns_name(marker["shard"])
     try:
         data = folder.read(name)
     except FileNotFoundError:
@@ -189,20 +192,20 @@ def _read_part(folder: Folder, marker: dict[str, Any]) -> dict[str, np.ndarray]:
     return unpack(data)
 
 
-def label_metadata(header: Header, name: str) -> bytes:
+def label_metadata(header: StoreHeader, name: str) -> bytes:
     """The ``zarr.json`` of a per-star variable."""
     if name == "status":
         dims: tuple[str, ...] = ("star",)
         dtype, attrs = "uint8", {"long_name": "1 where the slot holds a star, 0 where it was quarantined"}
     else:
         dims, dtype, attrs = VARIABLES[name].dims, VARIABLES[name].dtype, variable_attrs(name)
-    shape = (header.n_slots, len(header.elements))[: len(dims)]
+    shape = (header.n_rows, len(header.elements))[: len(dims)]
     return metadata(name, dtype, shape, header.layout, dims, attrs)
 
 
 def statistics(
     folder: Folder,
-    header: Header,
+    header: StoreHeader,
     markers: list[dict[str, Any]],
     columns: dict[str, np.ndarray],
     n_empty: int,
@@ -213,7 +216,7 @@ def statistics(
     def column(name: str) -> np.ndarray:
         return columns[name] if name in columns else read_column(folder, name)
 
-    total: dict[str, Any] = {"n_stars": header.n_slots - n_empty, "n_slots": header.n_slots, "n_rejected": n_rejected}
+    total: dict[str, Any] = {"n_stars": header.n_rows - n_empty, "n_slots": header.n_rows, "n_rejected": n_rejected}
     stats = [m["statistics"] for m in markers]
     total["n_pixels"] = header.n_pixels
     total["n_used"] = sum(s["n_used"] for s in stats)
@@ -247,14 +250,14 @@ def statistics(
 
 
 def read_column(folder: Folder, name: str) -> np.ndarray:
-    """All slots of a per-star variable, empty ones included; text as objects."""
+    """All rows of a per-star variable, empty ones included; text as objects."""
     import zarr
 
     values: Any = zarr.open_array(folder.zarr_store(), path=name, mode="r")[...]
     return values.astype(object) if values.dtype.kind == "T" else values
 
 
-def group_metadata(header: Header, folder: Folder) -> bytes:
+def group_metadata(header: StoreHeader, folder: Folder) -> bytes:
     """The group's ``zarr.json`` with those of its arrays, names sorted: one read opens the group."""
     group: dict[str, Any] = {"attributes": group_attrs(header), "node_type": "group", "zarr_format": 3}
     arrays = {n: json.loads(folder.read(f"{n}/zarr.json")) for n in folder.list() if folder.exists(f"{n}/zarr.json")}
@@ -262,6 +265,19 @@ def group_metadata(header: Header, folder: Folder) -> bytes:
     return dump(group)
 
 
-def group_attrs(header: Header) -> dict[str, Any]:
-    """Attributes of a store's group."""
-    return {"chemscale_store": STORE_VERSION, **header.attrs}
+def finalise_store(folder: Folder) -> RootRecord:
+    """Close a store whose shards are all written: labels, statistics, root record.
+
+    Idempotent: an interrupted call is repeated safely, and a complete store is only tidied.
+
+    Raises
+    ------
+    StoreError
+        Shards are missing; the message lists them.
+    """
+    header = StoreHeader.read(folder)
+    if not folder.exists(ROOT):
+        summary = finalise_group(folder, header)
+        publish_first(folder, header, summary["hidden"])
+    tidy(folder)
+    return RootRecord.read(folder)

@@ -1,6 +1,6 @@
 """Survey files to a store: plan -> write shards -> finalise.
 
-The plan lists every star (one slot each) and fingerprints configuration and inputs. Each
+The plan lists every star (one row each) and fingerprints configuration and inputs. Each
 shard is one task: read its stars, censor pixels, write, read back, compare checksums, leave
 a marker. Finalising gathers the per-star values and publishes the store. Whatever kills the
 job in between, ``resume=True`` carries on and the result is the same to the last bit.
@@ -34,13 +34,13 @@ from chemscale.survey.sources.base import Rejection, Source, absence
 from chemscale.survey.sources.files import of_another_survey
 from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout
 from chemscale.survey.store.manifest import (
-    BOOK,
     INPUTS,
+    LEDGER,
     PLAN,
     REJECTED,
     ROOT,
-    Header,
     ReadBackError,
+    StoreHeader,
     done_shards,
     dump,
     read_marker,
@@ -136,7 +136,7 @@ def ingest(
     overwrite, resume : bool
         Replace a store; or carry on with an unfinished one (start it where there is none).
     partition : (k, n) or "k/n", optional
-        Write only the k-th (from 1) of n parts; :func:`finalise` closes the store.
+        Write only the k-th (from 1) of n partitions; :func:`finalise` closes the store.
     progress : bool, optional
         Show a bar; by default where stderr is a terminal.
     job : Job, optional
@@ -155,7 +155,8 @@ def ingest(
     DataError
         Nothing could be read, or `max_bad` was passed.
     """
-    from chemscale.survey.store.open import create_store, finalise_store
+    from chemscale.survey.ingest.finalise import finalise_store
+    from chemscale.survey.store.create import create_store
 
     begun = time.monotonic()
     if isinstance(partition, str):
@@ -194,17 +195,17 @@ def finalise(out: str | os.PathLike[str]) -> IngestSummary:
     StoreError
         Shards are missing: the message lists them and the partitions that write them.
     """
-    from chemscale.survey.store.open import finalise_store
+    from chemscale.survey.ingest.finalise import finalise_store
 
     begun = time.monotonic()
     folder = Folder(out)
-    header = Header.read(folder)
+    header = StoreHeader.read(folder)
     finalise_store(folder)
     return summarise(folder, None, begun, kept=header.n_shards)
 
 
 def _open_path(out: str | os.PathLike[str], *, overwrite: bool, resume: bool) -> Folder:
-    from chemscale.survey.store.open import is_begun, prepare_path
+    from chemscale.survey.store.create import is_begun, prepare_path
 
     folder = Folder(out)
     if resume and not overwrite:
@@ -219,10 +220,10 @@ def still_good(folder: Folder, job: Job, shard: int) -> bool:
     marker = read_marker(folder, shard)
     if marker is None or marker["fingerprint"] != job.shard_fingerprint(shard):
         return False
-    from chemscale.survey.store.manifest import part_name
+    from chemscale.survey.store.manifest import columns_name
 
     try:
-        sizes = {**marker["files"], part_name(shard): marker["part"]}
+        sizes = {**marker["files"], columns_name(shard): marker["part"]}
         return all(folder.size(name) == f["bytes"] for name, f in sizes.items())
     except FileNotFoundError:
         return False
@@ -271,7 +272,7 @@ def run_shards(
         policy="finish",
         description=f"ingest {job.header.survey}",
         unit="stars",
-        weight=lambda s: float(np.diff(rows(s, job.header.n_slots))[0]),
+        weight=lambda s: float(np.diff(rows(s, job.header.n_rows))[0]),
         show=progress,
     )
     report.raise_for_failures("shard")
@@ -330,7 +331,7 @@ def _refuse_empty(folder: Folder, job: Job) -> None:
     folder.remove(PLAN)
     folder.remove_tree()
     raise DataError(
-        f"none of {job.header.n_slots} inputs could be read: " + "; ".join(reasons),
+        f"none of {job.header.n_rows} inputs could be read: " + "; ".join(reasons),
         "nothing was written; check that these files belong to this survey"
         + of_another_survey([r["path"] for r in some], job.header.survey),
     )
@@ -338,12 +339,12 @@ def _refuse_empty(folder: Folder, job: Job) -> None:
 
 def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> IngestSummary:
     """Summary of a store, complete or not."""
-    header = Header.read(folder)
+    header = StoreHeader.read(folder)
     complete = folder.exists(ROOT)
     inputs = job.inputs if job else (Inputs.unpack(folder.read(INPUTS)) if folder.exists(INPUTS) else None)
     if complete:
         rejected = [Rejection(**r) for r in json.loads(folder.read(REJECTED))]
-        statistics = json.loads(folder.read(f"{BOOK}/statistics.json"))
+        statistics = json.loads(folder.read(f"{LEDGER}/statistics.json"))
         n_stars, written, done = statistics["n_stars"], statistics["pixel_bytes"], header.n_shards
         clusters = statistics.get("clusters", {})
     else:
@@ -358,7 +359,7 @@ def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> In
         n_stars=n_stars,
         n_rejected=len(rejected),
         rejected=rejected,
-        n_files=len(inputs) if inputs else header.n_slots,
+        n_files=len(inputs) if inputs else header.n_rows,
         bytes_read=inputs.total_bytes if inputs else 0,
         bytes_written=written,
         seconds=time.monotonic() - begun,
@@ -372,7 +373,7 @@ def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> In
     )
 
 
-def shard_memory(header: Header, *, remote: bool = False) -> int:
+def shard_memory(header: StoreHeader, *, remote: bool = False) -> int:
     """Bytes a worker needs to write one shard, imports aside; an object store takes a shard's files whole."""
     chunk, shard = (
         n * header.n_pixels * BYTES_PER_PIXEL for n in (header.layout.chunk_stars, header.layout.shard_stars)

@@ -16,7 +16,7 @@ from chemscale.schema import VARIABLES
 from chemscale.survey.ingest.censoring import MAX_ERROR, window_pixels, windows_for
 from chemscale.survey.sources.base import Item, Rejection, Source, SurveyPlan
 from chemscale.survey.store.layout import Layout, choose_layout
-from chemscale.survey.store.manifest import INPUTS, Header, clean_text, dump
+from chemscale.survey.store.manifest import INPUTS, StoreHeader, clean_text, dump
 
 
 @dataclass
@@ -28,15 +28,15 @@ class Job:
     rejected: list[Rejection]
     wavelength: np.ndarray
     inputs: Inputs
-    header: Header
+    header: StoreHeader
 
     def shard_items(self, shard: int) -> list[Item]:
-        """Items of a shard, one a slot."""
-        return self.items[slice(*self.header.layout.rows(shard, self.header.n_slots))]
+        """Items of a shard, one a row."""
+        return self.items[slice(*self.header.layout.rows(shard, self.header.n_rows))]
 
     def shard_fingerprint(self, shard: int) -> str:
         """Digest of a shard's inputs and of the job's settings."""
-        rows = self.header.layout.rows(shard, self.header.n_slots)
+        rows = self.header.layout.rows(shard, self.header.n_rows)
         shared = {k: v for k, v in self.header.fingerprint.items() if k != "inputs"}
         return digest([self.inputs.digest(*rows), shared])
 
@@ -68,10 +68,10 @@ def plan_ingest(
     attrs = json.loads(dump(plan.attrs))
     provenance = {"source": described, "settings": settings, "software": _software()} | attrs.pop("provenance", {})
     attrs = {"survey": plan.survey, "normalisation": ""} | attrs | {"provenance": provenance} | dict(extra_attrs or {})
-    header = Header(
+    header = StoreHeader(
         survey=plan.survey,
         medium=plan.medium,
-        n_slots=len(items),
+        n_rows=len(items),
         n_pixels=len(wavelength),
         labels=tuple(n for n in VARIABLES if n in set(plan.labels) - {"star_id", "cluster"}),
         elements=tuple(plan.elements),
@@ -127,7 +127,7 @@ def _software() -> dict[str, str]:
     return {"chemscale": __version__, "zarr": zarr.__version__, "numpy": np.__version__}
 
 
-def _check_plan(plan: SurveyPlan, header: Header) -> None:
+def _check_plan(plan: SurveyPlan, header: StoreHeader) -> None:
     unknown = sorted(set(plan.labels) - set(VARIABLES))
     wrong = [n for n in plan.labels if n in VARIABLES and VARIABLES[n].dims[0] != "star"]
     if unknown or wrong:
@@ -150,7 +150,7 @@ def check_same(folder: Folder, job: Job) -> None:
     ResumeError
         Says what changed: which setting, which catalogue, which files.
     """
-    then, now = Header.read(folder), job.header
+    then, now = StoreHeader.read(folder), job.header
     if then.fingerprint == now.fingerprint:
         return
     said = []

@@ -1,6 +1,6 @@
 """Reading the stars of one shard: source -> censored pixels and per-star columns.
 
-Whatever a source does, a star ends in its slot or in the list of rejections.
+Whatever a source does, a star ends in its row or in the list of rejections.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from chemscale.survey.sources.base import Item, Rejection, StarBlock
 from chemscale.survey.sources.blocks import join
 from chemscale.survey.sources.labels import PackedItems
 from chemscale.survey.store.layout import PIXEL_VARIABLES
-from chemscale.survey.store.manifest import Header, clean_text, empty_columns
+from chemscale.survey.store.manifest import StoreHeader, clean_text, empty_columns
 
 #: Stars handed to a source's `read` at once: few enough that their arrays stay in the cache. A source whose file
-#: is cheaper to read in longer runs says so by an attribute `read_stars`.
+#: is cheaper to read in longer blocks says so by an attribute `read_stars`.
 READ_STARS = 32
 #: Bytes of a file that are asked for in advance: a spectrum's file is kilobytes.
 _AHEAD = 1 << 20
@@ -36,7 +36,7 @@ class ShardTask:
     """Everything a worker needs to write one shard."""
 
     folder: Folder
-    header: Header
+    header: StoreHeader
     shard: int
     source: Any
     items: list[Item]
@@ -58,9 +58,9 @@ class RowReader:
     Attributes
     ----------
     columns : dict of ndarray
-        Per-star values of the whole shard; NaN, '' or 0 in empty slots.
+        Per-star values of the whole shard; NaN, '' or 0 in empty rows.
     status : ndarray (n,) uint8
-        1 where a slot holds a star.
+        1 where a row holds a star.
     rejected : list of Rejection
     """
 
@@ -76,7 +76,7 @@ class RowReader:
         self._windows = np.array(settings["windows"], np.int64).reshape(-1, 2)
 
     def fill(self, pixels: dict[str, np.ndarray], start: int, stop: int, counts: Counts | None = None) -> None:
-        """Rows ``[start, stop)`` of the shard to the first rows of `pixels`; empty slots are zeros.
+        """Rows ``[start, stop)`` of the shard to the first rows of `pixels`; empty rows are zeros.
 
         `counts` counts every block of rows as it comes, which is cheaper than afterwards: it is in the cache.
         """
@@ -110,33 +110,33 @@ class RowReader:
         self.rejected += block.rejected
         n = len(block.star_id)
         if n == len(items) and block.star_id == [i.star_id for i in items]:
-            slots = np.arange(start, stop)
+            rows = np.arange(start, stop)
         else:
-            slot_of = {item.star_id: start + i for i, item in enumerate(items)}
-            slots = np.array([slot_of[s] for s in block.star_id], dtype=np.intp)
+            row_of = {item.star_id: start + i for i, item in enumerate(items)}
+            rows = np.array([row_of[s] for s in block.star_id], dtype=np.intp)
         usable = np.empty(n, bool)
         flux, ivar, flags = (np.ascontiguousarray(a) for a in (block.flux, block.ivar, block.flags))
         target: Any = (pixels["flux"], pixels["ivar"], pixels["flags"])
-        kernels.settle_block(
+        kernels.censor_block(
             flux,
             ivar,
             flags,
             self._limit,
             NO_GAPS,
             self._windows,
-            slots - base,
+            rows - base,
             target[0],
             target[1],
             target[2],
             usable,
         )
-        for row in np.flatnonzero(~usable):
-            item = task.items[slots[row]]
+        for index in np.flatnonzero(~usable):
+            item = task.items[rows[index]]
             self.rejected.append(Rejection(item.path, "no pixel has a finite flux and a valid error", item.star_id))
         chosen: Any = slice(None) if usable.all() else usable
-        slots = slots[chosen]
-        self.status[slots] = 1
-        _fill_columns(self.columns, slots, block, chosen, [task.items[s] for s in slots])
+        rows = rows[chosen]
+        self.status[rows] = 1
+        _fill_columns(self.columns, rows, block, chosen, [task.items[row] for row in rows])
 
 
 def will_read(paths: Iterable[str]) -> None:
@@ -159,7 +159,7 @@ def will_read(paths: Iterable[str]) -> None:
 def read_shard(
     task: ShardTask,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, list[Rejection]]:
-    """Pixels, per-star columns, slot status and rejections of a whole shard in memory."""
+    """Pixels, per-star columns, row status and rejections of a whole shard in memory."""
     n = len(task.items)
     pixels = empty_pixels(n, task.header.n_pixels)
     reader = RowReader(task)
@@ -214,8 +214,7 @@ def read_safely(source: Any, items: Sequence[Item], wavelength: np.ndarray, elem
                 [], empty, empty, empty.astype(np.uint8), {}, [Rejection(items[0].path, reason, items[0].star_id)]
             )
         half = len(items) // 2
-        parts = [read_safely(source, part, wavelength, elements) for part in (items[:half], items[half:])]
-        return join(parts)
+        return join([read_safely(source, some, wavelength, elements) for some in (items[:half], items[half:])])
     _check_block(source, block, items, len(wavelength))
     return block
 

@@ -7,8 +7,9 @@ were written; where the software has changed since, the new bytes are recorded i
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,22 +29,26 @@ from chemscale.survey.ingest.ingestion import make_task
 from chemscale.survey.ingest.planning import Job, plan_ingest
 from chemscale.survey.ingest.reading import read_shard
 from chemscale.survey.sources.base import Rejection
+from chemscale.survey.store.faults import VerifyReport
 from chemscale.survey.store.layout import chunk_file, encode, metadata
 from chemscale.survey.store.manifest import (
-    BOOK,
     INPUTS,
+    LEDGER,
     REJECTED,
     SHARDS,
     STATISTICS,
-    Header,
+    StoreHeader,
     checksum,
     dump,
     write_verified,
 )
-from chemscale.survey.store.verify import VerifyReport
+from chemscale.survey.store.verify import verify
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
-def rebuild_source(header: Header, where: str) -> Any:
+def rebuild_source(header: StoreHeader, where: str) -> Any:
     """The source a store was ingested from.
 
     Raises
@@ -63,6 +68,29 @@ def rebuild_source(header: Header, where: str) -> Any:
         raise StoreError(f"{where}: its source {name!r} cannot be built again: {err}", "ingest again") from err
 
 
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    deep: bool = True,
+    client: Client | None = None,
+    progress: bool | None = None,
+) -> VerifyReport:
+    """Verify a store and mend what is broken: shards and label chunks are ingested again from their source.
+
+    The source's files must be those they were. Parameters and errors are those of
+    :func:`~chemscale.survey.store.verify.verify`; what cannot be mended stays in the report.
+
+    Raises
+    ------
+    StoreError, ResumeError
+        The source or its files are not what they were.
+    """
+    report = verify(path, deep=deep, client=client, progress=progress)
+    if report.faults:
+        repair_store(Folder(path), report)
+    return report
+
+
 def repair_store(top: Folder, report: VerifyReport) -> None:
     """Mend what can be mended of `report.faults`, moving it to `report.repaired`.
 
@@ -71,13 +99,13 @@ def repair_store(top: Folder, report: VerifyReport) -> None:
     StoreError, ResumeError
         The source or its files are not what they were.
     """
-    from chemscale.survey.store.open import RootRecord
+    from chemscale.survey.store.root import RootRecord
 
     record = RootRecord.read(top)
     changed = False
-    for entry in record.segments:
-        folder = top.sub(entry["path"])
-        mine = [f for f in report.faults if f.segment == entry["path"]]
+    for entry in record.groups:
+        folder = top.sub(entry.path)
+        mine = [f for f in report.faults if f.group == entry.path]
         if mine:
             mender = _Mender(folder)
             for file in sorted(dict.fromkeys(f.file for f in mine), key=_after_pixels):
@@ -95,15 +123,15 @@ def repair_store(top: Folder, report: VerifyReport) -> None:
 
 
 def _mend_hidden(top: Folder, record: Any, report: VerifyReport) -> None:
-    """Lists of hidden slots: empty ones, and those whose star stands in a later segment.
+    """Lists of hidden rows: empty ones, and those whose star stands in a later group.
 
     Only what has the checksum of the root record is written, so that readers never see other stars.
     """
     later: set[str] = set()
-    for entry in reversed(record.segments):
-        folder, file = top.sub(entry["path"]), entry["hidden"]
+    for entry in reversed(record.groups):
+        folder, file = top.sub(entry.path), entry.hidden
         faults = [f for f in report.faults if file and f.file == file]
-        if not faults and entry is record.segments[0]:
+        if not faults and entry is record.groups[0]:
             return
         ids, empty = read_column(folder, "star_id"), read_column(folder, "status") == 0
         if faults:
@@ -117,18 +145,18 @@ def _mend_hidden(top: Folder, record: Any, report: VerifyReport) -> None:
 
 
 def _after_pixels(file: str) -> bool:
-    """The books last: some are counted from pixels and labels, which must be whole again by then."""
-    return file.startswith(BOOK) or file == "zarr.json"
+    """The ledger last: some of it are counted from pixels and labels, which must be whole again by then."""
+    return file.startswith(LEDGER) or file == "zarr.json"
 
 
 class _Mender:
-    """Mends the files of one segment; plans the source once, and only if spectra are needed."""
+    """Mends the files of one group; plans the source once, and only if spectra are needed."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self.header = Header.read(folder)
+        self.header = StoreHeader.read(folder)
         try:
-            self.book = json.loads(folder.read(SHARDS))
+            self.ledger = json.loads(folder.read(SHARDS))
         except (FileNotFoundError, ValueError) as err:
             raise StoreError(
                 f"{folder.where(SHARDS)}: the list of markers is damaged ({err}); without it nothing can be told apart",
@@ -139,19 +167,19 @@ class _Mender:
 
     def mend(self, file: str) -> bool:
         """Whether `file` was restored."""
-        for marker in self.book["shards"]:
+        for marker in self.ledger["shards"]:
             if file in marker["files"]:
                 variable = file.split("/")[0]
                 pixels, _, _, _ = read_shard(self._task(marker["shard"]))
                 data = encode(variable, VARIABLES[variable].dtype, pixels[variable], self.header.layout)
                 self._write(file, data, marker["files"])
                 return True
-        if file in self.book["labels"]:
-            self._write(file, self._label_chunk(file), self.book["labels"])
+        if file in self.ledger["labels"]:
+            self._write(file, self._label_chunk(file), self.ledger["labels"])
             return True
-        if file in self.book["small"]:
+        if file in self.ledger["small"]:
             known = self._small(file)
-            if known is not None and checksum(known) == self.book["small"][file]["crc32c"]:
+            if known is not None and checksum(known) == self.ledger["small"][file]["crc32c"]:
                 self.folder.write(file, known, sync=True)
                 return True
         return False
@@ -177,8 +205,8 @@ class _Mender:
         return self._metadata(file) if file.endswith("/zarr.json") else None
 
     def _statistics(self) -> bytes:
-        markers = self.book["shards"]
-        n_empty = self.header.n_slots - sum(m["statistics"]["n_stars"] for m in markers)
+        markers = self.ledger["shards"]
+        n_empty = self.header.n_rows - sum(m["statistics"]["n_stars"] for m in markers)
         n_rejected = len(json.loads(self.folder.read(REJECTED)))
         return dump(statistics(self.folder, self.header, markers, {}, n_empty, n_rejected))
 
@@ -189,7 +217,7 @@ class _Mender:
         flags, ivar = (zarr.open_array(arrays, path=name, mode="r") for name in ("flags", "ivar"))
         used = np.zeros(self.header.n_pixels, np.int64)
         step = self.header.layout.chunk_stars
-        for start in range(0, self.header.n_slots, step):  # empty slots have no weight anywhere
+        for start in range(0, self.header.n_rows, step):  # empty rows have no weight anywhere
             rows = slice(start, start + step)
             used += ((np.asarray(flags[rows]) == 0) & (np.asarray(ivar[rows]) > 0)).sum(axis=0)
         return used
@@ -215,7 +243,7 @@ class _Mender:
 
     def _task(self, shard: int) -> Any:
         job = self._job_of_source()
-        marker = self.book["shards"][shard]
+        marker = self.ledger["shards"][shard]
         if shard >= job.header.n_shards or job.shard_fingerprint(shard) != marker["fingerprint"]:
             from chemscale.survey.ingest.planning import check_same
 
@@ -245,7 +273,7 @@ class _Mender:
             return label_metadata(self.header, name)
         if spec is None:
             return None
-        sizes = {"star": self.header.n_slots, "wavelength": self.header.n_pixels, "element": len(self.header.elements)}
+        sizes = {"star": self.header.n_rows, "wavelength": self.header.n_pixels, "element": len(self.header.elements)}
         shape = tuple(sizes[d] for d in spec.dims)
         extra = {"medium": self.header.medium} if name == "wavelength" else {}
         return metadata(name, spec.dtype, shape, layout, spec.dims, variable_attrs(name) | extra)
@@ -253,5 +281,5 @@ class _Mender:
     def save(self) -> bool:
         """Write the list of markers where checksums changed."""
         if self.changed:
-            self.folder.write(SHARDS, dump(self.book), sync=True)
+            self.folder.write(SHARDS, dump(self.ledger), sync=True)
         return self.changed

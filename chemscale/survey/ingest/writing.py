@@ -21,12 +21,12 @@ from chemscale.survey.store.layout import PIXEL_VARIABLES, ShardEncoder, chunk_f
 from chemscale.survey.store.manifest import (
     COVERAGE_BINS,
     ROOT,
-    Header,
+    StoreHeader,
     check_back,
+    columns_name,
     dump,
     marker_name,
     pack,
-    part_name,
     write_verified,
 )
 
@@ -42,7 +42,7 @@ class Counts:
         self._n_used = self._n_stars = self._n_slots = 0
 
     def add(self, pixels: Mapping[str, np.ndarray], filled: np.ndarray) -> None:
-        """Count rows (n, P); `filled` (n,) is 0 in empty slots."""
+        """Count rows (n, P); `filled` (n,) is 0 in empty rows."""
         from chemscale.survey.ingest.censoring_kernels import count_block
 
         flux, ivar, flags = (np.ascontiguousarray(pixels[name]) for name in PIXEL_VARIABLES)
@@ -70,7 +70,7 @@ class ShardWriter:
     Files appear under their names with :meth:`close`; leaving the block without it leaves nothing.
     """
 
-    def __init__(self, folder: Folder, header: Header, shard: int):
+    def __init__(self, folder: Folder, header: StoreHeader, shard: int):
         self.folder, self.header, self.shard = folder, header, shard
         self._names = {name: chunk_file(name, shard, 2) for name in PIXEL_VARIABLES}
         self._encoders = {name: ShardEncoder(name, header.layout) for name in PIXEL_VARIABLES}
@@ -93,11 +93,11 @@ class ShardWriter:
         for name in PIXEL_VARIABLES:
             self._put(name, self._encoders[name].chunk(pixels[name][:n]))
 
-    def _put(self, name: str, pieces: list[bytes]) -> None:
+    def _put(self, name: str, encoded: list[bytes]) -> None:
         sums = self._sums[name]
-        for piece in pieces:
-            sums[0], sums[1] = google_crc32c.extend(sums[0], piece), sums[1] + len(piece)
-            self._files[name].put(piece)
+        for data in encoded:
+            sums[0], sums[1] = google_crc32c.extend(sums[0], data), sums[1] + len(data)
+            self._files[name].put(data)
 
     def close(
         self,
@@ -114,7 +114,7 @@ class ShardWriter:
         columns : mapping
             Per-star values, (n_rows,) or (n_rows, n_elements).
         status : ndarray (n_rows,) uint8
-            1 where the slot holds a star, 0 where it is empty.
+            1 where the row holds a star, 0 where it is empty.
         rejected : iterable of Rejection
             Stars of this shard that were quarantined.
         fingerprint : str
@@ -136,13 +136,13 @@ class ShardWriter:
         files = {self._names[n]: check_back(self.folder, self._names[n], *self._sums[n]) for n in PIXEL_VARIABLES}
         if self.folder.exists(ROOT):  # we are left over from a job whose scheduler is gone; another one carried on
             raise StoreError(f"{self.folder.root}: was completed by another job meanwhile", "nothing is left to do")
-        part = pack({**columns, "status": status, "used_per_pixel": self.counts.used_per_pixel})
+        packed = pack({**columns, "status": status, "used_per_pixel": self.counts.used_per_pixel})
         marker = {
             "shard": self.shard,
-            "rows": list(self.header.layout.rows(self.shard, self.header.n_slots)),
+            "rows": list(self.header.layout.rows(self.shard, self.header.n_rows)),
             "fingerprint": fingerprint,
             "files": files,
-            "part": write_verified(self.folder, part_name(self.shard), part),
+            "part": write_verified(self.folder, columns_name(self.shard), packed),
             "statistics": self.counts.summary(),
             "rejected": [asdict(r) for r in rejected],
         }
@@ -152,14 +152,14 @@ class ShardWriter:
 
 def write_shard(
     folder: Folder,
-    header: Header,
+    header: StoreHeader,
     shard: int,
     pixels: Mapping[str, np.ndarray],
     columns: Mapping[str, np.ndarray],
     status: np.ndarray,
 ) -> dict[str, Any]:
     """Write one shard that is in memory: `flux`, `ivar` float32 and `flags` uint8, each (n_rows, P)."""
-    start, stop = header.layout.rows(shard, header.n_slots)
+    start, stop = header.layout.rows(shard, header.n_rows)
     for name in PIXEL_VARIABLES:
         shape = (stop - start, header.n_pixels)
         if pixels[name].shape != shape:
@@ -167,7 +167,7 @@ def write_shard(
     step = header.layout.chunk_stars
     with ShardWriter(folder, header, shard) as writer:
         for at in range(0, stop - start, step):
-            part = {n: pixels[n][at : at + step] for n in PIXEL_VARIABLES}
-            writer.counts.add(part, status[at : at + step])
-            writer.add(part, len(part["flux"]))
+            chunk = {n: pixels[n][at : at + step] for n in PIXEL_VARIABLES}
+            writer.counts.add(chunk, status[at : at + step])
+            writer.add(chunk, len(chunk["flux"]))
         return writer.close(columns, status)

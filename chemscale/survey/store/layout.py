@@ -51,16 +51,16 @@ class Layout:
                 "leave the layout out to have one chosen",
             )
 
-    def n_shards(self, n_slots: int) -> int:
-        """Number of shards for `n_slots` rows."""
-        return -(-n_slots // self.shard_stars)
+    def n_shards(self, n_rows: int) -> int:
+        """Number of shards for `n_rows` rows."""
+        return -(-n_rows // self.shard_stars)
 
-    def rows(self, shard: int, n_slots: int) -> tuple[int, int]:
+    def rows(self, shard: int, n_rows: int) -> tuple[int, int]:
         """Rows ``[start, stop)`` of a shard."""
-        return shard * self.shard_stars, min((shard + 1) * self.shard_stars, n_slots)
+        return shard * self.shard_stars, min((shard + 1) * self.shard_stars, n_rows)
 
 
-def choose_layout(n_slots: int, n_pixels: int, *, shard_bytes: int = 320 << 20, chunk_bytes: int = 40 << 20) -> Layout:
+def choose_layout(n_rows: int, n_pixels: int, *, shard_bytes: int = 320 << 20, chunk_bytes: int = 40 << 20) -> Layout:
     """Layout for a survey.
 
     A shard's pixels (all three variables) stay under `shard_bytes`, which is what a writer
@@ -69,16 +69,16 @@ def choose_layout(n_slots: int, n_pixels: int, *, shard_bytes: int = 320 << 20, 
 
     Parameters
     ----------
-    n_slots, n_pixels : int
+    n_rows, n_pixels : int
         Planned stars and pixels a spectrum.
     """
     row = max(1, n_pixels) * BYTES_PER_PIXEL
     target = int(np.clip(_floor_power(chunk_bytes // row), 64, 4096))
-    chunk = int(np.clip(_floor_power(n_slots // 8), 64, target))
+    chunk = int(np.clip(_floor_power(n_rows // 8), 64, target))
     largest = max(1, shard_bytes // (row * chunk))
-    wanted = max(1, -(-n_slots // (8 * chunk)))
+    wanted = max(1, -(-n_rows // (8 * chunk)))
     shard = chunk * min(largest, wanted, 64)
-    label = shard * max(1, min(262_144 // shard, -(-n_slots // shard)))
+    label = shard * max(1, min(262_144 // shard, -(-n_rows // shard)))
     return Layout(chunk, shard, label)
 
 
@@ -211,10 +211,10 @@ class ShardEncoder:
 
 
 def _encode_shard(name: str, values: np.ndarray, layout: Layout) -> bytes:
-    encoder, parts = ShardEncoder(name, layout), []
+    encoder, encoded = ShardEncoder(name, layout), []
     for start in range(0, len(values), layout.chunk_stars):
-        parts += encoder.chunk(values[start : start + layout.chunk_stars])
-    return b"".join([*parts, *encoder.end()])
+        encoded += encoder.chunk(values[start : start + layout.chunk_stars])
+    return b"".join([*encoded, *encoder.end()])
 
 
 def decoder(name: str, dtype: str, shape: tuple[int, ...], data: bytes, layout: Layout) -> Any:

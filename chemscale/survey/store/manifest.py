@@ -1,4 +1,4 @@
-"""The books of a store: what it will hold, what is written and verified, and the markers that say so.
+"""The ledger of a store: what it will hold, what is written and verified, and the markers that say so.
 
 Everything a store needs to know about its own making lives in the folder ``_chemscale``
 beside the Zarr arrays:
@@ -30,24 +30,25 @@ from chemscale.schema import STORE_VERSION, VARIABLES
 from chemscale.survey.sources.base import Rejection
 from chemscale.survey.store.layout import Layout
 
-BOOK = "_chemscale"
-PLAN = f"{BOOK}/plan.json"
-INPUTS = f"{BOOK}/inputs.npz"
-SHARDS = f"{BOOK}/shards.json"
-REJECTED = f"{BOOK}/rejected.json"
-STATISTICS = f"{BOOK}/statistics.json"
-ROOT = f"{BOOK}/root.json"
+LEDGER = "_chemscale"
+PLAN = f"{LEDGER}/plan.json"
+INPUTS = f"{LEDGER}/inputs.npz"
+SHARDS = f"{LEDGER}/shards.json"
+REJECTED = f"{LEDGER}/rejected.json"
+STATISTICS = f"{LEDGER}/statistics.json"
+ROOT = f"{LEDGER}/root.json"
 #: Bins of the histogram of the fraction of usable pixels of a star.
 COVERAGE_BINS = 20
 
 
 @dataclass(frozen=True)
-class Header:
+class StoreHeader:
     """What a store (or one revision of it) is going to hold."""
 
     survey: str
     medium: str
-    n_slots: int
+    #: one for every planned star, quarantined ones included
+    n_rows: int
     n_pixels: int
     labels: tuple[str, ...]
     elements: tuple[str, ...]
@@ -65,7 +66,7 @@ class Header:
     @property
     def n_shards(self) -> int:
         """Number of shards."""
-        return self.layout.n_shards(self.n_slots)
+        return self.layout.n_shards(self.n_rows)
 
     def variables(self) -> tuple[str, ...]:
         """Per-star variables of the store, `star_id` and `cluster` included, in the contract's order."""
@@ -74,11 +75,16 @@ class Header:
 
     def to_json(self) -> bytes:
         """Canonical JSON."""
-        return dump(asdict(self))
+        return dump(self.stored())
+
+    def stored(self) -> dict[str, Any]:
+        """The header as it is stored: JSON-able, under the names that every store has."""
+        content = asdict(self)
+        return content | {"n_slots": content.pop("n_rows")}
 
     @classmethod
-    def read(cls, folder: Folder) -> Header:
-        """Header of the store in `folder`.
+    def read(cls, folder: Folder) -> StoreHeader:
+        """StoreHeader of the store in `folder`.
 
         Raises
         ------
@@ -98,6 +104,7 @@ class Header:
                 f"{folder.root}: written as store version {raw.get('version')}, this chemscale reads {STORE_VERSION}",
                 "use the chemscale that wrote it, or ingest again",
             )
+        raw["n_rows"] = raw.pop("n_slots")
         raw["layout"] = Layout(**raw["layout"])
         raw["labels"], raw["elements"] = tuple(raw["labels"]), tuple(raw["elements"])
         return cls(**raw)
@@ -131,12 +138,12 @@ def clean_text(value: Any) -> str:
 
 def marker_name(shard: int) -> str:
     """File of a shard's marker."""
-    return f"{BOOK}/shards/{shard:06d}.json"
+    return f"{LEDGER}/shards/{shard:06d}.json"
 
 
-def part_name(shard: int) -> str:
+def columns_name(shard: int) -> str:
     """File of a shard's per-star values."""
-    return f"{BOOK}/parts/{shard:06d}.npz"
+    return f"{LEDGER}/parts/{shard:06d}.npz"
 
 
 def checksum(data: bytes) -> int:
@@ -212,8 +219,8 @@ def unpack(data: bytes) -> dict[str, np.ndarray]:
     return out
 
 
-def empty_columns(header: Header, n: int) -> dict[str, np.ndarray]:
-    """Per-star columns of `n` empty slots: NaN, '' or 0."""
+def empty_columns(header: StoreHeader, n: int) -> dict[str, np.ndarray]:
+    """Per-star columns of `n` empty rows: NaN, '' or 0."""
     columns: dict[str, np.ndarray] = {}
     for name in header.variables():
         spec = VARIABLES[name]
@@ -223,7 +230,7 @@ def empty_columns(header: Header, n: int) -> dict[str, np.ndarray]:
 
 
 def read_json(folder: Folder, name: str) -> Any:
-    """One of the books of a complete store.
+    """A file of the ledger of a complete store.
 
     Raises
     ------
@@ -250,7 +257,7 @@ def read_marker(folder: Folder, shard: int) -> dict[str, Any] | None:
 def done_shards(folder: Folder) -> set[int]:
     """Shards that have a marker."""
     found = set()
-    for name in folder.list(f"{BOOK}/shards"):
+    for name in folder.list(f"{LEDGER}/shards"):
         stem = name.removesuffix(".json")
         if name.endswith(".json") and stem.isdigit():
             found.add(int(stem))

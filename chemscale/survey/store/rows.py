@@ -1,8 +1,8 @@
-"""Rows of a survey over the slots of its stores.
+"""Stars of a survey over the rows of its store.
 
-A store is written as slots, one for every planned star. Slots that were quarantined, or
-superseded by a later revision, are hidden: the rows a user sees are the others, in order.
-Chunks stay whole: a block of rows is one block of slots less its hidden ones.
+A store is written as rows, one for every planned star. Rows that were quarantined, or
+superseded by a later revision, are hidden: the stars a user sees are the others, in order.
+Chunks stay whole: a block of stars is one block of rows less its hidden ones.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from chemscale.survey.store.decoding import ShardFiles
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One group of arrays: its URL, its number of slots, and the hidden ones (sorted)."""
+class StoreGroup:
+    """One group of arrays: its URL, its number of rows, and the hidden ones (sorted)."""
 
     url: str
-    slots: int
+    n_rows: int
     hidden: np.ndarray
     #: identifies the content, so that caches never mix two stores at one path
     token: str = ""
 
     @property
-    def rows(self) -> int:
-        """Visible rows."""
-        return self.slots - len(self.hidden)
+    def n_stars(self) -> int:
+        """Rows that a reader sees."""
+        return self.n_rows - len(self.hidden)
 
-    def slot_range(self, start: int, stop: int) -> tuple[int, int]:
-        """Slots ``[first, last)`` that hold the visible rows ``[start, stop)``."""
+    def row_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Rows ``[first, last)`` that hold the stars ``[start, stop)``."""
         if stop <= start:
             return 0, 0
         before = self.hidden - np.arange(len(self.hidden))
@@ -46,21 +46,21 @@ class Segment:
         last = stop - 1 + int(np.searchsorted(before, stop - 1, side="right"))
         return first, last + 1
 
-    def row_chunks(self, size: int) -> list[int]:
-        """Visible rows in each block of `size` slots (blocks without any are left out)."""
-        edges = np.arange(0, self.slots + size, size).clip(max=self.slots)
+    def star_chunks(self, size: int) -> list[int]:
+        """Stars in each block of `size` rows (blocks without any are left out)."""
+        edges = np.arange(0, self.n_rows + size, size).clip(max=self.n_rows)
         edges = np.unique(edges)
         counts = np.diff(edges) - np.diff(np.searchsorted(self.hidden, edges))
         return [int(c) for c in counts if c]
 
     def read(self, name: str, start: int, stop: int, reuse: bool = False) -> np.ndarray:
-        """Visible rows ``[start, stop)`` of a variable; `reuse` as in :meth:`Rows.read`."""
-        first, last = self.slot_range(start, stop)
+        """Stars ``[start, stop)`` of a variable; `reuse` as in :meth:`Rows.read`."""
+        first, last = self.row_range(start, stop)
         try:
             values = _open(self.url, name, self.token)(first, last, reuse)
         except Exception as err:
             raise StoreError(
-                f"{self.url}: cannot read {name}, slots {first} to {last}: {err}",
+                f"{self.url}: cannot read {name}, rows {first} to {last}: {err}",
                 "`chemscale verify STORE` names what is broken, `--repair` ingests it again",
             ) from err
         lo, hi = np.searchsorted(self.hidden, (first, last))
@@ -71,7 +71,7 @@ class Segment:
 
 @lru_cache(maxsize=512)
 def _open(url: str, name: str, token: str) -> Callable[[int, int, bool], np.ndarray]:
-    """A function of (first, last slot, reuse) that reads a variable."""
+    """A function of (first, last row, reuse) that reads a variable."""
     import zarr
 
     folder = Folder(url)
@@ -114,17 +114,17 @@ class Mask:
 
 
 class Rows:
-    """Rows of one variable over all segments; what dask blocks and lazy columns read from."""
+    """Stars of one variable over all groups; what dask blocks and lazy columns read from."""
 
     def __init__(
         self,
-        segments: tuple[Segment, ...],
+        groups: tuple[StoreGroup, ...],
         name: str,
         shape: tuple[int, ...],
         dtype: Any,
         mask: Mask | None = None,
     ):
-        self.segments = segments
+        self.groups = groups
         self.name = name
         self.mask = mask
         self.shape = shape
@@ -144,18 +144,18 @@ class Rows:
         return self.mask.apply(self._stored(self.name, start, stop, reuse), ivar)
 
     def _stored(self, name: str, start: int, stop: int, reuse: bool) -> np.ndarray:
-        pieces, offset = [], 0
-        for segment in self.segments:
-            lo, hi = max(start - offset, 0), min(stop - offset, segment.rows)
+        wanted, offset = [], 0
+        for group in self.groups:
+            lo, hi = max(start - offset, 0), min(stop - offset, group.n_stars)
             if hi > lo:
-                pieces.append((segment, lo, hi))
-            offset += segment.rows
-        if len(pieces) == 1:
-            segment, lo, hi = pieces[0]
-            return segment.read(name, lo, hi, reuse)
-        if not pieces:
+                wanted.append((group, lo, hi))
+            offset += group.n_stars
+        if len(wanted) == 1:
+            group, lo, hi = wanted[0]
+            return group.read(name, lo, hi, reuse)
+        if not wanted:
             return np.empty((0, *self.shape[1:]), self.dtype)
-        return np.concatenate([segment.read(name, lo, hi) for segment, lo, hi in pieces])
+        return np.concatenate([group.read(name, lo, hi) for group, lo, hi in wanted])
 
     def __getitem__(self, key: Any) -> np.ndarray:
         key = key if isinstance(key, tuple) else (key,)
@@ -167,7 +167,7 @@ class Rows:
             self.name,
             self.shape,
             self.mask,
-            tuple((s.url, s.token, s.slots, len(s.hidden)) for s in self.segments),
+            tuple((g.url, g.token, g.n_rows, len(g.hidden)) for g in self.groups),
         )
 
 

@@ -1,4 +1,4 @@
-"""Is a store what was written? Find what is broken, name it, and ingest it again.
+"""Is a store what was written? Find what is broken and name it; :mod:`chemscale.survey.ingest.repair` mends it.
 
 Every file of a store has its checksum in the list of markers, that list has its own in the
 root record, and the root record carries one of itself: a single flipped byte anywhere is found.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,67 +17,21 @@ import numpy as np
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import ALL_FLAGS, VARIABLES, check
+from chemscale.survey.store.faults import Fault, VerifyReport
 from chemscale.survey.store.layout import decoder
-from chemscale.survey.store.manifest import ROOT, SHARDS, Header, checksum
+from chemscale.survey.store.manifest import ROOT, SHARDS, StoreHeader, checksum
+from chemscale.survey.store.open import open_survey
+from chemscale.survey.store.root import GroupEntry, RootRecord
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong with a store."""
-
-    #: file below the store
-    file: str
-    what: str
-    #: rows (slots) it concerns, ``[start, stop)``
-    stars: tuple[int, int] | None = None
-    #: chunk within the file
-    chunk: int | None = None
-    #: identifiers of the first and last star concerned
-    star_ids: tuple[str, str] | None = None
-    segment: str = ""
-    shard: int | None = None
-
-    def __str__(self) -> str:
-        text = f"{self.segment + '/' if self.segment else ''}{self.file}"
-        if self.chunk is not None:
-            text += f", chunk {self.chunk}"
-        if self.stars is not None:
-            text += f", stars {self.stars[0]} to {self.stars[1] - 1}"
-        if self.star_ids is not None:
-            text += f" ({self.star_ids[0]} .. {self.star_ids[1]})"
-        return f"{text}: {self.what}"
-
-
-@dataclass
-class VerifyReport:
-    """What :func:`verify` found."""
-
-    path: str
-    faults: list[Fault] = field(default_factory=list)
-    n_files: int = 0
-    n_bytes: int = 0
-    n_stars: int = 0
-    #: faults that `repair` mended
-    repaired: list[Fault] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Nothing is wrong (any more)."""
-        return not self.faults
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {"ok": self.ok, **asdict(self), "messages": [str(f) for f in self.faults]}
-
-
-@dataclass(frozen=True)
 class _Check:
     folder: Folder
-    header: Header
-    segment: str
+    header: StoreHeader
+    group: str
     shard: int
     rows: tuple[int, int]
     files: Mapping[str, Mapping[str, int]]
@@ -88,7 +42,6 @@ def verify(
     path: str | os.PathLike[str],
     *,
     deep: bool = True,
-    repair: bool = False,
     client: Client | None = None,
     progress: bool | None = None,
 ) -> VerifyReport:
@@ -100,9 +53,6 @@ def verify(
         The store.
     deep : bool
         Also decode every pixel: values finite, `ivar` not negative, flags known. One pass.
-    repair : bool
-        Ingest broken shards and label chunks again from their source, whose files must be
-        those they were; what cannot be mended stays in the report.
     client : distributed.Client, optional
         Shards are checked by its workers.
 
@@ -115,22 +65,16 @@ def verify(
     StoreError
         There is no complete store at `path` (then there is nothing to verify).
     """
-    from chemscale.survey.store.open import RootRecord
-
     top = Folder(path)
     report = VerifyReport(top.root)
     record = RootRecord.read(top)
     report.n_stars = record.n_stars
     for name, expected in record.checksums.items():
         _check_file(top, name, {"crc32c": expected}, report, "")
-    for entry in record.segments:
-        _verify_segment(top.sub(entry["path"]), entry, report, deep=deep, client=client, progress=progress)
+    for entry in record.groups:
+        _verify_group(top.sub(entry.path), entry, report, deep=deep, client=client, progress=progress)
     if not report.faults:
         _check_contract(top, report)
-    if repair and report.faults:
-        from chemscale.survey.ingest.repair import repair_store
-
-        repair_store(top, report)
     return report
 
 
@@ -149,18 +93,18 @@ def _compare(folder: Folder, name: str, expected: Mapping[str, int]) -> tuple[st
     return "", data
 
 
-def _check_file(folder: Folder, name: str, expected: Mapping[str, int], report: VerifyReport, segment: str) -> str:
+def _check_file(folder: Folder, name: str, expected: Mapping[str, int], report: VerifyReport, group: str) -> str:
     problem, data = _compare(folder, name, expected)
     report.n_bytes += len(data)
     report.n_files += 1
     if problem:
-        report.faults.append(Fault(name, problem, segment=segment))
+        report.faults.append(Fault(name, problem, group=group))
     return problem
 
 
-def _verify_segment(
+def _verify_group(
     folder: Folder,
-    entry: Mapping[str, Any],
+    entry: GroupEntry,
     report: VerifyReport,
     *,
     deep: bool,
@@ -169,29 +113,27 @@ def _verify_segment(
 ) -> None:
     from chemscale.runtime.shards import map_shards
 
-    segment = entry["path"]
+    group = entry.path
     try:
-        header = Header.read(folder)
-        book = json.loads(folder.read(SHARDS))
-        shards, labels, small = book["shards"], book["labels"], book["small"]
+        header = StoreHeader.read(folder)
+        ledger = json.loads(folder.read(SHARDS))
+        shards, labels, small = ledger["shards"], ledger["labels"], ledger["small"]
     except (StoreError, FileNotFoundError, ValueError, KeyError) as err:
         name = SHARDS if not isinstance(err, StoreError) else "_chemscale/plan.json"
-        report.faults.append(Fault(name, f"cannot be read: {err}", segment=segment))
+        report.faults.append(Fault(name, f"cannot be read: {err}", group=group))
         return
     for name, expected in small.items():
-        _check_file(folder, name, expected, report, segment)
-    _check_markers(header, entry, shards, report, segment)
+        _check_file(folder, name, expected, report, group)
+    _check_markers(header, entry, shards, report, group)
     for name, expected in labels.items():
         problem, _ = _compare(folder, name, expected)
         report.n_files += 1
         report.n_bytes += expected["bytes"]
         if problem:
             index = int(name.split("/")[2])
-            rows = (index * header.layout.label_stars, min((index + 1) * header.layout.label_stars, header.n_slots))
-            report.faults.append(Fault(name, problem, rows, index, segment=segment))
-    tasks = {
-        m["shard"]: _Check(folder, header, segment, m["shard"], tuple(m["rows"]), m["files"], deep) for m in shards
-    }
+            rows = (index * header.layout.label_stars, min((index + 1) * header.layout.label_stars, header.n_rows))
+            report.faults.append(Fault(name, problem, rows, index, group=group))
+    tasks = {m["shard"]: _Check(folder, header, group, m["shard"], tuple(m["rows"]), m["files"], deep) for m in shards}
 
     def on_result(shard: int, found: list[Fault]) -> None:
         report.faults += found
@@ -203,19 +145,17 @@ def _verify_segment(
     ).raise_for_failures("shard")
 
 
-def _check_markers(
-    header: Header, entry: Mapping[str, Any], shards: list[Any], report: VerifyReport, segment: str
-) -> None:
+def _check_markers(header: StoreHeader, entry: GroupEntry, shards: list[Any], report: VerifyReport, group: str) -> None:
     numbers = [m["shard"] for m in shards]
     if numbers != list(range(header.n_shards)):
         report.faults.append(Fault(SHARDS, f"lists shards {numbers[:5]}..., expected 0 to {header.n_shards - 1}"))
     n_stars = sum(m["statistics"]["n_stars"] for m in shards)
-    if entry["slots"] != header.n_slots or n_stars < entry["slots"] - entry["n_hidden"]:
+    if entry.n_rows != header.n_rows or n_stars < entry.n_rows - entry.n_hidden:
         report.faults.append(
             Fault(
                 SHARDS,
-                f"holds {n_stars} stars in {header.n_slots} slots, the root record says {entry}",
-                segment=segment,
+                f"holds {n_stars} stars in {header.n_rows} rows, the root record says {entry}",
+                group=group,
             )
         )
     for m in shards:
@@ -252,12 +192,12 @@ def _check_chunks(task: _Check, name: str, problem: str, data: bytes) -> list[Fa
             what = _strange_values(variable, values)
         if what:
             ids = _ids(task.folder, rows)
-            faults.append(Fault(name, what, rows, index, ids, task.segment, task.shard))
+            faults.append(Fault(name, what, rows, index, ids, task.group, task.shard))
     whole = len(faults) == len(chunks) and len(chunks) > 1 and problem
     if problem and (not faults or whole):  # in no chunk's bytes, or in all: the shard's index, or the file is gone
         what = problem if problem.startswith(("missing", "has", "cannot")) else f"{problem} (in the shard's index)"
         ids = _ids(task.folder, task.rows)
-        return [Fault(name, what, task.rows, None, ids, task.segment, task.shard)]
+        return [Fault(name, what, task.rows, None, ids, task.group, task.shard)]
     return faults
 
 
@@ -283,8 +223,6 @@ def _ids(folder: Folder, rows: tuple[int, int]) -> tuple[str, str] | None:
 
 
 def _check_contract(top: Folder, report: VerifyReport) -> None:
-    from chemscale.survey.store.open import open_survey
-
     ds = open_survey(top.root)
     report.faults += [Fault(ROOT, problem) for problem in check(ds)]
     for name in ds.variables:

@@ -1,4 +1,4 @@
-"""Ingestion: every star in its slot or in the list of rejections, and a resumed job as good as an undisturbed one."""
+"""Ingestion: every star in its row or in the list of rejections, and a resumed job as good as an undisturbed one."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ from toysource import ToySource, write_files
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
+from chemscale.survey.ingest.datasets import write_survey
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.store.layout import Layout
-from chemscale.survey.store.open import open_survey, write_survey
+from chemscale.survey.store.open import open_survey
 from chemscale.survey.store.verify import verify
 
 SMALL = Layout(chunk_stars=4, shard_stars=8, label_stars=16)

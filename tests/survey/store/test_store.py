@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from chemscale.errors import InputError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import SchemaError, validate
+from chemscale.survey.ingest.datasets import write_survey
 from chemscale.survey.store.layout import Layout, choose_layout
-from chemscale.survey.store.open import block_stars, open_survey, write_survey
-from chemscale.survey.store.rows import Segment
+from chemscale.survey.store.open import block_stars, open_survey
+from chemscale.survey.store.rows import StoreGroup
 
 SMALL = Layout(chunk_stars=16, shard_stars=32, label_stars=64)
 
@@ -136,17 +137,17 @@ def test_flipped_bit_is_not_read_silently(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_hidden_slots(data):
-    slots = data.draw(st.integers(1, 60))
-    hidden = np.array(sorted(data.draw(st.sets(st.integers(0, slots - 1)))), dtype="i8")
-    segment = Segment("nowhere", slots, hidden)
-    visible = np.setdiff1d(np.arange(slots), hidden)
+def test_hidden_rows(data):
+    n_rows = data.draw(st.integers(1, 60))
+    hidden = np.array(sorted(data.draw(st.sets(st.integers(0, n_rows - 1)))), dtype="i8")
+    group = StoreGroup("nowhere", n_rows, hidden)
+    visible = np.setdiff1d(np.arange(n_rows), hidden)
     size = data.draw(st.integers(1, 20))
-    counts = [int(np.sum((visible >= a) & (visible < a + size))) for a in range(0, slots, size)]
-    assert segment.row_chunks(size) == [c for c in counts if c]
+    counts = [int(np.sum((visible >= a) & (visible < a + size))) for a in range(0, n_rows, size)]
+    assert group.star_chunks(size) == [c for c in counts if c]
     start = data.draw(st.integers(0, len(visible)))
     stop = data.draw(st.integers(start, len(visible)))
-    first, last = segment.slot_range(start, stop)
+    first, last = group.row_range(start, stop)
     np.testing.assert_array_equal(np.setdiff1d(np.arange(first, last), hidden), visible[start:stop])
 
 

@@ -14,9 +14,10 @@ from chemscale.errors import ResumeError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.survey.info import bars, store_info
 from chemscale.survey.ingest.append import append
+from chemscale.survey.ingest.datasets import write_survey
 from chemscale.survey.ingest.ingestion import ingest
+from chemscale.survey.ingest.repair import repair
 from chemscale.survey.store.layout import Layout
-from chemscale.survey.store.open import write_survey
 from chemscale.survey.store.verify import verify
 
 SMALL = Layout(chunk_stars=4, shard_stars=8, label_stars=16)
@@ -70,7 +71,7 @@ def test_file_chunk_and_stars_are_named_and_repaired(store, name):
     assert (fault.file, fault.chunk, fault.shard) == (name, 0, shard)
     assert fault.stars == (shard * 8, shard * 8 + 4)
     assert f"{name}, chunk 0, stars {shard * 8} to {shard * 8 + 3} (star{shard * 8:04d} .." in str(fault)
-    report = verify(store.root, repair=True)
+    report = repair(store.root)
     assert report.ok and len(report.repaired) == 1
     assert store.read(name) == original and verify(store.root).ok
 
@@ -84,7 +85,7 @@ def test_index_size_and_absence(store):
     store.remove("flux/c/0/0")
     (fault,) = verify(store.root).faults
     assert fault.what == "missing" and fault.stars == (0, 8)
-    assert verify(store.root, repair=True).ok
+    assert repair(store.root).ok
     assert store.read("flux/c/0/0") == original
 
 
@@ -92,7 +93,7 @@ def test_labels_and_metadata_are_repaired(store):
     for name in ("teff/c/1", "star_id/c/0", "status/c/1", "flux/zarr.json", "snr/zarr.json"):
         original = flip(store, name, store.size(name) // 2)
         assert not verify(store.root).ok
-        report = verify(store.root, repair=True)
+        report = repair(store.root)
         assert report.ok, report.faults
         assert store.read(name) == original
 
@@ -101,34 +102,34 @@ def test_repair_refuses_changed_inputs(store, tmp_path):
     flip(store, "flux/c/1/0", 30)
     np.save(tmp_path / "spectra" / "star0009.npy", np.ones((2, 41)))
     with pytest.raises(ResumeError, match="star0009"):
-        verify(store.root, repair=True)
+        repair(store.root)
 
 
 def test_datasets_cannot_be_repaired(tmp_path):
     folder = Folder(write_survey(make_survey(n_field=20), tmp_path / "d.zarr"))
     flip(folder, "flux/c/0/0", 30)
     with pytest.raises(StoreError, match="written from a dataset"):
-        verify(folder.root, repair=True)
+        repair(folder.root)
 
 
-def test_books_are_repaired(store):
+def test_the_ledger_is_repaired(store):
     """Every small file but the three that say what all the others should be; also several at once."""
     before = {name: store.read(name) for name, _ in store.walk()}
     unique = {"_chemscale/plan.json", "_chemscale/shards.json", "_chemscale/root.json"}
     small = [n for n in before if "/c/" not in n or n.startswith(("wavelength", "element"))]
-    books = [n for n in small if n not in unique and "hidden" not in n]
-    assert len(books) > 10
-    for names in [[n] for n in books] + [books]:
+    ledger = [n for n in small if n not in unique and "hidden" not in n]
+    assert len(ledger) > 10
+    for names in [[n] for n in ledger] + [ledger]:
         for name in names:
             flip(store, name, len(before[name]) // 2)
         assert not verify(store.root, deep=False).ok
-        report = verify(store.root, repair=True)
+        report = repair(store.root)
         assert report.ok, (names, report.faults)
         assert {n: store.read(n) for n, _ in store.walk()} == before, names
 
 
-def test_lists_of_hidden_slots_are_repaired(store, tmp_path):
-    """Of the first revision, of a later one, and of slots that a later one supersedes."""
+def test_lists_of_hidden_rows_are_repaired(store, tmp_path):
+    """Of the first revision, of a later one, and of rows that a later one supersedes."""
     more = write_files(tmp_path / "more", n=35)
     for i in range(25):
         (more / f"star{i:04d}.npy").unlink()
@@ -138,7 +139,7 @@ def test_lists_of_hidden_slots_are_repaired(store, tmp_path):
     assert len(hidden) == 2
     for name in hidden:
         original = flip(store, name, store.size(name) - 8)
-        assert verify(store.root, repair=True).ok
+        assert repair(store.root).ok
         assert store.read(name) == original
 
 

@@ -1,0 +1,195 @@
+"""The root record of a store: which revision readers see.
+
+A store may hold later revisions as groups of their own below ``revisions/``; this one small file, replaced
+atomically, says which of them a reader sees. No byte that a reader may be reading is ever changed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import StoreError
+from chemscale.runtime.files import Folder
+from chemscale.runtime.jobs import digest
+from chemscale.schema import STORE_VERSION
+from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, SHARDS, StoreHeader, checksum, done_shards, dump
+
+#: Names in the stored record of what is called otherwise here; they stay, so that every store opens.
+_STORED_RECORD = {"groups": "segments"}
+_STORED_GROUP = {"n_rows": "slots"}
+
+
+@dataclass(frozen=True)
+class GroupEntry:
+    """One group of arrays of a store: the first revision's (path '') or that of a later one."""
+
+    path: str
+    n_rows: int
+    #: file that lists the rows no reader sees (quarantined or superseded), None where there are none
+    hidden: str | None
+    n_hidden: int
+
+
+@dataclass(frozen=True)
+class RootRecord:
+    """The root record: which revision readers see."""
+
+    n_stars: int
+    groups: list[GroupEntry]
+    revision: int = 0
+    fingerprint: str = ""
+    #: CRC32C of each group's list of markers, and of every list of hidden rows: name -> checksum
+    checksums: dict[str, int] = field(default_factory=dict)
+    #: pixels that readers see flagged beside those that are (:class:`chemscale.survey.store.rows.Mask`)
+    mask: dict[str, Any] = field(default_factory=dict)
+    format: str = "chemscale-survey"
+    version: int = STORE_VERSION
+
+    @classmethod
+    def read(cls, folder: Folder) -> RootRecord:
+        """Root record of a complete store.
+
+        Raises
+        ------
+        StoreError
+            No store, an unfinished store, or one of another version.
+        """
+        try:
+            raw = json.loads(folder.read(ROOT))
+        except FileNotFoundError:
+            raise why_not(folder) from None
+        except (ValueError, NotADirectoryError) as err:
+            raise _damaged(folder, err) from err
+        if not isinstance(raw, dict):
+            raise _damaged(folder, f"it holds a {type(raw).__name__}")
+        if raw.get("format") != "chemscale-survey" or raw.get("version") != STORE_VERSION:
+            raise StoreError(
+                f"{folder.root}: store format {raw.get('format')!r} version {raw.get('version')!r}, "
+                f"this chemscale reads version {STORE_VERSION}",
+                "use the chemscale that wrote it, or ingest again",
+            )
+        expected = raw.pop("checksum", None)
+        if expected != checksum(dump(raw)):
+            raise _damaged(folder, "checksum")
+        try:
+            groups = [GroupEntry(**_renamed(entry, _STORED_GROUP)) for entry in raw.pop("segments")]
+            return cls(groups=groups, **raw)
+        except (TypeError, KeyError, AttributeError) as err:
+            raise _damaged(folder, err) from err
+
+    def write(self, folder: Folder) -> None:
+        """Publish: from here on readers see this record."""
+        content = _content(self)
+        folder.write(ROOT, dump(content | {"checksum": checksum(dump(content))}), sync=True)
+
+
+def _content(record: RootRecord) -> dict[str, Any]:
+    """The record as it is stored: without a mask, where there is none, as stores were written before there were any."""
+    content = {_STORED_RECORD.get(k, k): v for k, v in asdict(record).items() if k != "mask" or v}
+    content["segments"] = [{_STORED_GROUP.get(k, k): v for k, v in entry.items()} for entry in content["segments"]]
+    return content
+
+
+def _renamed(stored: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """`stored` under the names used here."""
+    here = {old: new for new, old in names.items()}
+    return {here.get(k, k): v for k, v in stored.items()}
+
+
+def _damaged(folder: Folder, what: object) -> StoreError:
+    return StoreError(f"{folder.root}: {ROOT} is damaged ({what})", "restore it or ingest again")
+
+
+def why_not(folder: Folder) -> StoreError:
+    if not folder.exists():
+        return StoreError(f"no survey store at {folder.root}", "check the path; `chemscale ingest` makes one")
+    if folder.exists(PLAN):
+        header = StoreHeader.read(folder)
+        done = len(done_shards(folder))
+        return StoreError(
+            f"{folder.root}: unfinished store, {done} of {header.n_shards} shards are written",
+            "repeat the `chemscale ingest` command with --resume (or `chemscale finalise` after --partition jobs)",
+        )
+    return StoreError(
+        f"{folder.root}: not a chemscale store (no {ROOT})",
+        "give a store made by `chemscale ingest` or `chemscale simulate --out`",
+    )
+
+
+def publish_first(folder: Folder, header: StoreHeader, hidden: np.ndarray) -> None:
+    """Write the root record of a store's first revision."""
+    publish(folder, [("", header.n_rows, hidden)], revision=0, fingerprint=digest(header.fingerprint))
+
+
+def publish(
+    folder: Folder,
+    groups: list[tuple[str, int, np.ndarray]],
+    *,
+    revision: int,
+    fingerprint: str,
+    mask: dict[str, Any] | None = None,
+) -> None:
+    """Write the root record: (path, rows, hidden rows) of every group. Until then readers see the one before."""
+    entries = [group_entry(folder, path, n_rows, hidden, revision=revision) for path, n_rows, hidden in groups]
+    names = [f"{path}/{SHARDS}".lstrip("/") for path, _, _ in groups] + [e.hidden for e in entries if e.hidden]
+    RootRecord(
+        n_stars=sum(n_rows - len(hidden) for _, n_rows, hidden in groups),
+        groups=entries,
+        revision=revision,
+        fingerprint=fingerprint,
+        checksums={name: checksum(folder.read(name)) for name in names},
+        mask=mask or {},
+    ).write(folder)
+
+
+def publish_mask(folder: Folder, mask: dict[str, Any]) -> int:
+    """Replace the store's mask (``windows``, ``max_error``) by a revision of the root record; no pixel is rewritten.
+
+    Returns
+    -------
+    int
+        The revision readers see now: the same one where the mask was there already.
+    """
+    record = RootRecord.read(folder)
+    if record.mask != mask:
+        record = replace(record, mask=mask, revision=record.revision + 1)
+        record.write(folder)
+    return record.revision
+
+
+def group_entry(folder: Folder, path: str, n_rows: int, hidden: np.ndarray, *, revision: int) -> GroupEntry:
+    """Entry of a group in the root record; its hidden rows go to a file of their own."""
+    name = None
+    if len(hidden):
+        name = f"{LEDGER}/hidden-{revision:04d}-{path.rsplit('/', 1)[-1] or 'first'}.npy"
+        buffer = io.BytesIO()
+        np.save(buffer, np.asarray(hidden, "i8"), allow_pickle=False)
+        folder.write(name, buffer.getvalue(), sync=True)
+    return GroupEntry(path, n_rows, name, len(hidden))
+
+
+def read_hidden(folder: Folder, entry: GroupEntry) -> np.ndarray:
+    """Hidden rows of a group, sorted."""
+    if not entry.hidden:
+        return np.empty(0, "i8")
+    return np.load(io.BytesIO(folder.read(entry.hidden)), allow_pickle=False)
+
+
+def store_token(store: str) -> str:
+    """A text that changes whenever a store's contents do: made anew, appended to, or masked otherwise."""
+    folder = Folder(store)
+    return token_of(folder, RootRecord.read(folder))
+
+
+def token_of(folder: Folder, record: RootRecord) -> str:
+    return digest([record.fingerprint, record.revision, record.n_stars, _modified(folder)])
+
+
+def _modified(folder: Folder) -> float:
+    return 0.0 if folder.remote else os.stat(folder.where(ROOT)).st_mtime
