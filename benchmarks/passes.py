@@ -143,7 +143,8 @@ def largest_angle(a: np.ndarray, b: np.ndarray) -> float:
 def measure(args: argparse.Namespace) -> dict:
     """Bare pass, fit, embedding; with the exact solution if asked for."""
     import chemscale
-    from chemscale.embedding.fit import embed_survey, fit_survey
+    from chemscale.embedding.fit import fit_survey
+    from chemscale.embedding.product import embed_survey
 
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or cores + 1

@@ -23,7 +23,8 @@ import xarray as xr
 from passes import K, Memory, bare_pass
 
 import chemscale
-from chemscale.embedding.fit import embed_survey, fit_survey
+from chemscale.embedding.fit import fit_survey
+from chemscale.embedding.product import embed_survey
 
 
 def one(ds: xr.Dataset, k: int, tol: float, scratch: str) -> dict[str, Any]:

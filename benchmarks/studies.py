@@ -108,7 +108,8 @@ def survey(pixels: int) -> xr.Dataset:
 
 def build(store: str, run_path: str, pixels: int) -> None:
     """Write the survey; fit its basis on part of the stars, embed all."""
-    from chemscale.embedding.fit import embed_survey, fit_survey
+    from chemscale.embedding.fit import fit_survey
+    from chemscale.embedding.product import embed_survey
     from chemscale.rsca.metric import RSCA
     from chemscale.rsca.pipeline import metric_dataset
     from chemscale.rsca.stars import Stars

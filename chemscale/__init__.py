@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chemscale._version import __version__
 
 if TYPE_CHECKING:
-    from chemscale.embedding.fit import open_embedding
+    from chemscale.embedding.product import open_embedding
     from chemscale.rsca.doppelganger import doppelganger_rates
     from chemscale.rsca.metric import RSCA
     from chemscale.rsca.siblings import siblings
@@ -31,7 +31,7 @@ _LAZY = {
     "doppelganger_rates": "rsca.doppelganger",
     "from_spectra": "survey.conversions",
     "ingest": "survey.ingest.ingestion",
-    "open_embedding": "embedding.fit",
+    "open_embedding": "embedding.product",
     "open_survey": "survey.store.open",
     "siblings": "rsca.siblings",
     "validate": "schema",

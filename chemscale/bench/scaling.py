@@ -135,7 +135,7 @@ def _fit(store: str, client: Client, scratch: Path) -> Any:
 
 
 def _embed(store: str, client: Client, scratch: Path) -> Any:
-    from chemscale.embedding.fit import embed_survey
+    from chemscale.embedding.product import embed_survey
     from chemscale.survey.store.open import open_survey
 
     return embed_survey(open_survey(store), _model(store, scratch), scratch / "embedding.zarr")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from chemscale.embedding.fit import open_embedding
+from chemscale.embedding.product import open_embedding
 from chemscale.errors import ChemscaleError, StoreError
 from chemscale.report import charts, products
 from chemscale.rsca.stars import FIT_COMMAND, read_rows, text

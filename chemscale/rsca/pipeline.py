@@ -152,7 +152,8 @@ def _basis(
 
     Returns the number of pixels used.
     """
-    from chemscale.embedding.fit import embed_survey, fit_survey
+    from chemscale.embedding.fit import fit_survey
+    from chemscale.embedding.product import embed_survey
 
     chosen = hashlib.sha256("\0".join(role.tolist()).encode()).hexdigest()
     settings: dict[str, Any] = {"components": components, "noise": noise}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from chemscale.embedding.fit import open_embedding
+from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.runtime.run import Run

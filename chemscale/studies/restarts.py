@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.embedding.fit import open_embedding
+from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.stars import FIT_COMMAND, read_rows, text

@@ -33,7 +33,8 @@ def test_tasks_of_a_fit_are_counted_right(tmp_path):
     from helpers import make_survey
 
     from chemscale import open_survey, write_survey
-    from chemscale.embedding.fit import embed_survey, fit_survey
+    from chemscale.embedding.fit import fit_survey
+    from chemscale.embedding.product import embed_survey
     from chemscale.survey.store.layout import Layout
 
     class Count(Callback):

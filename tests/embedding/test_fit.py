@@ -8,8 +8,9 @@ import pytest
 import zarr
 from helpers import make_survey
 
-from chemscale.embedding import fit as embedding
-from chemscale.embedding.fit import embed_survey, fit_survey, open_embedding
+from chemscale.embedding import product as embedding
+from chemscale.embedding.fit import fit_survey
+from chemscale.embedding.product import embed_survey, open_embedding
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca import MaskedPPCA

@@ -173,7 +173,7 @@ def fit(ds):
 def embed(ds, folder: Path, out: Path):
     import xarray as xr
 
-    from chemscale.embedding.fit import embed_survey
+    from chemscale.embedding.product import embed_survey
     from chemscale.statistics.ppca import MaskedPPCA
 
     model = MaskedPPCA.from_dataset(xr.open_zarr(folder / "ppca.zarr", consolidated=False).load())

@@ -1,0 +1,375 @@
+"""The embedding of a survey: every star's coordinates on the basis, a Zarr product that resumes.
+
+Works on a Dataset of the data contract (:func:`chemscale.open_survey`), with whatever Dask scheduler is active: a
+distributed client, or threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from chemscale.embedding.fit import missing_bits, survey_pixels
+from chemscale.errors import InputError, ResumeError, StoreError
+from chemscale.runtime import blocks as lots
+from chemscale.runtime.cluster import current_client
+from chemscale.runtime.shards import map_shards, per_worker
+from chemscale.schema import STAR_VARIABLES
+from chemscale.statistics import blocks
+from chemscale.statistics.ppca import MaskedPPCA, embed_block
+from chemscale.statistics.ppca_source import load_block
+
+#: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
+#: between two marks a resumed run can start from.
+PART_STARS = 65_536
+#: Version of the product's layout.
+EMBEDDING_VERSION = 1
+
+
+def embed_survey(
+    ds: xr.Dataset,
+    model: MaskedPPCA,
+    path: str | os.PathLike[str],
+    *,
+    flags: str | int | Iterable[str] = "all",
+    extra: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Write the posterior mean and variance of every star's coordinates to a Zarr product: one pass.
+
+    Workers read runs of blocks, embed them and write them themselves, each run a chunk of the product of its own
+    (:mod:`chemscale.runtime.blocks`); the client marks them done. Without a distributed client, or for arrays that are
+    not simply a store's, this process writes, some 65,000 stars at a time.
+
+    Parameters
+    ----------
+    model : MaskedPPCA
+        Fitted on the same wavelength grid.
+    path : str or path
+        New Zarr group. Until it is complete, readers are refused (:func:`open_embedding`).
+    extra : mapping of name to array (star,), optional
+        Per-star variables to store as well, such as a star's role in a run.
+    overwrite : bool
+        Replace an embedding that is there.
+    resume : bool
+        Continue an interrupted run; parts already written are kept.
+    progress : callable, optional
+        Called with (stars done, stars in all) after every part.
+
+    Returns
+    -------
+    xarray.Dataset
+        The product, lazy: `coords`, `coords_variance` (star, component) float32, NaN where `valid` (star,) is
+        False because a star has no valid pixel; and the survey's per-star variables.
+
+    Raises
+    ------
+    StoreError
+        `path` exists (pass `overwrite` or `resume`) or is not an embedding.
+    ResumeError
+        `path` was begun with another model, survey or setting.
+    """
+    flux, ivar, bits = survey_pixels(ds)
+    if flux.shape[1] != model.pixel_used_.size:
+        raise InputError(
+            f"the survey has {flux.shape[1]} pixels, the model {model.pixel_used_.size}",
+            "use the survey it was fitted to",
+        )
+    n, rows = flux.shape[0], flux.chunks[0]
+    edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
+    size = max(rows) * lots.group(len(rows))
+    parts = [(start, min(start + size, n)) for start in range(0, n, size)]
+    root = os.fspath(path)
+    root = root if "://" in root else os.path.abspath(root)  # workers were started elsewhere
+    columns = _columns(ds, extra)
+    fingerprint = _fingerprint(ds, model, columns, missing_bits(flags), parts)
+    done = _begin(root, ds, model, columns, size, fingerprint, len(parts), overwrite=overwrite, resume=resume)
+    load = partial(
+        load_block,
+        function=partial(_embed_loaded, model=model.model(), weighted=model.noise == "per-pixel"),
+        has=(True, True),
+        bits=missing_bits(flags),
+        keep=model.pixel_used_,
+        weighted=model.noise == "per-pixel",
+    )
+    target = _Target(root, fingerprint, model.n_components)
+    marks = _Marks(root, done, parts, progress)
+    readers, client = lots.readers([flux, bits, ivar]), current_client()
+    try:
+        if readers is not None and client is not None:
+            job = _Job(readers, edges, load, target)
+            todo = {i: part for i, part in enumerate(parts) if not done[i]}
+            map_shards(
+                _embed_lot,
+                todo,
+                client,
+                shared=job,
+                on_result=lambda number, _: marks.add([number]),
+                results=False,
+                description="embedding",
+                unit="stars",
+                weight=lambda number: parts[number][1] - parts[number][0],
+            ).raise_for_failures("embedding part")
+        else:
+            everyone = np.ones((n, 1), dtype=bool)
+            _embed_here(blocks.map_blocks(load, [everyone, flux, bits, ivar], rows), edges, target, marks)
+    finally:
+        marks.save()
+    zarr.open_group(root, mode="r+").attrs["complete"] = True
+    return open_embedding(root)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The product that parts are written to, and how wide it is."""
+
+    root: str
+    fingerprint: str
+    components: int
+
+    def write(self, start: int, stop: int, both: np.ndarray) -> None:
+        """Means and variances (n, 2K) of the stars from `start` to `stop`: on workers whole chunks, nobody else's."""
+        key = ("chemscale.embedding", self.root, self.fingerprint, os.getpid())
+        coords, variance, valid = per_worker(key, self._open)
+        k = self.components
+        coords[start:stop] = both[:, :k]
+        variance[start:stop] = both[:, k:]
+        valid[start:stop] = np.isfinite(both[:, 0])
+
+    def _open(self) -> list[Any]:
+        group = zarr.open_group(self.root, mode="r+")
+        return [group[name] for name in ("coords", "coords_variance", "valid")]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every part needs; sent to each worker once."""
+
+    readers: list[lots.Reader]
+    edges: np.ndarray
+    load: Callable[..., np.ndarray]
+    target: _Target
+
+
+def _embed_lot(part: tuple[int, int], job: _Job) -> None:
+    """Read, embed and write one part; runs on a worker."""
+    found = []
+    for start, stop in lots.cut(*part, job.edges):
+        everyone = np.ones((stop - start, 1), dtype=bool)
+        read = (reader.read(start, stop, reuse=True) for reader in job.readers)
+        found.append(blocks.call(everyone, *read, function=job.load))
+    job.target.write(*part, np.concatenate(found))
+
+
+def _embed_here(delayed: list[Any], edges: np.ndarray, target: _Target, marks: _Marks) -> None:
+    """Embed with whatever Dask scheduler is active and write from this process, some 65,000 stars at a time.
+
+    `delayed` are the embedded blocks between `edges`; parts may end inside of a block.
+    """
+    parts = marks.parts
+    first = np.searchsorted(edges, [start for start, _ in parts], side="right") - 1
+    last = np.searchsorted(edges, [stop for _, stop in parts], side="left")
+    written = np.ones(len(delayed), dtype=bool)
+    for i in np.flatnonzero(~marks.done):
+        written[first[i] : last[i]] = False
+    todo = np.flatnonzero(~written).tolist()
+    while todo:
+        stars = 0
+        batch: list[int] = []
+        while todo and (not batch or stars + edges[todo[0] + 1] - edges[todo[0]] <= PART_STARS):
+            stars += int(edges[todo[0] + 1] - edges[todo[0]])
+            batch.append(todo.pop(0))
+        for number, found in zip(batch, dask.compute(*(delayed[b] for b in batch))):
+            target.write(int(edges[number]), int(edges[number + 1]), found)
+            written[number] = True
+        marks.add([i for i in range(len(parts)) if not marks.done[i] and written[first[i] : last[i]].all()])
+
+
+class _Marks:
+    """Which parts are done, written into the product at most once a second and at the end."""
+
+    def __init__(
+        self,
+        root: str,
+        done: np.ndarray,
+        parts: list[tuple[int, int]],
+        progress: Callable[[int, int], None] | None,
+    ):
+        self.done, self.parts, self.progress = done, parts, progress
+        self.group = zarr.open_group(root, mode="r+")
+        self.stars = sum(stop - start for (start, stop), is_done in zip(parts, done) if is_done)
+        self.saved, self.changed = time.monotonic(), False
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """Parts that are written."""
+        for number in numbers:
+            self.done[number] = self.changed = True
+            self.stars += self.parts[number][1] - self.parts[number][0]
+        if time.monotonic() - self.saved > 1.0:
+            self.save()
+        if self.progress is not None:
+            self.progress(self.stars, self.parts[-1][1])
+
+    def save(self) -> None:
+        """Make the marks last."""
+        if self.changed:
+            self.group.attrs["parts_done"] = np.flatnonzero(self.done).tolist()
+            self.saved, self.changed = time.monotonic(), False
+
+
+def _embed_loaded(flux: np.ndarray, missing: np.ndarray, ivar: Any, *, model: Any, weighted: bool) -> np.ndarray:
+    return embed_block(flux, missing, ivar, model=model, weighted=weighted).astype(np.float32)
+
+
+def _columns(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    names = [name for name in STAR_VARIABLES if name in ds.variables]
+    columns = {name: np.asarray(ds[name].values) for name in names}
+    for name, values in (extra or {}).items():
+        values = np.asarray(values)
+        if values.shape != (ds.sizes["star"],):
+            raise InputError(f"extra variable {name!r} has shape {values.shape}", "pass one value per star")
+        columns[name] = values
+    return columns
+
+
+def _fingerprint(
+    ds: xr.Dataset, model: MaskedPPCA, columns: Mapping[str, np.ndarray], bits: int, parts: Sequence[tuple[int, ...]]
+) -> str:
+    digest = hashlib.sha256()
+    for array in (model.components_, model.mean_, model.latent_scale_, np.asarray(model.noise_variance_)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for name, values in columns.items():
+        text = values.dtype.kind in "OUT"
+        digest.update(name.encode())
+        digest.update("\0".join(map(str, values)).encode() if text else np.ascontiguousarray(values).tobytes())
+    # The store's name is left out on purpose: a survey that moved is still the same survey.
+    digest.update(json.dumps([model.noise, bits, list(map(list, parts)), str(ds.attrs.get("revision", ""))]).encode())
+    return digest.hexdigest()
+
+
+def _begin(
+    root: str,
+    ds: xr.Dataset,
+    model: MaskedPPCA,
+    columns: Mapping[str, np.ndarray],
+    chunk: int,
+    fingerprint: str,
+    n_parts: int,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> np.ndarray:
+    """Create the product, or check the one that is there; which parts are done."""
+    attrs = _attributes(root)
+    if attrs is not None:
+        if "chemscale_embedding" not in attrs:
+            raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
+        if resume:
+            if attrs.get("fingerprint") != fingerprint:
+                raise ResumeError(
+                    f"{root}: was begun with another model, survey or setting", "pass overwrite to start again"
+                )
+            done = np.zeros(n_parts, dtype=bool)
+            done[list(attrs.get("parts_done", []))] = True
+            return done
+        if not overwrite:
+            raise StoreError(f"{root}: already exists", "pass overwrite to replace it, or resume to continue it")
+        _remove(root)
+    elif "://" not in root and os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
+        raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
+    n, k = ds.sizes["star"], model.n_components
+    lazy = da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32)
+    template = xr.Dataset(
+        {
+            "coords": (
+                ("star", "component"),
+                lazy,
+                {"long_name": "posterior mean of the coordinates along the principal axes", "units": "flux"},
+            ),
+            "coords_variance": (
+                ("star", "component"),
+                da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32),
+                {"long_name": "posterior variance of the coordinates"},
+            ),
+            "valid": (("star",), da.zeros(n, chunks=chunk, dtype=bool), {"long_name": "star has a valid pixel"}),
+        }
+    )
+    for name, values in columns.items():
+        values = values.astype(object) if values.dtype.kind in "UT" else values
+        template[name] = (("star",), values, dict(ds[name].attrs) if name in ds.variables else {})
+    template.attrs = {
+        "chemscale_embedding": EMBEDDING_VERSION,
+        "complete": False,
+        "fingerprint": fingerprint,
+        "noise": model.noise,
+        "n_components": k,
+        "survey": str(ds.attrs.get("survey", "")),
+        "parts_done": [],
+    }
+    encoding = {name: {"chunks": (min(_reading_chunk(chunk), max(n, 1)),)} for name in columns}
+    template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+    return np.zeros(n_parts, dtype=bool)
+
+
+def _attributes(root: str) -> dict[str, Any] | None:
+    import zarr
+
+    try:
+        return dict(zarr.open_group(root, mode="r").attrs)
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+        return None
+
+
+def _remove(root: str) -> None:
+    if "://" not in root:
+        shutil.rmtree(root)
+        return
+    import fsspec
+
+    fs, where = fsspec.core.url_to_fs(root)
+    fs.rm(where, recursive=True)
+
+
+def _reading_chunk(chunk: int) -> int:
+    """Whole chunks of the product, some 65,000 stars: fewer and larger tasks for those who read it."""
+    return chunk * max(1, PART_STARS // chunk)
+
+
+def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open a complete embedding product lazily.
+
+    Raises
+    ------
+    StoreError
+        Nothing there, not an embedding, or one whose run was interrupted.
+    """
+    root = os.fspath(path)
+    attrs = _attributes(root)
+    if attrs is None:
+        raise StoreError(f"no embedding at {root}", "check the path; `chemscale rsca fit` makes one")
+    if "chemscale_embedding" not in attrs:
+        raise StoreError(f"{root}: not an embedding", "check the path")
+    if not attrs.get("complete"):
+        raise StoreError(
+            f"{root}: unfinished embedding, {len(attrs.get('parts_done', []))} parts are written",
+            "run the embedding again with resume",
+        )
+    chunk = int(zarr.open_array(root, path="coords", mode="r").chunks[0])
+    ds = xr.open_zarr(root, consolidated=False, chunks={"star": _reading_chunk(chunk)})
+    text = {name: ds[name].astype(object) for name in ds.variables if ds[name].dtype.kind == "T"}
+    return ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})
