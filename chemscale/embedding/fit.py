@@ -75,8 +75,8 @@ def fit_survey(
                 "pass one boolean per star",
             )
     flux, ivar, bits = survey_pixels(ds)
-    source = DaskSource(flux, bits, ivar, weighted=noise == "per-pixel", bits=missing_bits(flags), chosen=chosen)
     ppca = MaskedPPCA(n_components, noise=noise, tol=tol, **settings)  # type: ignore[arg-type]
+    source = DaskSource(flux, bits, ivar, weighted=ppca.uses_ivar, bits=missing_bits(flags), chosen=chosen)
     return ppca.fit_source(source, keep_bytes=keep_bytes, progress=progress)
 
 

@@ -29,7 +29,8 @@ from chemscale.runtime.cluster import current_client
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import STAR_VARIABLES
 from chemscale.statistics import blocks
-from chemscale.statistics.ppca import MaskedPPCA, embed_block
+from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.statistics.ppca_embed import embed_block
 from chemscale.statistics.ppca_source import load_block
 
 #: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
@@ -233,7 +234,7 @@ class _Marks:
 
 
 def _embed_loaded(flux: np.ndarray, missing: np.ndarray, ivar: Any, *, model: Any, weighted: bool) -> np.ndarray:
-    return embed_block(flux, missing, ivar, model=model, weighted=weighted).astype(np.float32)
+    return embed_block(flux, missing, ivar, model=model, weighted=weighted).both.astype(np.float32)
 
 
 def _columns(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:

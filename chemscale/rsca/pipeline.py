@@ -175,7 +175,9 @@ def _basis(
             stars=model.n_stars_,
             pixels=int(model.pixel_used_.sum()),
             angle=model.angle_[-1],
-            converged=model.converged_ or f"stopped after {PPCA_PASSES} passes",
+            converged=model.converged_,
+            stopping_reason=model.stopping_reason_,
+            determined=model.n_determined_,
         )
     say("embedding every star")
     with run.stage(f"embed{suffix}", settings={"key": key}) as stage:

@@ -26,6 +26,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.statistics import blocks
+from chemscale.statistics.pixel_loops import PixelSums, sum_pixels
 
 #: Standard deviation of a normal distribution in units of its MAD.
 MAD_SCALE = 1.4826022185056018
@@ -67,17 +68,18 @@ def valid_weights(values: np.ndarray, mask: np.ndarray | None, weights: np.ndarr
 
 
 def block_moments(values: np.ndarray, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> Moments:
-    """Count, weight, mean and weighted sum of squared deviations of one block."""
-    w = valid_weights(values, mask, weights)
-    x = np.where(w > 0, values, 0.0)
-    weight = w.sum(axis=0)
-    mean = np.divide(np.einsum("np,np->p", w, x), weight, out=np.zeros_like(weight), where=weight > 0)
-    x -= mean
+    """Count, weight, mean and weighted sum of squared deviations of one block, (P,) each, in one sweep."""
+    none = np.zeros((0, 0))
+    values = values if values.dtype.kind == "f" else values.astype(np.float64)
+    sums = PixelSums(*np.zeros((5, values.shape[1])))
+    gone = none.astype(bool) if mask is None else np.asarray(mask, dtype=bool)
+    sum_pixels(values, gone, none if weights is None else np.asarray(weights), sums)
+    shift = np.divide(sums.first, sums.weight, out=np.zeros_like(sums.weight), where=sums.weight > 0)
     return {
-        "count": np.count_nonzero(w, axis=0).astype(np.float64),
-        "weight": weight,
-        "mean": mean,
-        "central": np.einsum("np,np,np->p", w, x, x),
+        "count": sums.valid,
+        "weight": sums.weight,
+        "mean": sums.pivot + shift,
+        "central": np.maximum(sums.second - sums.weight * shift**2, 0.0),
     }
 
 

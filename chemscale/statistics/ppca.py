@@ -1,4 +1,4 @@
-"""Probabilistic PCA of spectra with missing pixels and, optionally, per-pixel errors.
+"""Probabilistic PCA of spectra with missing pixels and, optionally, per-pixel errors and outliers.
 
 =====================  =======================================================================
 ``noise="shared"``     one noise variance for every pixel: Tipping & Bishop (1999), the PPCA of the
@@ -13,43 +13,32 @@ Both accept NumPy and Dask arrays; a fit of Dask arrays holds a few blocks in me
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import NotFittedError
 
 from chemscale.display import Shown
-from chemscale.errors import DataError, InputError
-from chemscale.labelled import like, pixels
-from chemscale.statistics.ppca_arrays import ArraySource, Sample, check_shapes, prepare, rows_per_block, select
-from chemscale.statistics.ppca_kernels import (
-    Model,
-    centred,
-    shared_posterior,
-)
-from chemscale.statistics.ppca_kernels_weighted import weigh
-from chemscale.statistics.ppca_shared import SharedState, Tell, Trace, signed, solve_shared
+from chemscale.errors import InputError
+from chemscale.labelled import like, pixels, plain
+from chemscale.statistics.outliers import Rejection
+from chemscale.statistics.ppca_arrays import ArraySource, check_shapes, prepare, rows_per_block
+from chemscale.statistics.ppca_embed import embed
+from chemscale.statistics.ppca_fit import Fitted, Intrinsic, Noise, Settings, Start, fit, mean_loglike
+from chemscale.statistics.ppca_kernels import Model
+from chemscale.statistics.ppca_shared import signed
 from chemscale.statistics.ppca_source import DaskSource, Source
-from chemscale.statistics.ppca_start import WARM_STARS, Runner, sample_unit, warm_start
-from chemscale.statistics.ppca_weighted import solve_weighted
-
-Noise = Literal["shared", "per-pixel"]
-Intrinsic = Literal["none", "global", "pixel"]
-
-#: Problems with fewer values than this are solved in float64 whatever the dtype of the flux.
-SMALL = 20_000_000
-#: Beyond this many values the moments over missing pixels are computed in the first pass of a level only.
-FRESH = SMALL
-#: Stars of the subsample the full passes start from: a quarter of all, at most this multiple of K (and at least).
-SUBSAMPLE_SHARE, SUBSAMPLE_PER_COMPONENT, SUBSAMPLE_MIN = 4, 250, 3000
-#: Tolerance of small problems (solved in float64) and of others.
-TOL, LARGE_TOL = 1e-5, 1e-3
-#: Angle at which the subsample has done its work (the statistical error of its axes is larger), and passes at most.
-SUBSAMPLE_TOL, SUBSAMPLE_PASSES = 0.1, 8
+from chemscale.statistics.progress import REASONS, Told
 
 
-class MaskedPPCA(Shown):
+class NotFitted(InputError, NotFittedError):
+    """A model is asked for what only a fit gives."""
+
+
+class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
     """Maximum-likelihood probabilistic PCA with missing pixels.
 
     Parameters
@@ -58,8 +47,11 @@ class MaskedPPCA(Shown):
         K, the number of latent dimensions.
     noise : {"shared", "per-pixel"}
         Noise model; ``"per-pixel"`` needs `ivar` in :meth:`fit` and :meth:`transform`.
+    outlier_sigmas : float, optional
+        Leave out pixels whose residual is larger than this many times their error (`ivar`; without it, the shared
+        noise) times the typical misfit of their star. None: every pixel counts. 6 is the recommended value.
     tol : float, optional
-        Stop when the estimated largest principal angle (radian) between the components and the
+        Stop when the estimated largest principal angle (radian) between the determined components and the
         maximum-likelihood ones falls below this. Default: 1e-5 for up to 20 million values (solved in
         float64), 1e-3 for more; the statistical error of the axes is far larger.
     loglike_tol : float, optional
@@ -69,6 +61,9 @@ class MaskedPPCA(Shown):
         Largest number of passes at each level (subsample, all stars).
     intrinsic : {"pixel", "global", "none"}
         Per-pixel noise only: variance learned on top of ``1 / ivar``, for every pixel or one for all.
+    start : {"subsample", "incremental"}
+        Start from a solution for a quarter of the stars, or from dask-ml's incremental PCA over all of them (missing
+        pixels filled with the mean spectrum).
     random_state : int
         Seed of the subsample. The result does not depend on it beyond the tolerance.
 
@@ -83,64 +78,107 @@ class MaskedPPCA(Shown):
         False for a pixel no star has.
     noise_variance_ : float or ndarray
         Shared: the noise variance. Per-pixel: the intrinsic variance, scalar or (P,).
+    latent_scale_ : ndarray, (K,)
+        Standard deviations of the coordinates in the model.
     explained_variance_ : ndarray, (K,)
         Eigenvalues of the model covariance ``W W^T + sigma^2`` along the components. Per-pixel noise: of ``W W^T``.
     loglike_ : list of float
         Observed-data log-likelihood before each pass over all stars.
     angle_ : list of float
-        Estimated largest principal angle to the solution after each pass over all stars.
+        Estimated largest principal angle of the determined components to the solution after each pass over all stars.
+    axis_error_ : ndarray, (K,)
+        Statistical error (radian) of the subspace of the first 1, 2, ..., K components: how far another sample of as
+        many stars would turn it.
+    n_determined_ : int
+        Components the data determine: the largest subspace whose error is below 0.5. Those after it are noise, rest on
+        single stars, or have no eigenvalue gap.
+    outlier_count_ : ndarray of int, (P,)
+        Outliers of every pixel in the last pass; all zero without `outlier_sigmas`.
+    n_outlier_stars_, n_anomalous_ : int
+        Stars with outliers, and stars whose whole spectrum does not fit.
+    converged_ : bool
+        False where the fit ended at its largest number of passes.
+    stopping_reason_ : str
+        ``"angle"``, ``"loglike"`` or ``"passes"``.
     n_passes_ : int
-        Passes over all stars, the one that counts valid pixels included. A well-separated spectrum of 3 % missing needs
-        about 4 with shared noise; `converged_` tells why it stopped.
+        Passes over all stars, the one that counts valid pixels included.
     n_stars_ : int
         Stars with at least one valid pixel.
+    n_features_in_ : int
+        Pixels.
 
     Notes
     -----
     Coordinates are posterior means *in the basis of the components*, in units of the flux:
     ``mean_ + coords @ components_`` is the posterior mean spectrum. Divide by
     ``sqrt(explained_variance_ - noise_variance_)`` for unit-variance latents.
+
+    See Also
+    --------
+    chemscale.fit_survey : the same for a survey store.
+
+    References
+    ----------
+    Tipping & Bishop 1999, J. R. Stat. Soc. B 61, 611. Bailey 2012, PASP 124, 1015.
+    Tsalmantza & Hogg 2012, ApJ 753, 122.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from chemscale import MaskedPPCA
+    >>> rng = np.random.default_rng(0)
+    >>> flux = 1 + rng.normal(size=(200, 2)) @ rng.normal(size=(2, 40)) + rng.normal(0, 0.1, (200, 40))
+    >>> missing = rng.random(flux.shape) < 0.1
+    >>> ppca = MaskedPPCA(2).fit(flux, missing)
+    >>> ppca.converged_, ppca.n_determined_, ppca.transform(flux, missing).shape
+    (True, 2, (200, 2))
     """
 
     components_: np.ndarray
     mean_: np.ndarray
     pixel_used_: np.ndarray
     noise_variance_: float | np.ndarray
+    latent_scale_: np.ndarray
     explained_variance_: np.ndarray
     loglike_: list[float]
     angle_: list[float]
+    axis_error_: np.ndarray
+    n_determined_: int
+    outlier_count_: np.ndarray
+    n_outlier_stars_: int
+    n_anomalous_: int
+    converged_: bool
+    stopping_reason_: str
     n_passes_: int
     n_stars_: int
-    converged_: str
+    n_features_in_: int
 
     def __init__(
         self,
         n_components: int = 30,
         *,
         noise: Noise = "shared",
+        outlier_sigmas: float | None = None,
         tol: float | None = None,
         loglike_tol: float | None = None,
         max_iter: int = 200,
         intrinsic: Intrinsic = "pixel",
+        start: Start = "subsample",
         random_state: int = 0,
     ):
-        if noise not in ("shared", "per-pixel"):
-            raise InputError(f"unknown noise model {noise!r}", "use 'shared' or 'per-pixel'")
-        if intrinsic not in ("none", "global", "pixel"):
-            raise InputError(f"unknown intrinsic variance {intrinsic!r}", "use 'pixel', 'global' or 'none'")
-        if int(n_components) != n_components or n_components < 1:
-            raise InputError(f"n_components = {n_components!r}, must be a positive integer", "30 is the paper's choice")
-        self.n_components = int(n_components)
+        self.n_components = n_components
         self.noise: Noise = noise
-        self.tol = None if tol is None else float(tol)
+        self.outlier_sigmas = outlier_sigmas
+        self.tol = tol
         self.loglike_tol = loglike_tol
-        self.max_iter = int(max_iter)
+        self.max_iter = max_iter
         self.intrinsic: Intrinsic = intrinsic
+        self.start: Start = start
         self.random_state = random_state
 
     # ---------------------------------------------------------------- fit
 
-    def fit(self, flux: Any, mask: Any = None, ivar: Any = None, *, progress: Tell | None = None) -> Self:
+    def fit(self, flux: Any, mask: Any = None, ivar: Any = None, *, progress: Told | None = None) -> Self:
         """Fit to spectra; computes.
 
         Parameters
@@ -158,26 +196,26 @@ class MaskedPPCA(Shown):
         Raises
         ------
         InputError
-            Shapes that differ, or `ivar` missing for per-pixel noise.
+            Wrong parameters, shapes that differ, or `ivar` missing for per-pixel noise.
         DataError
             Too few stars or pixels for K components.
         """
+        settings = self._settings()
         flux, mask, ivar = pixels(flux, mask, ivar)
         flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
         check_shapes(flux, mask, ivar)
-        if self.noise == "per-pixel" and ivar is None:
-            raise InputError("per-pixel noise needs inverse variances", "pass ivar=, or use noise='shared'")
-        lazy = any(isinstance(a, da.Array) for a in (flux, mask, ivar))
-        weighted = self.noise == "per-pixel"
-        if lazy:
-            source: Source = DaskSource(da.asarray(flux), mask, ivar, weighted=weighted)
-        else:
-            block = prepare(flux, mask, ivar)
-            source = ArraySource(block[0], block[1], block[2] if weighted else None)
-        return self.fit_source(source, progress=progress)
+        self._check_ivar(ivar)
+        return self._store(fit(self._source(flux, mask, ivar, self.uses_ivar), settings, told=progress))
 
-    def fit_source(self, source: Source, *, keep_bytes: int = 0, progress: Tell | None = None) -> Self:
-        """Fit from any :class:`~chemscale.statistics.ppca_source.Source`; see :func:`.embedding.fit_survey`.
+    @staticmethod
+    def _source(flux: Any, mask: Any, ivar: Any, errors: bool) -> Source:
+        if any(isinstance(a, da.Array) for a in (flux, mask, ivar)):
+            return DaskSource(da.asarray(flux), mask, ivar, weighted=errors)
+        block = prepare(flux, mask, ivar)
+        return ArraySource(block[0], block[1], block[2] if errors else None)
+
+    def fit_source(self, source: Source, *, keep_bytes: int = 0, progress: Told | None = None) -> Self:
+        """Fit from any :class:`~chemscale.statistics.ppca_source.Source`; see :func:`chemscale.fit_survey`.
 
         Parameters
         ----------
@@ -186,90 +224,59 @@ class MaskedPPCA(Shown):
         progress : callable, optional
             As in :meth:`fit`.
         """
+        return self._store(fit(source, self._settings(), keep_bytes, progress))
+
+    @property
+    def uses_ivar(self) -> bool:
+        """Whether a fit looks at the values of the inverse variances."""
+        return self.noise == "per-pixel" or self.outlier_sigmas is not None
+
+    @property
+    def rejection(self) -> Rejection | None:
+        """When a pixel is an outlier; None: never."""
+        return None if self.outlier_sigmas is None else Rejection(float(self.outlier_sigmas))
+
+    def _settings(self) -> Settings:
+        """The parameters, checked."""
         k = self.n_components
-        size = subsample_size(source.n_stars, source.n_pixels, k)
-        rng = np.random.default_rng(self.random_state)
-        index = np.sort(rng.choice(source.n_stars, min(size, source.n_stars), replace=False))
-        counts, stars = source.survey(index)
-        used = counts["count"] > 0
-        n_stars, n_pixels = int(counts["n"]), int(used.sum())
-        if n_pixels <= k or n_stars <= k:
-            raise DataError(
-                f"{n_stars} star(s) with valid pixels and {n_pixels} used pixels cannot give {k} components",
-                "lower n_components, or check the masks",
-            )
-        sample = stars(used)
-        del stars  # it holds every pixel of them
-        if not used.all():
-            source = source.using(used)
-        if isinstance(source, DaskSource) and source.nbytes <= keep_bytes:
-            source.cache()
-        small = source.n_stars * n_pixels <= SMALL
-        tol = self.tol if self.tol is not None else TOL if small else LARGE_TOL
-        dtype = np.dtype(np.float64 if small or source.dtype == np.float64 else np.float32)
-        few = sample.few(max(WARM_STARS, 16 * k))
-        runner = Runner(source, few, sample_unit(few), dtype, self.random_state, small)
-        levels: list[Source | Sample] = [source]
-        if source.n_stars >= SUBSAMPLE_SHARE * sample.n_stars and not small:
-            levels.append(sample)
-        del sample  # the last pass over it frees it
-        floor = 1e-13 if dtype == np.float64 else 1e-9
-        loglike_tol = self.loglike_tol or max(floor, 1e-3 * tol**2)
-        solve = self._solve_shared if self.noise == "shared" else self._solve_weighted
-        model, trace = solve(runner, levels, tol, loglike_tol, progress)
-        self._store(model, trace, used, runner.unit, n_stars, float(counts["count"].sum()))
-        return self
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer, float)) or int(k) != k or k < 1:
+            raise InputError(f"n_components = {k!r}, must be a positive integer", "30 is the paper's choice")
+        for name, choices in (
+            ("noise", ("shared", "per-pixel")),
+            ("intrinsic", ("pixel", "global", "none")),
+            ("start", ("subsample", "incremental")),
+        ):
+            if getattr(self, name) not in choices:
+                words = {"noise": "noise model", "intrinsic": "intrinsic variance", "start": "start"}[name]
+                raise InputError(f"unknown {words} {getattr(self, name)!r}", f"use one of: {', '.join(choices)}")
+        if self.outlier_sigmas is not None and not self.outlier_sigmas > 2:
+            raise InputError(f"outlier_sigmas = {self.outlier_sigmas!r}", "use more than 2; 6 is recommended")
+        if self.max_iter < 1:
+            raise InputError(f"max_iter = {self.max_iter!r}", "allow at least one pass")
+        return Settings(
+            int(k),
+            self.noise,
+            self.intrinsic,
+            self.start,
+            self.rejection,
+            None if self.tol is None else float(self.tol),
+            self.loglike_tol,
+            int(self.max_iter),
+            self.random_state,
+        )
 
-    def _solve_shared(
-        self, runner: Runner, levels: list[Source | Sample], tol: float, loglike_tol: float, progress: Tell | None
-    ) -> tuple[Model, Trace]:
-        guards = max(5, self.n_components // 3)
-        model, extra = warm_start(runner, self.n_components, guards)
-        state = SharedState(model, extra)
-        trace = Trace()
-        while levels:
-            level = levels.pop()
-            full = level is runner.source
-            state, trace = solve_shared(
-                partial(runner.shared, level),
-                state,
-                tol=tol if full else max(tol, SUBSAMPLE_TOL),
-                loglike_tol=loglike_tol if full else 1e-7,
-                max_iter=self.max_iter if full else min(SUBSAMPLE_PASSES, self.max_iter),
-                guards=guards,
-                fresh_moments=level.n_stars * level.n_pixels <= FRESH,
-                progress=progress if full else None,
-            )
-        return state.model, trace
+    def _check_ivar(self, ivar: Any) -> None:
+        if self.noise == "per-pixel" and ivar is None:
+            raise InputError("per-pixel noise needs inverse variances", "pass ivar=, or use noise='shared'")
 
-    def _solve_weighted(
-        self, runner: Runner, levels: list[Source | Sample], tol: float, loglike_tol: float, progress: Tell | None
-    ) -> tuple[Model, Trace]:
-        model, _ = warm_start(runner, self.n_components, 0)
-        noise = np.zeros_like(model.mean) if self.intrinsic == "pixel" else 0.0
-        model = Model(model.mean, model.basis, model.scale, noise)
-        trace = Trace()
-        while levels:
-            level = levels.pop()
-            full = level is runner.source
-            model, trace = solve_weighted(
-                partial(runner.weighted, level, self.intrinsic != "none"),
-                model,
-                tol=tol if full else max(tol, SUBSAMPLE_TOL),
-                loglike_tol=loglike_tol if full else 1e-7,
-                max_iter=self.max_iter if full else min(SUBSAMPLE_PASSES, self.max_iter),
-                intrinsic=self.intrinsic,
-                progress=progress if full else None,
-            )
-        return model, trace
-
-    def _store(self, model: Model, trace: Trace, used: np.ndarray, unit: float, n_stars: int, values: float) -> None:
-        sign = signed(model.basis)
+    def _store(self, fitted: Fitted) -> Self:
+        model, trace, used, unit = fitted.model, fitted.trace, fitted.used, fitted.unit
         self.pixel_used_ = used.copy()
+        self.n_features_in_ = used.size
         self.mean_ = np.full(used.size, np.nan)
         self.mean_[used] = model.mean * unit
-        self.components_ = np.full((self.n_components, used.size), np.nan)
-        self.components_[:, used] = (model.basis * sign).T
+        self.components_ = np.full((len(model.scale), used.size), np.nan)
+        self.components_[:, used] = (model.basis * signed(model.basis)).T
         self.latent_scale_ = model.scale * unit
         noise = np.asarray(model.noise) * unit**2
         if noise.ndim:
@@ -280,18 +287,34 @@ class MaskedPPCA(Shown):
         self.explained_variance_ = self.latent_scale_**2
         if self.noise == "shared":
             self.explained_variance_ = self.explained_variance_ + self.noise_variance_
-        self.loglike_ = [v - values * float(np.log(unit)) for v in trace.loglike]
+        self.loglike_ = [v - fitted.n_values * float(np.log(unit)) for v in trace.loglike]
         self.angle_ = list(trace.angle)
-        self.converged_ = trace.converged
-        self.n_passes_ = len(trace.loglike) + 1
-        self.n_stars_ = n_stars
+        self.axis_error_ = np.full(len(model.scale), np.pi / 2) if trace.error is None else trace.error
+        self.n_determined_ = trace.determined
+        self.outlier_count_ = np.zeros(used.size, dtype=np.int64)
+        if trace.rejected is not None:
+            self.outlier_count_[used] = trace.rejected
+        self.n_outlier_stars_, self.n_anomalous_ = trace.rejected_stars, trace.anomalous
+        self.converged_, self.stopping_reason_ = trace.converged, trace.reason
+        self.n_passes_, self.n_stars_ = fitted.passes, fitted.n_stars
+        return self
+
+    @property
+    def verdict(self) -> str:
+        """In words: whether the fit converged, and how many components the data determine."""
+        end = REASONS.get(self.stopping_reason_, "it was stopped")
+        word = "converged" if self.converged_ else "not converged"
+        return (
+            f"{word} after {self.n_passes_} passes: {end}; "
+            f"{self.n_determined_} of {len(self.components_)} components are determined"
+        )
 
     # ---------------------------------------------------------- transform
 
     def model(self) -> Model:
         """Fitted parameters on the used pixels, in units of the flux."""
         if not hasattr(self, "components_"):
-            raise InputError("this MaskedPPCA has not been fitted", "call fit first")
+            raise NotFitted("this MaskedPPCA has not been fitted", "call fit first")
         used = self.pixel_used_
         noise = self.noise_variance_
         return Model(
@@ -316,6 +339,24 @@ class MaskedPPCA(Shown):
         mean = like(both[:, : self.n_components], flux, "component", "coords")
         return mean, like(both[:, self.n_components :], flux, "component", "variance")
 
+    def inverse_transform(self, coords: Any) -> Any:
+        """Spectra ``mean_ + coords @ components_`` (n, P) from coordinates (n, K); NaN at unused pixels."""
+        self.model()
+        return plain(coords) @ self.components_ + self.mean_
+
+    def score(self, flux: Any, mask: Any = None, ivar: Any = None) -> float:
+        """Mean log-likelihood of the stars with a valid pixel; one pass, outliers not rejected."""
+        model = self.model()
+        flux, mask, ivar = pixels(flux, mask, ivar)
+        flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
+        check_shapes(flux, mask, ivar)
+        self._check_ivar(ivar)
+        return mean_loglike(self._source(flux, mask, ivar, self.noise == "per-pixel"), self.pixel_used_, model)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the coordinates, for ``set_output``."""
+        return np.array([f"component{i}" for i in range(len(self.components_))], dtype=object)
+
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"components": self.n_components, "noise": self.noise}
         if not hasattr(self, "components_"):
@@ -324,7 +365,7 @@ class MaskedPPCA(Shown):
             "stars": self.n_stars_,
             "pixels used": f"{int(self.pixel_used_.sum()):,} of {self.pixel_used_.size:,}",
         }
-        facts |= {"passes": self.n_passes_, "stopped by": self.converged_}
+        facts |= {"passes": self.n_passes_, "converged": self.converged_, "determined": self.n_determined_}
         spread = self.explained_variance_
         facts["variance along components"] = f"{spread[0]:.3g} to {spread[-1]:.3g}"
         name = "noise variance" if self.noise == "shared" else "intrinsic variance (median)"
@@ -338,9 +379,9 @@ class MaskedPPCA(Shown):
             raise InputError(
                 f"flux has {flux.shape[1]} pixels, the model {self.pixel_used_.size}", "use the grid of the fit"
             )
-        if self.noise == "per-pixel" and ivar is None:
-            raise InputError("per-pixel noise needs inverse variances", "pass ivar=")
-        kernel = partial(embed, model=model, used=self.pixel_used_, weighted=self.noise == "per-pixel")
+        self._check_ivar(ivar)
+        weighted = self.noise == "per-pixel"
+        kernel = partial(embed, model=model, used=self.pixel_used_, weighted=weighted, rejection=self.rejection)
         if not any(isinstance(a, da.Array) for a in (flux, mask, ivar)):
             step = rows_per_block(flux.shape[1], 8)
             parts = [slice(s, s + step) for s in range(0, flux.shape[0], step)]
@@ -367,94 +408,17 @@ class MaskedPPCA(Shown):
 
     def to_dataset(self) -> xr.Dataset:
         """The fitted model as a Dataset (dims component, wavelength), for :meth:`from_dataset`."""
-        noise = self.noise_variance_
-        ds = xr.Dataset(
-            {
-                "components": (("component", "wavelength"), self.components_),
-                "mean": ("wavelength", self.mean_),
-                "pixel_used": ("wavelength", self.pixel_used_),
-                "latent_scale": ("component", self.latent_scale_),
-                "explained_variance": ("component", self.explained_variance_),
-                "noise_variance": (("wavelength",), noise) if isinstance(noise, np.ndarray) else ((), noise),
-                "loglike": ("full_pass", np.asarray(self.loglike_, dtype=np.float64)),
-                "angle": ("full_pass", np.asarray(self.angle_, dtype=np.float64)),
-            }
-        )
-        ds.attrs = {
-            "model": "masked PPCA",
-            "n_components": self.n_components,
-            "noise": self.noise,
-            "intrinsic": self.intrinsic,
-            "tol": "default" if self.tol is None else self.tol,
-            "max_iter": self.max_iter,
-            "random_state": self.random_state,
-            "n_passes": self.n_passes_,
-            "n_stars": self.n_stars_,
-            "converged": self.converged_,
-        }
-        return ds
+        from chemscale.statistics.ppca_dataset import write
+
+        return write(self)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> Self:
         """Model written by :meth:`to_dataset`."""
-        if ds.attrs.get("model") != "masked PPCA":
-            raise InputError("the dataset does not hold a masked PPCA", "pass what MaskedPPCA.to_dataset gave")
-        a = ds.attrs
-        out = cls(
-            int(a["n_components"]),
-            noise=a["noise"],
-            tol=None if a["tol"] == "default" else float(a["tol"]),
-            max_iter=int(a["max_iter"]),
-            intrinsic=a["intrinsic"],
-            random_state=int(a["random_state"]),
-        )
-        out.components_ = ds["components"].values
-        out.mean_ = ds["mean"].values
-        out.pixel_used_ = ds["pixel_used"].values.astype(bool)
-        out.latent_scale_ = ds["latent_scale"].values
-        out.explained_variance_ = ds["explained_variance"].values
-        noise = ds["noise_variance"].values
-        out.noise_variance_ = noise if noise.ndim else float(noise)
-        out.loglike_ = ds["loglike"].values.tolist()
-        out.angle_ = ds["angle"].values.tolist()
-        out.n_passes_, out.n_stars_ = int(a["n_passes"]), int(a["n_stars"])
-        out.converged_ = str(a["converged"])
-        return out
+        from chemscale.statistics.ppca_dataset import read
 
-
-def subsample_size(n_stars: int, n_pixels: int, k: int) -> int:
-    """Stars of the subsample a fit starts from."""
-    least = max(WARM_STARS, 16 * k)
-    if n_stars * n_pixels <= SMALL:
-        return least
-    return max(least, min(n_stars // SUBSAMPLE_SHARE, max(SUBSAMPLE_PER_COMPONENT * k, SUBSAMPLE_MIN)))
+        return read(cls, ds)
 
 
 def _embed_block(flux: np.ndarray, *others: np.ndarray, names: tuple[str, ...], kernel: Any) -> np.ndarray:
     return kernel(flux, **dict(zip(names, others)))
-
-
-def embed(
-    flux: np.ndarray, mask: Any = None, ivar: Any = None, *, model: Model, used: np.ndarray, weighted: bool
-) -> np.ndarray:
-    """Posterior means and variances of one block, side by side: (n, 2K); NaN for a star with no valid pixel."""
-    return embed_block(*select(prepare(flux, mask, ivar), used), model=model, weighted=weighted)
-
-
-def embed_block(
-    block: np.ndarray, missing: np.ndarray, errors: np.ndarray | None, *, model: Model, weighted: bool
-) -> np.ndarray:
-    """:func:`embed` for a prepared block of the used pixels."""
-    small = block.size <= SMALL // 10
-    dtype = np.dtype(np.float64 if small or block.dtype == np.float64 else np.float32)
-    if weighted:
-        assert errors is not None
-        found = weigh(block, missing, errors, model, dtype, sums=False)
-        variance = np.diagonal(found.covariance, axis1=1, axis2=2)
-        out = np.concatenate([found.latent * model.scale, variance * model.scale**2], axis=1)
-    else:
-        x = centred(block, missing, model.mean.astype(dtype))
-        post = shared_posterior(x, missing, model, model.basis.astype(dtype))
-        out = np.concatenate([post.latent, np.diagonal(post.covariance, axis1=1, axis2=2)], axis=1)
-    out[missing.all(axis=1)] = np.nan
-    return out

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import dask.array as da
 import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.statistics import blocks
+from chemscale.statistics.masked import block_moments, combine_moments
 from chemscale.statistics.ppca_kernels import Stats, add_stats
 
 #: A block of stars: flux (n, P), missing (n, P) bool, ivar (n, P) or None; no entry is NaN where not missing.
@@ -84,6 +86,11 @@ class ArraySource:
         self.n_stars, self.n_pixels = flux.shape
         self.dtype = np.dtype(flux.dtype)
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether blocks come with inverse variances."""
+        return self.ivar is not None
+
     def _blocks(self) -> Iterator[Block]:
         step = rows_per_block(self.n_pixels, self.dtype.itemsize)
         for start in range(0, self.n_stars, step):
@@ -118,7 +125,13 @@ class ArraySource:
 
     def survey(self, index: np.ndarray) -> tuple[Stats, Callable[[np.ndarray], ArraySource]]:
         sample = self.flux[index], self.missing[index], None if self.ivar is None else self.ivar[index]
-        return self.reduce(count_stats), lambda used: ArraySource(*select(sample, used))
+        total = add_moments(*(count_moments(*block) for block in self._blocks()))
+        return total, lambda used: ArraySource(*select(sample, used))
+
+    def filled(self, mean: np.ndarray, unit: float) -> da.Array:
+        step = rows_per_block(self.n_pixels, self.dtype.itemsize)
+        values = [fill(*block, mean=mean, unit=unit) for block in self._blocks()]
+        return da.from_array(np.concatenate(values), chunks=(step, -1))
 
     def few(self, size: int) -> ArraySource:
         """At most `size` stars, evenly spread."""
@@ -160,12 +173,21 @@ class Adder:
         return total
 
 
-def count_stats(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None) -> Stats:
-    """Valid stars of each pixel, and stars with any valid pixel."""
-    return {
-        "count": len(missing) - np.count_nonzero(missing, axis=0).astype(np.float64),
-        "n": np.array(float(np.count_nonzero(~missing.all(axis=1)))),
-    }
+def count_moments(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None) -> Stats:
+    """Count, mean and scatter of every pixel over the valid stars, and the stars with any valid pixel (``n``)."""
+    return block_moments(flux, missing) | {"n": np.array(float(np.count_nonzero(~missing.all(axis=1))))}
+
+
+def add_moments(*parts: Stats) -> Stats:
+    """Moments of the union of blocks."""
+    return combine_moments(*parts) | {"n": np.array(sum(float(p["n"]) for p in parts))}
+
+
+def fill(
+    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None, *, mean: np.ndarray, unit: float
+) -> np.ndarray:
+    """``(flux - mean) / unit``, 0 where missing: the block filled with the mean."""
+    return np.where(missing, 0.0, (flux - mean) / unit).astype(flux.dtype)
 
 
 def keep_runs(keep: np.ndarray) -> np.ndarray:

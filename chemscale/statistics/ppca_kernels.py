@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.linalg import get_blas_funcs
 
-from chemscale.statistics import compiled
+from chemscale.statistics import pixel_loops, small_systems
+from chemscale.statistics.outliers import Outliers, Rejection, find_outliers
+from chemscale.statistics.pixel_loops import Listed
 
 Stats = dict[str, np.ndarray]
 #: Larger fractions of missing pixels are cheaper as one dense product.
@@ -60,15 +63,14 @@ class Model:
 class SharedPass:
     """What one pass of the shared-noise solver sends to the blocks.
 
-    `extra` (P, L) holds search directions orthonormal to the basis; `missing_moments` asks for
-    sums over the stars missing each pixel; `rare` lists pixels missing so often that they are fitted by
-    regression instead.
+    `extra` (P, L) holds search directions orthonormal to the basis; `rare` lists pixels missing so often that they are
+    fitted by regression instead; `rejection` says which pixels are outliers (None: none is).
     """
 
     model: Model
     extra: np.ndarray
-    missing_moments: bool = True
     rare: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    rejection: Rejection | None = None
 
 
 def packed_size(k: int) -> int:
@@ -104,16 +106,23 @@ def unpack(packed: np.ndarray, k: int, dtype: Any = np.float64) -> np.ndarray:
 def invert_spd(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inverses and log-determinants of symmetric positive definite `matrices` (N, K, K), float64."""
     inverse, logdet = np.empty_like(matrices), np.empty(len(matrices))
-    if not compiled.invert_spd(matrices, inverse, logdet):
+    if not small_systems.invert_spd(matrices, inverse, logdet):
         raise np.linalg.LinAlgError("a matrix is not positive definite")
     return inverse, logdet
 
 
 def centred(flux: np.ndarray, missing: np.ndarray, mean: np.ndarray, unit: float = 1.0) -> np.ndarray:
     """``flux / unit - mean`` with 0 where `missing`, in the dtype of `mean`; a scratch array of this thread."""
-    out = compiled.scratch("centred", flux.shape, mean.dtype)
-    compiled.centre(flux, missing, mean.dtype.type(1.0 / unit), mean, out)
+    out = pixel_loops.scratch("centred", flux.shape, mean.dtype)
+    pixel_loops.centre(flux, missing, mean.dtype.type(1.0 / unit), mean, out)
     return out
+
+
+def subtract_product(x: np.ndarray, latent: np.ndarray, basis: np.ndarray) -> None:
+    """``x -= latent @ basis.T`` in place (C-ordered arrays of one dtype), without an array for the product."""
+    (gemm,) = get_blas_funcs(("gemm",), (x,))
+    # BLAS is column-major: it sees the transposes, and writes into x itself.
+    gemm(-1.0, basis.T, latent.T, 1.0, x.T, trans_a=1, overwrite_c=1)
 
 
 @dataclass
@@ -125,18 +134,32 @@ class Posterior:
     logdet: np.ndarray  # log det of the K x K system, in units of the prior precision
 
 
-def observed_gram(missing: np.ndarray, basis: np.ndarray) -> np.ndarray:
+def observed_gram(missing: np.ndarray, listed: Listed, basis: np.ndarray) -> np.ndarray:
     """Per star, ``basis_o^T basis_o`` over its observed pixels: (n, K, K) float64.
 
     Where few pixels are missing, the Gram matrix of all pixels less that of the missing ones: at 3 % missing
     a quarter of the time of the dense product with the K(K+1)/2 outer products, and no less accurate,
     because the orthonormal basis makes the first term close to the identity.
     """
-    if np.count_nonzero(missing) > SPARSE_MISSING * missing.size:
+    k = basis.shape[1]
+    if listed.pixel.size > SPARSE_MISSING * missing.size:
         observed = np.logical_not(missing).astype(basis.dtype)
-        return unpack(observed @ pack_outer(basis), basis.shape[1])
+        return unpack(observed @ pack_outer(basis), k)
     wide = basis.astype(np.float64)
-    return wide.T @ wide - compiled.missing_gram(missing, np.ascontiguousarray(basis))
+    gram = np.empty((len(missing), k, k), basis.dtype)
+    pixel_loops.listed_gram(listed, basis, gram)
+    return wide.T @ wide - gram
+
+
+def posterior(system: np.ndarray, right: np.ndarray, model: Model) -> Posterior:
+    """Posterior from Gram matrices of the observed pixels (changed in place) and projections on the basis."""
+    k = system.shape[1]
+    noise = float(model.noise)
+    # Where so little is seen that the noise runs to zero, rounding must not leave a star without information singular.
+    system[:, np.arange(k), np.arange(k)] += np.maximum(noise / model.scale**2, LEAST_PRECISION)
+    inverse, logdet = invert_spd(system)
+    latent = np.einsum("nij,nj->ni", inverse, right.astype(np.float64))
+    return Posterior(latent, noise * inverse, logdet + np.sum(2 * np.log(model.scale) - np.log(noise)))
 
 
 def shared_posterior(centred_flux: np.ndarray, missing: np.ndarray, model: Model, basis: np.ndarray) -> Posterior:
@@ -150,99 +173,147 @@ def shared_posterior(centred_flux: np.ndarray, missing: np.ndarray, model: Model
     basis : ndarray, (P, K)
         ``model.basis`` in the working dtype.
     """
+    return posterior(observed_gram(missing, Listed.of(missing), basis), centred_flux @ basis, model)
+
+
+@dataclass
+class SharedBlock:
+    """A block under a model: posterior of its latents, residuals, and what was left out."""
+
+    posterior: Posterior
+    residual: np.ndarray  # (n, P), 0 where missing or rejected; a scratch array of this thread
+    projection: np.ndarray  # (n, L) of the residuals on the search directions
+    squares: np.ndarray  # (n,) sums of the squared residuals
+    listed: Listed  # missing and rejected pixels
+    outliers: Outliers | None
+
+
+def shared_block(
+    x: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None, task: SharedPass, unit: float
+) -> SharedBlock:
+    """Posterior and residuals of a centred block (changed in place), outliers rejected.
+
+    Outliers are judged by the residuals from all pixels; the stars that have some are solved again without them.
+    """
+    model, dtype = task.model, x.dtype
+    basis = np.ascontiguousarray(model.basis.astype(dtype))
+    extra = np.ascontiguousarray(task.extra.astype(dtype))
     k = basis.shape[1]
-    noise = float(model.noise)
-    system = observed_gram(missing, basis)
-    # Where so little is seen that the noise runs to zero, rounding must not leave a star without information singular.
-    system[:, np.arange(k), np.arange(k)] += np.maximum(noise / model.scale**2, LEAST_PRECISION)
-    inverse, logdet = invert_spd(system)
-    right = (centred_flux @ basis).astype(np.float64)
-    latent = np.einsum("nij,nj->ni", inverse, right)
-    return Posterior(latent, noise * inverse, logdet + np.sum(2 * np.log(model.scale) - np.log(noise)))
+    listed = Listed.of(missing)
+    projection = x @ np.concatenate([basis, extra], axis=1)
+    gram = observed_gram(missing, listed, basis)
+    found = posterior(gram.copy(), projection[:, :k], model)
+    latent = found.latent.astype(dtype)
+    subtract_product(x, latent, basis)
+    outliers, squares = None, np.empty(len(x), dtype)
+    if task.rejection is not None:
+        pixel_loops.clear_listed(listed, x, squares)
+        seen = x.shape[1] - np.diff(listed.start)
+        precision = 1.0 / (float(model.noise) * unit**2) if ivar is None else ivar
+        outliers = find_outliers(x, seen, precision, unit, task.rejection)
+        rows = outliers.stars
+        if rows.size:
+            taken = outliers.listed.of_rows(rows)
+            pixel_loops.take_out(taken, x[rows], latent[rows], basis, extra, rows, projection, gram)
+            again = posterior(gram[rows], projection[rows, :k], model)
+            change = (again.latent - found.latent[rows]).astype(dtype)
+            part = x[rows]
+            subtract_product(part, change, basis)
+            x[rows] = part
+            found.latent[rows], found.covariance[rows], found.logdet[rows] = (
+                again.latent,
+                again.covariance,
+                again.logdet,
+            )
+            latent = found.latent.astype(dtype)
+            listed = listed.union(outliers.listed, x.shape[1])
+    pixel_loops.clear_listed(listed, x, squares)
+    along = np.ascontiguousarray(projection[:, k:])
+    pixel_loops.project_listed(listed, basis, extra, latent, along)
+    return SharedBlock(found, x, along, squares.astype(np.float64), listed, outliers)
 
 
-def shared_stats(flux: np.ndarray, missing: np.ndarray, task: SharedPass, dtype: np.dtype, unit: float = 1.0) -> Stats:
+def shared_stats(
+    flux: np.ndarray,
+    missing: np.ndarray,
+    task: SharedPass,
+    dtype: np.dtype,
+    unit: float = 1.0,
+    ivar: np.ndarray | None = None,
+) -> Stats:
     """Sufficient statistics of one block under shared noise.
 
     The missing pixels are imputed by their posterior mean, ``x_hat = mean + basis u`` there, so that the
     centred, completed star is ``r + basis u`` with a residual `r` that is 0 at missing pixels.
     Only sums of products of the *small* residual go through float32; the part along the basis
-    is K x K algebra in float64. That is why float32 suffices.
+    is K x K algebra in float64. That is why float32 suffices. The posterior makes ``basis^T r`` equal to
+    ``noise / scale^2 u``: it needs no product of its own.
 
     Returns
     -------
-    dict of ndarray, float64 but for the last two
-        ``n`` stars used; ``count`` (P,) observed; ``resid`` (P,) sum of r; ``resid_proj`` (P, K+L) sum of
-        r (r^T [basis, extra]); ``resid_latent`` (P, K) sum of r u^T; ``latent`` (K,), ``latent2`` (K, K) sums of
-        u and u u^T; ``latent_proj`` (K, K+L) sum of u (r^T [basis, extra]); ``cov`` (K, K) sum of posterior
-        covariances; ``rss`` sum of r^2; ``loglike``; optional ``rare_*``; optional, both (P, K(K+1)/2),
-        ``missing_cov`` and ``missing_latent2``: sums of Cov u and of u u^T over the stars missing each pixel.
+    dict of ndarray, float64
+        ``n`` stars used; ``count`` (P,) observed; ``resid`` (P,) sum of r; ``resid_latent`` (P, K) sum of r u^T;
+        ``resid_extra`` (P, L) sum of r (r^T extra); ``latent`` (K,), ``latent2`` (K, K) sums of u and u u^T;
+        ``latent_extra`` (K, L) sum of u (r^T extra); ``cov`` (K, K) sum of posterior covariances; ``missing_cov``
+        (P, K) sum of Cov u basis_p over the stars missing each pixel; ``rss`` sum of r^2; ``spread`` (K,) sum of
+        u^2 (r^T r + u^2); ``loglike``; with a rejection ``rejected`` (P,) and ``anomalous``; optional ``rare_*``.
     """
     model = task.model
-    basis = model.basis.astype(dtype)
-    directions = np.concatenate([basis, task.extra.astype(dtype)], axis=1)
-    k = basis.shape[1]
-    noise = float(model.noise)
+    k, noise = model.basis.shape[1], float(model.noise)
     x = centred(flux, missing, model.mean.astype(dtype), unit)
-    gone_star, gone_pixel = compiled.count_missing(missing)
-    seen = x.shape[1] - gone_star
-    valid = seen > 0
-    post = shared_posterior(x, missing, model, basis)
+    before = x[:, task.rare] if task.rare.size else None
+    block = shared_block(x, missing, ivar, task, unit)
+    post, listed = block.posterior, block.listed
+    gone_star = np.diff(listed.start)
+    valid = gone_star < x.shape[1]
+    seen = (x.shape[1] - gone_star).astype(np.float64)
     latent = post.latent.astype(dtype)
-
-    out: Stats = {}
-    if task.rare.size:
-        out |= _rare_stats(x, missing, post, valid, task.rare, dtype)
-    predicted = np.matmul(latent, basis.T, out=compiled.scratch("predicted", x.shape, dtype))
-    rss_star = compiled.subtract_where_seen(x, predicted, missing)  # x becomes the residual, in place
-    proj = x @ directions
-    distance = rss_star / noise + np.sum((post.latent / model.scale) ** 2, axis=1)
+    distance = block.squares / noise + np.sum((post.latent / model.scale) ** 2, axis=1)
     loglike = -0.5 * (seen * (LOG_2PI + np.log(noise)) + post.logdet + distance)
-    back = x.T @ np.concatenate([proj, latent, np.ones((len(x), 1), dtype=dtype)], axis=1)
-    back = back.astype(np.float64)
-    width = directions.shape[1]
+    columns = [block.projection, latent, np.ones((len(x), 1), dtype=dtype)]
+    back = (x.T @ np.concatenate(columns, axis=1)).astype(np.float64)
+    width = block.projection.shape[1]
     u = post.latent[valid]
-    out |= {
+    out: Stats = {
         "n": np.array(float(valid.sum())),
-        "count": len(x) - gone_pixel,
-        "resid_proj": back[:, :width],
+        "count": len(x) - np.bincount(listed.pixel, minlength=x.shape[1]).astype(np.float64),
+        "resid_extra": back[:, :width],
         "resid_latent": back[:, width : width + k],
         "resid": back[:, -1],
         "latent": u.sum(axis=0),
         "latent2": u.T @ u,
-        "latent_proj": u.T @ proj[valid].astype(np.float64),
+        "latent_extra": u.T @ block.projection[valid].astype(np.float64),
         "cov": post.covariance[valid].sum(axis=0),
-        "rss": np.array(rss_star.sum()),
+        "missing_cov": _missing_covariance(missing, listed, post.covariance, model.basis, valid),
+        "rss": np.array(block.squares.sum()),
+        "spread": (u**2).T @ block.squares[valid] + np.sum(u**4, axis=0),
         "loglike": np.array(loglike[valid].sum()),
     }
-    if task.missing_moments:
-        packed = np.concatenate([pack(post.covariance / noise), pack_outer(post.latent)], axis=1).astype(dtype)
-        packed[~valid] = 0
-        moments = _over_missing(missing, packed)
-        size = packed_size(k)
-        out["missing_cov"] = dtype.type(noise) * moments[:, :size]
-        out["missing_latent2"] = moments[:, size:]
+    if block.outliers is not None and task.rejection is not None:
+        out |= block.outliers.sums(x.shape[1])
+        out["loglike"] -= 0.5 * block.outliers.listed.pixel.size * (LOG_2PI + np.log(noise) + task.rejection.sigmas**2)
+    if before is not None:
+        out |= _rare_stats(before, missing[:, task.rare], post, valid, dtype)
     return out
 
 
-def _over_missing(missing: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """``missing.T @ rows``, in the dtype of `rows`: 60 MB a block at K = 30, so not widened before it is added up."""
-    if np.count_nonzero(missing) > SPARSE_MISSING * missing.size:
-        return _as_float(missing, rows.dtype).T @ rows
-    return compiled.sum_over_missing(missing, rows)
-
-
-def _as_float(missing: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    out = compiled.scratch("predicted", missing.shape, dtype)
-    out[...] = missing
+def _missing_covariance(
+    missing: np.ndarray, listed: Listed, covariance: np.ndarray, basis: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """Per pixel, the sum of ``Cov u basis_p`` over the stars that miss it: (P, K) float64."""
+    k = basis.shape[1]
+    covariance = np.where(valid[:, None, None], covariance, 0.0)
+    if listed.pixel.size > SPARSE_MISSING * missing.size:
+        marked = listed.marked(missing.shape[1]).astype(np.float64)
+        return np.einsum("pij,pj->pi", unpack(marked.T @ pack(covariance), k), basis)
+    out = np.zeros(basis.shape)
+    pixel_loops.covariance_of_listed(listed, np.ascontiguousarray(basis), covariance, out)
     return out
 
 
-def _rare_stats(
-    x: np.ndarray, missing: np.ndarray, post: Posterior, valid: np.ndarray, rare: np.ndarray, dtype: np.dtype
-) -> Stats:
+def _rare_stats(x: np.ndarray, missing: np.ndarray, post: Posterior, valid: np.ndarray, dtype: np.dtype) -> Stats:
     """Regression sums of seldom observed pixels on the latents (the usual EM M-step of PPCA)."""
-    seen = np.logical_not(missing[:, rare]).astype(dtype)
+    seen = np.logical_not(missing).astype(dtype)
     second = pack(np.einsum("ni,nj->nij", post.latent, post.latent) + post.covariance).astype(dtype)
     latent1 = np.concatenate([post.latent, np.ones((len(x), 1))], axis=1).astype(dtype)
     second[~valid] = 0
@@ -250,7 +321,7 @@ def _rare_stats(
     return {
         "rare_second": (seen.T @ second).astype(np.float64),
         "rare_first": (seen.T @ latent1).astype(np.float64),
-        "rare_cross": (x[:, rare].T @ latent1).astype(np.float64),
+        "rare_cross": (x.T @ latent1).astype(np.float64),
     }
 
 

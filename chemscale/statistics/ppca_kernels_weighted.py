@@ -11,8 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chemscale.statistics import compiled
-from chemscale.statistics.ppca_kernels import LOG_2PI, Model, Stats, invert_spd, pack_outer, packed_size
+from chemscale.statistics import pixel_loops
+from chemscale.statistics.outliers import Outliers, Rejection, find_outliers
+from chemscale.statistics.pixel_loops import Weighting
+from chemscale.statistics.ppca_kernels import (
+    LOG_2PI,
+    Model,
+    Stats,
+    invert_spd,
+    pack_outer,
+    packed_size,
+    subtract_product,
+)
 
 _lock = threading.Lock()
 _last: tuple[np.ndarray, np.ndarray] | None = None
@@ -28,21 +38,31 @@ def _outer(basis: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Weighed:
+class WeightedPass:
+    """What one pass of the per-pixel solver sends to the blocks.
+
+    `extra` (P, L) are directions along which the residuals are looked at; `rejection` says which pixels are outliers
+    (None: none is).
+    """
+
+    model: Model
+    extra: np.ndarray
+    rejection: Rejection | None = None
+
+
+@dataclass
+class WeightedBlock:
     """A block under a model: posterior of its latents, and the arrays the sums are made of."""
 
     latent: np.ndarray  # (n, K) posterior mean of z
     covariance: np.ndarray  # (n, K, K) posterior covariance of z
     logdet: np.ndarray  # (n,) log-determinant of the systems
-    x: np.ndarray  # (n, P) centred flux, 0 where missing
-    weight: np.ndarray  # (n, P)
-    weighted: np.ndarray  # (n, P) their product
-    seen: np.ndarray  # (n,) pixels with positive weight
-    logsum: np.ndarray  # (n,) sum of the logarithms of the weights
-    strength: np.ndarray  # (n,) sum of the squared weights
+    arrays: Weighting  # x is the centred flux, or the residuals where they were asked for
+    outliers: Outliers | None = None
+    rejected_log: float = 0.0  # sum of the logarithms of the weights of the rejected pixels
 
 
-def weigh(
+def weighted_block(
     flux: np.ndarray,
     missing: np.ndarray,
     ivar: np.ndarray,
@@ -50,37 +70,62 @@ def weigh(
     dtype: np.dtype,
     unit: float = 1.0,
     *,
-    sums: bool = True,
-) -> Weighed:
-    """Weights ``1 / (1 / ivar + model.noise)`` of a block and the posterior of its latents.
+    rejection: Rejection | None = None,
+    residuals: bool = True,
+) -> WeightedBlock:
+    """Weights ``1 / (1 / ivar + model.noise)`` of a block and the posterior of its latents, outliers rejected.
 
-    The large arrays are scratch of this thread: valid until the next call. Without `sums`, `seen`, `logsum` and
-    `strength` are not computed.
+    The large arrays are scratch of this thread: valid until the next call. Without `residuals` (and a rejection) `x`
+    stays the centred flux, and the sums over pixels are not computed.
     """
-    basis = model.basis.astype(dtype)
     n, p = flux.shape
-    k = basis.shape[1]
-    extra = np.broadcast_to(np.asarray(model.noise, dtype=dtype), (p,)).copy()
-    x, weight, weighted = (compiled.scratch(name, (n, p), dtype) for name in ("centred", "weight", "weighted"))
-    seen, logsum, strength = compiled.weigh(
-        flux, ivar, missing, 1.0 / unit, model.mean.astype(dtype), extra, sums, x, weight, weighted
-    )
-    system = np.empty((n, k, k))
-    compiled.prior_system((weight @ _outer(basis)).astype(np.float64), model.scale, system)
+    residuals = residuals or rejection is not None
+    basis = np.ascontiguousarray(model.basis.astype(dtype))
+    noise = np.broadcast_to(np.asarray(model.noise, dtype=dtype), (p,)).copy()
+    large = (pixel_loops.scratch(name, (n, p), dtype) for name in ("centred", "weight", "weighted"))
+    arrays = Weighting(*large, *np.zeros((3, n)))
+    pixel_loops.weigh(flux, ivar, missing, 1.0 / unit, model.mean.astype(dtype), noise, residuals, arrays)
+    system = np.empty((n, len(model.scale), len(model.scale)))
+    pixel_loops.prior_system((arrays.weight @ _outer(basis)).astype(np.float64), model.scale, system)
+    right = (arrays.weighted @ basis).astype(np.float64) * model.scale
     covariance, logdet = invert_spd(system)
-    right = (weighted @ basis).astype(np.float64) * model.scale
     latent = np.einsum("nij,nj->ni", covariance, right)
-    return Weighed(latent, covariance, logdet, x, weight, weighted, seen, logsum, strength)
+    block = WeightedBlock(latent, covariance, logdet, arrays)
+    if residuals:
+        subtract_product(arrays.x, (latent * model.scale).astype(dtype), basis)
+    if rejection is not None:
+        _reject(block, missing, model, basis, system, right, rejection)
+    return block
+
+
+def _reject(
+    block: WeightedBlock,
+    missing: np.ndarray,
+    model: Model,
+    basis: np.ndarray,
+    system: np.ndarray,
+    right: np.ndarray,
+    rejection: Rejection,
+) -> None:
+    """Find outliers by the residuals from all pixels, and solve the stars that have some again without them."""
+    arrays = block.arrays
+    seen = arrays.seen.astype(np.int64)
+    block.outliers = find_outliers(arrays.x, seen, arrays.weight, 1.0, rejection)
+    rows = block.outliers.stars
+    if not rows.size:
+        return
+    loadings = basis.astype(np.float64) * model.scale
+    block.rejected_log = pixel_loops.drop_weights(block.outliers.listed, loadings, block.latent, arrays, right, system)
+    covariance, logdet = invert_spd(system[rows])
+    latent = np.einsum("nij,nj->ni", covariance, right[rows])
+    residual = arrays.x[rows]
+    subtract_product(residual, ((latent - block.latent[rows]) * model.scale).astype(basis.dtype), basis)
+    arrays.x[rows] = residual
+    block.latent[rows], block.covariance[rows], block.logdet[rows] = latent, covariance, logdet
 
 
 def weighted_stats(
-    flux: np.ndarray,
-    missing: np.ndarray,
-    ivar: np.ndarray,
-    model: Model,
-    dtype: np.dtype,
-    jitter: bool = True,
-    unit: float = 1.0,
+    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray, task: WeightedPass, dtype: np.dtype, unit: float = 1.0
 ) -> Stats:
     """Sufficient statistics of one block of the per-pixel noise model.
 
@@ -89,37 +134,49 @@ def weighted_stats(
     dict of ndarray, all float64
         ``second`` (P, K(K+1)/2) sum of w (z z^T + Cov z), ``first`` (P, K+1) sum of w [z, 1],
         ``cross`` (P, K+1) sum of w x [z, 1] (x centred on the old mean); ``latent``, ``latent2`` sums of
-        z and z z^T + Cov z over stars; ``n``, ``count``, ``loglike``; and for the intrinsic variance
-        ``w2r2``, ``w2`` (P,): sums of w^2 residual^2 and of w^2, ``lever`` (K, K), ``strength``: sums over stars of
-        (sum of w^2) Cov u and of (sum of w^2), with u = z scale.
+        z and z z^T + Cov z over stars, ``cov`` (K,) of the diagonal of Cov z; ``n``, ``count``, ``loglike``;
+        ``w2r2``, ``w2`` (P,): sums of w^2 residual^2 and of w^2; ``spread`` (K,) sum of z^2 (sum of w^2 residual^2),
+        ``power2`` and ``power4`` (K,) sums of z^2 and z^4; ``extra`` (P, L) sum of (w r) ((w r)^T extra) times the
+        posterior variance of the last latent; for the intrinsic variance ``lever`` (K, K), ``strength``: sums over
+        stars of (sum of w^2) Cov u and of (sum of w^2), with u = z scale; with a rejection ``rejected`` (P,),
+        ``rejected_stars`` and ``anomalous``.
     """
+    model, rejection = task.model, task.rejection
     k = model.basis.shape[1]
-    block = weigh(flux, missing, ivar, model, dtype, unit)
-    valid = block.seen > 0
-    rows = compiled.scratch("moments", (len(flux), packed_size(k) + k + 1), dtype)
-    compiled.second_moments(block.latent, block.covariance, valid, rows)
-    sums = (block.weight.T @ rows).astype(np.float64)
-    cross = (block.weighted.T @ rows[:, packed_size(k) :]).astype(np.float64)
-    latent = (block.latent * model.scale).astype(dtype)
-    # The product of weight and flux is done with: its memory takes the prediction.
-    predicted = np.matmul(latent, model.basis.astype(dtype).T, out=block.weighted)
-    misfit, w2r2, w2 = compiled.weighted_residuals(block.x, block.weight, predicted)
-    chi2 = misfit + np.sum(block.latent**2, axis=1)
-    loglike = -0.5 * (block.seen * LOG_2PI - block.logsum + block.logdet + chi2)
-    z, covariance = block.latent[valid], block.covariance[valid]
+    block = weighted_block(flux, missing, ivar, model, dtype, unit, rejection=rejection)
+    arrays = block.arrays
+    valid = arrays.seen > 0
+    rows = pixel_loops.scratch("moments", (len(flux), packed_size(k) + k + 1), dtype)
+    pixel_loops.second_moments(block.latent, block.covariance, valid, rows)
+    sums = (arrays.weight.T @ rows).astype(np.float64)
+    cross = (arrays.weighted.T @ rows[:, packed_size(k) :]).astype(np.float64)
+    # The product of weight and flux is done with: its memory takes that of weight and residual.
+    chi2, power, w2r2, w2 = pixel_loops.weighted_residuals(arrays.x, arrays.weight, arrays.weighted)
+    chi2 += np.sum(block.latent**2, axis=1)
+    loglike = -0.5 * (arrays.seen * LOG_2PI - arrays.logsum + block.logdet + chi2)
+    z, covariance, strength = block.latent[valid], block.covariance[valid], arrays.strength
     out: Stats = {
         "second": sums[:, : packed_size(k)],
         "first": sums[:, packed_size(k) :],
         "cross": cross,
         "latent": z.sum(axis=0),
         "latent2": z.T @ z + covariance.sum(axis=0),
+        "cov": np.einsum("nii->i", covariance),
         "n": np.array(float(valid.sum())),
-        "count": len(flux) - compiled.count_missing(block.weight == 0)[1],
+        "count": len(flux) - pixel_loops.count_missing(arrays.weight == 0)[1],
         "loglike": np.array(loglike[valid].sum()),
         "w2r2": w2r2,
         "w2": w2,
+        "spread": (z**2).T @ power[valid],
+        "power2": np.sum(z**2, axis=0),
+        "power4": np.sum(z**4, axis=0),
+        "lever": np.einsum("n,nij->ij", strength, block.covariance) * np.outer(model.scale, model.scale),
+        "strength": np.array(strength.sum()),
     }
-    if jitter:
-        out["lever"] = np.einsum("n,nij->ij", block.strength, block.covariance) * np.outer(model.scale, model.scale)
-        out["strength"] = np.array(block.strength.sum())
+    score = (arrays.weighted @ task.extra.astype(dtype)) * block.covariance[:, -1, -1:].astype(dtype)
+    out["extra"] = (arrays.weighted.T @ score).astype(np.float64)
+    if block.outliers is not None and rejection is not None:
+        out |= block.outliers.sums(flux.shape[1])
+        gone = block.outliers.listed.pixel.size
+        out["loglike"] -= 0.5 * (gone * (LOG_2PI + rejection.sigmas**2) - block.rejected_log)
     return out

@@ -19,6 +19,7 @@ from chemscale.statistics.ppca_arrays import (
     ArraySource,
     Block,
     Kernel,
+    add_moments,
     compact,
     on_compact,
     rows_per_block,
@@ -80,7 +81,7 @@ def head(part: Part) -> tuple[Stats, list[int]]:
 
 def merge_heads(*heads: tuple[Stats, list[int]]) -> tuple[Stats, list[int]]:
     """Sums added, sizes in the order of the stars."""
-    return add_stats(*(h[0] for h in heads)), [size for h in heads for size in h[1]]
+    return add_moments(*(h[0] for h in heads)), [size for h in heads for size in h[1]]
 
 
 def join_arrays(arrays: list[Any]) -> Any:

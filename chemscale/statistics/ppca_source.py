@@ -19,14 +19,16 @@ from dask.delayed import Delayed
 from chemscale.errors import InputError
 from chemscale.runtime import blocks as lots
 from chemscale.runtime.cluster import current_client
-from chemscale.statistics import blocks, compiled
+from chemscale.statistics import blocks, pixel_loops
 from chemscale.statistics.ppca_arrays import (
     ArraySource,
     Block,
     Kernel,
     Sample,
+    add_moments,
     compact,
-    count_stats,
+    count_moments,
+    fill,
     keep_runs,
     on_compact,
     select,
@@ -42,6 +44,11 @@ class Source(Protocol):
     n_pixels: int
     dtype: np.dtype
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether blocks come with inverse variances."""
+        ...
+
     def reduce(self, kernel: Kernel) -> Stats:
         """Sum of `kernel` over all blocks: one pass."""
         ...
@@ -55,6 +62,10 @@ class Source(Protocol):
 
     def using(self, keep: np.ndarray) -> Source:
         """The same stars restricted to the pixels `keep`."""
+        ...
+
+    def filled(self, mean: np.ndarray, unit: float) -> da.Array:
+        """``flux / unit - mean / unit`` of the used pixels, 0 where missing: Dask blocks of (star, pixel)."""
         ...
 
 
@@ -94,6 +105,11 @@ class DaskSource:
         self.n_pixels = int(flux.shape[1] if keep is None else np.count_nonzero(keep))
         self.dtype = np.dtype(flux.dtype if flux.dtype.kind == "f" else np.float64)
         self._cached: list[Delayed] | None = None
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether blocks come with inverse variances."""
+        return self.weighted and self.ivar is not None
 
     def using(self, keep: np.ndarray) -> DaskSource:
         """The same stars restricted to the pixels `keep`."""
@@ -147,6 +163,15 @@ class DaskSource:
             raise InputError("no star is selected", "check the selection")
         return lots.compute(blocks.tree(parts, add_stats))
 
+    def filled(self, mean: np.ndarray, unit: float) -> da.Array:
+        rows = self.flux.chunks[0]
+        chosen = np.ones(self.flux.shape[0], dtype=bool) if self.chosen is None else self.chosen
+        starts = np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)
+        sizes = [int(np.count_nonzero(chosen[s : s + n])) for s, n in zip(starts, rows)]
+        parts = self._parts(partial(fill, mean=mean, unit=unit))
+        shapes = [(size, self.n_pixels) for size in sizes if size]
+        return da.concatenate([da.from_delayed(p, s, self.dtype) for p, s in zip(parts, shapes)])
+
     @property
     def nbytes(self) -> int:
         """Bytes of the used pixels of the chosen stars in memory (flux, packed mask, ivar)."""
@@ -176,12 +201,12 @@ def count_and_sample(
 ) -> tuple[Stats, list[Block]]:
     """Counts of a block and copies of the `wanted` stars in it."""
     sample = flux[wanted], missing[wanted], None if ivar is None else ivar[wanted]
-    return count_stats(flux, missing), [sample]
+    return count_moments(flux, missing), [sample]
 
 
 def merge_samples(*parts: tuple[Stats, list[Block]]) -> tuple[Stats, list[Block]]:
     """Combine counts; samples stay in the order of the blocks."""
-    return add_stats(*(p[0] for p in parts)), [piece for p in parts for piece in p[1]]
+    return add_moments(*(p[0] for p in parts)), [piece for p in parts for piece in p[1]]
 
 
 def fold_samples(total: tuple[Stats, list[Block]] | None, part: tuple[Stats, list[Block]]) -> Any:
@@ -201,7 +226,7 @@ def load_block(
 ) -> Any:
     """Select stars and pixels of one block, fold the reasons for missing pixels, call `function`.
 
-    `function` gets scratch arrays (see :func:`.compiled.scratch`): what it keeps of them it must copy.
+    `function` gets scratch arrays (see :func:`.pixel_loops.scratch`): what it keeps of them it must copy.
     """
     rest = list(others)
     parts: list[Any] = [flux, rest.pop(0) if has[0] else None, rest.pop(0) if has[1] else None]
@@ -217,10 +242,10 @@ def load_block(
     errors = np.zeros((0, 0), dtype=flux.dtype) if ivar is None else ivar
     which = marks.dtype.type(np.iinfo(marks.dtype).max if bits is None else bits)
     shape = (flux.shape[0], int(np.diff(runs).sum()))
-    values, missing = compiled.scratch("values", shape, flux.dtype), compiled.scratch("missing", shape, bool)
-    compiled.fold_missing(flux, marks, which, errors, runs, values, missing)
+    values, missing = pixel_loops.scratch("values", shape, flux.dtype), pixel_loops.scratch("missing", shape, bool)
+    pixel_loops.fold_missing(flux, marks, which, errors, runs, values, missing)
     weights = None
     if weighted and ivar is not None:
-        weights = compiled.scratch("weights", shape, ivar.dtype)
-        compiled.gather(ivar, runs, weights)
+        weights = pixel_loops.scratch("weights", shape, ivar.dtype)
+        pixel_loops.gather(ivar, runs, weights)
     return function(values, missing, weights, *stars[:, 1:].T)

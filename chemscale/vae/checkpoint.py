@@ -22,8 +22,7 @@ from torch import Tensor
 
 from chemscale.errors import InputError, StoreError
 from chemscale.runtime.run import write_json
-from chemscale.vae.config import ModelConfig
-from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.model import ChemicalVAE, ModelConfig
 
 FORMAT = "chemscale-vae"
 VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from chemscale.statistics.compiled import scratch
+from chemscale.statistics.pixel_loops import scratch
 from chemscale.vae.encoders import PPCAEncoder
 from chemscale.vae.kernels import judge, whiten
 from chemscale.vae.model import ChemicalVAE

@@ -123,12 +123,11 @@ def test_nothing_else_is_overwritten(survey, tmp_path):
 
 def test_tasks_per_block_of_a_pass(survey):
     _, store = survey
-    from chemscale.statistics.ppca_arrays import count_stats
-    from chemscale.statistics.ppca_kernels import add_stats
+    from chemscale.statistics.ppca_arrays import add_moments, count_moments
     from chemscale.statistics.ppca_source import DaskSource
 
     source = DaskSource(*(store[n].data for n in ("flux", "flags", "ivar")), bits=127)
-    total = blocks.tree(source._parts(count_stats), add_stats)
+    total = blocks.tree(source._parts(count_moments), add_moments)
     tasks = [t for t in dict(total.__dask_graph__()).values() if type(t).__name__ == "Task"]
     assert len(tasks) <= 2 * store["flux"].data.numblocks[0]
 

@@ -10,7 +10,7 @@ import pytest
 from helpers import make_survey
 
 from chemscale.embedding.fit import fit_survey
-from chemscale.statistics import blocks, ppca, ppca_arrays, ppca_sample
+from chemscale.statistics import blocks, ppca_arrays, ppca_fit, ppca_sample
 from chemscale.statistics.ppca_arrays import Adder, ArraySource, compact, spread_rows
 from chemscale.statistics.ppca_sample import ClusterSample
 from chemscale.survey.ingest.datasets import write_survey
@@ -35,7 +35,7 @@ def client():
 @pytest.fixture
 def large(monkeypatch):
     """Sizes at which this counts as a survey that is first fitted on a subsample, of many blocks."""
-    monkeypatch.setattr(ppca, "SMALL", 1000)
+    monkeypatch.setattr(ppca_fit, "SMALL", 1000)
     monkeypatch.setattr(ppca_arrays, "BLOCK_BYTES", 60 * 4 * 64)
     monkeypatch.setenv("CHEMSCALE_WORKERS_PER_HOST", str(blocks.available_cores()))
 

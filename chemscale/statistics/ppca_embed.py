@@ -1,0 +1,72 @@
+"""Coordinates of spectra under a fitted model: posterior means and variances, outliers left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chemscale.statistics.outliers import Outliers, Rejection
+from chemscale.statistics.ppca_arrays import prepare, select
+from chemscale.statistics.ppca_fit import SMALL
+from chemscale.statistics.ppca_kernels import Model, SharedPass, centred, shared_block
+from chemscale.statistics.ppca_kernels_weighted import weighted_block
+
+
+@dataclass
+class Embedded:
+    """Posterior means and variances (n, K) of a block, NaN for a star with no valid pixel, and its outliers."""
+
+    coords: np.ndarray
+    variance: np.ndarray
+    outliers: Outliers | None
+
+    @property
+    def both(self) -> np.ndarray:
+        """Means and variances side by side, (n, 2K)."""
+        return np.concatenate([self.coords, self.variance], axis=1)
+
+
+def embed(
+    flux: np.ndarray,
+    mask: Any = None,
+    ivar: Any = None,
+    *,
+    model: Model,
+    used: np.ndarray,
+    weighted: bool,
+    rejection: Rejection | None,
+) -> np.ndarray:
+    """Posterior means and variances of one block, side by side: (n, 2K); NaN for a star with no valid pixel."""
+    block = select(prepare(flux, mask, ivar), used)
+    return embed_block(*block, model=model, weighted=weighted, rejection=rejection).both
+
+
+def embed_block(
+    block: np.ndarray,
+    missing: np.ndarray,
+    errors: np.ndarray | None,
+    *,
+    model: Model,
+    weighted: bool,
+    rejection: Rejection | None = None,
+) -> Embedded:
+    """:func:`embed` for a prepared block of the used pixels."""
+    small = block.size <= SMALL // 10
+    dtype = np.dtype(np.float64 if small or block.dtype == np.float64 else np.float32)
+    if weighted:
+        assert errors is not None
+        found = weighted_block(block, missing, errors, model, dtype, residuals=False, rejection=rejection)
+        latent, outliers = found.latent * model.scale, found.outliers
+        variance = np.diagonal(found.covariance, axis1=1, axis2=2) * model.scale**2
+    else:
+        x = centred(block, missing, model.mean.astype(dtype))
+        task = SharedPass(model, np.zeros((len(model.mean), 0)), rejection=rejection)
+        shared = shared_block(x, missing, errors, task, 1.0)
+        latent, outliers = shared.posterior.latent, shared.outliers
+        variance = np.diagonal(shared.posterior.covariance, axis1=1, axis2=2).copy()
+    latent = latent.copy()
+    empty = missing.all(axis=1)
+    latent[empty], variance[empty] = np.nan, np.nan
+    return Embedded(latent, variance, outliers)

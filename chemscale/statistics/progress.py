@@ -1,0 +1,98 @@
+"""When a fit stops, and what it tells of itself on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from chemscale.statistics.determined import determined
+from chemscale.statistics.outliers import Rejection
+
+#: What :attr:`Trace.reason` says, in words.
+REASONS = {
+    "angle": "the determined subspace settled",
+    "loglike": "the likelihood settled",
+    "passes": "it reached the largest number of passes",
+}
+#: Told after each pass: its number, the largest number there may be, the estimated angle to the solution (radian;
+#: infinite where it is not known).
+Told = Callable[[int, int, float], None]
+#: Tighter tolerances than this also ask for a settled log-likelihood: one more pass.
+LOOSE = 1e-4
+#: The angle of a pass is taken to be at least this fraction of that of the one before.
+LEAST_GAIN = 0.25
+
+
+@dataclass
+class Trace:
+    """What happened in a fit, one entry per pass over the data."""
+
+    loglike: list[float] = field(default_factory=list)
+    angle: list[float] = field(default_factory=list)
+    error: np.ndarray | None = None  # (K,) statistical error of the subspaces of the first 1, ..., K axes
+    rejected: np.ndarray | None = None  # (P,) outliers of every pixel in the last pass
+    rejected_stars: int = 0
+    anomalous: int = 0
+    reason: str = ""
+
+    @property
+    def converged(self) -> bool:
+        """Whether it stopped for another reason than its largest number of passes."""
+        return self.reason in ("angle", "loglike")
+
+    @property
+    def determined(self) -> int:
+        """Axes that the data determine."""
+        return 0 if self.error is None else determined(self.error)
+
+    def add(self, stats: dict[str, np.ndarray], angle: float, error: np.ndarray | None) -> None:
+        """The sums of a pass, and what they say: angle to the solution and error of the axes."""
+        self.loglike.append(float(stats["loglike"]))
+        self.angle.append(min(float(angle), np.pi / 2) if np.isfinite(angle) else np.inf)
+        self.error = error
+        if "rejected" in stats:
+            self.rejected = stats["rejected"]
+            self.rejected_stars, self.anomalous = int(stats["rejected_stars"]), int(stats["anomalous"])
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a fit stops.
+
+    Parameters
+    ----------
+    tol : float
+        Estimated largest principal angle (radian) of the determined subspace to the solution.
+    most : int
+        Largest number of passes.
+    loglike_tol : float
+        Relative change of the log-likelihood over three passes.
+    rejection : Rejection, optional
+        Outliers to leave out on the way.
+    """
+
+    tol: float
+    most: int
+    loglike_tol: float
+    rejection: Rejection | None = None
+    told: Told | None = None
+
+    def reached(self, trace: Trace) -> bool:
+        """Tell of the last pass, and say whether it was the last; the reason goes to `trace`."""
+        done = len(trace.loglike)
+        if self.told is not None:
+            self.told(done, self.most, trace.angle[-1])
+        before = trace.angle[-2] if done > 1 and np.isfinite(trace.angle[-2]) else 0.0
+        angle = max(trace.angle[-1], LEAST_GAIN * before)
+        last = trace.loglike[-3:]
+        size = max(abs(last[-1]), 1.0)
+        settled = done > 1 and abs(last[-1] - last[-2]) <= max(self.loglike_tol, self.tol**2) * size
+        if angle < self.tol and (self.tol > LOOSE or settled):
+            trace.reason = "angle"
+        elif len(last) == 3 and max(last) - min(last) <= self.loglike_tol * size:
+            trace.reason = "loglike"
+        elif done >= self.most:
+            trace.reason = "passes"
+        return bool(trace.reason)
