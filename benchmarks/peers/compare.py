@@ -214,7 +214,7 @@ def loglike(flux: np.ndarray, gone: np.ndarray, mean: np.ndarray, axes: np.ndarr
     for _ in range(4):
         stats = {}
         for s in range(0, len(flux), 1000):
-            task = SharedPass(model, np.zeros((p, 0)), missing_moments=False)
+            task = SharedPass(model, np.zeros((p, 0)))
             part = shared_stats(flux[s : s + 1000], gone[s : s + 1000], task, np.dtype(np.float32))
             stats = part if not stats else {k: stats[k] + v for k, v in part.items()}
         second = (stats["latent2"] + stats["cov"]) / stats["n"]
