@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.rsca.auto_run import AUTO_FIELD, auto_features, fit_auto
-from chemscale.rsca.stars import ABUNDANCE, Stars
+from chemscale.rsca.stars import ABUNDANCE, RunStars
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.run import Run
 
@@ -52,7 +52,7 @@ def leak(correlations: dict[str, list[float]]) -> float:
     return max((abs(v) for row in rows for v in row), default=float("nan"))
 
 
-def hide(stars: Stars, names: tuple[str, ...]) -> Stars:
+def hide(stars: RunStars, names: tuple[str, ...]) -> RunStars:
     """The stars without single abundances and without the labels `names`."""
     stars._abundances_read = True
     n = stars.embedding.sizes["star"]
@@ -67,10 +67,10 @@ def auto_without(run_path: str, n_features: int = 3) -> dict[str, dict[str, floa
     out = {}
     for choice, hidden in HIDDEN.items():
         start = time.perf_counter()
-        stars = hide(Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD), hidden)
-        result, transports, _ = fit_auto(run, stars)
+        stars = hide(RunStars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD), hidden)
+        result, detrendings, _ = fit_auto(run, stars)
         features = auto_features(
-            result.metric, transports, np.asarray(stars.field), stars, stars.field_rows, n_features
+            result.metric, detrendings, np.asarray(stars.field), stars, stars.field_rows, n_features
         )
         out[choice] = {
             "auto": result.rates.overall,

@@ -17,12 +17,12 @@ import numpy as np
 
 from chemscale.rsca.auto import Search, choose_metric, default_ks
 from chemscale.rsca.auto_run import auto_representations
+from chemscale.rsca.detrending import polynomial
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.pipeline import fit_run
 from chemscale.rsca.representation import Representation
-from chemscale.rsca.stars import Stars
-from chemscale.rsca.transport import polynomial
+from chemscale.rsca.stars import RunStars
 from chemscale.runtime.run import Run, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,7 +42,7 @@ def survey(seed: int, emulator: str | None, work: Path) -> str:
 def variants(run: Run) -> dict[str, float]:
     """Leave-one-cluster-out rates of every variant on one run."""
     out: dict[str, float] = {}
-    shared, weighted = Stars.read(run), Stars.read(run, "embedding_auto.zarr")
+    shared, weighted = RunStars.read(run), RunStars.read(run, "embedding_auto.zarr")
     n = len(weighted.field_rows)
     for name, stars in (("shared noise", shared), ("per-pixel errors", weighted)):
         engine = stars.evaluation
@@ -81,7 +81,7 @@ def variants(run: Run) -> dict[str, float]:
     return out
 
 
-def _detrended(stars: Stars, z: np.ndarray) -> Evaluation:
+def _detrended(stars: RunStars, z: np.ndarray) -> Evaluation:
     """Coordinates less the field's quadratic trend in (Teff, logg)."""
     rows = np.concatenate([stars.field_rows, stars.member_rows])
     n = len(stars.field_rows)

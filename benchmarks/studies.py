@@ -112,7 +112,7 @@ def build(store: str, run_path: str, pixels: int) -> None:
     from chemscale.embedding.product import embed_survey
     from chemscale.rsca.metric import RSCA
     from chemscale.rsca.pipeline import metric_dataset
-    from chemscale.rsca.stars import Stars
+    from chemscale.rsca.stars import RunStars
     from chemscale.runtime.run import Run
     from chemscale.survey.ingest.datasets import write_survey
     from chemscale.survey.store.open import open_survey
@@ -130,7 +130,7 @@ def build(store: str, run_path: str, pixels: int) -> None:
     model.to_dataset().to_zarr(run.file("ppca.zarr"), mode="w", zarr_format=3, consolidated=False)
     role = np.where(member, "member", "field")
     embed_survey(ds, model, run.file("embedding.zarr"), extra={"role": role}, overwrite=True)
-    stars = Stars.read(run)
+    stars = RunStars.read(run)
     metric = RSCA().fit(stars.field, stars.members, stars.clusters)
     metric_dataset(metric).to_zarr(run.file("rsca.zarr"), mode="w", zarr_format=3, consolidated=False)
     print(f"run after {time.perf_counter() - start:.0f} s", flush=True)

@@ -178,9 +178,9 @@ def noise_free_floor(run: Run, truth_file: Path) -> float:
     truth_file : Path
         ``truth.npz`` of a simulated release (`star_id`, `abundance` (star, element)).
     """
-    from chemscale.rsca.stars import Stars, text
+    from chemscale.rsca.stars import RunStars, text
 
-    stars = Stars.read(run)
+    stars = RunStars.read(run)
     with np.load(truth_file, allow_pickle=False) as truth:
         row = {str(s): i for i, s in enumerate(truth["star_id"])}
         columns = [str(e) for e in truth["element"]]

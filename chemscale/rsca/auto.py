@@ -3,7 +3,7 @@
 What the paper's recipe leaves on the table, and what is done about it:
 
 * siblings differ in temperature and gravity, non-linearly: coordinates moved to one temperature and gravity
-  (:mod:`chemscale.rsca.transport`) stand beside the plain ones, by the survey's labels or by what plays their part;
+  (:mod:`chemscale.rsca.detrending`) stand beside the plain ones, by the survey's labels or by what plays their part;
 * some 160 degrees of freedom for K(K+1)/2 entries of a covariance: the within-cluster covariance is shrunk towards
   what is known of it without clusters, the coordinates' measurement noise or the field's scatter at fixed labels;
 * what a continuum left by the normalisation does to the coordinates is known without any star: metrics may ignore it;

@@ -10,8 +10,8 @@ import numpy as np
 
 from chemscale.errors import DataError, InputError
 from chemscale.quality.interstellar import select_windows
-from chemscale.rsca.stars import ABUNDANCE, Stars
-from chemscale.rsca.transport import polynomial
+from chemscale.rsca.detrending import polynomial
+from chemscale.rsca.stars import ABUNDANCE, RunStars
 
 #: A pixel belongs to an element that makes up this share of all elements' effect on it.
 DOMINANCE = 0.5
@@ -61,7 +61,7 @@ def read_windows(path: str | os.PathLike[str], wavelength: np.ndarray) -> Window
     return out
 
 
-def responses(stars: Stars, components: np.ndarray) -> dict[str, np.ndarray]:
+def responses(stars: RunStars, components: np.ndarray) -> dict[str, np.ndarray]:
     """How much each element's abundance changes the spectrum, (P,) per standard deviation of [X/Fe] (iron: [Fe/H]).
 
     Coordinates of field stars are regressed on Teff and log g (quadratic) and on all abundances at once, so an
@@ -69,7 +69,7 @@ def responses(stars: Stars, components: np.ndarray) -> dict[str, np.ndarray]:
 
     Parameters
     ----------
-    stars : Stars
+    stars : RunStars
     components : (K, P)
     """
     names = [n for n in stars.elements() if stars.label(n) is not None]

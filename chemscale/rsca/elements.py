@@ -21,7 +21,7 @@ from chemscale.quality.interstellar import window_mask
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.element_windows import Windows, find_windows, pixels_of, read_windows, responses
 from chemscale.rsca.metric import RSCA
-from chemscale.rsca.stars import ABUNDANCE, FIT_COMMAND, Stars
+from chemscale.rsca.stars import ABUNDANCE, FIT_COMMAND, RunStars
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.run import Run
 from chemscale.schema import ALL_FLAGS
@@ -88,7 +88,7 @@ def elements_run(
     run = Run.open(run_path)
     settings = {"windows": None if windows is None else str(windows), "components": components}
     with run.stage("elements", settings=settings | {"n_features": n_features}) as stage:
-        stars = Stars.read(run, max_field=MAX_FIELD)
+        stars = RunStars.read(run, max_field=MAX_FIELD)
         survey = open_survey(run.store)
         wavelength = np.asarray(survey["wavelength"].values)
         if windows is not None:
@@ -133,7 +133,7 @@ def _pixels(survey: xr.Dataset, union: np.ndarray) -> tuple[da.Array, da.Array]:
 
 
 def _fit(
-    stars: Stars,
+    stars: RunStars,
     element: str,
     pixels: np.ndarray,
     flux: np.ndarray,

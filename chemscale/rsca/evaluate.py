@@ -15,7 +15,7 @@ from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import calibrate, pair_ratios
 from chemscale.rsca.pipeline import load_metric
 from chemscale.rsca.rates import DoppelgangerRates
-from chemscale.rsca.stars import Stars
+from chemscale.rsca.stars import RunStars
 from chemscale.runtime.run import Run
 from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
 
@@ -54,7 +54,7 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
     """
     run = Run.open(run_path)
     with run.stage("evaluate", settings={"n_features": n_features}) as stage:
-        stars = Stars.read(run)
+        stars = RunStars.read(run)
         engine = stars.evaluation
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # clusters without a pair are listed once, below
@@ -107,7 +107,7 @@ def likeness(engine: Evaluation, n_features: int) -> dict[str, Any]:
     return {**vars(result), "n_features": n_features}
 
 
-def kept_correlations(run: Run, stars: Stars, n_features: int) -> dict[str, dict[str, list[float]]]:
+def kept_correlations(run: Run, stars: RunStars, n_features: int) -> dict[str, dict[str, list[float]]]:
     """Correlation over the field of each kept feature with velocity and extinction (should be small) and chemistry."""
     names = ("radial_velocity", "extinction", "fe_h", "alpha_m", "teff", "logg")
     step = max(1, len(stars.field_rows) // BASELINE_FIELD)
@@ -115,14 +115,14 @@ def kept_correlations(run: Run, stars: Stars, n_features: int) -> dict[str, dict
     features = load_metric(run).transform(picked, n_features)
     out = {"rsca": stars.correlations(features, stars.field_rows[::step], names)}
     if run.has("auto.zarr"):
-        other = Stars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
-        metric, transports = load_auto(run)
-        features = auto_features(metric, transports, np.asarray(other.field), other, other.field_rows, n_features)
+        other = RunStars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD)
+        metric, detrendings = load_auto(run)
+        features = auto_features(metric, detrendings, np.asarray(other.field), other, other.field_rows, n_features)
         out["auto"] = other.correlations(features, other.field_rows, names)
     return out
 
 
-def abundance_baselines(run: Run, stars: Stars) -> dict[str, dict[str, Any]]:
+def abundance_baselines(run: Run, stars: RunStars) -> dict[str, dict[str, Any]]:
     """Rates of the survey's own abundances (section 4.5): all of the paper's species, and its subset of seven.
 
     A set is left out where its species are not defined for two members of at least two clusters. Stars without all of
@@ -164,7 +164,7 @@ def abundance_baselines(run: Run, stars: Stars) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _complete(stars: Stars, x: np.ndarray, n: int, step: int) -> Evaluation:
+def _complete(stars: RunStars, x: np.ndarray, n: int, step: int) -> Evaluation:
     """An evaluation of the stars for which all of `x` is finite."""
     good = np.isfinite(x).all(axis=1)
     names, counts = np.unique(stars.clusters[good[n:]], return_counts=True)

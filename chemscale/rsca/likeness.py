@@ -38,7 +38,7 @@ def sibling_probability(log_ratio: Any, prior: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class LikenessCalibration:
     """Predicted against observed ratios of sibling to field pairs.
 
     Attributes
@@ -160,7 +160,7 @@ def _rising(siblings: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.asarray(knots)[good], np.asarray(rising)
 
 
-def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Calibration:
+def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> LikenessCalibration:
     """Compare predicted ln ratios of sibling and field pairs with their observed frequencies.
 
     Bins hold equal numbers of sibling pairs; those without field pairs are merged into their neighbour.
@@ -188,4 +188,4 @@ def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Calib
     predicted = np.array([np.log(np.mean(np.exp(field[which == b] - top))) + top for b in range(len(counts))])
     observed = np.log(near / near.sum()) - np.log(counts / counts.sum())
     slope, intercept = _line(siblings, field)
-    return Calibration(predicted, observed, near, counts, slope, intercept, *_rising(siblings, field))
+    return LikenessCalibration(predicted, observed, near, counts, slope, intercept, *_rising(siblings, field))

@@ -17,7 +17,7 @@ from scipy.linalg import eigh
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.metric import RSCA, field_moments, sphering
-from chemscale.rsca.stars import Stars
+from chemscale.rsca.stars import RunStars
 from chemscale.runtime.run import Run
 
 #: A direction counts as marked where groups explain more than this share of its variance (and chance does not).
@@ -130,7 +130,7 @@ def nuisance_run(
 
     run = Run.open(run_path)
     with run.stage(f"nuisance_{covariate}", settings={"n_groups": n_groups, "n_remove": n_remove}) as stage:
-        stars = Stars.read(run, max_field=max_field)
+        stars = RunStars.read(run, max_field=max_field)
         values = stars.label(covariate)
         if values is None:
             raise InputError(f"no star of this run has {covariate!r}", "choose another --covariate")

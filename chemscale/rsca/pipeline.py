@@ -23,7 +23,7 @@ from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto import check_clusters
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
 from chemscale.rsca.metric import RSCA, check_freedom
-from chemscale.rsca.stars import Stars, text
+from chemscale.rsca.stars import RunStars, text
 from chemscale.runtime.observe import Progress, human_seconds, progress_bar
 from chemscale.runtime.run import Run, fingerprint
 
@@ -113,7 +113,7 @@ def fit_run(
     token = "" if overwrite else store_token(store)
     n_pixels = _basis(run, ds, chosen.keep, role, components, "shared", "", say, token)
     with run.stage("metric") as stage:
-        stars = Stars.read(run)
+        stars = RunStars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
         metric_dataset(fitted).to_zarr(run.file("rsca.zarr"), mode="w", zarr_format=3, consolidated=False)
         stage.note(scale=fitted.scale_, informative=int(np.sum(fitted.scale_ > 0)))
@@ -124,8 +124,8 @@ def fit_run(
         _basis(run, ds, chosen.keep, role, more, "per-pixel", "_auto", say, token)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
-            result, transports, note = fit_auto(run)
-            save_auto(run, result, transports)
+            result, detrendings, note = fit_auto(run)
+            save_auto(run, result, detrendings)
             stage.note(rate=result.rates.overall, committee=len(result.metric.committee), note=note)
     return run
 

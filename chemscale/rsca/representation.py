@@ -9,16 +9,16 @@ from typing import Self
 import numpy as np
 from scipy.linalg import eigh
 
+from chemscale.rsca.detrending import SelfDetrending
 from chemscale.rsca.doppelganger import Evaluation, evenly
 from chemscale.rsca.metric import pooled_sigma
-from chemscale.rsca.transport import SelfTransport
 
 #: Variance given to an ignored direction, in units of the field's along it: next to none of it is left in a metric.
 IGNORED = 10.0
 #: The same for what extinction and velocity do: siblings share both, so no cross-validation would drop it.
-LEAK = 1000.0
-#: Shrinkage towards the noise of the metric that finds the axes of :class:`Straightened`.
-GUESS_SHRINKAGE = 0.5
+COVARIATE_EXTENT = 1000.0
+#: Shrinkage towards the noise of the metric that finds the axes of :class:`SelfDetrended`.
+AXES_SHRINKAGE = 0.5
 
 
 @dataclass(frozen=True, order=True)
@@ -79,7 +79,7 @@ def widened(within: np.ndarray, field_covariance: np.ndarray, directions: np.nda
     return within + extent * scaled.T @ scaled
 
 
-def leak_directions(
+def covariate_directions(
     coords: np.ndarray, covariates: Sequence[np.ndarray], held: Sequence[np.ndarray] = (), least: float = 0.01
 ) -> np.ndarray | None:
     """How coordinates change with extinction and velocity, at fixed labels: (m, K), or None if they do not.
@@ -151,7 +151,7 @@ class Representation:
         Directions that metrics may ignore.
     weights : (n_members,), optional
         Weight of each member in the scatter: less for a noisy spectrum.
-    leaks : (m, K), optional
+    nuisances : (m, K), optional
         Directions that every metric ignores: what extinction and velocity do to coordinates.
     """
 
@@ -159,7 +159,7 @@ class Representation:
     targets: dict[str, np.ndarray] = field(default_factory=dict)
     continuum: np.ndarray | None = None
     weights: np.ndarray | None = None
-    leaks: np.ndarray | None = None
+    nuisances: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         e = self.evaluation
@@ -185,7 +185,7 @@ class Representation:
 
     def with_field_of(self, evaluation: Evaluation) -> Self:
         """The same form with the field stars of another evaluation, such as a thinned one."""
-        return type(self)(evaluation, self.targets, self.continuum, self.weights, self.leaks)
+        return type(self)(evaluation, self.targets, self.continuum, self.weights, self.nuisances)
 
     def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Centred coordinates of the field stars that cluster `j` may be compared with, and the pairs allowed."""
@@ -215,8 +215,8 @@ class Representation:
         covariance = self.covariance[:k, :k]
         if ignore_continuum and self.continuum is not None:
             within = widened(within, covariance, self.continuum[:, :k], IGNORED)
-        if self.leaks is not None:
-            within = widened(within, covariance, self.leaks[:, :k], LEAK)
+        if self.nuisances is not None:
+            within = widened(within, covariance, self.nuisances[:, :k], COVARIATE_EXTENT)
         matrix, sigma = shrunk_metric(within, covariance)
         if kind != "mad":
             return matrix
@@ -231,63 +231,63 @@ class Representation:
 
 
 @dataclass
-class Straightened(Representation):
-    """Coordinates straightened without labels of chemistry, by what the training clusters show to play their part.
+class SelfDetrended(Representation):
+    """Coordinates detrended without labels of chemistry, by what the training clusters show to play their part.
 
     The axis along which siblings differ most, in units of the noise, stands for temperature and gravity (siblings share
-    an isochrone), the two most telling features for metallicity and alpha; with these the coordinates are transported
-    as with labels (:class:`chemscale.rsca.transport.SelfTransport`). The field trains the dependence; which axes stand
-    for what, clusters decide, so every set of training clusters has a view of its own.
+    an isochrone), the two most telling features for metallicity and alpha; with these the coordinates are detrended
+    as with labels (:class:`chemscale.rsca.detrending.SelfDetrending`). The field trains the dependence; which axes
+    stand for what, clusters decide, so every set of training clusters has a view of its own.
 
     Attributes
     ----------
-    moved : dict of str to (n_field,) and (n_members,) arrays
+    removed : dict of str to (n_field,) and (n_members,) arrays
         Temperature and gravity, where the survey knows them: taken out in the place of the first axis.
     """
 
-    moved: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    removed: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def with_field_of(self, evaluation: Evaluation) -> Self:
         out = super().with_field_of(evaluation)
         n = evaluation.field.shape[0]
-        out.moved = {k: (f[evenly(len(f), n)], m) for k, (f, m) in self.moved.items()}
+        out.removed = {k: (f[evenly(len(f), n)], m) for k, (f, m) in self.removed.items()}
         return out
 
-    def view(self, left_out: Sequence[int]) -> _StraightView:
-        """Straightened without knowing the clusters `left_out`."""
-        return _StraightView(self, left_out)
+    def view(self, left_out: Sequence[int]) -> _SelfDetrendedView:
+        """Detrended without knowing the clusters `left_out`."""
+        return _SelfDetrendedView(self, left_out)
 
     def axes(self, left_out: Sequence[int]) -> np.ndarray:
         """Functionals of the centred coordinates: nuisance, then two of chemistry; (K, 3)."""
         within, noise = self.within(left_out), self.targets["noise"]
         nuisance = eigh(within, noise)[1][:, -1:]
-        shrunk = (1 - GUESS_SHRINKAGE) * within + GUESS_SHRINKAGE * noise
-        for directions, extent in ((self.continuum, IGNORED), (self.leaks, LEAK)):
+        shrunk = (1 - AXES_SHRINKAGE) * within + AXES_SHRINKAGE * noise
+        for directions, extent in ((self.continuum, IGNORED), (self.nuisances, COVARIATE_EXTENT)):
             if directions is not None:
                 shrunk = widened(shrunk, self.covariance, directions, extent)
         return np.concatenate([nuisance, shrunk_metric(shrunk, self.covariance)[0][:, :2]], axis=1)
 
 
-class _StraightView(Representation):
-    """:class:`Straightened` for one set of training clusters."""
+class _SelfDetrendedView(Representation):
+    """:class:`SelfDetrended` for one set of training clusters."""
 
-    def __init__(self, form: Straightened, left_out: Sequence[int]):
+    def __init__(self, form: SelfDetrended, left_out: Sequence[int]):
         e = form.evaluation
         self.evaluation, self.targets, self.continuum, self.weights = e, form.targets, form.continuum, form.weights
-        self.leaks = form.leaks
+        self.nuisances = form.nuisances
         self.groups, self.clusters, self.names = form.groups, form.clusters, form.names
-        self._labels = {name: of_field for name, (of_field, _) in form.moved.items()}
-        transport = SelfTransport(e.moments.mean, form.axes(left_out), tuple(form.moved))
-        self.transport = transport.fit(form.field_coords(), self._labels)
+        self._labels = {name: of_field for name, (of_field, _) in form.removed.items()}
+        detrending = SelfDetrending(e.moments.mean, form.axes(left_out), tuple(form.removed))
+        self.detrending = detrending.fit(form.field_coords(), self._labels)
         moved = self.field_coords()
         self._mean = moved.mean(axis=0)
-        of_members = {name: values for name, (_, values) in form.moved.items()}
-        self._measure(self.transport.transform(e.members, of_members) - self._mean, np.cov(moved.T))
+        of_members = {name: values for name, (_, values) in form.removed.items()}
+        self._measure(self.detrending.transform(e.members, of_members) - self._mean, np.cov(moved.T))
 
     def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
         rows, allowed = self.evaluation.candidates_of(j)
         labels = {name: values[self.evaluation.candidate_rows(j)] for name, values in self._labels.items()}
-        return self.transport.transform(rows + self.evaluation.moments.mean, labels) - self._mean, allowed
+        return self.detrending.transform(rows + self.evaluation.moments.mean, labels) - self._mean, allowed
 
     def field_coords(self) -> np.ndarray:
-        return self.transport.transform(np.asarray(self.evaluation.field, dtype=np.float64), self._labels)
+        return self.detrending.transform(np.asarray(self.evaluation.field, dtype=np.float64), self._labels)

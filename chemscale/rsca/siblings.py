@@ -15,7 +15,7 @@ from chemscale.errors import InputError
 from chemscale.labelled import plain
 from chemscale.rsca.likeness import sibling_probability
 from chemscale.rsca.neighbours import SiblingIndex
-from chemscale.rsca.stars import Stars, text
+from chemscale.rsca.stars import RunStars, text
 from chemscale.runtime.run import Run
 from chemscale.schema import VARIABLES
 from chemscale.suggest import hint
@@ -29,7 +29,7 @@ class SiblingSearch:
     """A run opened for searches: features under one metric, covariates and calibration; keep it for many queries."""
 
     index: SiblingIndex
-    stars: Stars
+    stars: RunStars
     metric: str
     n_features: int
     log_amplitude: float | None
@@ -55,7 +55,7 @@ class SiblingSearch:
             raise InputError(f"unknown metric {metric!r}", "choose best, paper or auto")
         if metric == "best":
             metric = "auto" if run.has("auto.zarr") else "paper"
-        stars = Stars.read(run, "embedding_auto.zarr" if metric == "auto" else "embedding.zarr", max_field=1)
+        stars = RunStars.read(run, "embedding_auto.zarr" if metric == "auto" else "embedding.zarr", max_field=1)
         coords = stars.embedding["coords"].data
         amplitude: float | None = None
         parts, start = [], 0
@@ -64,7 +64,7 @@ class SiblingSearch:
             n_features = min(n_features or 3, len(fitted.scale_))
             amplitude = fitted.log_amplitude(n_features)
         else:
-            auto, transports = load_auto(run)
+            auto, detrendings = load_auto(run)
             if n_features is not None and not 1 <= n_features <= auto.matrix.shape[1]:
                 raise InputError(f"n_features is {n_features}", f"choose between 1 and {auto.matrix.shape[1]}")
         for block in coords.to_delayed().ravel():
@@ -73,7 +73,7 @@ class SiblingSearch:
             if metric == "paper":
                 parts.append(fitted.transform(z, n_features).astype(np.float32))
             else:
-                parts.append(auto_features(auto, transports, z, stars, rows, n_features).astype(np.float32))
+                parts.append(auto_features(auto, detrendings, z, stars, rows, n_features).astype(np.float32))
             start += len(z)
         features = np.concatenate(parts)
         index = SiblingIndex(features, text(stars.embedding["star_id"]))

@@ -61,7 +61,7 @@ def pair_cuts(label: Callable[[str], np.ndarray | None], field: Any, members: An
 
 
 @dataclass
-class Stars:
+class RunStars:
     """Field stars and members of a run's embedding.
 
     Attributes
@@ -88,7 +88,7 @@ class Stars:
     _abundances_read: bool = False
 
     @classmethod
-    def read(cls, run: Run, name: str = "embedding.zarr", *, max_field: int | None = None) -> Stars:
+    def read(cls, run: Run, name: str = "embedding.zarr", *, max_field: int | None = None) -> RunStars:
         """Read a run's embedding.
 
         Parameters

@@ -8,7 +8,7 @@ import numpy as np
 
 from chemscale.rsca.auto_run import fit_auto
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.stars import Stars
+from chemscale.rsca.stars import RunStars
 from chemscale.runtime.run import Run
 from chemscale.studies import style
 from chemscale.studies.dataset_size import thin
@@ -46,11 +46,11 @@ def shuffled(
 
 def strangers_auto(run: Run, max_field: int, seed: int) -> float:
     """Rate of the better metric, its whole search included, on random field stars dealt into clusters."""
-    stars = Stars.read(run, "embedding_auto.zarr", max_field=max_field)
+    stars = RunStars.read(run, "embedding_auto.zarr", max_field=max_field)
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(stars.field_rows), bool)
     chosen[rng.choice(len(chosen), len(stars.member_rows), replace=False)] = True
-    control = Stars(
+    control = RunStars(
         stars.embedding,
         stars.field_rows[~chosen],
         stars.field_rows[chosen],

@@ -14,7 +14,7 @@ import numpy as np
 
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.stars import Stars, pair_cuts, read_rows, text
+from chemscale.rsca.stars import RunStars, pair_cuts, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.schema import STAR_VARIABLES, VARIABLES
 
@@ -66,7 +66,7 @@ class Sample:
         """
         from chemscale.survey.store.open import open_survey
 
-        stars = Stars.read(run, max_field=max_field)
+        stars = RunStars.read(run, max_field=max_field)
         ds, rows = stars.embedding, np.concatenate([stars.field_rows, stars.member_rows])
         labels = {
             name: read_rows(ds[name], rows).astype(float)

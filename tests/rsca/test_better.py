@@ -1,4 +1,4 @@
-"""Transport, committee, likeness and nuisance planes on data whose truth is known."""
+"""Detrending, committee, likeness and nuisance planes on data whose truth is known."""
 
 import numpy as np
 import pytest
@@ -6,18 +6,18 @@ from scipy.spatial.distance import pdist
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import Search, choose_metric
+from chemscale.rsca.detrending import LabelDetrending, stored_detrending
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import calibrate, pair_ratios, sibling_probability
 from chemscale.rsca.metric import centre_on_clusters
 from chemscale.rsca.nuisance import nuisance_plane
 from chemscale.rsca.representation import (
     Representation,
-    Straightened,
+    SelfDetrended,
     continuum_directions,
-    leak_directions,
+    covariate_directions,
     shrunk_metric,
 )
-from chemscale.rsca.transport import LabelTransport, stored_transport
 
 
 def giants(seed=0, n=3000, n_clusters=10, size=6):
@@ -44,47 +44,47 @@ def cut(labels, rows):
     return {k: v[rows] for k, v in labels.items()}
 
 
-def test_transport_removes_temperature_but_not_chemistry():
+def test_detrending_removes_temperature_but_not_chemistry():
     z, labels, clusters, n = giants()
-    transport = LabelTransport().fit(z[:n], cut(labels, slice(0, n)))
-    moved = transport.transform(z, labels)
+    detrending = LabelDetrending().fit(z[:n], cut(labels, slice(0, n)))
+    moved = detrending.transform(z, labels)
     inside = np.var(centre_on_clusters(z[n:], clusters), axis=0).sum()
     after = np.var(centre_on_clusters(moved[n:], clusters), axis=0).sum()
     assert after < 0.01 * inside
     means = [np.var([v[n:][clusters == c].mean(axis=0) for c in np.unique(clusters)], axis=0).sum() for v in (z, moved)]
     assert means[1] > 0.1 * means[0]
-    again = LabelTransport.from_dict(transport.to_dict())
+    again = LabelDetrending.from_dict(detrending.to_dict())
     np.testing.assert_array_equal(again.transform(z, labels), moved)
 
 
-def test_transport_holds_single_abundances_too():
+def test_detrending_holds_single_abundances_too():
     z, labels, clusters, n = giants(2)
     hidden = {"teff": labels["teff"], "logg": labels["logg"], "x": labels["fe_h"], "y": labels["alpha_m"]}
-    some = [LabelTransport(linear=names).fit(z[:n], cut(hidden, slice(0, n))) for names in ((), ("x", "y"))]
+    some = [LabelDetrending(linear=names).fit(z[:n], cut(hidden, slice(0, n))) for names in ((), ("x", "y"))]
     inside = [np.var(centre_on_clusters(t.transform(z, hidden)[n:], clusters), axis=0).sum() for t in some]
     assert inside[1] < 0.05 * inside[0]
     assert some[1].names_ == ("teff", "logg", "x", "y")
     assert np.trace(some[1].residual_) < 0.05 * np.trace(some[0].residual_)
-    again = LabelTransport.from_dict(some[1].to_dict())
+    again = LabelDetrending.from_dict(some[1].to_dict())
     np.testing.assert_array_equal(again.transform(z, hidden), some[1].transform(z, hidden))
 
 
-def test_transport_with_missing_labels():
+def test_detrending_with_missing_labels():
     z, labels, _, n = giants(1)
     few = {k: v.copy() for k, v in labels.items()}
     few["logg"][: int(0.7 * n)] = np.nan
     few["teff"][5] = np.nan
-    transport = LabelTransport().fit(z[:n], cut(few, slice(0, n)))
-    assert transport.moved_ == ("teff",)
-    moved = transport.transform(z, few)
+    detrending = LabelDetrending().fit(z[:n], cut(few, slice(0, n)))
+    assert detrending.removed_ == ("teff",)
+    moved = detrending.transform(z, few)
     assert np.all(np.isfinite(moved))
-    assert np.linalg.norm(moved[5] - transport.transform(z, labels)[5]) < 0.5 * np.linalg.norm(z[5] - moved[5]) + 0.5
+    assert np.linalg.norm(moved[5] - detrending.transform(z, labels)[5]) < 0.5 * np.linalg.norm(z[5] - moved[5]) + 0.5
     with pytest.raises(DataError, match="none of the labels"):
-        LabelTransport().fit(z[:n], {"fe_h": labels["fe_h"][:n]})
+        LabelDetrending().fit(z[:n], {"fe_h": labels["fe_h"][:n]})
     with pytest.raises(DataError, match="too few"):
-        LabelTransport().fit(z[:30], cut(labels, slice(0, 30)))
+        LabelDetrending().fit(z[:30], cut(labels, slice(0, 30)))
     with pytest.raises(InputError, match="fe_h"):
-        transport.transform(z, {"teff": labels["teff"], "alpha_m": labels["alpha_m"]})
+        detrending.transform(z, {"teff": labels["teff"], "alpha_m": labels["alpha_m"]})
 
 
 def test_shrunk_metric_is_eq_4():
@@ -104,7 +104,7 @@ def forms_of(seed=0, shuffle=False, **kwargs):
     z, labels, clusters, n = giants(seed, **kwargs)
     if shuffle:
         clusters = np.random.default_rng(seed).permutation(clusters)
-    moved = LabelTransport().fit(z[:n], cut(labels, slice(0, n))).transform(z, labels)
+    moved = LabelDetrending().fit(z[:n], cut(labels, slice(0, n))).transform(z, labels)
     noise = {"noise": 0.05**2 * np.eye(8)}
     return {
         k: Representation(Evaluation(v[:n], v[n:], clusters), noise) for k, v in {"plain": z, "moved": moved}.items()
@@ -231,35 +231,35 @@ def test_nuisance_plane_finds_what_velocity_marks():
         nuisance_plane(x[:50], velocity[:50])
 
 
-def test_self_transport_straightens_without_labels():
+def test_self_detrending_needs_no_labels():
     z, _, clusters, n = giants(4)
     noise = {"noise": 0.05**2 * np.eye(8)}
-    form = Straightened(Evaluation(z[:n], z[n:], clusters), noise)
+    form = SelfDetrended(Evaluation(z[:n], z[n:], clusters), noise)
     view = form.view(())
     before = choose_metric({"plain": Representation(form.evaluation, noise)}, ks=[8]).rates.overall
-    assert choose_metric({"straightened": form}, ks=[8]).rates.overall < 0.8 * before
-    again = stored_transport(view.transport.to_dict())
-    np.testing.assert_array_equal(again.transform(z), view.transport.transform(z))
+    assert choose_metric({"self-detrended": form}, ks=[8]).rates.overall < 0.8 * before
+    again = stored_detrending(view.detrending.to_dict())
+    np.testing.assert_array_equal(again.transform(z), view.detrending.transform(z))
     assert again.names_ == ()
     np.testing.assert_allclose(view.field_coords(), again.transform(z[:n]))
 
 
-def test_straightening_by_temperature_and_gravity_needs_no_chemistry():
+def test_self_detrending_by_temperature_and_gravity_needs_no_chemistry():
     z, labels, clusters, n = giants(6, n=900, n_clusters=7)
     noise = {"noise": 0.05**2 * np.eye(8)}
     moved = {k: (labels[k][:n], labels[k][n:].copy()) for k in ("teff", "logg")}
     moved["teff"][1][3] = np.nan  # estimated from the coordinates
-    form = Straightened(Evaluation(z[:n], z[n:], clusters), noise, moved=moved)
+    form = SelfDetrended(Evaluation(z[:n], z[n:], clusters), noise, removed=moved)
     plain = Representation(form.evaluation, noise)
     rates = [choose_metric({"s": f}, ks=[8]).rates.overall for f in (form, plain)]
     assert rates[0] < 0.8 * rates[1]
     thin = form.with_field_of(form.evaluation.thinned(500))
-    assert len(thin.moved["logg"][0]) == 500 and thin.view(()).rows(0)[0].shape == (500, 8)
-    transport = form.view(()).transport
-    again = stored_transport(transport.to_dict())
+    assert len(thin.removed["logg"][0]) == 500 and thin.view(()).rows(0)[0].shape == (500, 8)
+    detrending = form.view(()).detrending
+    again = stored_detrending(detrending.to_dict())
     assert again.names_ == ("teff", "logg")
     mine = cut(labels, slice(0, 50))
-    np.testing.assert_array_equal(again.transform(z[:50], mine), transport.transform(z[:50], mine))
+    np.testing.assert_array_equal(again.transform(z[:50], mine), detrending.transform(z[:50], mine))
 
 
 def test_a_view_does_not_know_the_clusters_left_out():
@@ -267,7 +267,7 @@ def test_a_view_does_not_know_the_clusters_left_out():
     noise = {"noise": 0.05**2 * np.eye(8)}
     other = z.copy()
     other[n + 12 : n + 18] += np.random.default_rng(0).normal(size=(6, 8))  # cluster 2 is another one
-    views = [Straightened(Evaluation(v[:n], v[n:], clusters), noise).view((2,)) for v in (z, other)]
+    views = [SelfDetrended(Evaluation(v[:n], v[n:], clusters), noise).view((2,)) for v in (z, other)]
     maps = [v.full_metric(8, 0.3, "noise", False, (2,)) for v in views]
     np.testing.assert_allclose(*maps, rtol=1e-6, atol=1e-9)  # the cluster enters a sum and is taken out again
     np.testing.assert_allclose(views[0].rows(2)[0], views[1].rows(2)[0], rtol=1e-6, atol=1e-9)
@@ -315,15 +315,15 @@ def test_metrics_do_not_hear_extinction_that_siblings_share():
     z = np.stack([chem, extinction, rng.normal(size=3120), rng.normal(size=3120)], axis=1)
     z += 0.2 * rng.normal(size=z.shape)
     z[:, 2] += 0.5 * extinction
-    leaks = leak_directions(z[:3000], [extinction[:3000], rng.normal(size=3000)])
-    assert leaks.shape == (1, 4)  # the second covariate leaves no mark
+    nuisances = covariate_directions(z[:3000], [extinction[:3000], rng.normal(size=3000)])
+    assert nuisances.shape == (1, 4)  # the second covariate leaves no mark
     noise = {"noise": 0.04 * np.eye(4)}
     e = Evaluation(z[:3000], z[3000:], clusters)
     worst = []
-    for form in (Representation(e, noise), Representation(e, noise, leaks=leaks)):
+    for form in (Representation(e, noise), Representation(e, noise, nuisances=nuisances)):
         for kind in ("noise", "mad"):
             x = z[:3000] @ form.full_metric(4, 0.3 if kind == "noise" else 0.0, kind)[:, :2]
             worst.append(max(abs(np.corrcoef(v, extinction[:3000])[0, 1]) for v in x.T if v.std() > 0))
     assert min(worst[:2]) > 0.5
     assert max(worst[2:]) < 0.05
-    assert leak_directions(z[:3000], [np.full(3000, np.nan)]) is None
+    assert covariate_directions(z[:3000], [np.full(3000, np.nan)]) is None

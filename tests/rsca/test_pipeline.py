@@ -19,7 +19,7 @@ from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.pipeline import fit_run, load_metric, passes_left
 from chemscale.rsca.siblings import SiblingSearch, siblings, write_neighbours
-from chemscale.rsca.stars import Stars
+from chemscale.rsca.stars import RunStars
 from chemscale.runtime.observe import Progress, progress_bar
 from chemscale.runtime.run import Run
 from chemscale.survey.ingest.datasets import write_survey
@@ -67,16 +67,16 @@ def test_evaluate_is_doppelganger_rates_of_the_embedding(run):
 
 
 def test_stored_metrics_load_as_they_were(run):
-    stars = Stars.read(run)
+    stars = RunStars.read(run)
     metric = load_metric(run)
     np.testing.assert_allclose(metric.mean_, stars.field.mean(axis=0))
     assert np.all(np.diff(metric.scale_) <= 0)
-    auto, transport = load_auto(run)
-    other = Stars.read(run, "embedding_auto.zarr")
-    features = auto_features(auto, transport, other.members, other, other.member_rows)
+    auto, detrending = load_auto(run)
+    other = RunStars.read(run, "embedding_auto.zarr")
+    features = auto_features(auto, detrending, other.members, other, other.member_rows)
     assert features.shape == (48, auto.matrix.shape[1])
     assert auto.committee
-    spread = np.var(auto_features(auto, transport, other.field, other, other.field_rows), axis=0)
+    spread = np.var(auto_features(auto, detrending, other.field, other, other.field_rows), axis=0)
     assert np.all(np.diff(spread) <= 1e-9 * spread[0])
 
 
@@ -140,6 +140,25 @@ def test_all_neighbours_are_exact(method):
     np.testing.assert_allclose(np.take_along_axis(d, rows, axis=1)[good], want[good], rtol=1e-4, atol=1e-6)
     part, _ = index.all_nearest(4, method=method, rows=slice(100, 150))
     np.testing.assert_array_equal(part, rows[100:150])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_neighbours_are_exact_far_from_the_origin(dtype):
+    """A common offset of 100 with a scatter of 0.01, and a clump a thousand scatters from the rest."""
+    rng = np.random.default_rng(4)
+    x = (100 + 0.01 * rng.normal(size=(3000, 8))).astype(dtype)
+    x[:300, 0] += 10
+    index = SiblingIndex(x, np.arange(3000).astype(str))
+    rows, distances = index.all_nearest(5, leaf=128)
+    for i in [*range(0, 300, 20), *range(300, 3000, 60)]:
+        d = np.linalg.norm(x.astype(float) - x[i].astype(float), axis=1)
+        d[i] = np.inf
+        want = np.argsort(d, kind="stable")[:5]
+        near, near_distance = index.nearest(i, 5)
+        np.testing.assert_array_equal(near, want)
+        np.testing.assert_allclose(near_distance, d[want], rtol=1e-12)
+        np.testing.assert_array_equal(rows[i], want)
+        np.testing.assert_allclose(distances[i], d[want], rtol=1e-6)
 
 
 def test_approximate_neighbours_are_nearly_all_of_the_exact_ones():

@@ -12,45 +12,41 @@ Labels enter as covariates only, and the field alone trains the map: no cluster 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
+from sklearn.preprocessing import PolynomialFeatures
 
 from chemscale.errors import DataError, InputError
 
 #: Labels the dependence on which is taken out, and labels that are held at the star's own value.
-MOVED, HELD = ("teff", "logg"), ("fe_h", "alpha_m")
+REMOVED, HELD = ("teff", "logg"), ("fe_h", "alpha_m")
 #: A label is used where at least this fraction of the field stars has it.
 MIN_FRACTION = 0.5
 
 
 def polynomial(u: np.ndarray, degree: int) -> np.ndarray:
     """All monomials of the columns of `u` (n, d) up to `degree`, the constant first: (n, n_terms)."""
-    columns = [np.ones(len(u))]
-    for order in range(1, degree + 1):
-        for chosen in combinations_with_replacement(range(u.shape[1]), order):
-            columns.append(np.prod(u[:, chosen], axis=1))
-    return np.stack(columns, axis=1)
+    return PolynomialFeatures(degree).fit_transform(u)
 
 
-class LabelTransport:
+class LabelDetrending:
     """Moves coordinates to the field's mean temperature and gravity.
 
     Parameters
     ----------
-    moved, held : sequence of str
+    removed, held : sequence of str
         Labels to take out, and labels whose interaction with them counts. Labels that fewer than half of the field
         stars have are left aside.
     degree : int
         Degree of the polynomial.
     linear : sequence of str
         Further labels held at the star's own value, such as single abundances: they enter linearly and multiplied with
-        each of `moved`.
+        each of `removed`.
 
     Attributes
     ----------
-    moved_, held_, linear_ : tuple of str
+    removed_, held_, linear_ : tuple of str
         Labels in use.
     centre_, spread_, low_, high_ : (n_labels,)
         Standardisation, and the range of standardised labels (0.1 to 99.9 percentile of the field) beyond which a
@@ -61,7 +57,7 @@ class LabelTransport:
         Covariance of what the labels do not explain: instrument, noise, and chemistry that is not among the labels.
     """
 
-    moved_: tuple[str, ...]
+    removed_: tuple[str, ...]
     held_: tuple[str, ...]
     linear_: tuple[str, ...]
     centre_: np.ndarray
@@ -69,19 +65,19 @@ class LabelTransport:
     low_: np.ndarray
     high_: np.ndarray
     weights_: np.ndarray
-    guess_: np.ndarray
+    fill_weights_: np.ndarray
     residual_: np.ndarray
 
     def __init__(
         self,
-        moved: Sequence[str] = MOVED,
+        removed: Sequence[str] = REMOVED,
         held: Sequence[str] = HELD,
         degree: int = 2,
         linear: Sequence[str] = (),
     ):
-        self.moved, self.held, self.degree, self.linear = tuple(moved), tuple(held), int(degree), tuple(linear)
+        self.removed, self.held, self.degree, self.linear = tuple(removed), tuple(held), int(degree), tuple(linear)
 
-    def fit(self, coords: np.ndarray, labels: Mapping[str, Any]) -> LabelTransport:
+    def fit(self, coords: np.ndarray, labels: Mapping[str, Any]) -> LabelDetrending:
         """Learn the dependence of field coordinates on labels.
 
         Parameters
@@ -97,15 +93,15 @@ class LabelTransport:
         z = np.asarray(coords, dtype=np.float64)
         usable = [
             name
-            for name in (*self.moved, *self.held, *self.linear)
+            for name in (*self.removed, *self.held, *self.linear)
             if name in labels and np.mean(np.isfinite(np.asarray(labels[name], dtype=float))) >= MIN_FRACTION
         ]
-        self.moved_ = tuple(n for n in self.moved if n in usable)
+        self.removed_ = tuple(n for n in self.removed if n in usable)
         self.held_ = tuple(n for n in self.held if n in usable)
         self.linear_ = tuple(n for n in self.linear if n in usable)
-        if not self.moved_:
+        if not self.removed_:
             raise DataError(
-                f"none of the labels {', '.join(self.moved)} is known for half of the field stars",
+                f"none of the labels {', '.join(self.removed)} is known for half of the field stars",
                 "use a method without labels",
             )
         raw = self._stack(labels)
@@ -123,7 +119,7 @@ class LabelTransport:
             )
         self.weights_ = np.linalg.lstsq(terms, z[good], rcond=None)[0]
         linear = np.c_[np.ones(good.sum()), z[good]]
-        self.guess_ = np.linalg.lstsq(linear, u, rcond=None)[0]
+        self.fill_weights_ = np.linalg.lstsq(linear, u, rcond=None)[0]
         rest = z[good] - terms @ self.weights_
         self.residual_ = rest.T @ rest / max(len(rest) - terms.shape[1], 1)
         return self
@@ -131,12 +127,12 @@ class LabelTransport:
     @property
     def names_(self) -> tuple[str, ...]:
         """All labels in use."""
-        return self.moved_ + self.held_ + self.linear_
+        return self.removed_ + self.held_ + self.linear_
 
     def _terms(self, u: np.ndarray) -> np.ndarray:
-        curved = len(self.moved_) + len(self.held_)
+        curved = len(self.removed_) + len(self.held_)
         extra = u[:, curved:]
-        products = [u[:, [i]] * extra for i in range(len(self.moved_))]
+        products = [u[:, [i]] * extra for i in range(len(self.removed_))]
         return np.concatenate([polynomial(u[:, :curved], self.degree), extra, *products], axis=1)
 
     def _stack(self, labels: Mapping[str, Any]) -> np.ndarray:
@@ -144,7 +140,7 @@ class LabelTransport:
         missing = [n for n in names if n not in labels]
         if missing:
             raise InputError(
-                f"labels {', '.join(missing)} are missing", "pass the labels the transport was fitted with"
+                f"labels {', '.join(missing)} are missing", "pass the labels the detrending was fitted with"
             )
         return np.stack([np.asarray(labels[n], dtype=np.float64) for n in names], axis=1)
 
@@ -161,17 +157,17 @@ class LabelTransport:
         gap = ~np.isfinite(u)
         if gap.any():
             rows = gap.any(axis=1)
-            guess = np.c_[np.ones(rows.sum()), z[rows]] @ self.guess_
-            u[rows] = np.where(gap[rows], guess, u[rows])
+            filled = np.c_[np.ones(rows.sum()), z[rows]] @ self.fill_weights_
+            u[rows] = np.where(gap[rows], filled, u[rows])
         u = np.clip(u, self.low_, self.high_)
         reference = u.copy()
-        reference[:, : len(self.moved_)] = 0.0
+        reference[:, : len(self.removed_)] = 0.0
         return z - (self._terms(u) - self._terms(reference)) @ self.weights_
 
     def to_dict(self) -> dict[str, Any]:
         """State as plain arrays and JSON values, for storage."""
         return {
-            "moved": list(self.moved_),
+            "removed": list(self.removed_),
             "held": list(self.held_),
             "linear": list(self.linear_),
             "degree": self.degree,
@@ -179,20 +175,23 @@ class LabelTransport:
         }
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> LabelTransport:
+    def from_dict(cls, state: Mapping[str, Any]) -> LabelDetrending:
         """Inverse of :meth:`to_dict`."""
-        out = cls(state["moved"], state["held"], int(state["degree"]), state["linear"])
-        out.moved_, out.held_, out.linear_ = out.moved, out.held, out.linear
+        out = cls(state.get("removed", state.get("moved")), state["held"], int(state["degree"]), state["linear"])
+        out.removed_, out.held_, out.linear_ = out.removed, out.held, out.linear
         for name in _ARRAYS:
-            setattr(out, f"{name}_", np.asarray(state[name], dtype=np.float64))
+            stored = state[name] if name in state else state[_FORMER_NAMES[name]]
+            setattr(out, f"{name}_", np.asarray(stored, dtype=np.float64))
         return out
 
 
-_ARRAYS = ("centre", "spread", "low", "high", "weights", "guess", "residual")
+_ARRAYS = ("centre", "spread", "low", "high", "weights", "fill_weights", "residual")
+#: Names of the arrays in models that chemscale 0.1 stored, where they differ.
+_FORMER_NAMES = {"fill_weights": "guess"}
 
 
-class SelfTransport:
-    """Transport with pseudo-labels read from the coordinates themselves, where a survey does not know chemistry.
+class SelfDetrending:
+    """Detrending with pseudo-labels read from the coordinates themselves, where a survey does not know chemistry.
 
     Parameters
     ----------
@@ -200,58 +199,58 @@ class SelfTransport:
         Of the field.
     axes : (K, 3)
         Functionals of the centred coordinates: what is taken out, and two that are held.
-    moved : sequence of str
+    removed : sequence of str
         Labels of the survey that are taken out instead of the first functional, such as temperature and gravity.
 
     Attributes
     ----------
-    transport_ : LabelTransport
-        In the pseudo-labels and `moved`.
+    detrending_ : LabelDetrending
+        In the pseudo-labels and `removed`.
     """
 
-    transport_: LabelTransport
+    detrending_: LabelDetrending
 
-    def __init__(self, mean: np.ndarray, axes: np.ndarray, moved: Sequence[str] = ()):
+    def __init__(self, mean: np.ndarray, axes: np.ndarray, removed: Sequence[str] = ()):
         self.mean, self.axes = np.asarray(mean, dtype=np.float64), np.asarray(axes, dtype=np.float64)
-        self.moved = tuple(moved)
+        self.removed = tuple(removed)
 
     def _labels(self, coords: np.ndarray, labels: Mapping[str, Any] | None) -> dict[str, Any]:
         pseudo = dict(zip(_PSEUDO, ((coords - self.mean) @ self.axes).T, strict=True))
-        return pseudo | {name: (labels or {})[name] for name in self.moved if name in (labels or {})}
+        return pseudo | {name: (labels or {})[name] for name in self.removed if name in (labels or {})}
 
-    def fit(self, coords: np.ndarray, labels: Mapping[str, Any] | None = None) -> SelfTransport:
+    def fit(self, coords: np.ndarray, labels: Mapping[str, Any] | None = None) -> SelfDetrending:
         """Learn the dependence of field coordinates (n_field, K) on the pseudo-labels, and on `labels` if any."""
         z = np.asarray(coords, dtype=np.float64)
-        self.transport_ = LabelTransport(self.moved or _PSEUDO[:1], _PSEUDO[1:]).fit(z, self._labels(z, labels))
-        self.moved = tuple(n for n in self.transport_.moved_ if n not in _PSEUDO)
+        self.detrending_ = LabelDetrending(self.removed or _PSEUDO[:1], _PSEUDO[1:]).fit(z, self._labels(z, labels))
+        self.removed = tuple(n for n in self.detrending_.removed_ if n not in _PSEUDO)
         return self
 
     @property
     def names_(self) -> tuple[str, ...]:
         """Labels of the survey in use."""
-        return self.moved
+        return self.removed
 
     def transform(self, coords: np.ndarray, labels: Mapping[str, Any] | None = None) -> np.ndarray:
         """Coordinates (n, K) at the reference; a missing label is estimated from the coordinates."""
         z = np.asarray(coords, dtype=np.float64)
-        return self.transport_.transform(z, self._labels(z, labels))
+        return self.detrending_.transform(z, self._labels(z, labels))
 
     def to_dict(self) -> dict[str, Any]:
         """State as plain arrays and JSON values, for storage."""
-        return {"pseudo_mean": self.mean, "pseudo_axes": self.axes, **self.transport_.to_dict()}
+        return {"pseudo_mean": self.mean, "pseudo_axes": self.axes, **self.detrending_.to_dict()}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> SelfTransport:
+    def from_dict(cls, state: Mapping[str, Any]) -> SelfDetrending:
         """Inverse of :meth:`to_dict`."""
-        moved = [n for n in state["moved"] if n not in _PSEUDO]
-        out = cls(state["pseudo_mean"], state["pseudo_axes"], moved)
-        out.transport_ = LabelTransport.from_dict(state)
+        removed = [n for n in state.get("removed", state.get("moved")) if n not in _PSEUDO]
+        out = cls(state["pseudo_mean"], state["pseudo_axes"], removed)
+        out.detrending_ = LabelDetrending.from_dict(state)
         return out
 
 
 _PSEUDO = ("nuisance", "chemistry_1", "chemistry_2")
 
 
-def stored_transport(state: Mapping[str, Any]) -> LabelTransport | SelfTransport:
-    """The transport a stored state is of."""
-    return (SelfTransport if "pseudo_axes" in state else LabelTransport).from_dict(state)
+def stored_detrending(state: Mapping[str, Any]) -> LabelDetrending | SelfDetrending:
+    """The detrending a stored state is of."""
+    return (SelfDetrending if "pseudo_axes" in state else LabelDetrending).from_dict(state)
