@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from chemscale.arrays import missing_pixels
 from chemscale.display import Shown
 from chemscale.schema import STAR_VARIABLES, flag_mask
 from chemscale.survey import conversions
@@ -44,7 +45,7 @@ class SurveyAccessor(Shown):
             Flags that count (:func:`chemscale.schema.flag_mask`).
         """
         ds = self._survey
-        bad = ((ds["flags"] & flag_mask(flags)) != 0) | ~(ds["ivar"] > 0) | ~np.isfinite(ds["flux"])
+        bad = missing_pixels(ds["flux"], ds["ivar"], ds["flags"], flag_mask(flags))
         return bad.rename("missing").assign_attrs(long_name="pixel is not to be used")
 
     def to_table(self, stars: Any = None) -> Any:

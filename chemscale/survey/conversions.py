@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from chemscale.arrays import missing_pixels
 from chemscale.errors import InputError, MissingExtra
 from chemscale.schema import STAR_VARIABLES, VARIABLES, Flag, validate, variable_attrs
 from chemscale.suggest import close_names
@@ -113,7 +114,7 @@ def _loaded(survey: xr.Dataset, stars: Any, flags: int) -> tuple[Any, ...]:
     order = np.argsort(rows, kind="stable")  # read in the order of the store, answer in the order asked for
     part = survey.isel(star=rows[order]).load().isel(star=np.argsort(order, kind="stable"))
     flux, ivar = part["flux"].values, part["ivar"].values
-    mask = ((part["flags"].values & flags) != 0) | ~(ivar > 0) | ~np.isfinite(flux)
+    mask = missing_pixels(flux, ivar, part["flags"].values, flags)
     return part, flux, ivar, mask
 
 

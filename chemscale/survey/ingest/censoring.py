@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from chemscale.schema import ALL_FLAGS, Flag, flag_mask
-
 #: Largest error of a usable pixel of continuum-normalised flux (RSCA paper, section 4.1).
 MAX_ERROR = 0.05
 #: Windows of interstellar absorption left out in the RSCA paper (section 4.1), vacuum
@@ -85,7 +83,7 @@ def censor(
     out = np.empty_like(flags)
     ranges = np.array([tuple(w) for w in windows], np.int64).reshape(-1, 2)
     no_flux = NO_GAPS if gaps is None else np.ascontiguousarray(gaps)
-    kernels.flag_block(flux, ivar, flags, error_limit(max_error), no_flux, ranges, out)
+    kernels.flag_block(kernels.Pixels(flux, ivar, flags), kernels.Rules(error_limit(max_error), no_flux, ranges), out)
     return out
 
 
@@ -99,17 +97,3 @@ def clean(flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray) -> None:
     from chemscale.survey.ingest import censoring_kernels as kernels
 
     kernels.clean_block(flux, ivar, flags)
-
-
-def used_mask(flags: np.ndarray, ivar: np.ndarray, selected: str | int | Iterable[str] = "all") -> np.ndarray:
-    """True where a pixel may be used: no selected flag set and ``ivar > 0``.
-
-    Parameters
-    ----------
-    flags, ivar : array (N, P)
-        NumPy or dask.
-    selected : str, int or iterable of str
-        Flags that count (:func:`chemscale.schema.flag_mask`). NON_FINITE always counts.
-    """
-    bits = (flag_mask(selected) | int(Flag.NON_FINITE)) & ALL_FLAGS
-    return ((flags & np.uint8(bits)) == 0) & (ivar > 0)

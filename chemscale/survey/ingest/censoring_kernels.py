@@ -6,6 +6,8 @@ Each loop does one thing to one row, so that the compiler turns it into vector i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -18,8 +20,62 @@ N_FLAGS = len(Flag)
 FLUX_LIMIT, IVAR_LIMIT = np.float32(1e9), np.float32(1e18)
 
 
+class Pixels(NamedTuple):
+    """Pixels of a block of stars.
+
+    Attributes
+    ----------
+    flux, ivar : ndarray (n, P) float32
+    flags : ndarray (n, P) uint8
+    """
+
+    flux: np.ndarray
+    ivar: np.ndarray
+    flags: np.ndarray
+
+
+class Rules(NamedTuple):
+    """What makes a pixel unusable.
+
+    Attributes
+    ----------
+    limit : float32
+        Smallest inverse variance that is not LARGE_ERROR.
+    gaps : ndarray (P,) bool
+        Pixels between detectors; empty where none is known.
+    windows : ndarray (W, 2) int64
+        Pixel ranges with interstellar absorption.
+    """
+
+    limit: np.float32
+    gaps: np.ndarray
+    windows: np.ndarray
+
+
+class Tally(NamedTuple):
+    """Counts over the stored pixels of a shard, added to in place.
+
+    Attributes
+    ----------
+    flagged : ndarray (N_FLAGS,) int64
+        Pixels with each flag.
+    used_per_pixel : ndarray (P,) int64
+        Stars that use a pixel: no flag, positive inverse variance.
+    coverage : ndarray (bins,) int64
+        Stars by the fraction of their pixels that is used.
+    span : ndarray (2,) float64
+        Lowest and highest flux.
+    """
+
+    flagged: np.ndarray
+    used_per_pixel: np.ndarray
+    coverage: np.ndarray
+    span: np.ndarray
+
+
 @njit(nogil=True, cache=True)
-def _flag_row(flux, ivar, flags, limit, gaps, windows, out):
+def _flag_row(flux, ivar, flags, rules, out):
+    limit, gaps, windows = rules.limit, rules.gaps, rules.windows
     zero = flux.dtype.type(0)
     none = np.uint8(0)
     for j in range(flux.size):
@@ -39,10 +95,10 @@ def _flag_row(flux, ivar, flags, limit, gaps, windows, out):
 
 
 @njit(nogil=True, cache=True)
-def flag_block(flux, ivar, flags, limit, gaps, windows, out):
+def flag_block(pixels, rules, out):
     """Flags of a block (n, P) to `out`; see :func:`chemscale.survey.ingest.censoring.censor`."""
-    for i in range(flux.shape[0]):
-        _flag_row(flux[i], ivar[i], flags[i], limit, gaps, windows, out[i])
+    for i in range(pixels.flux.shape[0]):
+        _flag_row(pixels.flux[i], pixels.ivar[i], pixels.flags[i], rules, out[i])
 
 
 @njit(nogil=True, cache=True)
@@ -66,19 +122,20 @@ def clean_block(flux, ivar, flags):
 
 
 @njit(nogil=True, cache=True)
-def censor_block(flux, ivar, flags, limit, gaps, windows, rows, out_flux, out_ivar, out_flags, usable):
-    """Censor and clean a block (n, P) on its way to rows `rows` (n,) of a bigger one.
+def censor_block(pixels, rules, rows, out, usable):
+    """Censor and clean a block (n, P) on its way to rows `rows` (n,) of a bigger one, `out`.
 
     `usable` (n,) receives whether any pixel has weight; rows of unusable stars hold zeros.
     """
+    flux, ivar, flags = pixels.flux, pixels.ivar, pixels.flags
     for i in range(flux.shape[0]):
         r = rows[i]
-        _flag_row(flux[i], ivar[i], flags[i], limit, gaps, windows, out_flags[r])
-        usable[i] = _clean_row(flux[i], ivar[i], out_flags[r], out_flux[r], out_ivar[r])
+        _flag_row(flux[i], ivar[i], flags[i], rules, out.flags[r])
+        usable[i] = _clean_row(flux[i], ivar[i], out.flags[r], out.flux[r], out.ivar[r])
         if not usable[i]:
-            out_flux[r, :] = 0
-            out_ivar[r, :] = 0
-            out_flags[r, :] = 0
+            out.flux[r, :] = 0
+            out.ivar[r, :] = 0
+            out.flags[r, :] = 0
 
 
 @njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # stored flux is finite: a plain minimum may be vectorised
@@ -91,29 +148,16 @@ def _span(row):
 
 
 @njit(nogil=True, cache=True)
-def count_block(flux, ivar, flags, filled, flagged, used_per_pixel, coverage, span):
-    """Adds a block of stored rows (n, P) to the counts of a store.
-
-    Parameters
-    ----------
-    flux, ivar, flags : ndarray (n, P)
-        Rows as stored.
-    filled : ndarray (n,) uint8
-        0 for an empty row, which does not count.
-    flagged : ndarray (N_FLAGS,) int64
-        Pixels with each flag.
-    used_per_pixel : ndarray (P,) int64
-        Stars that use a pixel: no flag, positive inverse variance.
-    coverage : ndarray (bins,) int64
-        Stars by the fraction of their pixels that is used.
-    span : ndarray (2,) float64
-        Lowest and highest flux.
+def count_block(pixels, filled, tally):
+    """Adds a block of stored rows (n, P) to the :class:`Tally` of a shard; `filled` (n,) is 0 in empty rows.
 
     Returns
     -------
     int
         Used pixels of the block.
     """
+    flux, ivar, flags = pixels.flux, pixels.ivar, pixels.flags
+    flagged, used_per_pixel, coverage, span = tally.flagged, tally.used_per_pixel, tally.coverage, tally.span
     total = 0
     p = flux.shape[1]
     used = np.empty(p, np.uint8)

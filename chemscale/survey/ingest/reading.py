@@ -65,6 +65,8 @@ class RowReader:
     """
 
     def __init__(self, task: ShardTask):
+        from chemscale.survey.ingest import censoring_kernels as kernels
+
         self.task = task
         self.columns = empty_columns(task.header, len(task.items))
         self.status = np.zeros(len(task.items), np.uint8)
@@ -72,8 +74,8 @@ class RowReader:
         self._announced = 0
         settings = task.header.settings
         self._step = int(getattr(task.source, "read_stars", READ_STARS))
-        self._limit = error_limit(settings["max_error"])
-        self._windows = np.array(settings["windows"], np.int64).reshape(-1, 2)
+        windows = np.array(settings["windows"], np.int64).reshape(-1, 2)
+        self._rules = kernels.Rules(error_limit(settings["max_error"]), NO_GAPS, windows)
 
     def fill(self, pixels: dict[str, np.ndarray], start: int, stop: int, counts: Counts | None = None) -> None:
         """Rows ``[start, stop)`` of the shard to the first rows of `pixels`; empty rows are zeros.
@@ -115,21 +117,9 @@ class RowReader:
             row_of = {item.star_id: start + i for i, item in enumerate(items)}
             rows = np.array([row_of[s] for s in block.star_id], dtype=np.intp)
         usable = np.empty(n, bool)
-        flux, ivar, flags = (np.ascontiguousarray(a) for a in (block.flux, block.ivar, block.flags))
-        target: Any = (pixels["flux"], pixels["ivar"], pixels["flags"])
-        kernels.censor_block(
-            flux,
-            ivar,
-            flags,
-            self._limit,
-            NO_GAPS,
-            self._windows,
-            rows - base,
-            target[0],
-            target[1],
-            target[2],
-            usable,
-        )
+        read = kernels.Pixels(*(np.ascontiguousarray(a) for a in (block.flux, block.ivar, block.flags)))
+        out = kernels.Pixels(pixels["flux"], pixels["ivar"], pixels["flags"])
+        kernels.censor_block(read, self._rules, rows - base, out, usable)
         for index in np.flatnonzero(~usable):
             item = task.items[rows[index]]
             self.rejected.append(Rejection(item.path, "no pixel has a finite flux and a valid error", item.star_id))

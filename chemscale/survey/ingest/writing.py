@@ -35,32 +35,35 @@ class Counts:
     """What ``chemscale info`` shows of a shard's pixels, gathered chunk by chunk."""
 
     def __init__(self, n_pixels: int):
-        self.used_per_pixel = np.zeros(n_pixels, np.int64)
-        self._flagged = np.zeros(len(Flag), np.int64)
-        self._coverage = np.zeros(COVERAGE_BINS, np.int64)
-        self._span = np.array([np.inf, -np.inf])
-        self._n_used = self._n_stars = self._n_slots = 0
+        from chemscale.survey.ingest.censoring_kernels import Tally
+
+        flagged, per_pixel, coverage = (np.zeros(n, np.int64) for n in (len(Flag), n_pixels, COVERAGE_BINS))
+        self._tally = Tally(flagged, per_pixel, coverage, np.array([np.inf, -np.inf]))
+        self._n_used = self._n_stars = self._n_rows = 0
+
+    @property
+    def used_per_pixel(self) -> np.ndarray:
+        """Stars that use each pixel (P,)."""
+        return self._tally.used_per_pixel
 
     def add(self, pixels: Mapping[str, np.ndarray], filled: np.ndarray) -> None:
         """Count rows (n, P); `filled` (n,) is 0 in empty rows."""
-        from chemscale.survey.ingest.censoring_kernels import count_block
+        from chemscale.survey.ingest.censoring_kernels import Pixels, count_block
 
-        flux, ivar, flags = (np.ascontiguousarray(pixels[name]) for name in PIXEL_VARIABLES)
-        self._n_used += count_block(
-            flux, ivar, flags, filled, self._flagged, self.used_per_pixel, self._coverage, self._span
-        )
+        block = Pixels(*(np.ascontiguousarray(pixels[name]) for name in PIXEL_VARIABLES))
+        self._n_used += count_block(block, filled, self._tally)
         self._n_stars += int(np.count_nonzero(filled))
-        self._n_slots += len(filled)
+        self._n_rows += len(filled)
 
     def summary(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "n_stars": self._n_stars,
-            "n_empty": self._n_slots - self._n_stars,
+            "n_empty": self._n_rows - self._n_stars,
             "n_used": int(self._n_used),
-            "flagged": {str(bit.name).lower(): int(n) for bit, n in zip(Flag, self._flagged, strict=True)},
-            "coverage": self._coverage.tolist(),
-            "flux_range": [float(v) for v in self._span] if self._n_stars else None,
+            "flagged": {str(bit.name).lower(): int(n) for bit, n in zip(Flag, self._tally.flagged, strict=True)},
+            "coverage": self._tally.coverage.tolist(),
+            "flux_range": [float(v) for v in self._tally.span] if self._n_stars else None,
         }
 
 

@@ -9,7 +9,6 @@ core busy and no more, and reading takes a third of the time. Object stores, and
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.arrays import cut_every, scratch
 from chemscale.survey.store.layout import chunk_file
 
 #: Offset and length of a chunk that was never written.
 _ABSENT = np.iinfo(np.uint64).max
-_local = threading.local()
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,11 @@ class ShardFiles:
         """
         shape = (max(0, stop - start), *self.shape[1:])
         if reuse:
-            size = int(np.prod(shape)) * self.dtype.itemsize
-            out = _buffer(f"rows of {self.name}", size).view(self.dtype).reshape(shape)
+            out = scratch(f"rows of {self.name}", shape, self.dtype)
         else:
             out = np.empty(shape, self.dtype)
-        for shard in range(start // self.shard, -(-stop // self.shard)):
+        for shard, low, high in cut_every(start, stop, self.shard):
             first = shard * self.shard
-            low, high = max(start, first), min(stop, first + self.shard)
             self._shard(shard, low - first, high - first, out[low - start : high - start])
         return out
 
@@ -116,16 +113,15 @@ class ShardFiles:
             out[...] = self.fill  # as Zarr has it
             return
         with file:
-            first, last = start // self.chunk, -(-stop // self.chunk)
-            for chunk, (offset, length) in zip(range(first, last), self._index(file)[first:last]):
-                top = chunk * self.chunk
-                low, high = max(start, top), min(stop, top + self.chunk)
+            index = self._index(file)
+            for chunk, low, high in cut_every(start, stop, self.chunk):
+                offset, length = index[chunk]
                 rows = out[low - start : high - start]
                 if offset == _ABSENT:
                     rows[...] = self.fill
                 else:
                     where = f"{path}, chunk {chunk}"
-                    self._decode(_fetch(file, int(offset), int(length), where), low - top, rows, where)
+                    self._decode(_fetch(file, int(offset), int(length), where), low - chunk * self.chunk, rows, where)
 
     def _index(self, file: FileIO) -> np.ndarray:
         """Offset and length of every chunk of an open shard."""
@@ -152,7 +148,7 @@ class ShardFiles:
         if len(rows) == self.chunk:
             blosc.decompress(data, rows)
         else:
-            values = _buffer("values", size)
+            values = scratch("values of a chunk", (size,), np.uint8)
             blosc.decompress(data, values)
             rows[...] = values.view(self.dtype).reshape(whole)[skip : skip + len(rows)]
 
@@ -162,7 +158,7 @@ def _fetch(file: FileIO, offset: int, length: int, where: str) -> np.ndarray:
     if offset < 0 or offset + length > file.seek(0, os.SEEK_END):
         raise ValueError(f"{where}: the file is shorter than it says")
     file.seek(offset)
-    data = _buffer("bytes", length)
+    data = scratch("bytes of a chunk", (length,), np.uint8)
     done = 0
     while done < length:
         n = file.readinto(data[done:].data)
@@ -180,12 +176,3 @@ def _checked(data: np.ndarray, where: str) -> np.ndarray:
     if google_crc32c.value(content) != int(data[-4:].view("<u4")[0]):
         raise ValueError(f"{where}: its checksum does not fit, the file is damaged")
     return content
-
-
-def _buffer(name: str, size: int) -> np.ndarray:
-    """Uninitialised bytes of this thread, kept from call to call: new ones come from the kernel page by page."""
-    buffer = getattr(_local, name, None)
-    if buffer is None or buffer.size < size:
-        buffer = np.empty(size, np.uint8)
-        setattr(_local, name, buffer)
-    return buffer[:size]

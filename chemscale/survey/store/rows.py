@@ -16,6 +16,7 @@ import numpy as np
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from chemscale.arrays import cut_at
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import Flag
@@ -144,12 +145,8 @@ class Rows:
         return self.mask.apply(self._stored(self.name, start, stop, reuse), ivar)
 
     def _stored(self, name: str, start: int, stop: int, reuse: bool) -> np.ndarray:
-        wanted, offset = [], 0
-        for group in self.groups:
-            lo, hi = max(start - offset, 0), min(stop - offset, group.n_stars)
-            if hi > lo:
-                wanted.append((group, lo, hi))
-            offset += group.n_stars
+        edges = np.cumsum([0, *(g.n_stars for g in self.groups)])
+        wanted = [(self.groups[i], low - edges[i], high - edges[i]) for i, low, high in cut_at(start, stop, edges)]
         if len(wanted) == 1:
             group, lo, hi = wanted[0]
             return group.read(name, lo, hi, reuse)

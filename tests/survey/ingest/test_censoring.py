@@ -75,7 +75,8 @@ def test_the_sweep_to_scattered_rows_is_censor_then_clean(block):
     out = [np.full((50, 97), 9, a.dtype) for a in block]
     usable = np.empty(len(flux), bool)
     windows = np.array(WINDOWS)
-    kernels.censor_block(flux, ivar, flags, error_limit(0.05), NO_GAPS, windows, rows, *out, usable)
+    rules = kernels.Rules(error_limit(0.05), NO_GAPS, windows)
+    kernels.censor_block(kernels.Pixels(flux, ivar, flags), rules, rows, kernels.Pixels(*out), usable)
     expected = censor(flux, ivar, flags, windows=WINDOWS)
     want_flux, want_ivar = flux.copy(), ivar.copy()
     clean(want_flux, want_ivar, expected)

@@ -7,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from chemscale.arrays import missing_pixels
 from chemscale.errors import ChemscaleError, InputError
 from chemscale.schema import Flag, validate
-from chemscale.survey.ingest.censoring import used_mask
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.table import TableSource
 from chemscale.survey.store.open import open_survey
@@ -84,7 +84,7 @@ def test_bad_pixels_are_flagged_not_lost(tmp_path):
     flux[6, 9], error[7, 10], flux[8] = 1e300, -1, np.nan
     ds = store(tmp_path, flux=flux, error=error)
     assert ds.sizes["star"] == N - 1 and IDS[8] not in ds.star_id.values
-    used = used_mask(ds.flags.values, ds.ivar.values)
+    used = ~missing_pixels(ds.flux.values, ds.ivar.values, ds.flags.values)
     lost = {(int(ds.star_id.values[i][2:]), int(j)) for i, j in zip(*np.nonzero(~used), strict=True)}
     assert lost == {(0, 3), (1, 4), (2, 5), (3, 6), (4, 7), (5, 8), (6, 9), (7, 10)}
     assert np.isfinite(ds.flux.values).all() and np.isfinite(ds.ivar.values).all()
@@ -97,7 +97,7 @@ def test_masks_and_flags_of_any_kind(tmp_path):
     bad[2, 7] = True
     for kind in ("?", "u1", "i8", "f4"):
         ds = store(tmp_path / kind.replace("?", "q"), mask=bad.astype(kind))
-        used = used_mask(ds.flags.values, ds.ivar.values)
+        used = ~missing_pixels(ds.flux.values, ds.ivar.values, ds.flags.values)
         np.testing.assert_array_equal(used, ~bad)
     flags = np.zeros((N, P), np.int32)
     flags[0, 1], flags[1, 2], flags[2, 3] = Flag.TELLURIC, 1 << 12, Flag.USER | 1 << 20
