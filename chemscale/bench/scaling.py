@@ -171,7 +171,9 @@ def _infer(store: str, client: Client, scratch: Path) -> Any:
 def untrained_vae(ds: Any, folder: Path, ppca: Any) -> Path:
     """The default model with random weights on the survey's grid: the cost of inference does not depend on them."""
     from chemscale.vae.checkpoint import grid_fingerprint, save_model
-    from chemscale.vae.model import REST, ChemicalVAE, ModelConfig
+    from chemscale.vae.config import ModelConfig
+    from chemscale.vae.model import ChemicalVAE
+    from chemscale.vae.regions import REST
 
     if (folder / "model.json").exists():
         return folder

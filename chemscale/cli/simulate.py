@@ -32,7 +32,7 @@ def simulate(
         str | None, typer.Option("--grid", help="hband or lowres; by default the emulator's, else hband.")
     ] = None,
     population: Annotated[
-        str, typer.Option("--population", help="disc, uniform, or (lowres) metal-poor, carbon-rich.")
+        str, typer.Option("--population", help="disc, uniform, or (lowres) halo, metal-poor, carbon-rich.")
     ] = "disc",
     instrument: Annotated[str, typer.Option("--instrument", help="auto, full, noise or none.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Carry on with an unfinished store.")] = False,

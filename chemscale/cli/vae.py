@@ -66,7 +66,7 @@ def train(
     settings: dict[str, Any] = {"seed": seed, "precision": precision, "patience": patience, "memory_gb": memory}
     settings |= {k: v for k, v in (("epochs", epochs), ("batch", batch)) if v}
     _, config, _ = recipe(preset, None, settings)
-    total = config.head_start + config.epochs + config.finish
+    total = config.label_pretrain_epochs + config.epochs + config.decoder_finetune_epochs
     with progress_bar(total, "training", unit="epochs") as bar:
 
         def show(entry: dict[str, Any]) -> None:

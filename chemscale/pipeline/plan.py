@@ -127,7 +127,7 @@ def _seconds(stage: Stage, stars: int, pixels: int, threads: int) -> dict[str, f
         trained = int(stars * (1.0 - float(stage.settings.get("held_out", 0.3))))
         given = {key: int(stage.settings[key]) for key in ("epochs", "batch") if stage.settings.get(key)}
         config = recipe(str(stage.settings.get("preset", "default")), None, given)[1].scaled(trained)
-        epochs = config.head_start + config.epochs + config.finish
+        epochs = config.label_pretrain_epochs + config.epochs + config.decoder_finetune_epochs
         return {"seconds": start + trained * epochs * width / RATES["train"] / threads}
     if stage.name not in RATES:
         return {"seconds": start}

@@ -10,8 +10,9 @@ import numpy as np
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.simulation.population import (
     BLOCK,
+    CATALOGUES,
     RANGES,
-    Stars,
+    SimulatedStars,
     birth_abundances,
     draw_plate,
     draw_stars,
@@ -39,7 +40,7 @@ def cluster_name(index: int) -> str:
     return f"SIM {index + 1:02d}"
 
 
-def draw_field(seed: int, block: int, population: str, grid: str, n: int = BLOCK) -> Stars:
+def draw_field(seed: int, block: int, population: str, grid: str, n: int = BLOCK) -> SimulatedStars:
     """The field stars of one block (one plate)."""
     rng = stream(seed, 0, block)
     plate = draw_plate(rng, 4000 + block)
@@ -50,13 +51,13 @@ def draw_field(seed: int, block: int, population: str, grid: str, n: int = BLOCK
     thick = alpha > 0.12
     rotation = 25.0 * np.sin(2 * np.radians(plate.glon)) * np.cos(np.radians(plate.glat))
     velocity = rotation + np.where(thick, 60.0, 34.0) * rng.standard_normal(n)
-    catalogue = population in ("metal-poor", "carbon-rich")
+    catalogue = population in CATALOGUES
     seen = observe(rng, plate, n, 157.0, together=False)
     if catalogue:
         seen["snr"] = np.clip(rng.normal(50.0, 10.0, n), 10.0, None)
     elif grid == "lowres":
         seen["snr"] = np.clip(60.0 * np.exp(0.6 * rng.standard_normal(n)), 8.0, 500.0)
-    return Stars(
+    return SimulatedStars(
         star_id=ids,
         cluster=np.full(n, "", "U16"),
         probability=np.full(n, np.nan),
@@ -69,7 +70,7 @@ def draw_field(seed: int, block: int, population: str, grid: str, n: int = BLOCK
     )  # fmt: skip
 
 
-def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
+def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> SimulatedStars:
     """The members of one cluster.
 
     Parameters
@@ -105,7 +106,7 @@ def draw_cluster(seed: int, index: int, n: int, first: int, grid: str) -> Stars:
         else np.where(apart, away[k], seen[k])
         for k in seen
     }
-    return Stars(
+    return SimulatedStars(
         star_id=ids,
         cluster=np.full(n, cluster_name(index), "U16"),
         probability=1.0 - 0.18 * rng.random(n) ** 2,
@@ -133,7 +134,7 @@ def _members_seen(
     return np.clip(teff, *RANGES[grid][0]), np.clip(logg, *RANGES[grid][1])
 
 
-def draw_members(seed: int, n_clusters: int, grid: str) -> Stars | None:
+def draw_members(seed: int, n_clusters: int, grid: str) -> SimulatedStars | None:
     """All members of all clusters, cluster by cluster; None without clusters."""
     parts, first = [], 0
     for index, size in enumerate(cluster_sizes(n_clusters)):
@@ -142,22 +143,22 @@ def draw_members(seed: int, n_clusters: int, grid: str) -> Stars | None:
     return concatenate(parts) if parts else None
 
 
-def concatenate(parts: list[Stars]) -> Stars:
+def concatenate(parts: list[SimulatedStars]) -> SimulatedStars:
     """Stars of several blocks in order."""
     values: dict[str, Any] = {}
-    for name in Stars.__dataclass_fields__:
+    for name in SimulatedStars.__dataclass_fields__:
         columns = [getattr(p, name) for p in parts]
         values[name] = list(chain.from_iterable(columns)) if isinstance(columns[0], list) else np.concatenate(columns)
-    return Stars(**values)
+    return SimulatedStars(**values)
 
 
-def take(stars: Stars, index: np.ndarray) -> Stars:
+def take(stars: SimulatedStars, index: np.ndarray) -> SimulatedStars:
     """Rows of `stars`."""
     values: dict[str, Any] = {}
-    for name in Stars.__dataclass_fields__:
+    for name in SimulatedStars.__dataclass_fields__:
         column = getattr(stars, name)
         values[name] = [column[i] for i in index.tolist()] if isinstance(column, list) else column[index]
-    return Stars(**values)
+    return SimulatedStars(**values)
 
 
 def _place(rng: np.random.Generator, glon: float, glat: float, n: int, radius: float) -> tuple[np.ndarray, np.ndarray]:

@@ -73,7 +73,7 @@ def image_header(n_pixels: int, cards: Sequence[str] = ()) -> bytes:
 _LETTER = {"i2": "I", "i4": "J", "i8": "K", "f4": "E", "f8": "D"}
 
 
-class Table:
+class BinaryTable:
     """A binary table of fixed columns.
 
     Parameters

@@ -20,9 +20,9 @@ from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.simulation.clusters import cluster_sizes, concatenate, draw_field, draw_members, take
 from chemscale.simulation.emulator import Emulator
 from chemscale.simulation.instrument import Instrument, Observed
-from chemscale.simulation.labels import observed_labels
+from chemscale.simulation.labels import halo_labels, observed_labels
 from chemscale.simulation.lines import Grid, LineSpectra, grid
-from chemscale.simulation.population import BLOCK, MEMBER_BLOCK, POPULATIONS, RANGES, Stars, stream
+from chemscale.simulation.population import BLOCK, CATALOGUES, MEMBER_BLOCK, POPULATIONS, RANGES, SimulatedStars, stream
 
 #: [X/Fe] labels of the emulators, by name.
 _RELATIVE = {
@@ -51,7 +51,7 @@ class Simulation:
         Non-negative.
     grid : {"hband", "lowres"}
         ``hband``: apStar grid, 8575 pixels, vacuum. ``lowres``: 4000-10400 Angstrom, 4150 pixels, air.
-    population : {"disc", "uniform", "metal-poor", "carbon-rich"}
+    population : {"disc", "uniform", "metal-poor", "carbon-rich", "halo"}
         See :mod:`chemscale.simulation.population`.
     instrument : {"full", "noise", "none", "auto"}
         ``auto`` is ``full`` for H-band spectra and ``noise`` for low resolution.
@@ -91,7 +91,7 @@ class Simulation:
             raise InputError(f"no grid {self.grid!r}", f"choose one of {', '.join(RANGES)}")
         if self.population not in POPULATIONS:
             raise InputError(f"no population {self.population!r}", f"choose one of {', '.join(POPULATIONS)}")
-        if self.population in ("metal-poor", "carbon-rich") and self.grid != "lowres":
+        if self.population in CATALOGUES and self.grid != "lowres":
             raise InputError(f"population {self.population!r} needs the low-resolution grid", "add --grid lowres")
         if self.clusters and self.grid != "hband" and self.population != "disc":
             raise InputError("clusters are giants of the disc", "use --clusters 0 with this population")
@@ -132,7 +132,7 @@ class Simulation:
         return emulator
 
     @cached_property
-    def _members(self) -> Stars | None:
+    def _members(self) -> SimulatedStars | None:
         return draw_members(self.seed, self.clusters, self.grid)
 
     @property
@@ -160,12 +160,19 @@ class Simulation:
         member = after > before
         return member, np.where(member, before, row - before)
 
-    def _draw_block(self, block: int) -> Stars:
+    def _draw_block(self, block: int) -> SimulatedStars:
         return self._inside(draw_field(self.seed, block, self.population, self.grid))
 
-    def _inside(self, stars: Stars) -> Stars:
-        """With an emulator: labels moved into its range, so that the truth is what made the spectrum."""
+    def _inside(self, stars: SimulatedStars) -> SimulatedStars:
+        """With an emulator: labels moved into its range, so that the truth is what made the spectrum.
+
+        The uniform Teff and log g of the halo are rescaled to the range, everything else is clipped to it.
+        """
         if isinstance(self.spectra, Emulator):
+            if self.population == "halo":
+                low, high = self.spectra.low, self.spectra.high
+                stars.teff = low[0] + (stars.teff - 3000.0) / 4000.0 * (high[0] - low[0])
+                stars.logg = low[1] + (stars.logg - 2.5) / 3.5 * (high[1] - low[1])
             wanted = self._emulator_labels(stars)
             labels = self.spectra.clip(wanted)
             for name, column, was in zip(self.spectra.label_names, labels.T, wanted.T, strict=True):
@@ -176,7 +183,7 @@ class Simulation:
                         stars.abundance[:, APOGEE_ELEMENTS.index("CI")] += column - was
         return stars
 
-    def _emulator_labels(self, stars: Stars) -> np.ndarray:
+    def _emulator_labels(self, stars: SimulatedStars) -> np.ndarray:
         columns = []
         for name in self.spectra.label_names:  # type: ignore[union-attr]
             if name in _RELATIVE:
@@ -187,17 +194,17 @@ class Simulation:
                 columns.append(getattr(stars, name))
         return np.stack(columns, axis=1)
 
-    def clean_flux(self, stars: Stars) -> np.ndarray:
+    def clean_flux(self, stars: SimulatedStars) -> np.ndarray:
         """Noise-free spectra before the instrument, shape (n, P), float32."""
         if isinstance(self.spectra, Emulator):
             return self.spectra.flux(self.spectra.clip(self._emulator_labels(stars)))
         columns = {e: stars.abundance[:, i] for i, e in enumerate(APOGEE_ELEMENTS) if e not in ("CI", "TiII")}
         return self.spectra.flux({"teff": stars.teff, "logg": stars.logg}, columns)
 
-    def truth(self, rows: np.ndarray) -> Stars:
+    def truth(self, rows: np.ndarray) -> SimulatedStars:
         """True labels of survey rows, in the order asked for."""
         member, number = self.rank(rows)
-        out_of_order: list[Stars] = []
+        out_of_order: list[SimulatedStars] = []
         position: list[np.ndarray] = []
         if member.any():
             assert self._members is not None
@@ -216,7 +223,7 @@ class Simulation:
 class Block:
     """Simulated stars: truth, observed spectra, labels as measured."""
 
-    stars: Stars
+    stars: SimulatedStars
     observed: Observed
     labels: dict[str, Any]
 
@@ -257,11 +264,11 @@ def simulate_block(simulation: Simulation, rows: np.ndarray) -> Block:
     return _assemble(list(simulate_parts(simulation, rows)), np.asarray(rows).size)
 
 
-def _observe(simulation: Simulation, stars: Stars, key: tuple[int, int], keep: np.ndarray) -> Block:
+def _observe(simulation: Simulation, stars: SimulatedStars, key: tuple[int, int], keep: np.ndarray) -> Block:
     """Observe one whole block and keep the asked rows of it."""
     stars = simulation._inside(stars)
     rng = stream(simulation.seed, *key)
-    labels = observed_labels(stars, rng)
+    labels = (halo_labels if simulation.population == "halo" else observed_labels)(stars, rng)
     observed = simulation.optics.observe(simulation.clean_flux(stars), stars, rng)
     if keep.size == len(stars) and np.array_equal(keep, np.arange(len(stars))):
         return Block(stars, observed, labels)

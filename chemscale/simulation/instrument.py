@@ -29,7 +29,7 @@ from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.simulation.atomic import LIGHT_KM_S, rows, vacuum_to_air
 from chemscale.simulation.lines import Grid
-from chemscale.simulation.population import Stars
+from chemscale.simulation.population import SimulatedStars
 
 LEVELS = ("none", "noise", "full")
 #: First and last + 1 pixel of the three detector chips on the apStar grid.
@@ -105,14 +105,14 @@ class Instrument:
 
     # --------------------------------------------------------------------------- observe
 
-    def observe(self, flux: np.ndarray, stars: Stars, rng: np.random.Generator) -> Observed:
+    def observe(self, flux: np.ndarray, stars: SimulatedStars, rng: np.random.Generator) -> Observed:
         """Observed spectra of noise-free ones.
 
         Parameters
         ----------
         flux : ndarray, shape (n, P), float32
             Noise-free, changed in place.
-        stars : Stars
+        stars : SimulatedStars
             Velocity, extinction, fibre and S/N are used.
         rng : Generator
             The block's stream.
@@ -165,7 +165,7 @@ class Instrument:
         bad[:, self.gap] = False
         return Observed(flux, error, bad)
 
-    def _line_spread(self, flux: np.ndarray, stars: Stars, rng: np.random.Generator) -> None:
+    def _line_spread(self, flux: np.ndarray, stars: SimulatedStars, rng: np.random.Generator) -> None:
         """Three-tap convolution: variance from the fibre and the plate's focus, shift from a velocity error."""
         n = len(flux)
         plates, index = np.unique(stars.plate, return_inverse=True)

@@ -8,10 +8,14 @@ import numpy as np
 
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.simulation.atmosphere import microturbulence
-from chemscale.simulation.population import Stars, chemistry
+from chemscale.simulation.population import SimulatedStars, chemistry
 
 #: Star-level bit of a spectrum the pipeline could not fit.
 STAR_BAD = 1 << 23
+#: Temperatures (K) the trends of the label errors were made for, those of H-band giants; flat beyond.
+TREND_RANGE = (3955.0, 5045.0)
+#: Relative error of Teff and log g of the halo's catalogue (the paper's section 3).
+HALO_ERROR = 0.02
 
 
 def _trends() -> tuple[np.ndarray, np.ndarray]:
@@ -24,16 +28,35 @@ def _trends() -> tuple[np.ndarray, np.ndarray]:
 _SLOPE, _CURVE = _trends()
 
 
-def observed_labels(stars: Stars, rng: np.random.Generator) -> dict[str, Any]:
+def halo_labels(stars: SimulatedStars, rng: np.random.Generator) -> dict[str, Any]:
+    """Labels of the halo's catalogue: Teff and log g with an error of 2 %, abundances exact, every star sound."""
+    values = observed_labels(stars, rng)
+    for name in ("teff", "logg"):
+        true = getattr(stars, name)
+        values[name] = (true * (1.0 + HALO_ERROR * rng.standard_normal(len(stars)))).astype(np.float32)
+    exact = {
+        "fe_h": stars.fe_h,
+        "alpha_m": stars.alpha_fe,
+        "c_fe": stars.fe_relative("C"),
+        "abundance": stars.abundance,
+    }
+    values |= {k: v.astype(np.float32) for k, v in exact.items()}
+    values["abundance_error"] = np.zeros_like(values["abundance"])
+    values["quality"] = np.zeros(len(stars), np.int64)
+    return values
+
+
+def observed_labels(stars: SimulatedStars, rng: np.random.Generator) -> dict[str, Any]:
     """Per-star variables of the data contract, as measured.
 
-    Errors shrink with S/N down to a floor. Each abundance also follows Teff a little: what makes
-    measured abundances of one cluster's members differ more than their errors say.
+    Errors shrink with S/N down to a floor. Each abundance also follows Teff a little, within the range of
+    temperatures the trend was made for (:data:`TREND_RANGE`) and no further: what makes measured abundances of one
+    cluster's members differ more than their errors say.
     """
     n = len(stars)
     c = chemistry()
     quality = np.sqrt(0.7**2 + (0.7 * 150.0 / stars.snr) ** 2)
-    t = (stars.teff - 4600.0) / 400.0
+    t = (np.clip(stars.teff, *TREND_RANGE) - 4600.0) / 400.0
     measured = np.isfinite(c["error"])
     sigma = c["error"] * quality[:, None]
     error = rng.standard_normal((n, len(APOGEE_ELEMENTS))) * np.nan_to_num(sigma)

@@ -7,7 +7,9 @@ factors (``data/chemistry.csv``), carbon and nitrogen changed by dredge-up accor
 gravity. ``uniform`` fills the range of the labels evenly. ``metal-poor`` and ``carbon-rich`` are the
 catalogues A and B of the variational autoencoder: Teff U(4000, 7000), log g U(2.5, 5), [Fe/H]
 N(-1.23, 0.57), [alpha/Fe] N(0.22, 0.15), [C/Fe] N(0.2, 0.4) or N(0.62, 0.75), correlations
-rho(Fe, alpha) = -0.3 and rho(Fe, C) = -0.17, S/N N(50, 10).
+rho(Fe, alpha) = -0.3 and rho(Fe, C) = -0.17, S/N N(50, 10). ``halo`` is the paper's own catalogue
+(:mod:`chemscale.simulation.halo`): its joint density of abundances, Teff U(3000, 7000), log g U(2.5, 6), errors of
+2 % on both. An emulator narrows Teff and log g to its own range.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ import numpy as np
 
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.simulation.atomic import rows
+from chemscale.simulation.halo import halo
 
-POPULATIONS = ("disc", "uniform", "metal-poor", "carbon-rich")
+POPULATIONS = ("disc", "uniform", "metal-poor", "carbon-rich", "halo")
+#: Catalogues of the variational autoencoder: S/N N(50, 10), low resolution only.
+CATALOGUES = ("metal-poor", "carbon-rich", "halo")
 #: Stars that share a plate, and so a random stream.
 BLOCK = 256
 #: Cluster members that share a random stream: few, so that a shard with one member stays cheap.
@@ -36,7 +41,7 @@ RANGES = {
 
 
 @dataclass
-class Stars:
+class SimulatedStars:
     """Truth of n stars. Every array has n rows.
 
     ``abundance`` is [X/H] for the 26 species of :data:`chemscale.schema.APOGEE_ELEMENTS`, shape (n, 26).
@@ -161,6 +166,9 @@ def draw_stars(
     rng: np.random.Generator, n: int, population: str, grid: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(teff, logg, fe_h, alpha_fe, abundance, mass) of n field stars."""
+    if population == "halo":
+        fe_h, carbon, alpha = halo().draw(rng, n)
+        return _with_abundances(rng.uniform(3000, 7000, n), rng.uniform(2.5, 6.0, n), fe_h, alpha, carbon)
     if population in ("metal-poor", "carbon-rich"):
         return _catalogue(
             rng, n, 0.2 if population == "metal-poor" else 0.62, 0.4 if population == "metal-poor" else 0.75
@@ -206,13 +214,19 @@ def _catalogue(
     factor = np.linalg.cholesky(rho * sd[:, None] * sd)
     draws = np.array([-1.23, 0.22, carbon_mean]) + rng.standard_normal((8 * n + 64, 3)) @ factor.T
     fe_h, alpha, carbon = draws[((draws > low) & (draws < high)).all(1)][:n].T
-    teff, logg = rng.uniform(4002, 6998, n), rng.uniform(2.502, 4.998, n)
+    return _with_abundances(rng.uniform(4002, 6998, n), rng.uniform(2.502, 4.998, n), fe_h, alpha, carbon)
+
+
+def _with_abundances(
+    teff: np.ndarray, logg: np.ndarray, fe_h: np.ndarray, alpha: np.ndarray, carbon: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Parameters with [X/H] of every species: alpha elements together, carbon alone, the others with iron."""
     abundance = np.repeat(fe_h[:, None], len(APOGEE_ELEMENTS), axis=1)
     for e in _ALPHA:
         abundance[:, _INDEX[e]] += alpha
     abundance[:, _INDEX["C"]] += carbon
     _tie(abundance)
-    return teff, logg, fe_h, alpha, abundance, np.ones(n)
+    return teff, logg, fe_h, alpha, abundance, np.ones(fe_h.size)
 
 
 # --------------------------------------------------------------------- sky and observation

@@ -21,7 +21,7 @@ from chemscale.errors import InputError, StoreError
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.simulation import fits_bytes as fits
 from chemscale.simulation.generator import Block, Simulation, simulate_parts
-from chemscale.simulation.population import BLOCK, Stars, stream
+from chemscale.simulation.population import BLOCK, SimulatedStars, stream
 from chemscale.simulation.truth import COLUMNS
 
 APRED = "r12"
@@ -31,9 +31,9 @@ MEMBERS = "occam_member-sim.fits"
 _N = len(APOGEE_ELEMENTS)
 
 
-def _table(columns: str) -> fits.Table:
+def _table(columns: str) -> fits.BinaryTable:
     """A table from ``NAME:format`` words; ``*`` stands for the number of species."""
-    return fits.Table(dict(word.replace("*", str(_N)).split(":") for word in columns.split()))
+    return fits.BinaryTable(dict(word.replace("*", str(_N)).split(":") for word in columns.split()))
 
 
 _STAR_TABLE = _table(
@@ -197,7 +197,7 @@ def _image_header() -> bytes:
     )
 
 
-def _telescopes(stars: Stars) -> list[str]:
+def _telescopes(stars: SimulatedStars) -> list[str]:
     return ["lco25m" if d < -35 else "apo25m" for d in stars.dec.tolist()]
 
 
@@ -294,7 +294,7 @@ def _membership(block: Block) -> np.ndarray:
     return out
 
 
-def _truth(stars: Stars) -> dict[str, np.ndarray]:
+def _truth(stars: SimulatedStars) -> dict[str, np.ndarray]:
     out = {n: getattr(stars, n).astype("f4") for n in COLUMNS}
     out["star_id"] = np.array(stars.star_id, "U18")
     out["cluster"] = stars.cluster.astype("U16")
@@ -329,7 +329,7 @@ def _member_rows(simulation: Simulation, allstar: np.ndarray, membership: np.nda
     return rows[np.argsort(rows["CLUSTER"], kind="stable")]
 
 
-def _write_table(path: Path, table: fits.Table, rows: np.ndarray) -> None:
+def _write_table(path: Path, table: fits.BinaryTable, rows: np.ndarray) -> None:
     with open(path, "wb") as file:
         file.write(fits.primary() + table.header(len(rows)))
         # joining blocks turns big-endian columns native: FITS wants them big-endian

@@ -14,10 +14,10 @@ from chemscale.studies import style
 from chemscale.studies.registry import StudyContext
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model, read_record
+from chemscale.vae.config import ModelConfig, TrainConfig
 from chemscale.vae.data import clean, star_blocks, values_here
 from chemscale.vae.evaluate import LABELS, label_columns, pearson
-from chemscale.vae.model import ChemicalVAE, ModelConfig
-from chemscale.vae.objective import TrainConfig
+from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.regions import RegionSet
 from chemscale.vae.training import Trainer

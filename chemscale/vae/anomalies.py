@@ -32,7 +32,7 @@ SCORES = ("reconstruction", "local", "norm", "quiet")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ScoreCalibration:
     """Centre and upper tail of each score over the reference stars.
 
     Attributes
@@ -78,7 +78,7 @@ def raw_scores(ds: xr.Dataset) -> dict[str, np.ndarray]:
     return raw
 
 
-def calibrate(ds: xr.Dataset, reference: np.ndarray, false_alarm: float = 0.01) -> Calibration:
+def calibrate(ds: xr.Dataset, reference: np.ndarray, false_alarm: float = 0.01) -> ScoreCalibration:
     """Calibrate scores on clean stars the model was not trained on.
 
     Parameters
@@ -112,12 +112,12 @@ def calibrate(ds: xr.Dataset, reference: np.ndarray, false_alarm: float = 0.01) 
     combined = np.empty(n)
     for k in range(FOLDS):
         others = np.delete(rows, np.s_[k::FOLDS])
-        units = Calibration(false_alarm, *_tails(raw, others, false_alarm), 1.0, n).units(raw)
+        units = ScoreCalibration(false_alarm, *_tails(raw, others, false_alarm), 1.0, n).units(raw)
         combined[k::FOLDS] = _combined(units)[rows[k::FOLDS]]
     # the order statistic that a further clean star exceeds with at most the stated chance
     # (Vovk et al. 2005); a plain quantile of few stars is exceeded more often
     rank = min(int(np.ceil((n + 1) * (1 - false_alarm))), n)
-    return Calibration(false_alarm, *_tails(raw, rows, false_alarm), float(np.sort(combined)[rank - 1]), n)
+    return ScoreCalibration(false_alarm, *_tails(raw, rows, false_alarm), float(np.sort(combined)[rank - 1]), n)
 
 
 def _tails(
@@ -151,7 +151,7 @@ def _combined(units: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.max(np.stack([units[k] for k in SCORES]), axis=0)
 
 
-def score(ds: xr.Dataset, calibration: Calibration) -> dict[str, np.ndarray]:
+def score(ds: xr.Dataset, calibration: ScoreCalibration) -> dict[str, np.ndarray]:
     """Combined score, verdict and cause of every star.
 
     Returns
@@ -189,7 +189,7 @@ def count_causes(table: Mapping[str, np.ndarray]) -> dict[str, int]:
 def ranked(
     ds: xr.Dataset,
     table: Mapping[str, np.ndarray],
-    calibration: Calibration,
+    calibration: ScoreCalibration,
     top: int,
     windows: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ MOST_STARS = 30_000
 
 
 @dataclass(frozen=True)
-class Calibration:
+class AbundanceCalibration:
     """``abundance = polynomial(latents, w)`` with its error.
 
     Attributes
@@ -90,7 +90,7 @@ def fit_calibration(
     latent: int,
     abundance: np.ndarray,
     degrees: tuple[int, ...] = DEGREES,
-) -> Calibration:
+) -> AbundanceCalibration:
     """Calibrate one latent on the stars whose abundance is known.
 
     Parameters
@@ -115,7 +115,7 @@ def fit_calibration(
         known = np.random.default_rng(0).choice(known, MOST_STARS, replace=False)
     y, v = np.asarray(abundance, np.float64)[known], variance[known, latent]
     slope = float(np.polyfit(mean[known, latent], y, 1)[0])
-    best: tuple[float, Calibration] | None = None
+    best: tuple[float, AbundanceCalibration] | None = None
     for degree in degrees:
         x = _inputs(mean[known], auxiliary[known], latent, degree)
         centre, scale = x.mean(0), np.maximum(x.std(0), 1e-9)
@@ -128,9 +128,10 @@ def fit_calibration(
             common, own = _error_model(residual, v) if known.size > STARS_A_TERM else (0.0, 0.0)
             left_out = np.full(len(abundance), np.nan)
             left_out[known] = residual
+            n, errors = int(known.size), (common, own)
             best = (
                 score,
-                Calibration(latent, degree, centre, scale, coefficients, common, own, slope, int(known.size), left_out),
+                AbundanceCalibration(latent, degree, centre, scale, coefficients, *errors, slope, n, left_out),
             )
     assert best is not None  # the line is always tried
     return best[1]
@@ -201,6 +202,6 @@ def largest_set(probability: np.ndarray, purity: float, truth: np.ndarray | None
     return float(probability[order[enough[-1]]]) if enough.size else 2.0
 
 
-def as_mapping(found: Mapping[str, Calibration]) -> dict[str, Any]:
+def as_mapping(found: Mapping[str, AbundanceCalibration]) -> dict[str, Any]:
     """JSON-able calibrations by latent."""
     return {k: v.to_dict() for k, v in found.items()}

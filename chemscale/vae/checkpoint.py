@@ -22,7 +22,8 @@ from torch import Tensor
 
 from chemscale.errors import InputError, StoreError
 from chemscale.runtime.run import write_json
-from chemscale.vae.model import ChemicalVAE, ModelConfig
+from chemscale.vae.config import ModelConfig
+from chemscale.vae.model import ChemicalVAE
 
 FORMAT = "chemscale-vae"
 VERSION = 1

@@ -31,7 +31,7 @@ MIN_STARS = 200
 
 
 @dataclass
-class Batch:
+class TrainingBatch:
     """Some stars as the trainer sees them.
 
     Attributes
@@ -52,9 +52,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.features)
 
-    def rows(self, part: slice) -> Batch:
+    def rows(self, part: slice) -> TrainingBatch:
         """Some of the rows."""
-        return Batch(
+        return TrainingBatch(
             self.features[part],
             {k: v[part] for k, v in self.flux.items()},
             {k: v[part] for k, v in self.ivar.items()},
@@ -62,13 +62,13 @@ class Batch:
             self.errors[part],
         )
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> TrainingBatch:
         """On another device; asynchronous from pinned memory."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
-        return Batch(
+        return TrainingBatch(
             move(self.features),
             {k: move(v) for k, v in self.flux.items()},
             {k: move(v) for k, v in self.ivar.items()},
@@ -180,7 +180,7 @@ class BatchSource(Protocol):
         """Batches an epoch."""
         ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
         """Batches of an epoch from number `start` on."""
         ...
 
@@ -193,7 +193,7 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
 class MemoryData:
     """All training stars in memory: features and the groups' pixels."""
 
-    data: Batch
+    data: TrainingBatch
     batch: int
     seed: int = 0
 
@@ -205,13 +205,13 @@ class MemoryData:
         """Batches an epoch; the incomplete last one is left out."""
         return max(1, self.n_stars // self.batch)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
         """Batches of an epoch in random order."""
         order = torch.from_numpy(_order(self.seed, epoch, self.n_stars))
         d = self.data
         for b in range(start, self.n_batches()):
             rows = order[b * self.batch : (b + 1) * self.batch]
-            yield Batch(
+            yield TrainingBatch(
                 d.features[rows],
                 {k: v[rows] for k, v in d.flux.items()},
                 {k: v[rows] for k, v in d.ivar.items()},
@@ -226,14 +226,16 @@ class StreamData:
     Parameters
     ----------
     read : callable
-        ``read(block) -> Batch`` of the training stars in dask block `block`.
+        ``read(block) -> TrainingBatch`` of the training stars in dask block `block`.
     sizes : sequence of int
         Training stars in each block.
     group : int
         Blocks mixed together: the shuffle buffer.
     """
 
-    def __init__(self, read: Callable[[int], Batch], sizes: Sequence[int], batch: int, seed: int = 0, group: int = 4):
+    def __init__(
+        self, read: Callable[[int], TrainingBatch], sizes: Sequence[int], batch: int, seed: int = 0, group: int = 4
+    ):
         self.read, self.sizes, self.batch, self.seed, self.group = read, list(sizes), batch, seed, group
         self.n_stars = int(sum(sizes))
 
@@ -250,7 +252,7 @@ class StreamData:
         lost = sum(self.batch - 1 for _ in range(-(-len(self.sizes) // self.group)))
         return max(1, (self.n_stars - lost) // self.batch)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
         """Batches of an epoch; groups before `start` are skipped without reading them."""
         number, limit = 0, self.n_batches()
         wanted = []
@@ -284,7 +286,7 @@ class StreamData:
                 for b in range(len(data) // self.batch):
                     if start <= first + b < limit:
                         rows = order[b * self.batch : (b + 1) * self.batch]
-                        yield Batch(
+                        yield TrainingBatch(
                             data.features[rows],
                             {k: v[rows] for k, v in data.flux.items()},
                             {k: v[rows] for k, v in data.ivar.items()},
@@ -300,10 +302,10 @@ class StreamData:
                     continue
 
 
-def join(parts: Sequence[Batch]) -> Batch:
+def join(parts: Sequence[TrainingBatch]) -> TrainingBatch:
     """Batches one after the other."""
     first = parts[0]
-    return Batch(
+    return TrainingBatch(
         torch.cat([p.features for p in parts]),
         {k: torch.cat([p.flux[k] for p in parts]) for k in first.flux},
         {k: torch.cat([p.ivar[k] for p in parts]) for k in first.ivar},
@@ -320,13 +322,13 @@ def make_batch(
     weight: np.ndarray,
     labels: np.ndarray,
     errors: np.ndarray,
-) -> Batch:
+) -> TrainingBatch:
     """Features and group pixels of cleaned spectra (n, P)."""
     f, w = torch.from_numpy(flux), torch.from_numpy(weight)
     index = {g: torch.from_numpy(model.pixels[g]) for g in groups}
     device = model.mean.device
     features = model.features(f.to(device), w.to(device)).cpu()
-    return Batch(
+    return TrainingBatch(
         features,
         {g: f[:, i].contiguous() for g, i in index.items()},
         {g: w[:, i].contiguous() for g, i in index.items()},

@@ -17,9 +17,9 @@ import xarray as xr
 from chemscale.errors import InputError, ResumeError
 from chemscale.runtime.run import Run, jsonable, write_json
 from chemscale.vae.checkpoint import load_model, read_record, save_model
+from chemscale.vae.config import ModelConfig, TrainConfig
 from chemscale.vae.distributed import run_on_workers, run_processes
-from chemscale.vae.model import ModelConfig
-from chemscale.vae.objective import Parallel, TrainConfig
+from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, choose_regions, look_at, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
@@ -141,7 +141,8 @@ def train(
 def _same_start(folder: Path, model: ModelConfig, config: TrainConfig) -> None:
     """Refuse to resume under other settings."""
     record = read_record(folder / "initial.json")
-    then, now = {**record["model"], **record["train"]}, jsonable({**model.to_dict(), **asdict(config)})
+    before = asdict(TrainConfig.from_dict(record["train"]))
+    then, now = jsonable({**record["model"], **before}), jsonable({**model.to_dict(), **asdict(config)})
     different = sorted(k for k in now if then.get(k) != now[k])
     if different:
         raise ResumeError(

@@ -22,7 +22,7 @@ from scipy.special import ndtr
 from chemscale.errors import InputError
 from chemscale.vae import membership
 from chemscale.vae.anomalies import write_columns
-from chemscale.vae.calibrate import Calibration, as_mapping, fit_calibration, largest_set
+from chemscale.vae.calibrate import AbundanceCalibration, as_mapping, fit_calibration, largest_set
 from chemscale.vae.data import identifiers
 
 #: Cuts of the paper's two classes. `dex`: the definition, used where latents are calibrated, with
@@ -75,7 +75,7 @@ class Flags:
     outlying: np.ndarray
     latents: tuple[str, ...]
     signs: dict[str, int]
-    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    calibrations: dict[str, AbundanceCalibration] = field(default_factory=dict)
 
     def summary(self, star_id: np.ndarray, most: int = 5000) -> dict[str, Any]:
         """JSON-able counts, signs, calibrations, and the members of each class, most probable first."""
@@ -205,7 +205,7 @@ def _chance(
 
 
 def _left_out(
-    calibration: Calibration, value: tuple[np.ndarray, np.ndarray], given: np.ndarray
+    calibration: AbundanceCalibration, value: tuple[np.ndarray, np.ndarray], given: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated abundances and errors, those of labelled stars from fits without them."""
     own = np.isfinite(calibration.residual)

@@ -79,7 +79,7 @@ class Shard:
     bfloat16: bool
 
 
-class Runner:
+class ShardRunner:
     """Does shards of an open survey, one after the other, their blocks on `threads` threads.
 
     Parameters
@@ -168,10 +168,10 @@ def infer_shard(shard: Shard) -> None:
 
     from chemscale.survey.store.open import open_survey
 
-    def start() -> Runner:
+    def start() -> ShardRunner:
         model, _ = load_model(Path(shard.model), device=choose_device(shard.device))
         # one more than the worker's: a block waits for the store while the others are computed
-        return Runner(open_survey(shard.store), model, threads=get_worker().state.nthreads + 1)
+        return ShardRunner(open_survey(shard.store), model, threads=get_worker().state.nthreads + 1)
 
     key = ("chemscale.vae.runner", shard.store, shard.model, shard.sha256, shard.device, os.getpid())
     per_worker(key, start)(shard)
@@ -306,7 +306,7 @@ def infer_survey(
         if client is None:
             local = model.to(choose_device(device))
             at_once = threads if local.mean.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
-            func = runner = Runner(ds, local, at_once, todo)
+            func = runner = ShardRunner(ds, local, at_once, todo)
         try:
             report = map_shards(
                 func,

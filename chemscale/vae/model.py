@@ -9,7 +9,7 @@ read latents are stopped (selective gradient flow). N elements are N rows of tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,150 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chemscale.errors import InputError
+from chemscale.vae.config import ModelConfig
 from chemscale.vae.encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
 from chemscale.vae.regions import REST
 
 
-@dataclass(frozen=True)
-class Group:
-    """One row of the dependency table: decoder `name` teaches `latent` and reads `given`, stopped."""
-
-    name: str
-    latent: str
-    given: tuple[str, ...] = ()
-
-
-#: In the order of trust: iron windows of the default regions answer to little else, alpha
-#: windows to metals too, carbon windows to both. (Carbon before alpha, as in the paper, lets
-#: z_C pick up the alpha elements in hot stars, whose carbon bands are gone.)
-DEFAULT_GROUPS = (
-    Group("iron", "metal"),
-    Group("alpha", "alpha", ("metal",)),
-    Group("carbon", "carbon", ("metal", "alpha")),
-)
-#: Section 2.3 of the paper: the metal decoder reads z_C.
-PAPER_GROUPS = (
-    Group("iron", "metal", ("carbon",)),
-    Group("carbon", "carbon", ("metal",)),
-    Group("alpha", "alpha", ("metal", "carbon")),
-)
-#: Correlations of the prior (paper, appendix B).
-PAPER_CORRELATIONS = {"metal-alpha": -0.3, "metal-carbon": -0.17}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that fixes the shape of a model; stored beside its weights.
-
-    Attributes
-    ----------
-    encoder : {'ppca', 'conv'}
-    n_components : int
-        Coordinates of the PPCA front end.
-    hidden, decoder : tuple of int
-        Widths of the encoder's perceptron and of every decoder.
-    groups : tuple of Group
-        The dependency table; latents are numbered in its order.
-    correlations : mapping of "a-b" to float
-        Off-diagonal entries of the prior's correlation matrix.
-    depth : float
-        Each decoder starts with its own latent making every pixel of its group this much deeper a
-        unit, for all stars alike (and learns from there): without it a latent may settle on
-        opposite signs for hot and cool stars. 0 = no such term (the paper's decoders).
-    n_auxiliary : int
-        Dimensions of w.
-    labels : tuple of str
-        Store variables the linear head predicts from w and z must be independent of.
-    selective : bool
-        Stop the gradients of read latents (False: ablation of the paper's appendix C).
-    condition_on : {'mean', 'sample'}
-        What a decoder sees of the latents it only reads.
-    auxiliary_gradient : bool
-        Whether reconstruction teaches w (the paper's choice) or only the linear head does.
-    rest : bool
-        Add a decoder for the pixels no group claims; it teaches no latent.
-    adversary_bins : int
-        Bins of each label of the adversary's classes.
-    """
-
-    encoder: str = "ppca"
-    n_components: int = 32
-    hidden: tuple[int, ...] = (256, 256, 64)
-    decoder: tuple[int, ...] = (64, 128)
-    groups: tuple[Group, ...] = DEFAULT_GROUPS
-    correlations: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_CORRELATIONS))
-    depth: float = 0.03
-    n_auxiliary: int = 2
-    labels: tuple[str, ...] = ("teff", "logg")
-    selective: bool = True
-    condition_on: str = "mean"
-    auxiliary_gradient: bool = False
-    rest: bool = True
-    adversary_bins: int = 8
-
-    def __post_init__(self) -> None:
-        if self.encoder not in ("ppca", "conv"):
-            raise InputError(f"unknown encoder {self.encoder!r}", "use 'ppca' or 'conv'")
-        if self.condition_on not in ("mean", "sample"):
-            raise InputError(f"condition_on = {self.condition_on!r}", "use 'mean' or 'sample'")
-        names = self.latents
-        if len(set(names)) != len(names) or len({g.name for g in self.groups}) != len(self.groups):
-            raise InputError("the dependency table repeats a group or a latent", "one row a group, one latent a row")
-        for group in self.groups:
-            bad = [g for g in group.given if g not in names or g == group.latent]
-            if bad:
-                raise InputError(f"group {group.name!r} reads {bad}", f"latents of this model: {', '.join(names)}")
-        self.prior()
-
-    @property
-    def latents(self) -> tuple[str, ...]:
-        """Names of the chemical latents, in the order of z."""
-        return tuple(g.latent for g in self.groups)
-
-    @property
-    def n_latents(self) -> int:
-        """Dimensions of z."""
-        return len(self.groups)
-
-    def prior(self) -> np.ndarray:
-        """Covariance of the prior of z: unit variances, the given correlations; (d, d) float32."""
-        names = self.latents
-        matrix = np.eye(len(names))
-        for pair, value in self.correlations.items():
-            a, _, b = pair.partition("-")
-            if a not in names or b not in names or a == b:
-                raise InputError(f"prior correlation {pair!r}", f"write 'a-b' with a, b of {', '.join(names)}")
-            i, j = names.index(a), names.index(b)
-            matrix[i, j] = matrix[j, i] = value
-        if np.linalg.eigvalsh(matrix)[0] <= 1e-6:
-            raise InputError("the prior's correlation matrix is not positive definite", "lower the correlations")
-        return matrix.astype(np.float32)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
-        """Configuration from JSON; unknown keys are errors."""
-        known = {f.name for f in fields(cls)}
-        unknown = set(raw) - known
-        if unknown:
-            raise InputError(f"unknown model settings {sorted(unknown)}", f"known: {', '.join(sorted(known))}")
-        values = dict(raw)
-        for key in ("hidden", "decoder", "labels"):
-            if key in values:
-                values[key] = tuple(values[key])
-        if "groups" in values:
-            values["groups"] = tuple(
-                g if isinstance(g, Group) else Group(g["name"], g["latent"], tuple(g.get("given", ())))
-                for g in values["groups"]
-            )
-        return cls(**values)
-
-
 @dataclass
-class Posterior:
+class LatentPosterior:
     """What the encoder says of a batch.
 
     Attributes
@@ -268,7 +131,7 @@ class ChemicalVAE(nn.Module):
         """Input of :meth:`encode`: PPCA coordinates or filled spectra."""
         return self.encoder.features(flux, ivar)
 
-    def encode(self, features: Tensor) -> Posterior:
+    def encode(self, features: Tensor) -> LatentPosterior:
         """Posterior of a batch of features."""
         d = self.config.n_latents
         out = self.encoder.head(features).float()
@@ -277,7 +140,7 @@ class ChemicalVAE(nn.Module):
         factor = torch.diag_embed(diagonal)
         rows, columns = self._lower
         factor[:, rows, columns] = rest[:, d : d + len(rows)]
-        return Posterior(mean, factor, rest[:, d + len(rows) :])
+        return LatentPosterior(mean, factor, rest[:, d + len(rows) :])
 
     # ------------------------------------------------------------ decoders
 
@@ -342,7 +205,7 @@ class ChemicalVAE(nn.Module):
         self.adversary[0].weight[:, latent] *= -1  # type: ignore[operator, index]
 
     @torch.no_grad()
-    def response(self, posterior: Posterior, step: float = 0.5) -> np.ndarray:
+    def response(self, posterior: LatentPosterior, step: float = 0.5) -> np.ndarray:
         """Mean change of each group's flux when its own latent grows by one standard deviation; (d,).
 
         Negative where more of the latent deepens lines: the physical orientation, found

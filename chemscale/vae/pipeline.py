@@ -193,12 +193,12 @@ def _signs(network: Any, ds: xr.Dataset) -> dict[str, int]:
     """Sign of each latent by the decoders' response: -1 where more of the latent makes lines shallower."""
     import torch
 
-    from chemscale.vae.model import Posterior
+    from chemscale.vae.model import LatentPosterior
 
     rows = slice(0, min(4096, ds.sizes["star"]))
     mean = np.asarray(ds["mean"][rows].values)
     good = np.isfinite(mean).all(1)
-    posterior = Posterior(
+    posterior = LatentPosterior(
         torch.from_numpy(mean[good]), torch.empty(0), torch.from_numpy(np.asarray(ds["auxiliary"][rows].values)[good])
     )
     change = network.response(posterior)

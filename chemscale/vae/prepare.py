@@ -14,13 +14,14 @@ import xarray as xr
 from chemscale.errors import DataError, InputError
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.vae.checkpoint import grid_fingerprint
+from chemscale.vae.config import ModelConfig, TrainConfig
 from chemscale.vae.data import (
     MIN_STARS,
-    Batch,
     BatchSource,
     Labels,
     MemoryData,
     StreamData,
+    TrainingBatch,
     held_out,
     join,
     make_batch,
@@ -28,8 +29,8 @@ from chemscale.vae.data import (
     standard_labels,
     star_blocks,
 )
-from chemscale.vae.model import ChemicalVAE, ModelConfig
-from chemscale.vae.objective import Parallel, TrainConfig
+from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.objective import Parallel
 from chemscale.vae.regions import REST, RegionSet, load_regions, regions_for
 from chemscale.vae.training import groups_needed
 
@@ -187,7 +188,7 @@ def build(survey: Survey, config: ModelConfig, train: TrainConfig, regions: Regi
 
 def training_data(
     survey: Survey, model: ChemicalVAE, train: TrainConfig, parallel: Parallel | None = None
-) -> tuple[BatchSource, Batch | None, Labels]:
+) -> tuple[BatchSource, TrainingBatch | None, Labels]:
     """Batches, validation stars and label scaling for a model. One pass if the data fit in memory.
 
     The model's label scaling is set. Data go to memory when the groups' pixels and features
@@ -210,13 +211,13 @@ def training_data(
     groups = groups_needed(model)
     blocks = star_blocks(ds)
 
-    def read(block: int, keep: np.ndarray) -> Batch:
+    def read(block: int, keep: np.ndarray) -> TrainingBatch:
         start, stop = blocks[block]
         flux, weight = read_rows(ds, start, stop, keep[start:stop], floor=train.floor)
         rows = start + np.flatnonzero(keep[start:stop])
         return make_batch(model, groups, flux, weight, values[rows], errors[rows])
 
-    def gather(keep: np.ndarray) -> Batch:
+    def gather(keep: np.ndarray) -> TrainingBatch:
         return join([read(b, keep) for b, (start, stop) in enumerate(blocks) if keep[start:stop].any()])
 
     validation = gather(watching) if watching.any() else None

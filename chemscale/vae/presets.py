@@ -7,8 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from chemscale.errors import InputError
-from chemscale.vae.model import PAPER_GROUPS, ModelConfig
-from chemscale.vae.objective import TrainConfig
+from chemscale.vae.config import PAPER_GROUPS, ModelConfig, TrainConfig
 
 #: Section 4 and appendix B of the paper.
 PAPER_MODEL = ModelConfig(
@@ -31,16 +30,22 @@ PAPER_TRAIN = TrainConfig(
     innovation=0.0,
     prior_match=0.0,
     adversary=((200, 1e-2), (2000, 1e-1)),
-    head_start=0,
+    label_pretrain_epochs=0,
     orient=0.0,
-    finish=0,
+    decoder_finetune_epochs=0,
     clip=0.0,
     floor=0.0,
-    sharpen=1.0,
-    rest_late=0.0,
+    late_reconstruction_factor=1.0,
+    late_rest_weight=0.0,
 )
 #: Short: a survey of a few thousand stars in under a minute on two cores.
-QUICK = {"epochs": 20, "batch": 128, "finish": 3, "head_start": 8, "min_steps": (500, 80, 150)}
+QUICK = {
+    "epochs": 20,
+    "batch": 128,
+    "decoder_finetune_epochs": 3,
+    "label_pretrain_epochs": 8,
+    "min_steps": (500, 80, 150),
+}
 
 #: name -> (model, training, regions or None for the grid's default)
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig, str | None]] = {

@@ -23,10 +23,11 @@ from chemscale.errors import DataError, InputError, ResumeError
 from chemscale.runtime.run import fingerprint, write_json
 from chemscale.vae import losses
 from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
-from chemscale.vae.data import Batch, BatchSource
+from chemscale.vae.config import TrainConfig, former_names
+from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.encoders import PPCAEncoder
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.objective import Parallel, TrainConfig, decode_groups, objective
+from chemscale.vae.objective import Parallel, decode_groups, objective
 from chemscale.vae.regions import REST
 
 logger = logging.getLogger(__name__)
@@ -68,12 +69,16 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+#: Fields of the progress that were renamed: old -> new.
+RENAMED_PROGRESS = {"finish_step": "finetune_step"}
+
+
 @dataclass
-class Progress:
+class TrainingProgress:
     """Counters of a training that a checkpoint carries."""
 
     step: int = 0
-    finish_step: int = 0
+    finetune_step: int = 0
     best: float = math.inf
     stale: int = 0
     stopped: bool = False
@@ -89,7 +94,7 @@ class Trainer:
     source : BatchSource
         Training stars.
     config : TrainConfig
-    validation : Batch, optional
+    validation : TrainingBatch, optional
         Stars that only watch.
     folder : path, optional
         Where checkpoints and curves go; none are written without it.
@@ -106,7 +111,7 @@ class Trainer:
         source: BatchSource,
         config: TrainConfig,
         *,
-        validation: Batch | None = None,
+        validation: TrainingBatch | None = None,
         folder: Path | None = None,
         device: str | torch.device | None = None,
         parallel: Parallel | None = None,
@@ -118,22 +123,22 @@ class Trainer:
         self.validation = validation
         self.parallel = parallel or Parallel()
         self.on_epoch = on_epoch
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         apart: set[nn.Parameter] = set(model.adversary.parameters())
         self.head: list[nn.Parameter] = []
-        if config.head_start:
+        if config.label_pretrain_epochs:
             if not isinstance(model.encoder, PPCAEncoder) or model.config.auxiliary_gradient:
                 raise InputError(
-                    "head_start needs the ppca encoder and auxiliary_gradient = false",
-                    "set head_start = 0 for this model",
+                    "label_pretrain_epochs needs the ppca encoder and auxiliary_gradient = false",
+                    "set label_pretrain_epochs = 0 for this model",
                 )
             self.head = [*model.encoder.auxiliary.parameters(), *model.linear.parameters()]
             apart |= set(self.head)
         self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p not in apart]
-        self.rival: list[nn.Parameter] = list(model.adversary.parameters())
+        self.adversary_parameters: list[nn.Parameter] = list(model.adversary.parameters())
         # foreach/fused kernels on GPU are the default of torch.optim; eps as in the paper's Adam
         self.optimizer = torch.optim.Adam([*self.parameters, *self.head], lr=config.learning_rate, betas=(0.9, 0.99))
-        self.rival_optimizer = torch.optim.Adam(self.rival, lr=config.adversary_rate)
+        self.adversary_optimizer = torch.optim.Adam(self.adversary_parameters, lr=config.adversary_rate)
 
     # ---------------------------------------------------------------- loop
 
@@ -142,7 +147,7 @@ class Trainer:
         """Steps of the main phase."""
         return self.config.epochs * self.source.n_batches()
 
-    def train(self, max_steps: int | None = None, checkpoint_every: float = 60.0) -> Progress:
+    def train(self, max_steps: int | None = None, checkpoint_every: float = 60.0) -> TrainingProgress:
         """Run to the end (or `max_steps` further steps); returns the progress.
 
         Parameters
@@ -152,8 +157,8 @@ class Trainer:
         """
         p, config = self.progress, self.config
         per_epoch = self.source.n_batches()
-        if p.step == 0 and config.head_start:
-            self.teach_head()
+        if p.step == 0 and config.label_pretrain_epochs:
+            self.pretrain_labels()
         last_save = time.monotonic()
         done = 0
         while p.step < self.total_steps and not p.stopped:
@@ -176,7 +181,7 @@ class Trainer:
                     self.save()
                     last_save = time.monotonic()
             self._close_epoch(epoch, {k: v / counted for k, v in sums.items()}, time.perf_counter() - began)
-        self.finish()
+        self.finetune_decoders()
         self.save()
         return p
 
@@ -202,10 +207,10 @@ class Trainer:
         if self.on_epoch:
             self.on_epoch(record)
 
-    def _move(self, batch: Batch) -> Batch:
+    def _move(self, batch: TrainingBatch) -> TrainingBatch:
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
-    def step(self, batch: Batch, epoch: int) -> dict[str, float]:
+    def step(self, batch: TrainingBatch, epoch: int) -> dict[str, float]:
         """One step of encoder and decoders (and adversary); returns the loss terms of the whole batch."""
         p, config = self.progress, self.config
         rate = one_cycle(p.step, self.total_steps, config.learning_rate, config.warmup)
@@ -216,9 +221,9 @@ class Trainer:
         late = config.late(p.step / max(1, self.total_steps))
         learning = self.parameters + (self.head if late.auxiliary else [])
         self.optimizer.zero_grad(set_to_none=True)
-        self.rival_optimizer.zero_grad(set_to_none=True)
+        self.adversary_optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss, rival, terms = objective(
+            loss, adversary, terms = objective(
                 self.model,
                 batch,
                 config,
@@ -230,14 +235,14 @@ class Trainer:
             )
         loss.backward()
         if config.adversary:
-            rival.backward()
-        self.parallel.sum_gradients(learning + (self.rival if config.adversary else []))
+            adversary.backward()
+        self.parallel.sum_gradients(learning + (self.adversary_parameters if config.adversary else []))
         if config.clip:
             for part in (self.parameters, self.head):  # apart: one must not slow the other down
                 nn.utils.clip_grad_norm_(part, config.clip)
         self.optimizer.step()
         if config.adversary:
-            self.rival_optimizer.step()
+            self.adversary_optimizer.step()
         return {k: float(v) for k, v in terms.items()}
 
     def _autocast(self) -> torch.autocast:
@@ -269,12 +274,12 @@ class Trainer:
 
     # ---------------------------------------------------------- head start
 
-    def teach_head(self) -> None:
+    def pretrain_labels(self) -> None:
         """w learns Teff and log g alone; then it is fixed."""
         config, n = self.config, self.source.n_batches()
         optimizer = torch.optim.Adam(self.head, lr=3e-3, betas=(0.9, 0.99))
-        step, total = 0, config.head_start * n
-        for epoch in range(config.head_start):
+        step, total = 0, config.label_pretrain_epochs * n
+        for epoch in range(config.label_pretrain_epochs):
             mean_loss = 0.0
             for batch in self.source.epoch(-epoch - 1 + 2**20):
                 for group in optimizer.param_groups:
@@ -289,29 +294,29 @@ class Trainer:
                 optimizer.step()
                 mean_loss += float(self.parallel.total(loss)) / n
                 step += 1
-            record = {"epoch": epoch - config.head_start, "phase": "head", "linear": mean_loss}
+            record = {"epoch": epoch - config.label_pretrain_epochs, "phase": "labels", "linear": mean_loss}
             self.progress.curves.append(record)
             if self.on_epoch:
                 self.on_epoch(record)
 
-    # -------------------------------------------------------------- finish
+    # ------------------------------------------------ finetune
 
-    def finish(self) -> None:
+    def finetune_decoders(self) -> None:
         """Decoders learn on from posterior means, the encoder fixed; the ``rest`` decoder starts here."""
         config, p = self.config, self.progress
-        total = config.finish * self.source.n_batches()
+        total = config.decoder_finetune_epochs * self.source.n_batches()
         if not total:
             return
         names = list(self.model.pixels)
         parameters = [q for name in names for q in self.model.decoders[name].parameters()]
         parameters += list(self.model.depths.parameters())
         optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-        p.finish_step = 0  # short enough to be done again after an interruption
-        for epoch in range(config.finish):
+        p.finetune_step = 0  # short enough to be done again after an interruption
+        for epoch in range(config.decoder_finetune_epochs):
             sums: dict[str, float] = {}
             for batch in self.source.epoch(config.epochs + epoch):
                 for group in optimizer.param_groups:
-                    group["lr"] = one_cycle(p.finish_step, total, config.learning_rate, 0.2)
+                    group["lr"] = one_cycle(p.finetune_step, total, config.learning_rate, 0.2)
                 moved = self._move(batch)
                 mine = moved.rows(self.parallel.part(len(moved)))
                 with torch.no_grad():
@@ -328,9 +333,9 @@ class Trainer:
                 loss.backward()
                 self.parallel.sum_gradients(parameters)
                 optimizer.step()
-                p.finish_step += 1
+                p.finetune_step += 1
             n = self.source.n_batches()
-            record = {"epoch": config.epochs + epoch, "phase": "finish"}
+            record = {"epoch": config.epochs + epoch, "phase": "decoders"}
             p.curves.append(record | {f"reconstruction_{k}": v / n for k, v in sums.items()})
             if self.on_epoch:
                 self.on_epoch(p.curves[-1])
@@ -339,9 +344,14 @@ class Trainer:
 
     def identity(self) -> str:
         """What must be the same for a resume: model, training configuration, number of stars."""
-        return fingerprint(
-            {"model": self.model.config.to_dict(), "train": asdict(self.config), "stars": self.source.n_stars}
-        )
+        return self._identity(asdict(self.config))
+
+    def _identity(self, train: dict[str, Any]) -> str:
+        return fingerprint({"model": self.model.config.to_dict(), "train": train, "stars": self.source.n_stars})
+
+    def _is_mine(self, identity: str) -> bool:
+        """Whether a checkpoint is of this training, also one written before settings were renamed."""
+        return identity in (self.identity(), self._identity(former_names(asdict(self.config))))
 
     def save(self) -> None:
         """Write the checkpoint (only the first process does)."""
@@ -349,7 +359,7 @@ class Trainer:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.rival_optimizer)):
+        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.adversary_optimizer)):
             for index, state in optimizer.state_dict()["state"].items():
                 for key, value in state.items():
                     tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
@@ -370,14 +380,14 @@ class Trainer:
         if self.folder is None or not (self.folder / f"{CHECKPOINT}.json").exists():
             return False
         record = read_record(self.folder / f"{CHECKPOINT}.json")
-        if record["identity"] != self.identity():
+        if not self._is_mine(record["identity"]):
             raise ResumeError(
                 f"{self.folder}: the checkpoint is of another model, training configuration or sample",
                 "repeat the settings of the run that was stopped, or train without --resume",
             )
         tensors = read_tensors(self.folder / f"{CHECKPOINT}.safetensors", record["sha256"])
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.rival_optimizer)):
+        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.adversary_optimizer)):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
                 head, _, rest = key.partition(".")
@@ -389,7 +399,7 @@ class Trainer:
             optimizer.load_state_dict(full)
         raw = record["progress"]
         raw["best"] = math.inf if raw["best"] is None else raw["best"]
-        self.progress = Progress(**raw)
+        self.progress = TrainingProgress(**{RENAMED_PROGRESS.get(k, k): v for k, v in raw.items()})
         return True
 
 

@@ -26,7 +26,7 @@ def toy_run(toy_store, tmp_path_factory):
     from chemscale.vae import pipeline
 
     run = tmp_path_factory.mktemp("vae-run") / "run"
-    settings = {**FAST, "epochs": 40, "linear_late": 0.0}  # as `scaled` has it for so few stars
+    settings = {**FAST, "epochs": 40, "late_label_weight": 0.0}  # as `scaled` has it for so few stars
     pipeline.train(toy_store, run, model=FAST_MODEL, settings=settings, regions=TOY_REGIONS, scale=False)
     pipeline.infer(toy_store, run)
     return run

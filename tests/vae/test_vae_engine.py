@@ -8,9 +8,10 @@ import torch
 
 from chemscale.errors import InputError
 from chemscale.vae.calibrate import fit_calibration, largest_set
+from chemscale.vae.config import ModelConfig
 from chemscale.vae.data import clean
 from chemscale.vae.engine import Engine
-from chemscale.vae.model import ChemicalVAE, ModelConfig
+from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import scores_in_batches
 
 PIXELS = {"iron": np.arange(0, 80), "alpha": np.arange(60, 130), "carbon": np.arange(120, 200)}

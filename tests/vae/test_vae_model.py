@@ -13,8 +13,9 @@ from vae_toy import TOY_REGIONS
 
 from chemscale.errors import InputError
 from chemscale.vae import losses
+from chemscale.vae.config import PAPER_GROUPS, Group, ModelConfig
 from chemscale.vae.encoders import PPCAFront, SpectralActivation
-from chemscale.vae.model import PAPER_GROUPS, ChemicalVAE, Group, ModelConfig
+from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import decode_groups
 from chemscale.vae.presets import PAPER_MODEL
 from chemscale.vae.regions import RegionSet, available, convert, load_regions

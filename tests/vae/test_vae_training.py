@@ -15,9 +15,9 @@ from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
+from chemscale.vae.config import LatePhase, ModelConfig, TrainConfig
 from chemscale.vae.data import MemoryData, StreamData, clean, held_out, standard_labels
-from chemscale.vae.model import ModelConfig
-from chemscale.vae.objective import Late, Parallel, TrainConfig
+from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.training import Trainer, one_cycle
@@ -46,7 +46,7 @@ def test_training_finds_the_latents(toy_run):
 
 
 def test_same_seed_same_weights(toy):
-    config = TrainConfig.from_dict({**FAST, "epochs": 2, "finish": 1})
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "decoder_finetune_epochs": 1})
     a, b = started(toy, config), started(toy, config)
     a.train()
     b.train()
@@ -56,7 +56,7 @@ def test_same_seed_same_weights(toy):
 @pytest.mark.parametrize("stop", [1, 6, 11])
 @pytest.mark.parametrize("adversary", [(), ((0, 0.1),)])
 def test_resume_is_exact_to_the_step(toy, tmp_path, stop, adversary):
-    config = TrainConfig.from_dict({**FAST, "epochs": 3, "finish": 1, "adversary": adversary})
+    config = TrainConfig.from_dict({**FAST, "epochs": 3, "decoder_finetune_epochs": 1, "adversary": adversary})
     whole = started(toy, config)
     whole.train()
     first = started(toy, config, tmp_path)
@@ -70,7 +70,7 @@ def test_resume_is_exact_to_the_step(toy, tmp_path, stop, adversary):
 
 
 def test_w_is_fixed_until_the_axes_have_settled(toy):
-    config = TrainConfig.from_dict({**FAST, "epochs": 10, "settled": 0.5})
+    config = TrainConfig.from_dict({**FAST, "epochs": 10, "late_phase_start": 0.5})
     trainer = started(toy, config)
     half = trainer.total_steps // 2
     trainer.train(max_steps=1)
@@ -79,14 +79,16 @@ def test_w_is_fixed_until_the_axes_have_settled(toy):
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.head))
     trainer.train(max_steps=1)
     assert not any(torch.equal(a, b) for a, b in zip(before, trainer.head))
-    assert config.late(0.4) == Late()
-    assert config.late(1.0) == Late(config.sharpen, True, False)
-    assert replace(config, linear_late=0.0, rest_late=0.5).late(1.0) == Late(config.sharpen, False, True)
+    assert config.late(0.4) == LatePhase()
+    assert config.late(1.0) == LatePhase(config.late_reconstruction_factor, True, False)
+    assert replace(config, late_label_weight=0.0, late_rest_weight=0.5).late(1.0) == LatePhase(
+        config.late_reconstruction_factor, False, True
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_pixels_of_no_group_teach_the_latents_if_asked(toy, weight):
-    config = TrainConfig.from_dict({**FAST, "epochs": 2, "settled": 0.5, "rest_late": weight})
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "late_phase_start": 0.5, "late_rest_weight": weight})
     trainer = started(toy, config)
     trainer.train(max_steps=trainer.total_steps // 2 + 1)
     batch = next(iter(trainer.source.epoch(1)))
@@ -137,7 +139,7 @@ def test_streaming_sees_every_star_and_repeats(toy):
 
 
 def test_streamed_training_resumes(toy, tmp_path):
-    config = TrainConfig.from_dict({**FAST, "epochs": 2, "memory_gb": 1e-6, "batch": 32, "head_start": 0})
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "memory_gb": 1e-6, "batch": 32, "label_pretrain_epochs": 0})
     ds = toy.chunk(star=128)
     whole = started(ds, config)
     whole.train()
@@ -152,7 +154,7 @@ def _curve(parallel: Parallel, store: str, out: str) -> None:
     from pathlib import Path
 
     torch.set_num_threads(1)
-    config = TrainConfig.from_dict({**FAST, "epochs": 2, "finish": 1, "adversary": ((1, 0.05),)})
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "decoder_finetune_epochs": 1, "adversary": ((1, 0.05),)})
     survey = look_at(open_survey(store))
     network = build(survey, MODEL, config, TOY_REGIONS)
     source, validation, _ = training_data(survey, network, config)
@@ -177,7 +179,7 @@ def test_two_processes_give_the_curve_of_one(toy_store, tmp_path):
 
 def test_early_stopping(toy):
     config = TrainConfig.from_dict(
-        {**FAST, "epochs": 60, "patience": 1, "learning_rate": 1e-9, "finish": 0, "ramp": 0.05}
+        {**FAST, "epochs": 60, "patience": 1, "learning_rate": 1e-9, "decoder_finetune_epochs": 0, "ramp": 0.05}
     )
     trainer = started(toy, config)
     progress = trainer.train()
@@ -235,8 +237,12 @@ def test_unknown_presets_and_settings():
         recipe("best")
     with pytest.raises(InputError, match="unknown training settings"):
         recipe("default", train={"epoch": 3})
-    with pytest.raises(InputError, match="head_start"):
-        started(toy_survey(300), TrainConfig.from_dict({**FAST, "head_start": 2}), model=ModelConfig(encoder="conv"))
+    with pytest.raises(InputError, match="label_pretrain_epochs"):
+        started(
+            toy_survey(300),
+            TrainConfig.from_dict({**FAST, "label_pretrain_epochs": 2}),
+            model=ModelConfig(encoder="conv"),
+        )
 
 
 def test_paper_preset_takes_a_step(toy):
@@ -287,7 +293,7 @@ def test_small_surveys_get_more_epochs_and_smaller_batches():
     small = config.scaled(420)
     assert small.batch == 70
     assert small.epochs * (420 // 70) >= 1200
-    assert small.finish * (420 // 70) >= 600
-    assert small.linear_late == 0 and large.linear_late > 0  # w would follow the labels' errors
+    assert small.decoder_finetune_epochs * (420 // 70) >= 600
+    assert small.late_label_weight == 0 and large.late_label_weight > 0  # w would follow the labels' errors
     _, paper, _ = recipe("paper")
     assert paper.scaled(420) == paper

@@ -45,4 +45,4 @@ def toy_survey(n: int = 600, seed: int = 0, missing: float = 0.03, noise: float 
 
 #: A recipe that takes about two seconds on the toy survey.
 FAST_MODEL = {"n_components": 8, "hidden": (32, 16), "decoder": (16,)}
-FAST = {"epochs": 8, "batch": 64, "finish": 2, "head_start": 3, "validation": 0.05}
+FAST = {"epochs": 8, "batch": 64, "decoder_finetune_epochs": 2, "label_pretrain_epochs": 3, "validation": 0.05}

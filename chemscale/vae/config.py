@@ -1,0 +1,352 @@
+"""Configurations of the autoencoder as types: the shape of a model, and how it is trained.
+
+Both are stored beside the weights. Names of fields that an earlier version wrote stay readable, see :data:`RENAMED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from chemscale.errors import InputError
+
+#: Training settings that were renamed: old -> new. Records, checkpoints and settings with old names are read.
+RENAMED = {
+    "head_start": "label_pretrain_epochs",
+    "finish": "decoder_finetune_epochs",
+    "settled": "late_phase_start",
+    "sharpen": "late_reconstruction_factor",
+    "linear_late": "late_label_weight",
+    "rest_late": "late_rest_weight",
+}
+_Config = TypeVar("_Config")
+
+
+def former_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Training settings as they were called before :data:`RENAMED`; for fingerprints written then.
+
+    >>> former_names({"epochs": 2, "late_phase_start": 0.4})
+    {'epochs': 2, 'settled': 0.4}
+    """
+    old = {new: name for name, new in RENAMED.items()}
+    return {old.get(k, k): v for k, v in settings.items()}
+
+
+def _read(cls: type[_Config], raw: Mapping[str, Any], what: str) -> _Config:
+    """A configuration from JSON or keywords: types are checked, unknown keys are errors."""
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    values = {RENAMED.get(k, k) if k not in known else k: v for k, v in raw.items()}
+    if unknown := set(values) - known:
+        raise InputError(f"unknown {what} settings {sorted(unknown)}", f"known: {', '.join(sorted(known))}")
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as err:
+        first = err.errors()[0]
+        name = ".".join(str(x) for x in first["loc"])
+        raise InputError(
+            f"{what} setting {name} = {first['input']!r}: {first['msg']}", "see its documentation"
+        ) from err
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of the dependency table: decoder `name` teaches `latent` and reads `given`, stopped."""
+
+    name: str
+    latent: str
+    given: tuple[str, ...] = ()
+
+
+#: In the order of trust: iron windows of the default regions answer to little else, alpha
+#: windows to metals too, carbon windows to both. (Carbon before alpha, as in the paper, lets
+#: z_C pick up the alpha elements in hot stars, whose carbon bands are gone.)
+DEFAULT_GROUPS = (
+    Group("iron", "metal"),
+    Group("alpha", "alpha", ("metal",)),
+    Group("carbon", "carbon", ("metal", "alpha")),
+)
+#: Section 2.3 of the paper: the metal decoder reads z_C.
+PAPER_GROUPS = (
+    Group("iron", "metal", ("carbon",)),
+    Group("carbon", "carbon", ("metal",)),
+    Group("alpha", "alpha", ("metal", "carbon")),
+)
+#: Correlations of the prior (paper, appendix B).
+PAPER_CORRELATIONS = {"metal-alpha": -0.3, "metal-carbon": -0.17}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that fixes the shape of a model; stored beside its weights.
+
+    Attributes
+    ----------
+    encoder : {'ppca', 'conv'}
+    n_components : int
+        Coordinates of the PPCA front end.
+    hidden, decoder : tuple of int
+        Widths of the encoder's perceptron and of every decoder.
+    groups : tuple of Group
+        The dependency table; latents are numbered in its order.
+    correlations : mapping of "a-b" to float
+        Off-diagonal entries of the prior's correlation matrix.
+    depth : float
+        Each decoder starts with its own latent making every pixel of its group this much deeper a
+        unit, for all stars alike (and learns from there): without it a latent may settle on
+        opposite signs for hot and cool stars. 0 = no such term (the paper's decoders).
+    n_auxiliary : int
+        Dimensions of w.
+    labels : tuple of str
+        Store variables the linear head predicts from w and z must be independent of.
+    selective : bool
+        Stop the gradients of read latents (False: ablation of the paper's appendix C).
+    condition_on : {'mean', 'sample'}
+        What a decoder sees of the latents it only reads.
+    auxiliary_gradient : bool
+        Whether reconstruction teaches w (the paper's choice) or only the linear head does.
+    rest : bool
+        Add a decoder for the pixels no group claims; it teaches no latent.
+    adversary_bins : int
+        Bins of each label of the adversary's classes.
+    """
+
+    encoder: str = "ppca"
+    n_components: int = 32
+    hidden: tuple[int, ...] = (256, 256, 64)
+    decoder: tuple[int, ...] = (64, 128)
+    groups: tuple[Group, ...] = DEFAULT_GROUPS
+    correlations: Mapping[str, float] = field(default_factory=lambda: dict(PAPER_CORRELATIONS))
+    depth: float = 0.03
+    n_auxiliary: int = 2
+    labels: tuple[str, ...] = ("teff", "logg")
+    selective: bool = True
+    condition_on: str = "mean"
+    auxiliary_gradient: bool = False
+    rest: bool = True
+    adversary_bins: int = 8
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ("ppca", "conv"):
+            raise InputError(f"unknown encoder {self.encoder!r}", "use 'ppca' or 'conv'")
+        if self.condition_on not in ("mean", "sample"):
+            raise InputError(f"condition_on = {self.condition_on!r}", "use 'mean' or 'sample'")
+        names = self.latents
+        if len(set(names)) != len(names) or len({g.name for g in self.groups}) != len(self.groups):
+            raise InputError("the dependency table repeats a group or a latent", "one row a group, one latent a row")
+        for group in self.groups:
+            bad = [g for g in group.given if g not in names or g == group.latent]
+            if bad:
+                raise InputError(f"group {group.name!r} reads {bad}", f"latents of this model: {', '.join(names)}")
+        self.prior()
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the chemical latents, in the order of z."""
+        return tuple(g.latent for g in self.groups)
+
+    @property
+    def n_latents(self) -> int:
+        """Dimensions of z."""
+        return len(self.groups)
+
+    def prior(self) -> np.ndarray:
+        """Covariance of the prior of z: unit variances, the given correlations; (d, d) float32."""
+        names = self.latents
+        matrix = np.eye(len(names))
+        for pair, value in self.correlations.items():
+            a, _, b = pair.partition("-")
+            if a not in names or b not in names or a == b:
+                raise InputError(f"prior correlation {pair!r}", f"write 'a-b' with a, b of {', '.join(names)}")
+            i, j = names.index(a), names.index(b)
+            matrix[i, j] = matrix[j, i] = value
+        if np.linalg.eigvalsh(matrix)[0] <= 1e-6:
+            raise InputError("the prior's correlation matrix is not positive definite", "lower the correlations")
+        return matrix.astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Configuration from JSON; unknown keys are errors.
+
+        >>> ModelConfig.from_dict({"hidden": [64, 32], "depth": 0.0}).latents
+        ('metal', 'alpha', 'carbon')
+        """
+        return _read(cls, raw, "model")
+
+
+@dataclass(frozen=True)
+class LatePhase:
+    """Factor on reconstruction, whether it teaches w, and whether the pixels no group claims teach z and w."""
+
+    reconstruction_factor: float = 1.0
+    auxiliary: bool = False
+    rest: bool = False
+
+
+#: Before the axes have late_phase_start.
+EARLY = LatePhase()
+#: Training stars from which w goes on learning beside the reconstruction.
+MANY_STARS = 5000
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Attributes
+    ----------
+    epochs, batch, seed : int
+    learning_rate, warmup : float
+        Peak of the OneCycle schedule and the fraction of steps that climb to it.
+    beta : float
+        Weight of the KL divergence relative to a mean over pixels.
+    linear : float
+        Weight of the linear head.
+    independence : float
+        Weight of the kernel dependence between z and (Teff, log g).
+    innovation : float
+        Weight of the dependence of each latent's innovation on the earlier latents.
+    prior_match : float
+        Weight of the sliced distance between the sample of z and the prior.
+    on_sample : float
+        Fraction of independence and innovation taken on samples of z; the rest on means.
+    label_pretrain_epochs : int
+        Epochs in which w alone learns Teff and log g, before everything else; it is fixed
+        until `late_phase_start` and z is kept independent of what it predicts. 0: w learns along with the rest
+        and z is kept independent of the labels. Needs an encoder with a network for w.
+    ramp : float
+        Fraction of the steps over which the kernel penalties grow to full weight.
+    adversary : tuple of (epoch, weight)
+        Stepwise schedule of the adversary; empty = no adversary.
+    adversary_rate : float
+        Learning rate of the adversary.
+    orient : float
+        Latent signs are checked against physics (more of an element deepens lines) until this
+        fraction of the epochs; 0 = never.
+    decoder_finetune_epochs : int
+        Epochs in which only the decoders learn, from posterior means, the encoder fixed.
+    clip : float
+        Largest gradient norm; 0 = no limit.
+    group_weights : dict
+        Weight of each group's reconstruction, 1 where absent.
+    late_phase_start : float
+        Fraction of the steps after which every latent has found its axis: from here on w learns from the
+        reconstruction too (where it had a head start), and `late_reconstruction_factor` sets in.
+    late_reconstruction_factor : float
+        Factor by which reconstruction gains weight over all other terms, reached two thirds of the way from there on.
+    late_label_weight : float
+        Weight of the linear head once w learns from the reconstruction: what keeps chemistry out of w.
+        0: w never does.
+    late_rest_weight : float
+        Weight of the pixels no group claims once the axes have late_phase_start: from then on they teach the latents
+        too, whose errors are those of the whole spectrum then and not of their windows. 0: never.
+    floor : float
+        Error added in quadrature to every pixel, as a fraction of the continuum.
+    label_error : float
+        Relative error of Teff and log g.
+    validation : float
+        Fraction of the training stars that only watch.
+    patience : int
+        Stop after this many epochs without a better validation loss (once the ramp is over); 0 = never.
+    precision : {'float32', 'bfloat16'}
+        Autocast type of encoder and decoders.
+    memory_gb : float
+        Largest training set held in memory; larger ones are streamed.
+    min_steps : tuple of int
+        Fewest steps of main phase, decoder_finetune_epochs and head start: see :meth:`scaled`.
+    """
+
+    epochs: int = 200
+    batch: int = 512
+    seed: int = 0
+    learning_rate: float = 2e-3
+    warmup: float = 0.1
+    beta: float = 0.003
+    linear: float = 20.0
+    independence: float = 5.0
+    innovation: float = 1.0
+    prior_match: float = 1.0
+    on_sample: float = 1.0
+    label_pretrain_epochs: int = 30
+    ramp: float = 0.33
+    adversary: tuple[tuple[int, float], ...] = ()
+    adversary_rate: float = 1e-3
+    orient: float = 0.5
+    decoder_finetune_epochs: int = 20
+    clip: float = 5.0
+    group_weights: dict[str, float] = field(default_factory=dict)
+    late_phase_start: float = 0.4
+    late_reconstruction_factor: float = 6.0
+    late_label_weight: float = 100.0
+    late_rest_weight: float = 0.0
+    floor: float = 0.005
+    label_error: float = 0.02
+    validation: float = 0.03
+    patience: int = 0
+    precision: str = "float32"
+    memory_gb: float = 4.0
+    min_steps: tuple[int, int, int] = (1200, 600, 180)
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision {self.precision!r}", "use 'float32' or 'bfloat16'")
+        if self.epochs < 1 or self.batch < 8:
+            raise InputError(f"epochs = {self.epochs}, batch = {self.batch}", "at least 1 epoch and 8 stars a batch")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TrainConfig:
+        """Configuration from JSON; unknown keys are errors, old names (:data:`RENAMED`) are read.
+
+        >>> TrainConfig.from_dict({"epochs": 10, "head_start": 3}).label_pretrain_epochs
+        3
+        """
+        return _read(cls, raw, "training")
+
+    def scaled(self, n_stars: int) -> TrainConfig:
+        """This configuration for a small survey: smaller batches and more epochs, so that steps are enough.
+
+        Nothing changes where `batch` is less than a sixth of the stars and the epochs give
+        `min_steps`. Below :data:`MANY_STARS` w keeps what its head start taught it: learning on, it
+        would follow the labels' errors. Presets without a head start (the paper's) are left alone.
+        """
+        if not self.label_pretrain_epochs:
+            return self
+        batch = max(8, min(self.batch, n_stars // 6))
+        per_epoch = max(1, n_stars // batch)
+        phases = (self.epochs, self.decoder_finetune_epochs, self.label_pretrain_epochs)
+        epochs, finetune, pretrain = (
+            max(e, -(-least // per_epoch)) if e else 0 for e, least in zip(phases, self.min_steps, strict=True)
+        )
+        return replace(
+            self,
+            batch=batch,
+            epochs=epochs,
+            decoder_finetune_epochs=finetune,
+            label_pretrain_epochs=pretrain,
+            late_label_weight=self.late_label_weight if n_stars >= MANY_STARS else 0.0,
+        )
+
+    def late(self, progress: float) -> LatePhase:
+        """What is different at a fraction of the steps because the axes have settled."""
+        over = progress - self.late_phase_start
+        ramp = min(1.0, max(0.0, over) / max((1.0 - self.late_phase_start) / 1.5, 1e-9))
+        return LatePhase(
+            self.late_reconstruction_factor**ramp,
+            bool(self.label_pretrain_epochs and self.late_label_weight) and over >= 0,
+            bool(self.late_rest_weight) and over >= 0,
+        )
+
+    def adversary_weight(self, epoch: int) -> float:
+        """Lambda of the stepwise schedule at `epoch`."""
+        weight = 0.0
+        for start, value in self.adversary:
+            if epoch >= start:
+                weight = value
+        return weight
