@@ -6,8 +6,8 @@
 #   any batch size.
 # True: scikit-learn keeps the leading components between batches and forgets what lies outside them, while the divisor
 #   counts the stars of all batches: the estimate falls with the number of batches, to a 25th of the truth with 50.
-#   dask-ml's gives 30 % too much with 2 batches, 16 % too much with 10, and the same 25th with 50. Whoever takes it as
-#   sigma^2 of a probabilistic model trusts noise.
+#   dask-ml's is a little too high with few batches (by 16 to 30 %, not twice the same) and the same 25th with 50.
+#   Whoever takes it as sigma^2 of a probabilistic model trusts noise.
 # Source: scikit-learn sklearn/decomposition/_incremental_pca.py, partial_fit (explained_variance = S**2 /
 #   (n_total_samples - 1); noise_variance_ = explained_variance[n_components:].mean());
 #   dask-ml dask_ml/decomposition/incremental_pca.py; both as printed below.
@@ -38,6 +38,6 @@ for batch in (2500, 500, 100):
     dask_ml[batch] = DaskIncrementalPCA(n_components, batch_size=batch).fit(blocks).noise_variance_
     print(f"batches of {batch:4d}: scikit-learn, dask-ml   {scikit[batch]:.5f} {dask_ml[batch]:.5f}")
 assert scikit[2500] > 4 * scikit[500] > 8 * scikit[100], "no longer falls with the number of batches"
-assert dask_ml[2500] > 1.2 * variance and dask_ml[100] < variance / 20, "no longer depends on the batch size so"
+assert dask_ml[2500] > variance > 20 * dask_ml[100], "no longer depends on the batch size so"
 print("noise_variance_ depends on the batch size: as described")
 PYTHON
