@@ -22,7 +22,8 @@ from chemscale.runtime.direct import DirectFile, PlainFile, read_pieces
 _T = TypeVar("_T")
 #: Waits in seconds before a failed call to an object store is tried again.
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-_PARTIAL = ".partial-"
+#: Part of the temporary name of a file that is being written.
+PARTIAL = ".partial-"
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -198,7 +199,7 @@ class Folder:
         """Remove what interrupted writes left under temporary names; returns how many."""
         if self.remote:
             return 0
-        left = [n for n, _ in self.walk() if _PARTIAL in n.rsplit("/", 1)[-1]]
+        left = [n for n, _ in self.walk() if PARTIAL in n.rsplit("/", 1)[-1]]
         for n in left:
             self.remove(n)
         return len(left)
@@ -228,7 +229,7 @@ class Writing:
         self._file: DirectFile | PlainFile | None = None
         if not folder.remote:
             self._path = Path(folder.where(name))
-            self._temporary = self._path.with_name(f"{self._path.name}{_PARTIAL}{uuid.uuid4().hex[:12]}")
+            self._temporary = self._path.with_name(f"{self._path.name}{PARTIAL}{uuid.uuid4().hex[:12]}")
             with self._told():
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = DirectFile(self._temporary) if big else PlainFile(self._temporary)

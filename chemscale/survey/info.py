@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from chemscale.runtime.files import Folder
+from chemscale.survey.ingest.finalise import USED_PER_PIXEL
 from chemscale.survey.sources.base import absence
-from chemscale.survey.store.manifest import REJECTED, STATISTICS, StoreHeader, read_json
+from chemscale.survey.store.ledger import Ledger
+from chemscale.survey.store.manifest import REJECTED, STATISTICS
+from chemscale.survey.store.open import small_array
+from chemscale.survey.store.root import RootRecord
 
 #: Bins of the coverage over wavelength.
 WAVELENGTH_BINS = 40
@@ -24,31 +28,27 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     StoreError
         No complete store at `path`.
     """
-    from chemscale.survey.ingest.finalise import USED_PER_PIXEL
-    from chemscale.survey.store.open import small_array
-    from chemscale.survey.store.root import RootRecord
-
     top = Folder(path)
     record = RootRecord.read(top)
-    header = StoreHeader.read(top)
-    per_segment = [read_json(top.sub(e.path), STATISTICS) for e in record.groups]
-    total = per_segment[0]
-    for other in per_segment[1:]:
+    ledgers = [Ledger.of(top, record, entry) for entry in record.groups]
+    header = ledgers[0].header()
+    per_group = [ledger.json(STATISTICS) for ledger in ledgers]
+    total = per_group[0]
+    for other in per_group[1:]:
         total = _add(total, other)
     rejected: list[dict[str, str]] = []
     used = np.zeros(header.n_pixels, np.int64)
     absent: dict[str, int] = {}
-    for entry in record.groups:
-        folder = top.sub(entry.path)
-        rejected += read_json(folder, REJECTED)
-        used += np.load(io.BytesIO(folder.read(USED_PER_PIXEL)), allow_pickle=False)
+    for ledger in ledgers:
+        rejected += ledger.json(REJECTED)
+        used += np.load(io.BytesIO(ledger.content(USED_PER_PIXEL)), allow_pickle=False)
     sizes = [size for _, size in top.walk()]
-    wave = small_array(top, "wavelength", "").values
+    wave = small_array(ledgers[0], "wavelength").values
     n_values = max(1, total["n_stars"] * header.n_pixels)
     by_wavelength = [
         float(b.mean()) / max(1, total["n_stars"]) for b in np.array_split(used, WAVELENGTH_BINS) if b.size
     ]
-    superseded = sum(e.n_hidden for e in record.groups) - sum(s["n_slots"] - s["n_stars"] for s in per_segment)
+    superseded = sum(e.n_hidden for e in record.groups) - sum(s["n_slots"] - s["n_stars"] for s in per_group)
     for row in rejected:
         if lacks := absence(row["reason"]):
             absent[lacks] = absent.get(lacks, 0) + 1

@@ -24,7 +24,9 @@ from chemscale.survey.ingest.ingestion import IngestSummary, run_shards, still_g
 from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
 from chemscale.survey.sources.base import Source
 from chemscale.survey.store.create import create_store, tidy
+from chemscale.survey.store.ledger import Ledger
 from chemscale.survey.store.manifest import INPUTS, PLAN, StoreHeader, done_shards, dump
+from chemscale.survey.store.open import open_groups, small_array
 from chemscale.survey.store.root import RootRecord, publish, read_hidden
 
 if TYPE_CHECKING:
@@ -74,8 +76,9 @@ def append(
     begun = time.monotonic()
     top = Folder(path)
     record = RootRecord.read(top)
-    first = StoreHeader.read(top)
-    job = _fit(plan_ingest(source, layout=first.layout, max_error=max_error), first, top)
+    ledger = Ledger.of(top, record, record.groups[0])
+    first = ledger.header()
+    job = _fit(plan_ingest(source, layout=first.layout, max_error=max_error), first, ledger)
     existing = _existing(top, record)
     known = [i.star_id for i in job.items if i.star_id in existing]
     if known and not replace_existing:
@@ -117,11 +120,10 @@ def append(
     )
 
 
-def _fit(job: Job, first: StoreHeader, top: Folder) -> Job:
+def _fit(job: Job, first: StoreHeader, ledger: Ledger) -> Job:
     """The job with the store's variables; refuses what cannot stand in one array with the others."""
-    import zarr
-
-    stored = np.asarray(zarr.open_array(top.zarr_store(), path="wavelength", mode="r")[...])
+    top = ledger.folder
+    stored = small_array(ledger, "wavelength").values
     if len(stored) != len(job.wavelength) or not np.allclose(stored, job.wavelength, rtol=1e-9, atol=0):
         raise InputError(
             f"the source's wavelength grid ({len(job.wavelength)} pixels) is not that of {top.root} ({len(stored)})",
@@ -153,11 +155,10 @@ def _begin(folder: Folder, job: Job, *, resume: bool) -> None:
 def _existing(top: Folder, record: RootRecord) -> dict[str, tuple[int, int]]:
     """Identifier -> (group, row) of every visible star. Holds the identifiers in memory."""
     where = {}
-    for index, entry in enumerate(record.groups):
-        ids = read_column(top.sub(entry.path), "star_id")
-        visible = np.ones(len(ids), bool)
-        visible[read_hidden(top, entry)] = False
-        where.update({ids[row]: (index, int(row)) for row in np.flatnonzero(visible)})
+    for index, group in enumerate(open_groups(top, record)):
+        ids = group.read("star_id", 0, group.n_stars)
+        rows = np.delete(np.arange(group.n_rows), group.hidden)
+        where.update({star: (index, int(row)) for star, row in zip(ids, rows, strict=True)})
     return where
 
 
@@ -168,6 +169,6 @@ def _groups(
     out = []
     for index, entry in enumerate(record.groups):
         more = np.array([row for group, row in superseded.values() if group == index], "i8")
-        hidden = np.union1d(read_hidden(top, entry), more).astype("i8")
+        hidden = np.union1d(read_hidden(top, record, entry), more).astype("i8")
         out.append((entry.path, entry.n_rows, hidden))
     return out

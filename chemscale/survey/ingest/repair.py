@@ -34,6 +34,7 @@ from chemscale.survey.store.layout import chunk_file, encode, metadata
 from chemscale.survey.store.manifest import (
     INPUTS,
     LEDGER,
+    PLAN,
     REJECTED,
     SHARDS,
     STATISTICS,
@@ -162,6 +163,11 @@ class _Mender:
                 f"{folder.where(SHARDS)}: the list of markers is damaged ({err}); without it nothing can be told apart",
                 "restore it from a copy, or ingest again",
             ) from err
+        if checksum(folder.read(PLAN)) != self.ledger["small"].get(PLAN, {}).get("crc32c"):
+            raise StoreError(
+                f"{folder.where(PLAN)}: damaged; without it the layout is not known",
+                "restore it from a copy, or ingest again",
+            )
         self.changed = False
         self._job: Job | None = None
 

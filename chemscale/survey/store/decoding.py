@@ -1,9 +1,11 @@
 """Pixel variables of a local store, read straight from the files of their shards.
 
 What Zarr's sharding codec does, less its event loop, its pool of threads and its copies: chunks are decoded one after
-the other in the thread that asks, where it can into the array that is returned. A worker of one thread then keeps one
-core busy and no more, and reading takes a third of the time. Object stores, and arrays of other codecs than
-:func:`~chemscale.survey.store.layout.pixel_codecs` may choose, are left to zarr-python.
+the other in the thread that asks, where it can into the array that is returned. A worker of one thread then keeps
+one core busy and no more, and reading takes a third of the time. The first time a process touches a shard it is
+compared with the store's ledger, by the checksums of its chunks: a shard that is missing or another one's is an
+error. Object stores, and arrays of other codecs than :func:`~chemscale.survey.store.layout.pixel_codecs` may choose,
+are left to zarr-python.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from chemscale.arrays import cut_every, scratch
 from chemscale.survey.store.layout import chunk_file
+from chemscale.survey.store.ledger import Touched, shard_checksum
 
 #: Offset and length of a chunk that was never written.
 _ABSENT = np.iinfo(np.uint64).max
@@ -41,15 +45,20 @@ class ShardFiles:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    fill: Any
     shard: int
     chunk: int
     blosc: bool
     checked: bool
+    touched: Touched | None = None
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str], name: str, array: Any) -> ShardFiles | None:
-        """How to read `array` (a ``zarr.Array`` called `name` in a local folder); None where zarr has to do it."""
+    def of(
+        cls, folder: str | os.PathLike[str], name: str, array: Any, touched: Touched | None = None
+    ) -> ShardFiles | None:
+        """How to read `array` (a ``zarr.Array`` called `name` in a local folder); None where zarr has to do it.
+
+        Shards are compared with what `touched` expects; without it any shard is taken for what it is.
+        """
         from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
         meta: Any = array.metadata
@@ -78,11 +87,11 @@ class ShardFiles:
             name,
             tuple(array.shape),
             dtype.newbyteorder("<"),
-            meta.fill_value,
             outer[0],
             int(sharding.chunk_shape[0]),
             BloscCodec in inner,
             Crc32cCodec in inner,
+            touched,
         )
 
     def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
@@ -91,7 +100,7 @@ class ShardFiles:
         Raises
         ------
         ValueError
-            A checksum that does not fit, a chunk that cannot be decoded.
+            A shard that is missing, a checksum that does not fit, a chunk that cannot be decoded.
         OSError
         """
         shape = (max(0, stop - start), *self.shape[1:])
@@ -106,22 +115,46 @@ class ShardFiles:
 
     def _shard(self, shard: int, start: int, stop: int, out: np.ndarray) -> None:
         """Rows ``[start, stop)`` of a shard."""
-        path = self.folder / chunk_file(self.name, shard, len(self.shape))
+        name = chunk_file(self.name, shard, len(self.shape))
+        path = self.folder / name
         try:
             file = FileIO(path)
         except FileNotFoundError:
-            out[...] = self.fill  # as Zarr has it
-            return
+            raise ValueError(f"{path} is missing") from None
         with file:
             index = self._index(file)
+            self._compare(name, file, index)
             for chunk, low, high in cut_every(start, stop, self.chunk):
                 offset, length = index[chunk]
                 rows = out[low - start : high - start]
+                where = f"{path}, chunk {chunk}"
                 if offset == _ABSENT:
-                    rows[...] = self.fill
-                else:
-                    where = f"{path}, chunk {chunk}"
-                    self._decode(_fetch(file, int(offset), int(length), where), low - chunk * self.chunk, rows, where)
+                    raise ValueError(f"{where} is missing")
+                self._decode(_fetch(file, int(offset), int(length), where), low - chunk * self.chunk, rows, where)
+
+    def _compare(self, name: str, file: FileIO, index: np.ndarray) -> None:
+        """The first time in a process, and when the file has changed: is this the shard that was written?"""
+        if self.touched is None:
+            return
+        handle = file.fileno()
+        stat = os.fstat(handle)
+        if self.touched.known(name, stat):
+            return
+        expected = self.touched.expect(name)
+        if stat.st_size != expected["bytes"]:
+            raise ValueError(f"{file.name} has {stat.st_size} bytes, {expected['bytes']} were written")
+        there = index[index[:, 0] != _ABSENT].astype(np.int64)
+        there = there[np.argsort(there[:, 0], kind="stable")]
+        ends = there.sum(axis=1)
+        if self.checked and len(there) and there[0, 0] == 0 and np.array_equal(ends[:-1], there[1:, 0]):
+            trailers = [os.pread(handle, 4, int(end) - 4) for end in ends]
+            tail = os.pread(handle, stat.st_size - int(ends[-1]), int(ends[-1]))
+            found = shard_checksum(there, trailers, tail)
+        else:
+            found = int(google_crc32c.value(os.pread(handle, stat.st_size, 0)))
+        if found != expected["crc32c"]:
+            raise ValueError(f"{file.name} is not the shard that was written here (checksum)")
+        self.touched.note(name, stat)
 
     def _index(self, file: FileIO) -> np.ndarray:
         """Offset and length of every chunk of an open shard."""
@@ -170,8 +203,6 @@ def _fetch(file: FileIO, offset: int, length: int, where: str) -> np.ndarray:
 
 def _checked(data: np.ndarray, where: str) -> np.ndarray:
     """`data` without the CRC32C at its end, which fits."""
-    import google_crc32c
-
     content = data[:-4]
     if google_crc32c.value(content) != int(data[-4:].view("<u4")[0]):
         raise ValueError(f"{where}: its checksum does not fit, the file is damaged")

@@ -164,9 +164,9 @@ def encode(name: str, dtype: str, values: np.ndarray, layout: Layout) -> bytes:
     from zarr.storage import MemoryStore
 
     memory: dict[str, Any] = {}
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        array = zarr.create_array(MemoryStore(memory), **array_spec(name, dtype, values.shape, layout))
-        array[...] = values
+    spec = array_spec(name, dtype, values.shape, layout)  # no setting of the process: others encode at the same time
+    array = zarr.create_array(MemoryStore(memory), config={"write_empty_chunks": True}, **spec)
+    array[...] = values
     key = "c/" + "/".join("0" * values.ndim)
     return memory[key].to_bytes()
 

@@ -229,22 +229,6 @@ def empty_columns(header: StoreHeader, n: int) -> dict[str, np.ndarray]:
     return columns
 
 
-def read_json(folder: Folder, name: str) -> Any:
-    """A file of the ledger of a complete store.
-
-    Raises
-    ------
-    StoreError
-        It is gone or damaged.
-    """
-    try:
-        return json.loads(folder.read(name))
-    except (FileNotFoundError, ValueError) as err:
-        raise StoreError(
-            f"{folder.where(name)}: missing or damaged ({err})", "`chemscale verify STORE --repair` writes it again"
-        ) from err
-
-
 def read_marker(folder: Folder, shard: int) -> dict[str, Any] | None:
     """Marker of a shard, or None when it is not done (or its marker cannot be read)."""
     try:

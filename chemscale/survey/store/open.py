@@ -17,7 +17,8 @@ import xarray as xr
 from chemscale.errors import InputError
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES, variable_attrs
-from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout
+from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout, chunk_file
+from chemscale.survey.store.ledger import Ledger, ledger_crc
 from chemscale.survey.store.manifest import (
     StoreHeader,
 )
@@ -53,9 +54,9 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
     """
     folder = Folder(path)
     record = RootRecord.read(folder)
-    header = StoreHeader.read(folder)
-    groups = _open_groups(folder, record)
-    token = groups[0].token
+    ledger = Ledger.of(folder, record, record.groups[0])
+    header = ledger.header()
+    groups = open_groups(folder, record)
     variables: dict[str, Any] = {}
     for name in PIXEL_VARIABLES:
         mask = Mask.of(record.mask) if name == "flags" else None
@@ -66,7 +67,7 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
         shape = (record.n_stars, len(header.elements))[: len(spec.dims)]
         rows = Rows(groups, name, shape, object if spec.dtype == "str" else spec.dtype)
         variables[name] = _label_variable(rows)
-    coords: dict[str, Any] = {"wavelength": small_array(folder, "wavelength", token)}
+    coords: dict[str, Any] = {"wavelength": small_array(ledger, "wavelength")}
     if header.elements:
         coords["element"] = xr.Variable(
             ("element",), np.array(header.elements, dtype=object), variable_attrs("element")
@@ -75,17 +76,22 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
-def _open_groups(folder: Folder, record: RootRecord) -> tuple[StoreGroup, ...]:
+def open_groups(folder: Folder, record: RootRecord) -> tuple[StoreGroup, ...]:
+    """The groups of arrays that readers see."""
     token = token_of(folder, record)
-    return tuple(StoreGroup(folder.sub(e.path).root, e.n_rows, read_hidden(folder, e), token) for e in record.groups)
+    return tuple(
+        StoreGroup(folder.sub(e.path).root, e.n_rows, read_hidden(folder, record, e), token, ledger_crc(record, e))
+        for e in record.groups
+    )
 
 
 def flags_as_ingested(folder: Folder, chunks: tuple[int, ...]) -> Any:
     """The store's flags without its mask, as a dask array of `chunks` stars."""
     import dask.array as da
 
-    record, header = RootRecord.read(folder), StoreHeader.read(folder)
-    rows = Rows(_open_groups(folder, record), "flags", (record.n_stars, header.n_pixels), np.uint8)
+    record = RootRecord.read(folder)
+    header = Ledger.of(folder, record, record.groups[0]).header()
+    rows = Rows(open_groups(folder, record), "flags", (record.n_stars, header.n_pixels), np.uint8)
     meta = np.empty((0, 0), np.uint8)
     return da.from_array(rows, chunks=(chunks, (header.n_pixels,)), asarray=False, fancy=False, meta=meta)
 
@@ -113,10 +119,13 @@ def _label_variable(rows: Rows) -> xr.Variable:
     return xr.Variable(VARIABLES[rows.name].dims, lazy, variable_attrs(rows.name))
 
 
-def small_array(folder: Folder, name: str, token: str) -> xr.Variable:
+def small_array(ledger: Ledger, name: str) -> xr.Variable:
+    """A variable of one chunk that is read at once, compared with the ledger."""
     import zarr
 
-    array = zarr.open_array(folder.zarr_store(), path=name, mode="r")
+    for file in (f"{name}/zarr.json", chunk_file(name, 0, 1)):
+        ledger.content(file)
+    array = zarr.open_array(ledger.folder.zarr_store(), path=name, mode="r")
     return xr.Variable(VARIABLES[name].dims, np.asarray(array[...]), dict(array.attrs))
 
 

@@ -174,11 +174,25 @@ def group_entry(folder: Folder, path: str, n_rows: int, hidden: np.ndarray, *, r
     return GroupEntry(path, n_rows, name, len(hidden))
 
 
-def read_hidden(folder: Folder, entry: GroupEntry) -> np.ndarray:
-    """Hidden rows of a group, sorted."""
+def read_hidden(folder: Folder, record: RootRecord, entry: GroupEntry) -> np.ndarray:
+    """Hidden rows of a group, sorted.
+
+    Raises
+    ------
+    StoreError
+        The list is missing, or not the one that the root record names.
+    """
     if not entry.hidden:
         return np.empty(0, "i8")
-    return np.load(io.BytesIO(folder.read(entry.hidden)), allow_pickle=False)
+    try:
+        data = folder.read(entry.hidden)
+    except FileNotFoundError:
+        data = b""
+    if checksum(data) != record.checksums.get(entry.hidden):
+        raise StoreError(
+            f"{folder.where(entry.hidden)}: missing or damaged", "`chemscale verify STORE --repair` writes it again"
+        )
+    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def store_token(store: str) -> str:

@@ -16,11 +16,14 @@ import numpy as np
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from chemscale.arrays import cut_at
+from chemscale.arrays import cut_at, cut_every
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import Flag
 from chemscale.survey.store.decoding import ShardFiles
+from chemscale.survey.store.layout import chunk_file
+from chemscale.survey.store.ledger import Ledger, Touched
+from chemscale.survey.store.root import RootRecord, token_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class StoreGroup:
     hidden: np.ndarray
     #: identifies the content, so that caches never mix two stores at one path
     token: str = ""
+    #: CRC32C of the group's list of markers, as the root record says
+    ledger: int = 0
 
     @property
     def n_stars(self) -> int:
@@ -58,27 +63,50 @@ class StoreGroup:
         """Stars ``[start, stop)`` of a variable; `reuse` as in :meth:`Rows.read`."""
         first, last = self.row_range(start, stop)
         try:
-            values = _open(self.url, name, self.token)(first, last, reuse)
+            values = _open(self.url, name, self.token, self.ledger)(first, last, reuse)
         except Exception as err:
-            raise StoreError(
-                f"{self.url}: cannot read {name}, rows {first} to {last}: {err}",
-                "`chemscale verify STORE` names what is broken, `--repair` ingests it again",
-            ) from err
+            raise self._failed(name, first, last, err) from err
         lo, hi = np.searchsorted(self.hidden, (first, last))
         if hi > lo:
             values = np.delete(values, self.hidden[lo:hi] - first, axis=0)
         return values.astype(object) if values.dtype.kind == "T" else values
 
+    def _failed(self, name: str, first: int, last: int, err: Exception) -> StoreError:
+        """What to say of rows that cannot be read: the store is another one by now, or it is damaged."""
+        said = err.message if isinstance(err, StoreError) else err
+        what = f"{self.url}: cannot read {name}, rows {first} to {last}: {said}"
+        top = Folder(self.url.partition("/revisions/")[0])
+        try:
+            now = token_of(top, RootRecord.read(top))
+        except (StoreError, OSError) as gone:
+            why = gone.message if isinstance(gone, StoreError) else gone
+            return StoreError(f"{what} (the store is gone since it was opened: {why})", "open it again")
+        if now != self.token:
+            return StoreError(f"{what} (the store has been replaced or changed since it was opened)", "open it again")
+        return StoreError(what, "`chemscale verify STORE` names what is broken, `--repair` ingests it again")
+
 
 @lru_cache(maxsize=512)
-def _open(url: str, name: str, token: str) -> Callable[[int, int, bool], np.ndarray]:
-    """A function of (first, last row, reuse) that reads a variable."""
+def _open(url: str, name: str, token: str, ledger: int) -> Callable[[int, int, bool], np.ndarray]:
+    """A function of (first, last row, reuse) that reads a variable; files are compared with the store's ledger."""
     import zarr
 
     folder = Folder(url)
+    listed = Ledger.read(url, ledger)
+    listed.content(f"{name}/zarr.json")
+    touched = Touched(folder, {n: f for n, f in listed.files().items() if n.startswith(f"{name}/")})
     array: Any = zarr.open_array(folder.zarr_store(), path=name, mode="r")
-    direct = None if folder.remote else ShardFiles.of(folder.root, name, array)
-    return direct.read if direct is not None else lambda first, last, reuse: np.asarray(array[first:last])
+    direct = None if folder.remote else ShardFiles.of(folder.root, name, array, touched)
+    if direct is not None:
+        return direct.read
+    height = (array.shards or array.chunks)[0]
+
+    def read(first: int, last: int, reuse: bool) -> np.ndarray:
+        for which, _, _ in cut_every(first, last, height):  # shards of object stores are too big to be fetched for this
+            touched.check(chunk_file(name, which, array.ndim), digest=not (folder.remote and array.shards))
+        return np.asarray(array[first:last])
+
+    return read
 
 
 @dataclass(frozen=True)

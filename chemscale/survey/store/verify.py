@@ -6,20 +6,20 @@ root record, and the root record carries one of itself: a single flipped byte an
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chemscale.errors import StoreError
-from chemscale.runtime.files import Folder
+from chemscale.runtime.files import PARTIAL, Folder
 from chemscale.schema import ALL_FLAGS, VARIABLES, check
 from chemscale.survey.store.faults import Fault, VerifyReport
 from chemscale.survey.store.layout import decoder
-from chemscale.survey.store.manifest import ROOT, SHARDS, StoreHeader, checksum
+from chemscale.survey.store.ledger import Ledger, compare
+from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, SHARDS, StoreHeader
 from chemscale.survey.store.open import open_survey
 from chemscale.survey.store.root import GroupEntry, RootRecord
 
@@ -71,30 +71,19 @@ def verify(
     report.n_stars = record.n_stars
     for name, expected in record.checksums.items():
         _check_file(top, name, {"crc32c": expected}, report, "")
+    listed: set[str] = set()
     for entry in record.groups:
-        _verify_group(top.sub(entry.path), entry, report, deep=deep, client=client, progress=progress)
+        found = _verify_group(top, record, entry, report, deep=deep, client=client, progress=progress)
+        listed.update(f"{entry.path}/{name}".lstrip("/") for name in found)
+    if not any(f.file.endswith(SHARDS) for f in report.faults):
+        report.faults += _strays(top, record, listed)
     if not report.faults:
         _check_contract(top, report)
     return report
 
 
-def _compare(folder: Folder, name: str, expected: Mapping[str, int]) -> tuple[str, bytes]:
-    """('' or what is wrong with the file, its content)."""
-    try:
-        data = folder.read(name)
-    except FileNotFoundError:
-        return "missing", b""
-    except OSError as err:
-        return f"cannot be read: {err.strerror or err}", b""
-    if "bytes" in expected and len(data) != expected["bytes"]:
-        return f"has {len(data)} bytes, {expected['bytes']} were written", data
-    if checksum(data) != expected["crc32c"]:
-        return "checksum differs from what was written", data
-    return "", data
-
-
 def _check_file(folder: Folder, name: str, expected: Mapping[str, int], report: VerifyReport, group: str) -> str:
-    problem, data = _compare(folder, name, expected)
+    problem, data = compare(folder, name, expected)
     report.n_bytes += len(data)
     report.n_files += 1
     if problem:
@@ -103,30 +92,32 @@ def _check_file(folder: Folder, name: str, expected: Mapping[str, int], report: 
 
 
 def _verify_group(
-    folder: Folder,
+    top: Folder,
+    record: RootRecord,
     entry: GroupEntry,
     report: VerifyReport,
     *,
     deep: bool,
     client: Client | None,
     progress: bool | None,
-) -> None:
+) -> set[str]:
+    """Check a group's files; returns the names of those it lists."""
     from chemscale.runtime.shards import map_shards
 
-    group = entry.path
-    try:
-        header = StoreHeader.read(folder)
-        ledger = json.loads(folder.read(SHARDS))
-        shards, labels, small = ledger["shards"], ledger["labels"], ledger["small"]
-    except (StoreError, FileNotFoundError, ValueError, KeyError) as err:
-        name = SHARDS if not isinstance(err, StoreError) else "_chemscale/plan.json"
-        report.faults.append(Fault(name, f"cannot be read: {err}", group=group))
-        return
-    for name, expected in small.items():
+    folder, group = top.sub(entry.path), entry.path
+    if any(f.file == f"{group}/{SHARDS}".lstrip("/") for f in report.faults):
+        return set()  # without the list nothing can be told apart
+    ledger = Ledger.of(top, record, entry)
+    shards = ledger.markers
+    for name, expected in ledger.small.items():
         _check_file(folder, name, expected, report, group)
+    if any(f.file == PLAN and f.group == group for f in report.faults):
+        report.faults += _without_header(ledger, report, group)
+        return {SHARDS, *ledger.files()}
+    header = StoreHeader.read(folder)
     _check_markers(header, entry, shards, report, group)
-    for name, expected in labels.items():
-        problem, _ = _compare(folder, name, expected)
+    for name, expected in ledger.labels.items():
+        problem, _ = compare(folder, name, expected)
         report.n_files += 1
         report.n_bytes += expected["bytes"]
         if problem:
@@ -143,6 +134,36 @@ def _verify_group(
     map_shards(
         check_shard, tasks, client, on_result=on_result, description="verify", unit="shards", show=progress
     ).raise_for_failures("shard")
+    return {SHARDS, *ledger.files()}
+
+
+def _without_header(ledger: Ledger, report: VerifyReport, group: str) -> list[Fault]:
+    """Faults of shards and label chunks of a group whose header is damaged: their layout is not known."""
+    faults = []
+    for name, expected in ledger.files().items():
+        if name not in ledger.small:
+            problem, _ = compare(ledger.folder, name, expected)
+            report.n_files += 1
+            report.n_bytes += expected["bytes"]
+            if problem:
+                faults.append(Fault(name, problem, group=group))
+    return faults
+
+
+def _strays(top: Folder, record: RootRecord, listed: set[str]) -> list[Fault]:
+    """Files that nothing lists. Revisions that are being appended, and what `finalise` tidies away, are none."""
+    faults = []
+    groups = {e.path for e in record.groups}
+    for name, _ in top.walk():
+        head, _, file = name.rpartition("/")
+        revision = re.match(r"revisions/\d+(?=/)", name)
+        unpublished = revision is not None and revision[0] not in groups
+        making = re.search(rf"(^|/){LEDGER}/(parts|shards|partitions)(/|$)", head) or PARTIAL in file
+        older = re.fullmatch(rf"{LEDGER}/hidden-(\d+)-\w+\.npy", name)
+        superseded = older is not None and int(older[1]) <= record.revision
+        if name not in listed | {ROOT, *record.checksums} and not (unpublished or making or superseded):
+            faults.append(Fault(name, "is not part of the store: nothing lists it"))
+    return faults
 
 
 def _check_markers(header: StoreHeader, entry: GroupEntry, shards: list[Any], report: VerifyReport, group: str) -> None:
@@ -168,7 +189,7 @@ def check_shard(task: _Check) -> list[Fault]:
     """Faults of one shard's files; runs on a worker. Each file is read once and decoded in memory."""
     faults: list[Fault] = []
     for name, expected in task.files.items():
-        problem, data = _compare(task.folder, name, expected)
+        problem, data = compare(task.folder, name, expected)
         if problem or task.deep:
             faults += _check_chunks(task, name, problem, data)
     return faults
@@ -195,7 +216,9 @@ def _check_chunks(task: _Check, name: str, problem: str, data: bytes) -> list[Fa
             faults.append(Fault(name, what, rows, index, ids, task.group, task.shard))
     whole = len(faults) == len(chunks) and len(chunks) > 1 and problem
     if problem and (not faults or whole):  # in no chunk's bytes, or in all: the shard's index, or the file is gone
-        what = problem if problem.startswith(("missing", "has", "cannot")) else f"{problem} (in the shard's index)"
+        what = problem
+        if not problem.startswith(("missing", "has", "cannot")):
+            what += " (in the shard's index)" if whole else " (another shard's chunks, or older ones)"
         ids = _ids(task.folder, task.rows)
         return [Fault(name, what, task.rows, None, ids, task.group, task.shard)]
     return faults

@@ -14,12 +14,11 @@ LAYOUT = Layout(8, 24, 48)
 
 
 def written(folder, compressors, shape=(61, 5), dtype="float32", **more):
-    """An array of 61 rows in shards of 24, and its values; rows 24 to 48 (a whole shard) were never written."""
+    """An array of 61 rows in shards of 24, and its values."""
     settings = {"chunks": (8, *shape[1:]), "shards": (24, *shape[1:]), "fill_value": 7} | more
     array = zarr.create_array(str(folder), name="flux", shape=shape, dtype=dtype, compressors=compressors, **settings)
     values = np.random.default_rng(3).integers(0, 200, shape).astype(dtype)
-    array[:24], array[48:] = values[:24], values[48:]
-    values[24:48] = 7
+    array[:] = values
     return zarr.open_array(str(folder), path="flux", mode="r"), values
 
 
@@ -62,6 +61,17 @@ def test_the_arrays_of_a_store_are_read_so(tmp_path):
         zarr.create_array(str(tmp_path), name=name, **array_spec(name, dtype, (61, 5), LAYOUT))
         array = zarr.open_array(str(tmp_path), path=name, mode="r")
         assert ShardFiles.of(tmp_path, name, array) is not None
+
+
+@pytest.mark.parametrize("what", ["shard", "chunk"])
+def test_rows_that_were_never_written_are_an_error(tmp_path, what):
+    """The fill value is no measurement: every row of a store is written."""
+    array = zarr.create_array(str(tmp_path), name="flux", **array_spec("flux", "float32", (61, 5), LAYOUT))
+    array[:8] = 1
+    files = ShardFiles.of(tmp_path, "flux", zarr.open_array(str(tmp_path), path="flux", mode="r"))
+    assert files.read(0, 8).min() == 1
+    with pytest.raises(ValueError, match=f"{'flux/c/1/0' if what == 'shard' else 'chunk 1'} is missing"):
+        files.read(*((24, 30) if what == "shard" else (8, 16)))
 
 
 @pytest.mark.parametrize("where", ["chunk", "index"])
