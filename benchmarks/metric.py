@@ -23,7 +23,8 @@ from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.pipeline import fit_run
 from chemscale.rsca.representation import Representation
 from chemscale.rsca.stars import RunStars
-from chemscale.runtime.run import Run, write_json
+from chemscale.runtime.jsonio import write_json
+from chemscale.runtime.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 

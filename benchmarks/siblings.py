@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from chemscale.rsca.neighbours import SiblingIndex
-from chemscale.runtime.run import write_json
+from chemscale.runtime.jsonio import write_json
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vae"))
 from vae_catalogue import catalogue
 
-from chemscale.runtime.run import Run, jsonable
+from chemscale.runtime.jsonio import write_json
+from chemscale.runtime.run import Run
 from chemscale.survey.ingest.datasets import write_survey
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
@@ -142,7 +143,7 @@ def main():
         print(pipeline.infer(str(store), run), flush=True)
         result = judge(run, str(store), np.load(truth, mmap_mode="r"))
         result["train"] = Run.open(run).manifest["stages"]["vae.train"]
-        (args.work / f"{name}.json").write_text(json.dumps(jsonable(result), indent=1))
+        write_json(args.work / f"{name}.json", result)
         keys = [k for k in result if k.startswith(("r_", "r2_", "rmse_", "relative_l2_noise"))]
         print(name, {k: round(result[k], 4) for k in keys}, flush=True)
         print(json.dumps(result["flags"]), json.dumps(result["anomalies"]), json.dumps(result["hidden"]), flush=True)

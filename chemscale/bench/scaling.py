@@ -22,8 +22,9 @@ import numpy as np
 
 from chemscale.bench.pinning import a_core_each
 from chemscale.errors import InputError
+from chemscale.runtime.jsonio import write_json
 from chemscale.runtime.observe import worker_peaks
-from chemscale.runtime.run import versions, write_json
+from chemscale.runtime.run import versions
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from typing import Any
 
@@ -23,9 +22,9 @@ console = Console(stderr=True)
 
 def echo_json(obj: Any) -> None:
     """Print one JSON document on stdout (NaN becomes null)."""
-    from chemscale.runtime.run import jsonable
+    from chemscale.runtime.jsonio import text
 
-    sys.stdout.write(json.dumps(jsonable(obj), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(text(obj))
 
 
 def _version(value: bool) -> None:

@@ -18,6 +18,7 @@ from chemscale.errors import ChemscaleError
 from chemscale.pipeline.file import MAKES_STORE, STATE, Pipeline, Stage, select
 from chemscale.runtime import credentials
 from chemscale.runtime.cluster import ClusterSettings, Terminated, connect, graceful_signals
+from chemscale.runtime.jsonio import write_json
 from chemscale.runtime.observe import (
     forget_peaks,
     human_seconds,
@@ -26,7 +27,7 @@ from chemscale.runtime.observe import (
     summary_line,
     worker_peaks,
 )
-from chemscale.runtime.run import Run, versions, write_json
+from chemscale.runtime.run import Run, versions
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -48,7 +48,7 @@ from chemscale.config import load_toml
 from chemscale.errors import InputError
 from chemscale.runtime.cluster import ClusterSettings, settings_for
 from chemscale.runtime.jobs import files_in
-from chemscale.runtime.run import fingerprint
+from chemscale.runtime.jsonio import digest
 
 #: Stage -> verb, in the order of the journey. `{source}` is taken from the stage's table.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -221,7 +221,8 @@ def _stage(path: Path, name: str, table: Any, store: str, run: str, before: str)
             raise InputError(f"{path}: unknown key {key!r} in [{name}]", f"did you mean {near[0]!r}?")
     here = path.parent
     named = files_in([os.path.join(here, v) if isinstance(v, str) else v for v in _flat(settings)])
-    key = fingerprint({"verb": verb, "settings": settings, "before": before, "files": named, "store": store})
+    found = {"verb": verb, "settings": settings, "before": before, "files": named, "store": store}
+    key = digest(found, compact=True)
     flags = {o: o in options for o in ("cluster", "resume", "overwrite")}
     takes = flags["cluster"] and not {"cluster", "workers"} & set(settings)
     return Stage(name, verb, settings, tuple(arguments), takes, flags["resume"], flags["overwrite"], key)

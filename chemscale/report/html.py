@@ -23,6 +23,7 @@ from PIL import Image
 from chemscale._version import __version__
 from chemscale.report import charts, explore, findings, products
 from chemscale.rsca.uncertainty import bootstrap
+from chemscale.runtime.files import write_file
 from chemscale.runtime.run import Run
 from chemscale.studies import registry
 
@@ -66,10 +67,7 @@ def build_report(
     """
     run = run_dir if isinstance(run_dir, Run) else Run.open(run_dir)
     target = Path(out) if out is not None else run.path / "report.html"
-    page = _Page(run, n_stars, n_spectra).render()
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, target)
+    write_file(target, _Page(run, n_stars, n_spectra).render().encode())
     return target
 
 

@@ -24,8 +24,9 @@ from chemscale.rsca.auto import check_clusters
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
 from chemscale.rsca.metric import RSCA, check_freedom
 from chemscale.rsca.stars import RunStars, text
+from chemscale.runtime.jsonio import digest
 from chemscale.runtime.observe import Progress, human_seconds, progress_bar
-from chemscale.runtime.run import Run, fingerprint
+from chemscale.runtime.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def _basis(
     chosen = hashlib.sha256("\0".join(role.tolist()).encode()).hexdigest()
     settings: dict[str, Any] = {"components": components, "noise": noise}
     inputs = {"store": token, "roles": chosen, "angle": PPCA_ANGLE, "passes": PPCA_PASSES, "chemscale": __version__}
-    key = fingerprint(settings | inputs)
+    key = digest(settings | inputs, compact=True)
     if token and (done := _done(run, suffix, key)):
         say(f"the basis of {components} components ({noise} noise) is there; --overwrite fits it again")
         return done

@@ -287,6 +287,18 @@ class Writing:
             self._file = None
 
 
+def write_file(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
+    """Replace one local file whole: written beside it, put on the disk where `sync` asks for it, then renamed.
+
+    Raises
+    ------
+    StoreError
+        No space left, read-only file system, quota.
+    """
+    target = Path(path)
+    Folder(target.parent).write(target.name, data, sync=sync)
+
+
 def _join(base: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}" if name else base
 

@@ -19,21 +19,12 @@ from typing import Any
 import numpy as np
 
 from chemscale.runtime.files import is_remote
+from chemscale.runtime.jsonio import canonical
 
 _BATCH = 512
 _THREADS = 16
 #: Seconds a file: slower than this, and threads pay.
 _SLOW = 50e-6
-
-
-def canonical(obj: Any) -> bytes:
-    """Canonical JSON: equal content, equal bytes."""
-    return json.dumps(obj, sort_keys=True, ensure_ascii=True, default=str).encode()
-
-
-def digest(obj: Any) -> str:
-    """SHA-256 of canonical JSON (bytes are taken as they are)."""
-    return hashlib.sha256(obj if isinstance(obj, bytes) else canonical(obj)).hexdigest()
 
 
 def parse_partition(text: str) -> tuple[int, int]:

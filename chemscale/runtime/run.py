@@ -6,7 +6,6 @@ tells which of its products are whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -22,12 +21,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from chemscale._version import __version__
 from chemscale.display import Shown, number, table
 from chemscale.errors import InputError, StoreError
+from chemscale.runtime.jsonio import plain, read_json, write_json
 
 MANIFEST = "manifest.json"
 RUN_VERSION = 1
@@ -78,31 +77,6 @@ def invocation() -> dict[str, Any]:
     return {"command": command, "environment": environment, "settings": SETTINGS.get()}
 
 
-def jsonable(obj: Any) -> Any:
-    """`obj` with NumPy scalars, arrays and paths turned into plain JSON; NaN becomes None."""
-    if isinstance(obj, Mapping):
-        return {str(k): jsonable(v) for k, v in obj.items()}
-    if isinstance(obj, np.ndarray):
-        return jsonable(obj.tolist())
-    if isinstance(obj, (list, tuple, set, frozenset)):
-        return [jsonable(v) for v in obj]
-    if isinstance(obj, np.generic):
-        return jsonable(obj.item())
-    if isinstance(obj, float):
-        return obj if np.isfinite(obj) else None
-    if isinstance(obj, os.PathLike):
-        return os.fspath(obj)
-    return obj
-
-
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(jsonable(obj), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, target)
-
-
 class _PeakMemory(threading.Thread):
     """Largest resident memory of this process and its children, sampled while a stage runs."""
 
@@ -146,7 +120,7 @@ class Stage:
 
     def note(self, **facts: Any) -> None:
         """Record facts about this stage (counts, passes, choices made)."""
-        self.facts.update(jsonable(facts))
+        self.facts.update(plain(facts))
 
 
 class Run(Shown):
@@ -270,8 +244,7 @@ class Run(Shown):
 
     def load_json(self, name: str) -> Any:
         """Read a JSON product."""
-        with open(self.file(name), encoding="utf-8") as f:
-            return json.load(f)
+        return read_json(self.file(name))
 
     @contextmanager
     def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[Stage]:
@@ -282,7 +255,7 @@ class Run(Shown):
         stage = Stage(name)
         entry: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": jsonable(dict(settings or {})),
+            "settings": plain(dict(settings or {})),
             "invocation": invocation(),
             "status": "running",
         }
@@ -327,9 +300,3 @@ class Run(Shown):
 def _facts_of(entry: Mapping[str, Any]) -> list[str]:
     plain = {k: v for k, v in (entry.get("facts") or {}).items() if not isinstance(v, dict | list)}
     return [f"{k.replace('_', ' ')} {number(v)}" for k, v in plain.items()]
-
-
-def fingerprint(obj: Any) -> str:
-    """SHA-256 of the canonical JSON of `obj`: the key under which work counts as the same."""
-    text = json.dumps(jsonable(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

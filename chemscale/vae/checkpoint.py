@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from chemscale.errors import InputError, StoreError
-from chemscale.runtime.run import write_json
+from chemscale.runtime.files import write_file
+from chemscale.runtime.jsonio import write_json
 from chemscale.vae.config import ModelConfig
 from chemscale.vae.model import ChemicalVAE
 
@@ -38,9 +38,7 @@ def grid_fingerprint(wavelength: np.ndarray, medium: str) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors atomically; returns the SHA-256 of the file."""
     payload = dump_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(payload)
-    os.replace(part, path)
+    write_file(path, payload)
     return hashlib.sha256(payload).hexdigest()
 
 

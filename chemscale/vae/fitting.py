@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from chemscale.errors import InputError, ResumeError
-from chemscale.runtime.run import Run, jsonable, write_json
+from chemscale.runtime.jsonio import plain, write_json
+from chemscale.runtime.run import Run
 from chemscale.vae.checkpoint import load_model, read_record, save_model
 from chemscale.vae.config import ModelConfig, TrainConfig
 from chemscale.vae.distributed import run_on_workers, run_processes
@@ -142,7 +143,7 @@ def _same_start(folder: Path, model: ModelConfig, config: TrainConfig) -> None:
     """Refuse to resume under other settings."""
     record = read_record(folder / "initial.json")
     before = asdict(TrainConfig.from_dict(record["train"]))
-    then, now = jsonable({**record["model"], **before}), jsonable({**model.to_dict(), **asdict(config)})
+    then, now = plain({**record["model"], **before}), plain({**model.to_dict(), **asdict(config)})
     different = sorted(k for k in now if then.get(k) != now[k])
     if different:
         raise ResumeError(

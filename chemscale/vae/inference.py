@@ -26,7 +26,7 @@ from dask.system import CPU_COUNT
 
 from chemscale.errors import DataError, InputError
 from chemscale.runtime.blocks import readers
-from chemscale.runtime.run import write_json
+from chemscale.runtime.jsonio import write_json
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
 from chemscale.vae.checkpoint import grid_fingerprint, load_model

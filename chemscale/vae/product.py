@@ -12,7 +12,7 @@ import xarray as xr
 import zarr
 
 from chemscale.errors import DataError, ResumeError
-from chemscale.runtime.run import fingerprint, write_json
+from chemscale.runtime.jsonio import digest, write_json
 from chemscale.vae.anomalies import text_type
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW
@@ -51,7 +51,7 @@ def begin(product: Path, model: ChemicalVAE, plan: dict[str, Any], overwrite: bo
     record = book / "plan.json"
     if record.exists() and not overwrite:
         before = json.loads(record.read_text(encoding="utf-8"))
-        if fingerprint(before) != fingerprint(plan):
+        if digest(before) != digest(plan):
             different = sorted(k for k in plan if before.get(k) != plan[k])
             raise ResumeError(
                 f"{product} holds latents of other input ({', '.join(different)} differ)",

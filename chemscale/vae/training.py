@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from chemscale.errors import DataError, InputError, ResumeError
-from chemscale.runtime.run import fingerprint, write_json
+from chemscale.runtime.jsonio import digest, write_json
 from chemscale.vae import losses
 from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
 from chemscale.vae.config import TrainConfig, former_names
@@ -347,7 +347,8 @@ class Trainer:
         return self._identity(asdict(self.config))
 
     def _identity(self, train: dict[str, Any]) -> str:
-        return fingerprint({"model": self.model.config.to_dict(), "train": train, "stars": self.source.n_stars})
+        same = {"model": self.model.config.to_dict(), "train": train, "stars": self.source.n_stars}
+        return digest(same, compact=True)
 
     def _is_mine(self, identity: str) -> bool:
         """Whether a checkpoint is of this training, also one written before settings were renamed."""
@@ -363,8 +364,8 @@ class Trainer:
             for index, state in optimizer.state_dict()["state"].items():
                 for key, value in state.items():
                     tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
-        digest = save_tensors(self.folder / f"{CHECKPOINT}.safetensors", tensors)
-        record = {"format": FORMAT, "version": VERSION, "sha256": digest, "identity": self.identity()}
+        weights = save_tensors(self.folder / f"{CHECKPOINT}.safetensors", tensors)
+        record = {"format": FORMAT, "version": VERSION, "sha256": weights, "identity": self.identity()}
         p = asdict(self.progress)
         p["best"] = None if math.isinf(self.progress.best) else self.progress.best
         write_json(self.folder / f"{CHECKPOINT}.json", record | {"progress": p})

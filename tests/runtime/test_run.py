@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from chemscale.errors import InputError, StoreError
-from chemscale.runtime.run import Run, fingerprint, jsonable, write_json
+from chemscale.runtime.run import Run
 
 
 def test_stage_records_time_memory_settings_and_facts(tmp_path):
@@ -63,16 +61,3 @@ def test_missing_product_names_the_command(tmp_path):
         run.need("ppca.zarr", "chemscale rsca fit STORE --run RUN")
     with pytest.raises(StoreError, match="no survey store"):
         _ = run.store
-
-
-def test_json_is_plain_and_atomic(tmp_path):
-    file = tmp_path / "x.json"
-    write_json(file, {"a": np.arange(3), "b": float("nan"), "c": (1, 2), "d": tmp_path})
-    assert json.loads(file.read_text()) == {"a": [0, 1, 2], "b": None, "c": [1, 2], "d": str(tmp_path)}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
-    assert jsonable({1: {2: np.bool_(True)}}) == {"1": {"2": True}}
-
-
-def test_fingerprint_ignores_order_and_sees_change():
-    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})

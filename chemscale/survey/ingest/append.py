@@ -17,7 +17,7 @@ import numpy as np
 
 from chemscale.errors import DataError, InputError, StoreError
 from chemscale.runtime.files import Folder
-from chemscale.runtime.jobs import digest
+from chemscale.runtime.jsonio import digest, dump
 from chemscale.survey.ingest.censoring import MAX_ERROR
 from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, finalise_group, read_column
 from chemscale.survey.ingest.ingestion import IngestSummary, run_shards, still_good, summarise
@@ -25,7 +25,7 @@ from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
 from chemscale.survey.sources.base import Source
 from chemscale.survey.store.create import create_store, tidy
 from chemscale.survey.store.ledger import Ledger
-from chemscale.survey.store.manifest import INPUTS, PLAN, StoreHeader, done_shards, dump
+from chemscale.survey.store.manifest import INPUTS, PLAN, StoreHeader, done_shards
 from chemscale.survey.store.open import open_groups, small_array
 from chemscale.survey.store.root import RootRecord, publish, read_hidden
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from chemscale.runtime.jobs import digest
+from chemscale.runtime.jsonio import digest, dump
 from chemscale.schema import STAR_VARIABLES, VARIABLES, SchemaError, check
 from chemscale.survey.ingest.finalise import finalise_store
 from chemscale.survey.ingest.writing import write_shard
 from chemscale.survey.store.create import create_store, prepare_path
 from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout, choose_layout
-from chemscale.survey.store.manifest import StoreHeader, clean_text, dump, empty_columns
+from chemscale.survey.store.manifest import StoreHeader, clean_text, empty_columns
 
 
 def write_survey(

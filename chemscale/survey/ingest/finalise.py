@@ -17,6 +17,7 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
+from chemscale.runtime.jsonio import dump
 from chemscale.schema import VARIABLES, variable_attrs
 from chemscale.survey.sources.base import Rejection
 from chemscale.survey.store.create import group_attrs, tidy
@@ -33,7 +34,6 @@ from chemscale.survey.store.manifest import (
     StoreHeader,
     checksum,
     columns_name,
-    dump,
     marker_name,
     read_marker,
     rejections,

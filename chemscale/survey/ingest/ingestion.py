@@ -24,6 +24,7 @@ from chemscale.display import Shown, table
 from chemscale.errors import ChemscaleError, DataError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import Inputs
+from chemscale.runtime.jsonio import dump
 from chemscale.runtime.memory import keep_freed_memory
 from chemscale.survey.ingest.censoring import MAX_ERROR
 from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, note_partition
@@ -42,7 +43,6 @@ from chemscale.survey.store.manifest import (
     ReadBackError,
     StoreHeader,
     done_shards,
-    dump,
     read_marker,
 )
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from chemscale.errors import DataError, InputError, ResumeError
 from chemscale.runtime.files import Folder
-from chemscale.runtime.jobs import Inputs, differing_keys, digest, files_in
+from chemscale.runtime.jobs import Inputs, differing_keys, files_in
+from chemscale.runtime.jsonio import digest, dump
 from chemscale.schema import VARIABLES
 from chemscale.survey.ingest.censoring import MAX_ERROR, window_pixels, windows_for
 from chemscale.survey.sources.base import Item, Rejection, Source, SurveyPlan
 from chemscale.survey.store.layout import Layout, choose_layout
-from chemscale.survey.store.manifest import INPUTS, StoreHeader, clean_text, dump
+from chemscale.survey.store.manifest import INPUTS, StoreHeader, clean_text
 
 
 @dataclass

@@ -15,6 +15,7 @@ import numpy as np
 
 from chemscale.errors import ResumeError, StoreError
 from chemscale.runtime.files import Folder
+from chemscale.runtime.jsonio import dump
 from chemscale.schema import VARIABLES, variable_attrs
 from chemscale.survey.ingest.finalise import (
     PLANNED_REJECTIONS,
@@ -40,7 +41,6 @@ from chemscale.survey.store.manifest import (
     STATISTICS,
     StoreHeader,
     checksum,
-    dump,
     write_verified,
 )
 from chemscale.survey.store.verify import verify

@@ -15,6 +15,7 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
+from chemscale.runtime.jsonio import dump
 from chemscale.schema import Flag
 from chemscale.survey.sources.base import Rejection
 from chemscale.survey.store.layout import PIXEL_VARIABLES, ShardEncoder, chunk_file
@@ -24,7 +25,6 @@ from chemscale.survey.store.manifest import (
     StoreHeader,
     check_back,
     columns_name,
-    dump,
     marker_name,
     pack,
     write_verified,

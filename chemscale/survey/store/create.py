@@ -10,9 +10,10 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
+from chemscale.runtime.jsonio import dump
 from chemscale.schema import STORE_VERSION, VARIABLES, variable_attrs
 from chemscale.survey.store.layout import PIXEL_VARIABLES, chunk_file, encode, metadata
-from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, StoreHeader, dump
+from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, StoreHeader
 from chemscale.survey.store.root import why_not
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
+from chemscale.runtime.jsonio import dump
 from chemscale.schema import STORE_VERSION, VARIABLES
 from chemscale.survey.sources.base import Rejection
 from chemscale.survey.store.layout import Layout
@@ -108,21 +109,6 @@ class StoreHeader:
         raw["layout"] = Layout(**raw["layout"])
         raw["labels"], raw["elements"] = tuple(raw["labels"]), tuple(raw["elements"])
         return cls(**raw)
-
-
-def dump(obj: Any) -> bytes:
-    """Canonical JSON bytes: sorted keys, so equal content means equal bytes."""
-    return (json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=True, default=_plain) + "\n").encode()
-
-
-def _plain(obj: Any) -> Any:
-    if isinstance(obj, np.generic):
-        return obj.item()
-    if isinstance(obj, np.ndarray):
-        return obj.tolist()
-    if isinstance(obj, (set, frozenset)):
-        return sorted(obj)
-    return str(obj)
 
 
 def clean_text(value: Any) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
-from chemscale.runtime.jobs import digest
+from chemscale.runtime.jsonio import digest, dump
 from chemscale.schema import STORE_VERSION
-from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, SHARDS, StoreHeader, checksum, done_shards, dump
+from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, SHARDS, StoreHeader, checksum, done_shards
 
 #: Names in the stored record of what is called otherwise here; they stay, so that every store opens.
 _STORED_RECORD = {"groups": "segments"}
