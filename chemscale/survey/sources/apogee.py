@@ -36,12 +36,15 @@ from chemscale.survey.sources.apogee_pixels import (
 )
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
+from chemscale.survey.sources.files import find_files, id_problem, other_survey
 from chemscale.survey.sources.folders import FolderSource
-from chemscale.survey.sources.formats.fits import FitsError, read_bytes, scan
+from chemscale.survey.sources.formats.fits import read_bytes, scan
+from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.kernels import REASONS
-from chemscale.survey.sources.labels import RowLabels, contract_labels, number
+from chemscale.survey.sources.formats.paths import printable
+from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.members import Membership
+from chemscale.survey.sources.missing import measured_one
 
 PRODUCTS = ("aspcapStar", "apStar")
 
@@ -213,7 +216,7 @@ class ApogeeSource(FolderSource):
         for item in items[:20]:  # the first readable table tells which release this is
             try:
                 unit = labelling.table_unit(scan(read_bytes(item.path)))
-                named = labelling.elements_of(unit.table().dtype, printable(item.path)) if unit is not None else ()
+                named = labelling.species_of(unit.layout(), unit.table()) if unit is not None else ()
             except (FitsError, InputError):
                 continue  # read() will say what is wrong with this file
             if named:
@@ -320,7 +323,7 @@ def _match(
 def _signal_to_noise(path: str) -> float:
     try:
         units = scan(read_bytes(path))
-        snr = number(units[0].header.get("SNR"))
+        snr = measured_one("snr", units[0].header.get("SNR"))
         if snr != snr:
             snr = float(labelling.file_labels([labelling.FileLabels.of(units)], ()).get("snr", [np.nan])[0])
         return snr if snr == snr else -1.0

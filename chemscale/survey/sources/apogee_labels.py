@@ -10,10 +10,12 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, VARIABLES
-from chemscale.survey.sources.formats.fits import HDU, FitsError, Header, table_dtype
+from chemscale.survey.sources.formats.fits import HDU
+from chemscale.survey.sources.formats.fits_columns import TableLayout
+from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns
-from chemscale.survey.sources.labels import clean, number
 from chemscale.survey.sources.members import read_csv_columns
+from chemscale.survey.sources.missing import measured, measured_one, words
 
 #: DR17's 20 species (HDU3 `ELEM_SYMBOL` of allStar-dr17).
 DR17_ELEMENTS = tuple(e for e in APOGEE_ELEMENTS if e not in {"P", "Cu", "Ge", "Rb", "Nd", "Yb"})
@@ -33,18 +35,6 @@ _COLUMNS = {
     "extinction": ("AK_TARG",),
     "reddening": ("SFD_EBV",),
     "n_visits": ("NVISITS",),
-}
-#: sensible range (exclusive) of each label; what lies outside is a sentinel
-_RANGES = {
-    "ra": (-0.001, 360.001),
-    "dec": (-90.001, 90.001),
-    "teff": (0.0, 1e6),
-    "radial_velocity": (-5000.0, 5000.0),
-    "velocity_scatter": (-1e-9, 5000.0),
-    "vmicro": (0.0, 100.0),
-    "snr": (0.0, 1e5),
-    "reddening": (-1.0, 900.0),
-    "n_visits": (-0.5, 1e5),
 }
 #: what a file's own table and header can tell
 FILE_LABELS = (*_COLUMNS, "quality", "visits")
@@ -89,7 +79,7 @@ def read_allstar(path: str) -> AllStar:
     Raises
     ------
     InputError
-        Not a FITS table, no APOGEE_ID, or an X_H array of unknown length.
+        Not a FITS table, no APOGEE_ID, or an X_H array whose species nobody names.
     """
     wanted = ["APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "VISITS", "X_H", "X_H_ERR"]
     wanted += [name for names in _COLUMNS.values() for name in names]
@@ -100,13 +90,18 @@ def read_allstar(path: str) -> AllStar:
     if not blocks or "APOGEE_ID" not in blocks[0]:
         raise InputError(f"{path}: no APOGEE_ID column or no rows", "give the release's allStar file")
     raw = {name: np.concatenate([b.pop(name) for b in blocks]) for name in list(blocks[0])}
-    ids = raw["APOGEE_ID"]
+    ids = np.array(words(raw["APOGEE_ID"]), str)
     columns = _labels(raw)
     elements: tuple[str, ...] = ()
     if "X_H" in raw:
-        elements = _symbols(path)
-        if raw["X_H"].shape[1:] != (len(elements),):  # no (readable) list of symbols
-            elements = elements_of(np.dtype([("X_H", "f4", raw["X_H"].shape[1:])]), path)
+        raw["X_H"] = raw["X_H"].reshape(len(ids), -1)
+        count = raw["X_H"].shape[1]
+        elements = _symbols(path, count) or known_elements(count)
+        if not elements:
+            raise InputError(
+                f"{path}: X_H has {count} entries, and no ELEM_SYMBOL of the file names them",
+                "add a table with ELEM_SYMBOL, or drop X_H",
+            )
         columns |= _abundances(raw, elements)
     snr = columns["snr"] if "snr" in columns else np.zeros(len(ids))
     order = np.argsort(-np.nan_to_num(snr, nan=-np.inf), kind="stable")
@@ -124,50 +119,59 @@ def _labels(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, sources in _COLUMNS.items():
         source = next((s for s in sources if s in raw), None)
         if source is not None:
-            low, high = _RANGES.get(name, (-900.0, np.inf))
             kind = np.float64 if name in {"ra", "dec"} else np.float32
-            out[name] = clean(raw[source], below=low, above=high).astype(kind)
+            out[name] = measured(name, raw[source]).astype(kind)
     if "ASPCAPFLAG" in raw:
-        out["quality"] = raw["ASPCAPFLAG"].astype(np.int64)
+        out["quality"] = np.ma.filled(raw["ASPCAPFLAG"], 0).astype(np.int64)
     if "VISITS" in raw:
-        out["visits"] = raw["VISITS"]
+        out["visits"] = np.array(words(raw["VISITS"]), str)
     return out
 
 
 def _abundances(raw: dict[str, np.ndarray], elements: tuple[str, ...]) -> dict[str, np.ndarray]:
-    out = {"abundance": clean(raw["X_H"]).astype(np.float32)}
-    if "X_H_ERR" in raw and raw["X_H_ERR"].shape == raw["X_H"].shape:
-        out["abundance_error"] = clean(raw["X_H_ERR"], below=-1e-9, above=900.0).astype(np.float32)
+    out = {"abundance": measured("abundance", raw["X_H"]).astype(np.float32)}
+    if "X_H_ERR" in raw and raw["X_H_ERR"].size == raw["X_H"].size:
+        raw["X_H_ERR"] = raw["X_H_ERR"].reshape(raw["X_H"].shape)
+        out["abundance_error"] = measured("abundance_error", raw["X_H_ERR"]).astype(np.float32)
     if "FE_H" not in raw and "Fe" in elements:
         out["fe_h"] = out["abundance"][..., elements.index("Fe")]
     return out
 
 
-def elements_of(dtype: np.dtype, path: str) -> tuple[str, ...]:
-    """Names of the X_H entries from their number; () without such a column.
+def known_elements(count: int) -> tuple[str, ...]:
+    """Names of `count` X_H entries where the file does not name them; () for a number no release has."""
+    known = (APOGEE_ELEMENTS, (*APOGEE_ELEMENTS, "C13"), DR17_ELEMENTS)
+    return next((names for names in known if len(names) == count), ())
 
-    Raises
-    ------
-    InputError
-        Neither 26 (DR13-DR16) nor 20 (DR17) entries.
-    """
-    if "X_H" not in (dtype.names or ()):
+
+def species_of(layout: TableLayout, table: np.ndarray) -> tuple[str, ...]:
+    """Names of the X_H entries of a file's own label rows: its ELEM_SYMBOL, else known from their number; else ()."""
+    if "X_H" not in (layout.dtype.names or ()):
         return ()
-    count = int(np.prod(dtype["X_H"].shape)) if dtype["X_H"].shape else 1
-    known = {len(APOGEE_ELEMENTS): APOGEE_ELEMENTS, len(DR17_ELEMENTS): DR17_ELEMENTS}
-    if count not in known:
-        raise InputError(f"{path}: X_H has {count} entries; known layouts have {sorted(known)}", "name the release")
-    return known[count]
+    count = math.prod(layout.dtype["X_H"].shape)
+    if (named := layout.find("ELEM_SYMBOL")) is not None and len(table):
+        symbols = split_symbols(layout.values(table[:1], named))
+        if len(symbols) == count:
+            return symbols
+    return known_elements(count)
 
 
-def _symbols(path: str) -> tuple[str, ...]:
-    """`ELEM_SYMBOL` of HDU3, where the file has it."""
-    try:
-        block = next(iter_table(path, ["ELEM_SYMBOL"], hdu=3), {})
-    except FitsError:
-        return ()
-    symbols = block.get("ELEM_SYMBOL", np.array([], dtype=str))
-    return tuple(" ".join(str(s) for s in np.ravel(symbols)).replace("\x00", " ").split())
+def split_symbols(values: np.ndarray) -> tuple[str, ...]:
+    """Element symbols out of ELEM_SYMBOL, whether it is an array of words (TDIM) or one blank-separated text."""
+    return tuple(" ".join(str(s) for s in np.ravel(values)).replace("\x00", " ").split())
+
+
+def _symbols(path: str, count: int) -> tuple[str, ...]:
+    """`count` names from an `ELEM_SYMBOL` column of any table of the file; () where none has so many."""
+    for hdu in (3, 1, 2, 4, 5):
+        try:
+            block = next(iter_table(path, ["ELEM_SYMBOL"], hdu=hdu, rows=1), {})
+        except FitsError:
+            continue
+        symbols = split_symbols(block["ELEM_SYMBOL"]) if "ELEM_SYMBOL" in block else ()
+        if len(symbols) == count:
+            return symbols
+    return ()
 
 
 def table_unit(units: list[HDU]) -> HDU | None:
@@ -185,7 +189,7 @@ class FileLabels:
     header: Header
     row: bytes
     #: of `row`; None where the file has no table
-    dtype: np.dtype | None
+    layout: TableLayout | None
 
     @classmethod
     def of(cls, units: list[HDU]) -> FileLabels:
@@ -197,7 +201,7 @@ class FileLabels:
         row = unit.buffer[unit.offset : unit.offset + width]
         if len(row) < width:
             raise FitsError(f"HDU {unit.index}: its table of labels stops early")
-        return cls(unit.header, row, table_dtype(unit.header, width))
+        return cls(unit.header, row, unit.layout())
 
 
 def file_labels(files: Sequence[FileLabels | None], elements: Sequence[str]) -> dict[str, np.ndarray]:
@@ -221,19 +225,21 @@ def file_labels(files: Sequence[FileLabels | None], elements: Sequence[str]) -> 
     order the last four of their 26 abundances differently from DR16; for those (reduction ``r8`` and older)
     the last four stay undefined.
     """
-    layouts: dict[int, list[int]] = {}  # by identity: equal headers share one dtype
+    layouts: dict[int, list[int]] = {}  # by identity: equal headers share one layout
     parts: list[tuple[list[int], dict[str, np.ndarray]]] = []
     for at, file in enumerate(files):
         if file is None:
             continue
-        if file.dtype is None:
+        if file.layout is None:
             parts.append(([at], _header_labels(file.header)))
         else:
-            layouts.setdefault(id(file.dtype), []).append(at)
+            layouts.setdefault(id(file.layout), []).append(at)
     for rows in layouts.values():
         alike = [file for at in rows if (file := files[at]) is not None]
-        table = np.frombuffer(b"".join(file.row for file in alike), alike[0].dtype)
-        parts.append((rows, _table_labels(table, elements)))
+        layout = alike[0].layout
+        assert layout is not None
+        table = np.frombuffer(b"".join(file.row for file in alike), layout.dtype)
+        parts.append((rows, _table_labels(layout, table, elements)))
     out: dict[str, np.ndarray] = {}
     for rows, columns in parts:
         for name, values in columns.items():
@@ -247,59 +253,48 @@ def file_labels(files: Sequence[FileLabels | None], elements: Sequence[str]) -> 
     return out
 
 
-def _table_labels(table: np.ndarray, elements: Sequence[str]) -> dict[str, np.ndarray]:
+def _table_labels(layout: TableLayout, table: np.ndarray, elements: Sequence[str]) -> dict[str, np.ndarray]:
     """Labels of rows of one table layout, (n,) or (n, n_elements)."""
     dtype = table.dtype
     names = dtype.names or ()
     out: dict[str, np.ndarray] = {}
     if "PARAM" in names and dtype["PARAM"].base.kind == "f" and math.prod(dtype["PARAM"].shape) >= 7:
         # ASPCAP parameter order: Teff, log g, log10 vmicro, [M/H], [C/M], [N/M], [alpha/M], ...
-        param = table["PARAM"].reshape(len(table), -1).astype(np.float64)
+        param = layout.values(table, "PARAM").reshape(len(table), -1).astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             vmicro = np.where((param[:, 2] > -50) & (param[:, 2] < 3), 10.0 ** param[:, 2], np.nan)
         values = {"teff": param[:, 0], "logg": param[:, 1], "vmicro": vmicro, "alpha_m": param[:, 6]}
-        out = {name: _in_range(name, value) for name, value in values.items()}
+        out = {name: measured(name, value) for name, value in values.items()}
     for name, sources in _COLUMNS.items():
         source = next((s for s in sources if s in names and dtype[s].shape == ()), None)
         if source is not None:
-            out[name] = _in_range(name, table[source])
+            out[name] = measured(name, layout.values(table, source))
     if "ASPCAPFLAG" in names and dtype["ASPCAPFLAG"].kind == "i":
-        out["quality"] = table["ASPCAPFLAG"].astype(np.int64)
+        out["quality"] = np.ma.filled(layout.values(table, "ASPCAPFLAG"), 0).astype(np.int64)
     if "VISITS" in names and dtype["VISITS"].kind == "S":
-        out["visits"] = np.array([v.decode("utf-8", "replace").strip() for v in table["VISITS"].tolist()], object)
+        out["visits"] = np.array(words(layout.values(table, "VISITS")), object)
     if elements and "X_H" in names and dtype["X_H"].base.kind == "f":
-        out |= _file_abundances(table, elements)
+        out |= _file_abundances(layout, table, elements)
     return out
-
-
-def _in_range(name: str, values: np.ndarray) -> np.ndarray:
-    low, high = _RANGES.get(name, (-900.0, np.inf))
-    if values.dtype.kind not in "fiu":  # numbers written as text
-        return np.array([number(v, below=low, above=high) for v in values.tolist()])
-    return clean(values, below=low, above=high)
 
 
 def _header_labels(header: Header) -> dict[str, np.ndarray]:
     keys = {"snr": "SNR", "radial_velocity": "VHELIO", "velocity_scatter": "VSCATTER", "n_visits": "NVISITS"}
     keys |= {"extinction": "AKTARG", "ra": "RA", "dec": "DEC", "reddening": "SFD_EBV"}
     found = {name: header.get(key) for name, key in keys.items()}
-    return {
-        name: _in_range(name, np.array([number(value, below=-np.inf)]))
-        for name, value in found.items()
-        if value is not None
-    }
+    return {name: np.array([measured_one(name, value)]) for name, value in found.items() if value is not None}
 
 
-def _file_abundances(table: np.ndarray, elements: Sequence[str]) -> dict[str, np.ndarray]:
+def _file_abundances(layout: TableLayout, table: np.ndarray, elements: Sequence[str]) -> dict[str, np.ndarray]:
     names, n = table.dtype.names or (), len(table)
-    values = table["X_H"].reshape(n, -1)
-    species: tuple[str, ...] = {26: APOGEE_ELEMENTS, 20: DR17_ELEMENTS}.get(values.shape[1], ())
+    values = layout.values(table, "X_H").reshape(n, -1)
+    species = species_of(layout, table)
     columns = [species.index(e) if e in species else -1 for e in elements]
-    out = {"abundance": _pick(clean(values), columns)}
+    out = {"abundance": _pick(measured("abundance", values), columns)}
     if "X_H_ERR" in names and table.dtype["X_H_ERR"].base.kind == "f":
-        errors = table["X_H_ERR"].reshape(n, -1)
+        errors = layout.values(table, "X_H_ERR").reshape(n, -1)
         if errors.shape == values.shape:
-            out["abundance_error"] = _pick(clean(errors, below=-1e-9, above=900.0), columns)
+            out["abundance_error"] = _pick(measured("abundance_error", errors), columns)
     if len(species) == 26 and "FILE" in names and table.dtype["FILE"].kind == "S":
         old = [f.decode("latin-1").split("-")[1:2] in _OLD_REDUCTIONS for f in table["FILE"].tolist()]
         moved = [k for k, e in enumerate(elements) if e in APOGEE_ELEMENTS[22:]]

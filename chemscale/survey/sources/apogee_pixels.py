@@ -8,9 +8,11 @@ import numpy as np
 
 from chemscale.schema import Flag
 from chemscale.survey.continuum import running_quantile
-from chemscale.survey.sources.files import printable
 from chemscale.survey.sources.formats import kernels as compiled
-from chemscale.survey.sources.formats.fits import HDU, IMAGE_DTYPES, FitsError, Header
+from chemscale.survey.sources.formats.fits import HDU
+from chemscale.survey.sources.formats.fits_columns import IMAGE_DTYPES
+from chemscale.survey.sources.formats.fits_header import FitsError, Header
+from chemscale.survey.sources.formats.paths import printable
 
 N_PIXELS = 8575
 LOG_START, LOG_STEP = 4.179, 6e-6

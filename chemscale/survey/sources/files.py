@@ -14,17 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from chemscale.errors import InputError
 from chemscale.survey.sources.base import Rejection
-from chemscale.survey.sources.formats.fits import is_remote
+from chemscale.survey.sources.formats.paths import is_remote, printable
 
 MAX_ID = 128
-
-
-def printable(path: str) -> str:
-    """`path` as text that can be stored and shown: undecodable bytes and control characters escaped."""
-    if path.isascii() and path.isprintable():
-        return path
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def id_problem(star_id: str) -> str:

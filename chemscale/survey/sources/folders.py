@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from chemscale.survey.sources.base import Rejection, absent_member
-from chemscale.survey.sources.files import printable
+from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.members import Membership, read_members
 
 

@@ -82,27 +82,6 @@ class PackedItems:
         ]
 
 
-def clean(values: np.ndarray, *, below: float = -900.0, above: float = np.inf) -> np.ndarray:
-    """Float copy of a label column with sentinels and non-finite values as NaN.
-
-    APOGEE writes -9999, -9999.99, -999.99 for "not measured", LAMOST -9999; no label of the
-    contract lies below -900 except velocities, for which the caller widens the range.
-    """
-    out = np.array(values, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        out[~np.isfinite(out) | (out <= below) | (out >= above)] = np.nan
-    return out
-
-
-def number(value: Any, *, below: float = -900.0, above: float = np.inf) -> float:
-    """Scalar form of :func:`clean`; text that is no number gives NaN."""
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        return float("nan")
-    return result if below < result < above else float("nan")
-
-
 def block_labels(
     items: Sequence[Item], read: Sequence[Mapping[str, Any]] | Mapping[str, np.ndarray], elements: Sequence[str]
 ) -> dict[str, np.ndarray]:

@@ -24,12 +24,15 @@ from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
+from chemscale.survey.sources.files import find_files, id_problem, other_survey
 from chemscale.survey.sources.folders import FolderSource, as_list
-from chemscale.survey.sources.formats.fits import HDU, FitsError, Header, native, read_bytes, scan
-from chemscale.survey.sources.labels import RowLabels, contract_labels, number
+from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
+from chemscale.survey.sources.formats.fits_header import FitsError, Header
+from chemscale.survey.sources.formats.paths import printable
+from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.lamost_labels import read_labels, stem_of
 from chemscale.survey.sources.members import Membership
+from chemscale.survey.sources.missing import measured_one, word
 
 SPEED_OF_LIGHT = 299_792.458  # km/s
 LOG_STEP = 1e-4
@@ -276,22 +279,22 @@ class _Spectrum:
             raise FitsError("neither a (5, N) primary image nor a COADD table")
         if unit.shape[0] < 1:
             raise FitsError("COADD table has no rows")
-        table = unit.table()
-        names = {n.upper(): n for n in table.dtype.names or ()}
         vectors = {}
         for name in ("FLUX", "IVAR", "ANDMASK", "ORMASK"):
-            if name not in names:
+            column = unit.column(name)
+            if column is None:
                 raise FitsError(f"COADD table has no column {name}")
-            vectors[name] = np.ravel(native(table[names[name]][0]))
-            if vectors[name].dtype.kind not in "fiu":
+            vectors[name] = np.ravel(column[0]) if column.ndim == 2 else column
+            if vectors[name].dtype.kind not in "fiub":
                 raise FitsError(f"column {name} holds {vectors[name].dtype}, expected numbers")
         lengths = {name: len(v) for name, v in vectors.items()}
         if len(set(lengths.values())) > 1:
             raise FitsError(f"columns differ in length: {lengths}")
         self.flux, self.ivar = vectors["FLUX"], vectors["IVAR"]
         self.and_mask, self.or_mask = vectors["ANDMASK"], vectors["ORMASK"]
-        if "NORMALIZATION" in names:
-            normalisation = np.ravel(native(table[names["NORMALIZATION"]][0]))
+        normalised = unit.column("NORMALIZATION")
+        if normalised is not None:
+            normalisation = np.ravel(normalised[0])
             self.normalisation = normalisation if len(normalisation) == len(self.flux) else None
 
     def flags(self) -> np.ndarray:
@@ -322,7 +325,10 @@ def _wavelength(header: Header, n_pixels: int) -> np.ndarray:
 
 
 def _redshift(header: Header, item: Item) -> float:
-    for value in (header.number("Z"), number(item.labels.get("radial_velocity"), below=-1e5) / SPEED_OF_LIGHT):
+    for value in (
+        header.number("Z"),
+        measured_one("radial_velocity", item.labels.get("radial_velocity")) / SPEED_OF_LIGHT,
+    ):
         if value == value and value > -9.0:  # -9999 and the like: not measured
             if abs(value) > MAX_REDSHIFT:
                 raise FitsError(f"redshift {value:g} is no star's ({value * SPEED_OF_LIGHT:.0f} km/s)")
@@ -332,11 +338,11 @@ def _redshift(header: Header, item: Item) -> float:
 
 def _header_labels(header: Header, redshift: float) -> dict[str, Any]:
     labels: dict[str, Any] = {
-        "ra": number(header.get("RA"), below=-0.001, above=360.001),
-        "dec": number(header.get("DEC"), below=-90.001, above=90.001),
-        "snr": number(header.get("SNRG", header.get("SN_G")), below=0.0, above=9000.0),
+        "ra": measured_one("ra", header.get("RA")),
+        "dec": measured_one("dec", header.get("DEC")),
+        "snr": measured_one("snr", header.get("SNRG", header.get("SN_G"))),
         "radial_velocity": redshift * SPEED_OF_LIGHT,
-        "spectral_class": header.text("SUBCLASS"),
+        "spectral_class": word(header.text("SUBCLASS")),
     }
     # fibre mask (SDSS spPixMask bits 0-15); large shifts (64) are set for a third of all fibres
     mask = header.get("FIB_MASK", header.get("FIBERMAS"))

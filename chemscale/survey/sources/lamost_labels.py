@@ -9,8 +9,8 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES
-from chemscale.survey.sources.labels import number
 from chemscale.survey.sources.members import read_csv_columns
+from chemscale.survey.sources.missing import measured, numbers, words
 
 _SPEED_OF_LIGHT = 299_792.458
 #: catalogue column (lower case) -> contract name
@@ -86,10 +86,10 @@ def _contract_columns(table: dict[str, list[str]]) -> dict[str, np.ndarray]:
         if spec is None or spec.dims != ("star",) or name in {"star_id", "cluster", "source_file"} or name in out:
             continue
         if spec.dtype == "str":
-            out[name] = np.array(values, dtype=str)
+            out[name] = np.array(words(values), dtype=str)
         elif column == "z":
-            out[name] = np.array([number(v, below=-9.0) * _SPEED_OF_LIGHT for v in values])
+            redshift = numbers(values)
+            out[name] = measured(name, np.where(redshift > -9.0, redshift, np.nan) * _SPEED_OF_LIGHT)
         elif spec.dtype.startswith("float"):
-            low = -5000.0 if name == "radial_velocity" else -900.0
-            out[name] = np.array([number(v, below=low) for v in values])
+            out[name] = measured(name, values)
     return out

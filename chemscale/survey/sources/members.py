@@ -11,16 +11,9 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats.fits import FitsError
+from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.fits_tables import read_table, table_columns
-
-_NO_CLUSTER = {"", "-", "-1", "--", "field", "nan", "none", "null"}
-
-
-def cluster_name(name: str) -> str:
-    """One spelling a cluster: ``'ASCC_116'`` and ``'ASCC  116'`` become ``'ASCC 116'``; no cluster is ''."""
-    text = " ".join(str(name).replace("_", " ").split())
-    return "" if text.lower() in _NO_CLUSTER else text
+from chemscale.survey.sources.missing import cluster_name
 
 
 @dataclass

@@ -27,12 +27,15 @@ from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.sources import apogee_pixels as apogee
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, other_survey, printable
+from chemscale.survey.sources.files import find_files, id_problem, other_survey
 from chemscale.survey.sources.folders import FolderSource
-from chemscale.survey.sources.formats.fits import HDU, FitsError, native, read_bytes, scan
+from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
+from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.fits_tables import read_table
+from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import usable
-from chemscale.survey.sources.labels import RowLabels, clean, contract_labels, number
+from chemscale.survey.sources.labels import RowLabels, contract_labels
+from chemscale.survey.sources.missing import measured, measured_one, numbers
 
 #: instrument -> (HDUs, log10 start, step, pixels, resolution)
 _INSTRUMENTS = {
@@ -172,14 +175,15 @@ class SdssVSource(FolderSource):
         for name, sources in _CATALOGUE.items():
             source = next((s for s in sources if s in table), None)
             if source is not None:
-                low = -5000.0 if name == "radial_velocity" else -900.0
-                wide = table[source].astype(np.int64) if name == "quality" else clean(table[source], below=low)
-                columns[name] = wide
+                if name == "quality":
+                    columns[name] = np.ma.filled(table[source], 0).astype(np.int64)
+                else:
+                    columns[name] = measured(name, table[source])
         elements = tuple(e for e in APOGEE_ELEMENTS if f"{e.lower()}_h" in table)
         if elements:
             blank = np.full(len(table["sdss_id"]), np.nan)
-            columns["abundance"] = np.stack([clean(table[f"{e.lower()}_h"]) for e in elements], axis=1)
-            errors = [clean(table.get(f"e_{e.lower()}_h", blank), below=-1e-9) for e in elements]
+            columns["abundance"] = np.stack([measured("abundance", table[f"{e.lower()}_h"]) for e in elements], axis=1)
+            errors = [measured("abundance_error", table.get(f"e_{e.lower()}_h", blank)) for e in elements]
             columns["abundance_error"] = np.stack(errors, axis=1)
         rows: dict[str, int] = {}
         for row, star in enumerate(table["sdss_id"].astype(str).tolist()):
@@ -251,34 +255,35 @@ def _best_spectrum(
     for index in where:
         if index >= len(units) or units[index].kind != "BINTABLE" or not units[index].shape[0]:
             continue
-        table = units[index].table()
-        names = {n.lower(): n for n in table.dtype.names or ()}
-        if "flux" not in names or "ivar" not in names:
+        unit = units[index]
+        if unit.column("flux") is None or unit.column("ivar") is None:
             raise FitsError(f"HDU {index} has no columns flux and ivar")
-        snr = native(table[names["snr"]]) if "snr" in names else np.zeros(len(table))
-        snr = np.nan_to_num(np.asarray(snr, float).reshape(len(table), -1)[:, 0], nan=-1.0)
+        given = unit.column("snr")
+        snr = numbers(given).reshape(unit.shape[0], -1)[:, 0] if given is not None else np.zeros(unit.shape[0])
+        snr = np.nan_to_num(snr, nan=-1.0)
         row = int(np.argmax(snr))
         if best is None or snr[row] > best[0]:
-            best = (float(snr[row]), units[index], row)
+            best = (float(snr[row]), unit, row)
     if best is None:
         raise FitsError("no spectrum of this instrument in the file")
     _, unit, row = best
-    table = unit.table()[row]
     vectors: dict[str, np.ndarray] = {}
     labels: dict[str, Any] = {}
-    for name in table.dtype.names or ():
+    for name in unit.layout().dtype.names or ():
         key = name.lower()
         if key in {"flux", "ivar", "pixel_flags", "or_mask", "wavelength", "continuum"}:
-            vector = np.ravel(native(np.asarray(table[name])))
+            values = unit.column(name)
+            assert values is not None
+            vector = np.ravel(values[row])
             if vector.shape != grid.shape or vector.dtype.kind not in "fiu":
                 raise FitsError(f"column {name} has {vector.shape[0]} values ({vector.dtype}), expected {len(grid)}")
             vectors["pixel_flags" if key == "or_mask" else key] = vector
         for label, column in _ROW.items():
-            if key == column and np.ndim(table[name]) == 0:
-                labels[label] = number(table[name], below=-5000.0 if label == "radial_velocity" else -900.0)
+            if key == column and (values := unit.column(name)) is not None and values.ndim == 1:
+                labels[label] = float(measured(label, values[row : row + 1])[0])
     _check_grid(unit, vectors, grid)
     for label, column in (("ra", "RA"), ("dec", "DEC")):
-        labels[label] = number(units[0].header.get(column), below=-90.001, above=360.001)
+        labels[label] = measured_one(label, units[0].header.get(column))
     return vectors, labels
 
 

@@ -27,6 +27,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,14 @@ from chemscale.errors import InputError
 from chemscale.schema import VARIABLES, Flag
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import BATCH, Batch, read_in_batches
-from chemscale.survey.sources.files import id_problem, printable
-from chemscale.survey.sources.formats.fits import FitsError
+from chemscale.survey.sources.files import id_problem
+from chemscale.survey.sources.formats.fits_header import FitsError
+from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import inverse_variance, usable
 from chemscale.survey.sources.formats.tables import TableFile, open_table
-from chemscale.survey.sources.labels import RowLabels, clean, contract_labels
-from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, words
+from chemscale.survey.sources.labels import RowLabels, contract_labels
+from chemscale.survey.sources.missing import identifiers, measured
+from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, label_words
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
 _TEXT_KEYS = ("survey", "medium", "normalisation", "frame")
@@ -54,8 +57,8 @@ _ALIASES = {
     "e_teff": "teff_error",
     "e_logg": "logg_error",
 }
-#: labels where a value below -900 can be real
-_WIDE = {"radial_velocity": -1e5}
+#: Rows of a two-dimensional wavelength array that are compared at once.
+_GRID_ROWS = 512
 
 
 class TableSource:
@@ -124,7 +127,7 @@ class TableSource:
             "frame": text["frame"] or "as given in the file; taken to be at rest",
             "medium_stated": bool(stated),
             "columns": dict(sorted(names.items())),
-            "ignored": sorted(printable(s) for s in shapes.keys() - set(names.values()) - set(_TEXT_KEYS)),
+            "ignored": self._ignored(file, shapes, names),
         }
         labels = contract_labels(columns)
         return SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
@@ -134,6 +137,11 @@ class TableSource:
             self._file = open_table(self.path)
         return self._file
 
+    def _ignored(self, file: TableFile, shapes: dict[str, tuple[int, ...]], names: dict[str, str]) -> list[str]:
+        """What of the file is not stored, with the reason where it is not that the contract has no place for it."""
+        plain = [printable(s) for s in shapes.keys() - set(names.values()) - set(_TEXT_KEYS)]
+        return sorted(plain + [f"{printable(name)} ({why})" for name, why in file.left_out().items()])
+
     def _names(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
         """Contract name (plus error, mask) -> name in the file."""
         chosen: dict[str, str] = dict(self._settings.get("columns", {}))
@@ -141,7 +149,8 @@ class TableSource:
         for name, column in chosen.items():
             if column not in shapes:
                 raise InputError(
-                    f"{printable(self.path)}: no array {column!r} for {name}; it has {held}",
+                    f"{printable(self.path)}: no array {column!r} for {name}; it has {held}"
+                    + self._unreadable(column.lower()),
                     "correct [columns] of the mapping",
                 )
         lower = {key.lower(): key for key in reversed(list(shapes))}
@@ -154,7 +163,7 @@ class TableSource:
         for name in ("flux", "wavelength"):
             if name not in chosen:
                 raise InputError(
-                    f"{printable(self.path)}: no array {name!r}; it has {held}",
+                    f"{printable(self.path)}: no array {name!r}; it has {held}" + self._unreadable(name),
                     f'say which one it is in a file for --mapping: [columns], then {name} = "ITS NAME"',
                 )
         if "ivar" not in chosen and "error" not in chosen:
@@ -165,6 +174,11 @@ class TableSource:
                 "give standard deviations as 'error' or 1/variance as 'ivar', (stars, pixels); --mapping FILE renames",
             )
         return chosen
+
+    def _unreadable(self, name: str) -> str:
+        """A hint that the file holds `name` in a form that cannot be read."""
+        left_out = self._open().left_out().items()
+        return "".join(f"; its {printable(k)} cannot be read: {why}" for k, why in left_out if k.lower() == name)
 
     def _check_shapes(self, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
         shape = shapes[names["flux"]]
@@ -196,12 +210,14 @@ class TableSource:
                 "give one number a pixel, in Angstrom",
             )
         if len(shape) == 2:
-            last = file.rows(name, slice(shape[0] - 1, shape[0]))[0]
-            if not np.array_equal(values, last):
-                raise InputError(
-                    f"{printable(self.path)}: stars have wavelength grids of their own",
-                    "resample them to one grid (chemscale.survey.resample)",
-                )
+            for start in range(0, shape[0], _GRID_ROWS):
+                differ = np.any(file.rows(name, slice(start, start + _GRID_ROWS)) != values, axis=1)
+                if differ.any():
+                    raise InputError(
+                        f"{printable(self.path)}: stars have wavelength grids of their own"
+                        f" (row {start + int(np.argmax(differ))} differs from row 0)",
+                        "resample them to one grid (chemscale.survey.resample)",
+                    )
         wave = self._convert(file, "wavelength", name, values.astype(np.float64))
         check_grid(wave, printable(self.path))
         return wave
@@ -263,17 +279,19 @@ class TableSource:
             if name == "visits" and are_counts(values):
                 columns.setdefault("n_visits", values.astype(np.float32))
             elif spec.dtype == "str":
-                columns[name] = words(name, values)
+                columns[name] = label_words(name, values)
             elif values.dtype.kind not in "fiub":
                 raise InputError(
                     f"{printable(self.path)}: {name} holds {values.dtype}, expected numbers",
                     "store numbers, NaN where missing",
                 )
             elif spec.dtype.startswith("float"):
-                values = clean(values, below=_WIDE.get(name, -900.0), above=1e30)
-                columns[name] = self._convert(file, name, names[name], values).astype(spec.dtype)
+                column = names[name]
+                convert = partial(self._convert, file, name, column)
+                columns[name] = measured(name, values, convert).astype(spec.dtype)
             else:
-                columns[name] = np.where(np.isfinite(values), values, 0).astype(spec.dtype)
+                known = np.ma.filled(values, 0)
+                columns[name] = np.where(np.isfinite(known), known, 0).astype(spec.dtype)
         return columns
 
     def _items(
@@ -281,9 +299,14 @@ class TableSource:
     ) -> tuple[list[Item], list[Rejection]]:
         if "star_id" in names:
             raw = file.rows(names["star_id"]).ravel()
-            if raw.dtype.kind == "f" and np.all(raw == np.floor(raw)):
-                raw = raw.astype(np.int64)  # 12.0 is star 12
-            ids = [str(s).strip() for s in raw.tolist()]
+            found = identifiers(raw)
+            if found is None:
+                raise InputError(
+                    f"{printable(self.path)}: identifiers in {names['star_id']} are {raw.dtype} and too long for it:"
+                    " their last digits are lost, and different stars may share a number",
+                    "write them as 64-bit integers or as text",
+                )
+            ids = found
             if len(ids) != n_stars:
                 raise InputError(
                     f"{printable(self.path)}: {len(ids)} identifiers for {n_stars} stars", "give one a star"
@@ -322,6 +345,8 @@ class TableSource:
                 raise InputError(
                     f"{printable(self.path)}: {name} holds {raw[name].dtype}, expected numbers", "store plain numbers"
                 )
+            if name in ("flux", "ivar", "error") and isinstance(raw.get(name), np.ma.MaskedArray):
+                raw[name] = raw[name].astype(np.float64).filled(np.nan)
         return raw
 
     def _read_batch(self, items: Sequence[Item], file: TableFile, names: dict[str, str]) -> Batch:
@@ -338,7 +363,7 @@ class TableSource:
                 ivar = inverse_variance(raw["error"])
         flags = contract_flags(raw["flags"]) if "flags" in raw else np.zeros(flux.shape, np.uint8)
         if "mask" in raw:
-            flags[raw["mask"] != 0] |= np.uint8(Flag.SURVEY_BAD)
+            flags[np.ma.filled(raw["mask"], 1) != 0] |= np.uint8(Flag.SURVEY_BAD)  # undefined is not good
         kept: list[int] = []
         rejected: list[Rejection] = []
         for i, item in enumerate(items):

@@ -6,7 +6,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import ALL_FLAGS, Flag
-from chemscale.survey.sources.members import cluster_name
+from chemscale.survey.sources.missing import cluster_name, words
 
 
 def check_grid(wave: np.ndarray, path: str) -> None:
@@ -41,28 +41,19 @@ def check_grid(wave: np.ndarray, path: str) -> None:
         )
 
 
-def words(name: str, values: np.ndarray) -> np.ndarray:
-    """A text column of the contract, (n,): numbers written out, visits joined, clusters in one spelling.
-
-    A missing or negative number (-1 is what clustering codes call "in none") is no cluster.
-    """
-    if name == "cluster" and values.dtype.kind in "if":
-        values = np.where(values < 0, np.nan, values.astype(np.float64))
-    if values.dtype.kind == "f":
-        text = ["" if v != v else f"{v:.0f}" if v == np.floor(v) else str(v) for v in values.ravel().tolist()]
-        values = np.array(text, str).reshape(values.shape)
+def label_words(name: str, values: np.ndarray) -> np.ndarray:
+    """A text column of the contract, (n,): numbers written out, visits joined, clusters in one spelling."""
     if values.ndim == 2:
-        return np.array([",".join(str(v).strip() for v in row if str(v).strip()) for row in values.tolist()], str)
-    if name == "cluster":
-        return np.array([cluster_name(c) for c in values.tolist()], str)
-    return values.astype(str)
+        return np.array([",".join(w for w in words(row) if w) for row in values], str)
+    text = words(values)
+    return np.array([cluster_name(t) for t in text] if name == "cluster" else text, str)
 
 
 def are_counts(values: np.ndarray) -> bool:
     """Whether numbers under `visits` are numbers of visits: dates and plates are larger."""
     if values.ndim != 1 or values.dtype.kind not in "iuf":
         return False
-    finite = values[np.isfinite(values)]
+    finite = np.ma.compressed(values[np.isfinite(values)])
     return len(finite) > 0 and bool(finite.max() < 1000)
 
 
@@ -74,6 +65,10 @@ def contract_flags(values: np.ndarray) -> np.ndarray:
     InputError
         Neither integers nor booleans.
     """
+    if isinstance(values, np.ma.MaskedArray):  # undefined is not good
+        flags = contract_flags(values.filled(0))
+        flags[np.ma.getmaskarray(values)] |= np.uint8(Flag.SURVEY_BAD)
+        return flags
     if values.dtype.kind == "b":
         return np.where(values, np.uint8(Flag.SURVEY_BAD), np.uint8(0))
     if values.dtype.kind not in "iu":

@@ -7,8 +7,8 @@ finds the header blocks, and hands out arrays as views of the bytes just read.
 Nothing a header claims is believed before it is compared with the bytes at hand: an array
 is never larger than the file (or, for gzip, than `max_bytes`), so a hostile ``NAXIS1``
 cannot make it allocate. Supported: primary and IMAGE extensions, BINTABLE with fixed-width
-columns, gzip (several members too). Not supported, with a clear error: random groups,
-tile-compressed images, variable-length columns (they may be present, but not read).
+columns, gzip (several members too). Random groups are refused; tile-compressed images and
+variable-length columns may be present, and are read through astropy by the ``table`` source.
 Every array equals the one of :mod:`astropy.io.fits` (tested on all real files).
 """
 
@@ -17,16 +17,22 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
 import stat
 import zlib
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
+from chemscale.survey.sources.formats.fits_columns import (
+    IMAGE_DTYPES,
+    TableLayout,
+    layout_of,
+    physical,
+)
+from chemscale.survey.sources.formats.fits_header import CARD, FitsError, Header
+from chemscale.survey.sources.formats.paths import GZIP, is_remote
+
 BLOCK = 2880
-CARD = 80
 #: A star's file is kilobytes; anything beyond this is not a spectrum file.
 MAX_BYTES = 256 * 2**20
 MAX_HDUS = 1000
@@ -35,20 +41,8 @@ _PASSING = {
     *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENOTCONN),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPIPE),
 }
-IMAGE_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-_COLUMN_DTYPES = {"L": "S1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
-_TFORM = re.compile(r"^(\d*)([LXBIJKAEDCMPQ])")
 _NO_DATA = b"NAXIS   =                    0"
 END_CARD = b"END" + b" " * 77
-
-
-class FitsError(ValueError):
-    """The bytes are not the FITS file they should be; the message says how."""
-
-
-def is_remote(path: str) -> bool:
-    """True for an fsspec URL such as ``s3://bucket/key`` (a plain path has no scheme)."""
-    return "://" in path
 
 
 def read_bytes(path: str, max_bytes: int = MAX_BYTES) -> bytes:
@@ -94,7 +88,7 @@ def read_bytes(path: str, max_bytes: int = MAX_BYTES) -> bytes:
         raise FitsError("file is empty")
     if len(raw) > max_bytes:
         raise FitsError(f"more than the limit of {max_bytes} bytes")
-    return gunzip(raw, max_bytes) if raw[:2] == b"\x1f\x8b" else raw
+    return gunzip(raw, max_bytes) if raw[:2] == GZIP else raw
 
 
 def _passing(error: OSError, path: str) -> bool:
@@ -106,7 +100,7 @@ def _passing(error: OSError, path: str) -> bool:
 def gunzip(raw: bytes, max_bytes: int = MAX_BYTES) -> bytes:
     """Decompress gzip `raw`, stopping at `max_bytes` of output (a gzip bomb is refused)."""
     parts, size = [], 0
-    while raw[:2] == b"\x1f\x8b":
+    while raw[:2] == GZIP:
         stream = zlib.decompressobj(wbits=31)
         try:
             part = stream.decompress(raw, max_bytes - size + 1)
@@ -120,74 +114,6 @@ def gunzip(raw: bytes, max_bytes: int = MAX_BYTES) -> bytes:
         parts.append(part)
         raw = stream.unused_data
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-class Header:
-    """Read-only view of one header; values are parsed when asked for."""
-
-    __slots__ = ("_cards", "raw")
-
-    def __init__(self, raw: bytes):
-        self.raw = raw
-        self._cards: dict[bytes, int] | None = None
-
-    def _index(self) -> dict[bytes, int]:
-        if self._cards is None:
-            raw = self.raw
-            # reversed: of a repeated keyword the first card counts, as in astropy
-            self._cards = {raw[i : i + 8]: i for i in range(len(raw) - CARD, -1, -CARD)}
-        return self._cards
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Value of `key` (bool, int, float, str) or `default`; unreadable values count as absent."""
-        name = key.encode("ascii").ljust(8)
-        at = self._find(name) if self._cards is None else self._cards.get(name, -1)
-        if at < 0 or self.raw[at + 8 : at + 10] != b"= ":
-            return default
-        value = _card_value(self.raw[at + 10 : at + CARD])
-        return default if value is None else value
-
-    def _find(self, name: bytes) -> int:
-        """First card that starts with `name`, -1 where there is none: quicker than an index for a keyword or two."""
-        at = self.raw.find(name)
-        while at % CARD and at >= 0:
-            at = self.raw.find(name, at + 1)
-        return at
-
-    def number(self, key: str, default: float = math.nan) -> float:
-        """Finite number stored under `key`, else `default`."""
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            return default
-        return float(value)
-
-    def text(self, key: str, default: str = "") -> str:
-        """Text stored under `key`, stripped, else `default`; numbers are written out."""
-        value = self.get(key)
-        return default if value is None else str(value).strip()
-
-    def keys(self) -> list[str]:
-        """Keywords in the order of the header, without the blank and commentary ones."""
-        ordered = sorted(self._index().items(), key=lambda item: item[1])
-        return [k.decode("ascii", "replace").rstrip() for k, at in ordered if self.raw[at + 8 : at + 10] == b"= "]
-
-
-def _card_value(field: bytes) -> Any:
-    text = field.decode("latin-1").strip()
-    if text.startswith("'"):
-        match = re.match(r"'((?:[^']|'')*)'", text)
-        return match.group(1).replace("''", "'").rstrip() if match else None
-    text = text.split("/", 1)[0].strip()
-    if text in {"T", "F"}:
-        return text == "T"
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text.replace("D", "E").replace("d", "e"))
-    except ValueError:
-        return None
 
 
 class HDU:
@@ -207,33 +133,47 @@ class HDU:
         self.kind, self.shape, self.size = described or describe(index, header)
 
     def image(self) -> np.ndarray:
-        """The image as a native-endian array, ``BSCALE``/``BZERO`` applied where present."""
+        """The image as a native-endian array of physical values.
+
+        Unsigned integers stay integers; BSCALE and BZERO make floats, and so does an undefined (BLANK) pixel: NaN.
+        """
         if self.kind != "IMAGE" or not self.shape:
             raise FitsError(f"HDU {self.index} holds no image")
-        dtype, scale, zero = _pixel_format(self.header.raw)
         count = math.prod(self.shape)
-        data = np.frombuffer(self.buffer, dtype, count, self.offset).reshape(self.shape)
-        if scale != 1.0 or zero != 0.0:
-            return data * scale + zero
-        return data.astype(data.dtype.newbyteorder("="))
+        dtype, scale, zero, blank = pixel_format(self.header.raw)
+        return pixels(np.frombuffer(self.buffer, dtype, count, self.offset).reshape(self.shape), scale, zero, blank)
 
-    def table(self) -> np.ndarray:
-        """The table as a structured array with the file's (big-endian) columns, no copy.
-
-        Columns of a kind this reader does not know are left out of the dtype's names.
-        """
+    def layout(self) -> TableLayout:
+        """How the rows of the table are laid out."""
         if self.kind != "BINTABLE":
             raise FitsError(f"HDU {self.index} holds no table")
-        rows, width = self.shape
-        return np.frombuffer(self.buffer, table_dtype(self.header, width), rows, self.offset)
+        return layout_of(self.header, self.shape[1])
+
+    def table(self) -> np.ndarray:
+        """The table as a structured array of *stored* (big-endian) values, no copy; see :meth:`column`."""
+        return np.frombuffer(self.buffer, self.layout().dtype, self.shape[0], self.offset)
+
+    def column(self, name: str) -> np.ndarray | None:
+        """Physical values of a column (case does not matter), masked where undefined; None where there is none."""
+        layout = self.layout()
+        found = layout.find(name)
+        return None if found is None else layout.values(self.table(), found)
 
 
 @lru_cache(maxsize=256)
-def _pixel_format(raw: bytes) -> tuple[np.dtype, float, float]:
-    """Type of an image's stored values, BSCALE and BZERO."""
+def pixel_format(raw: bytes) -> tuple[np.dtype, float, float, int | None]:
+    """Type of an image's stored values, BSCALE, BZERO and BLANK, from its raw header."""
     header = Header(raw)
     dtype = np.dtype(IMAGE_DTYPES[int(header.get("BITPIX"))])
-    return dtype, header.number("BSCALE", 1.0), header.number("BZERO", 0.0)
+    blank = header.get("BLANK") if dtype.kind in "iu" else None
+    blank = blank if isinstance(blank, int) and not isinstance(blank, bool) else None
+    return dtype, header.number("BSCALE", 1.0), header.number("BZERO", 0.0), blank
+
+
+def pixels(stored: np.ndarray, scale: float, zero: float, blank: int | None) -> np.ndarray:
+    """Physical values of stored pixels; NaN where they are undefined."""
+    values = physical(stored, scale, zero, blank)
+    return values.astype(np.float64).filled(np.nan) if isinstance(values, np.ma.MaskedArray) else values
 
 
 def describe(index: int, header: Header) -> tuple[str, tuple[int, ...], int]:
@@ -268,44 +208,6 @@ def _describe(index: int, raw: bytes) -> tuple[str, tuple[int, ...], int]:
     if kind == "BINTABLE" and len(axes) != 2:
         raise FitsError(f"HDU {index}: a table with {len(axes)} axes")
     return kind, tuple(reversed(axes)), size
-
-
-def table_dtype(header: Header, width: int) -> np.dtype:
-    """Structured dtype of a BINTABLE row of `width` bytes."""
-    return _table_dtype(header.raw, width)
-
-
-@lru_cache(maxsize=64)  # the files of one release share a few table layouts
-def _table_dtype(raw: bytes, width: int) -> np.dtype:
-    header = Header(raw)
-    fields = header.get("TFIELDS")
-    if isinstance(fields, bool) or not isinstance(fields, int) or not 0 <= fields <= 999:
-        raise FitsError(f"TFIELDS is {fields!r}")
-    names, formats, offsets, at = [], [], [], 0
-    for i in range(1, fields + 1):
-        name, form = header.text(f"TTYPE{i}") or f"col{i}", header.text(f"TFORM{i}").upper()
-        match = _TFORM.match(form)
-        if not match:
-            raise FitsError(f"column {name!r} has format {form!r}")
-        count, code = int(match[1] or 1), match[2]
-        if code in "PQ":  # descriptor of a variable-length column: skipped, not read
-            at += count * (8 if code == "P" else 16)
-            continue
-        item = {"A": 1, "X": 0, "C": 8, "M": 16}.get(code)
-        if code == "X":
-            nbytes = (count + 7) // 8
-        else:
-            nbytes = count * (item if item else np.dtype(_COLUMN_DTYPES[code]).itemsize)
-        usable = code not in "XCM" and count > 0 and name not in names
-        # an unsigned or scaled column needs its TSCAL/TZERO, which no label column here has
-        if usable and header.number(f"TSCAL{i}", 1.0) == 1.0 and header.number(f"TZERO{i}", 0.0) == 0.0:
-            names.append(name)
-            offsets.append(at)
-            formats.append(f"S{count}" if code == "A" else (_COLUMN_DTYPES[code], (count,) if count > 1 else ()))
-        at += nbytes
-        if at > width:
-            raise FitsError(f"columns need {at} bytes and more, a row has {width}")
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": width})
 
 
 def header_at(buffer: bytes, offset: int, index: int) -> tuple[Header, int]:
@@ -367,10 +269,3 @@ def scan(buffer: bytes) -> list[HDU]:
 #: a release differ in their primary headers only. Entries are replaced whole, so threads may share them.
 _SEEN: dict[int, tuple[bytes, Header, int, tuple[str, tuple[int, ...], int]]] = {}
 _MOST_SEEN = 16
-
-
-def native(values: np.ndarray) -> np.ndarray:
-    """`values` in native byte order; text columns as stripped `str`."""
-    if values.dtype.kind == "S":
-        return np.char.strip(np.char.decode(values, "utf-8", "replace"))
-    return values.astype(values.dtype.newbyteorder("="))

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from chemscale.survey.sources.formats.fits import (
-    BLOCK,
-    CARD,
-    END_CARD,
-    HDU,
-    MAX_HDUS,
-    FitsError,
-    Header,
-    describe,
-    header_at,
-    native,
-    table_dtype,
-)
+from chemscale.survey.sources.formats.fits import BLOCK, END_CARD, HDU, MAX_HDUS, describe, header_at
+from chemscale.survey.sources.formats.fits_columns import concatenate, layout_of
+from chemscale.survey.sources.formats.fits_header import CARD, FitsError, Header
+from chemscale.survey.sources.formats.paths import GZIP, open_raw
 
 _MAX_HEADER = 8 * 2**20
 
@@ -28,13 +20,15 @@ _MAX_HEADER = 8 * 2**20
 def iter_table(path: str, columns: list[str], *, hdu: int = 1, rows: int = 20_000) -> Iterator[dict[str, np.ndarray]]:
     """Blocks of `rows` rows of a big table, only `columns` (case-insensitive; absent ones left out).
 
+    Values are physical (TSCAL, TZERO, TNULL applied); a column with undefined values is a masked array.
+
     One pass over the file; holds one block of whole rows. A DR17 allStar is 4 GB on disk,
     the columns chemscale needs are 0.3 GB.
     """
     with _Opened(path) as stream:
         header, shape = _seek_hdu(stream, hdu)
-        dtype = table_dtype(header, shape[1])
-        lookup = {name.upper(): name for name in dtype.names or ()}
+        layout = layout_of(header, shape[1])
+        lookup = {name.upper(): name for name in reversed(layout.dtype.names or ())}
         wanted = {c: lookup[c.upper()] for c in columns if c.upper() in lookup}
         left = shape[0]
         while left:
@@ -42,8 +36,8 @@ def iter_table(path: str, columns: list[str], *, hdu: int = 1, rows: int = 20_00
             got = len(raw) // shape[1] if shape[1] else 0
             if not got or len(raw) % shape[1]:
                 raise FitsError(f"table stops {left - got} rows early")
-            block = np.frombuffer(raw, dtype, got)
-            yield {c: native(block[name]) for c, name in wanted.items()}
+            block = np.frombuffer(raw, layout.dtype, got)
+            yield {c: layout.values(block, name) for c, name in wanted.items()}
             left -= got
 
 
@@ -54,14 +48,14 @@ def read_table(path: str, columns: list[str] | None = None, *, hdu: int = 1) -> 
     blocks = list(iter_table(path, columns, hdu=hdu))
     if not blocks:
         return {}
-    return {c: np.concatenate([b[c] for b in blocks]) for c in blocks[0]}
+    return {c: concatenate([b[c] for b in blocks]) for c in blocks[0]}
 
 
 def table_columns(path: str, *, hdu: int = 1) -> tuple[str, ...]:
     """Names of a table's readable columns."""
     with _Opened(path) as stream:
         header, shape = _seek_hdu(stream, hdu)
-        return tuple(table_dtype(header, shape[1]).names or ())
+        return tuple(layout_of(header, shape[1]).dtype.names or ())
 
 
 def scan_mapped(path: str, n_bytes: int) -> list[HDU]:
@@ -91,21 +85,31 @@ def scan_mapped(path: str, n_bytes: int) -> list[HDU]:
 
 
 class _Opened:
-    """A file or URL, gunzipped by name; reading errors become FitsError."""
+    """A file or URL, gunzipped where its content is gzip; reading errors become FitsError."""
 
     def __init__(self, path: str):
-        import fsspec
-
-        self._open = fsspec.open(path, "rb", compression="gzip" if path.endswith(".gz") else None)
+        self._path = path
+        self._streams: list[Any] = []
 
     def __enter__(self) -> BinaryIO:
         try:
-            return self._open.__enter__()
+            stream = open_raw(self._path)
+            self._streams.append(stream)
+            packed = stream.read(2) == GZIP
+            stream.seek(0)
         except OSError as error:
+            self._close()
             raise FitsError(f"cannot be read: {error}") from error
+        if packed:
+            self._streams.append(gzip.GzipFile(fileobj=stream))
+        return self._streams[-1]
+
+    def _close(self) -> None:
+        while self._streams:
+            self._streams.pop().close()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._open.__exit__(kind, error, trace)
+        self._close()
         if isinstance(error, (OSError, EOFError, zlib.error)):
             raise FitsError(f"cannot be read: {error}") from error
 

@@ -13,9 +13,8 @@ from typing import IO, Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.files import printable
-from chemscale.survey.sources.formats import fits
-from chemscale.survey.sources.formats.tables import MAX_LOADED, as_text
+from chemscale.survey.sources.formats.paths import is_remote, printable
+from chemscale.survey.sources.formats.values import MAX_LOADED, as_text
 
 #: what zipfile, zlib and NumPy raise on damaged archives (NotImplementedError: unknown compression;
 #: RuntimeError: encrypted; TypeError, OverflowError, SyntaxError: nonsense in an array header)
@@ -44,12 +43,12 @@ class NpzFile:
 
     Plain members (``np.savez``) are memory-mapped. Compressed ones (``np.savez_compressed``) are decompressed
     forwards as rows are asked for, and never held; asking for earlier rows starts again. Only a compressed array
-    in Fortran order has to be held whole, up to :data:`~chemscale.survey.sources.formats.tables.MAX_LOADED`.
+    in Fortran order has to be held whole, up to :data:`~chemscale.survey.sources.formats.values.MAX_LOADED`.
     Arrays of Python objects would have to be unpickled: they are listed, and an error where they are needed.
     """
 
     def __init__(self, path: str):
-        if fits.is_remote(path):
+        if is_remote(path):
             raise InputError(f"{path}: an NPZ cannot be read by rows from a URL", "copy it, or convert it to Zarr")
         self.path = path
         self._streams: dict[str, _Stream] = {}
@@ -88,6 +87,9 @@ class NpzFile:
 
     def medium(self, name: str) -> str:
         return ""
+
+    def left_out(self) -> dict[str, str]:
+        return {}
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         member = self._members[name]

@@ -1,10 +1,10 @@
-"""What readers do with pixels before `quality.pixels` sees them."""
+"""What readers do with pixels before ingestion sees them."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from chemscale.survey.sources.formats.fits import FitsError
+from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.kernels import LARGEST_IVAR, REASONS, SMALLEST_ERROR
 
 

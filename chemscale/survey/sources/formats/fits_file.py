@@ -1,0 +1,197 @@
+"""A FITS file as named arrays read by rows: columns of its tables, images by their EXTNAME.
+
+What stands in the file as plain bytes is memory-mapped and converted row by row. Compressed images and columns of
+variable length go through astropy.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chemscale.errors import InputError
+from chemscale.survey.sources.formats import fits
+from chemscale.survey.sources.formats.fits_columns import Column
+from chemscale.survey.sources.formats.fits_header import FitsError, Header
+from chemscale.survey.sources.formats.fits_tables import scan_mapped
+from chemscale.survey.sources.formats.paths import is_gzip, is_remote, printable
+from chemscale.survey.sources.formats.values import MAX_LOADED, as_text
+
+#: Bytes of a mapped file that are looked at before it is mapped anew: a column of numbers touches the whole table.
+_MAPPED = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array stands in a FITS file: rows of `dtype` from `offset` on; one column of them, or an image."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    unit: str
+    column: Column | None = None
+    #: BSCALE, BZERO, BLANK of an image
+    scaling: tuple[float, float, int | None] = (1.0, 0.0, None)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return (*self.shape, *self.column.dtype.shape) if self.column else self.shape
+
+    def read(self, buffer: Any, rows: np.ndarray | slice) -> np.ndarray:
+        """Physical values of some rows."""
+        whole = np.ndarray(self.shape, self.dtype, buffer, self.offset)
+        if self.column is not None:
+            return self.column.physical(np.array(whole[self.column.name][rows]))
+        return fits.pixels(np.array(whole[rows]), *self.scaling)
+
+
+@dataclass(frozen=True)
+class _ByAstropy:
+    """An array that astropy reads: a compressed image (`column` empty) or a column of variable length."""
+
+    hdu: int
+    shape: tuple[int, ...]
+    unit: str
+    column: str = ""
+
+
+class FitsFile:
+    """Columns of a file's binary tables, and its 1-D or 2-D images by their EXTNAME.
+
+    Local uncompressed files are memory-mapped anew for every reading, so that what has been read does not count
+    as memory of ours any more; others are read whole. Of a name that occurs twice the first counts; the others,
+    and what cannot be read, are told by :meth:`left_out`.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._places: dict[str, _Place | _ByAstropy] = {}
+        self._left_out: dict[str, str] = {}
+        self._content: bytes | None = None
+        self._held: dict[str, np.ndarray] = {}
+        try:
+            if is_remote(path) or is_gzip(path):
+                self._content = fits.read_bytes(path, MAX_LOADED)
+                units = fits.scan(self._content)
+            else:
+                units = list(scan_mapped(path, os.path.getsize(path)))
+            for unit in units:
+                self._add(unit)
+        except FitsError as error:
+            raise InputError(f"{printable(path)}: {error}", "give a FITS file with a binary table") from error
+
+    def _add(self, unit: fits.HDU) -> None:
+        header = unit.header
+        name = header.text("EXTNAME")
+        label = name or f"HDU {unit.index}"
+        if unit.kind == "BINTABLE" and header.get("ZIMAGE") is True:
+            self._add_compressed(unit, name, label)
+        elif unit.kind == "BINTABLE":
+            layout = unit.layout()
+            for column in layout.columns.values():
+                if not unit.shape[0]:
+                    self._left_out.setdefault(column.name, f"the table {label} has no rows")
+                elif column.code in "PQ":
+                    self._add_variable(unit, column)
+                elif column.why_not:
+                    self._left_out.setdefault(column.name, column.why_not)
+                else:
+                    place = _Place(layout.dtype, (unit.shape[0],), unit.offset, column.unit, column)
+                    self._put(column.name, place, label)
+        elif unit.kind == "IMAGE" and unit.size:
+            if not name and unit.index:
+                self._left_out[label] = "an image without a name (EXTNAME)"
+            elif len(unit.shape) not in (1, 2) or not name:
+                self._left_out[label] = f"an image of {len(unit.shape)} dimensions" if name else "the primary image"
+            else:
+                dtype, scale, zero, blank = fits.pixel_format(header.raw)
+                place = _Place(dtype, unit.shape, unit.offset, header.text("BUNIT"), scaling=(scale, zero, blank))
+                self._put(name, place, label)
+        elif unit.kind not in ("IMAGE", "BINTABLE"):
+            self._left_out[label] = f"a {unit.kind} extension" if unit.kind != "TABLE" else "an ASCII table"
+
+    def _put(self, name: str, place: _Place | _ByAstropy, label: str) -> None:
+        if name in self._places:
+            self._left_out.setdefault(f"{name} of {label}", "the name occurs before")
+        else:
+            self._places[name] = place
+
+    def _add_compressed(self, unit: fits.HDU, name: str, label: str) -> None:
+        header: Header = unit.header
+        axes = [header.get(f"ZNAXIS{i}") for i in range(int(header.number("ZNAXIS", 0)), 0, -1)]
+        shape = tuple(int(n) for n in axes if isinstance(n, int))
+        if not name or len(shape) not in (1, 2) or len(shape) != len(axes):
+            self._left_out[label] = f"a compressed image of {len(axes)} dimensions" if name else "a nameless image"
+        else:
+            self._put(name, _ByAstropy(unit.index, shape, header.text("BUNIT")), label)
+
+    def _add_variable(self, unit: fits.HDU, column: Column) -> None:
+        """A column of variable length whose rows are all of one length is as good as any other."""
+        code = ">i4" if column.code == "P" else ">i8"
+        width = np.dtype(code).itemsize
+        buffer: Any = np.memmap(self.path, np.uint8, "r") if self._content is None else self._content
+        rows, step = unit.shape
+        lengths = np.ndarray((rows,), code, buffer, unit.offset + column.offset, (step,))
+        least, most = int(lengths.min()), int(lengths.max())
+        if least != most or least < 1 or unit.offset + unit.size < 0 or width * rows > unit.size:
+            self._left_out[column.name] = f"variable-length array, {least} to {most} values a row"
+        else:
+            self._put(column.name, _ByAstropy(unit.index, (rows, least), column.unit, column.name), column.name)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {n: p.full_shape if isinstance(p, _Place) else p.shape for n, p in self._places.items()}
+
+    def units(self, name: str) -> str:
+        return self._places[name].unit
+
+    def medium(self, name: str) -> str:
+        return ""
+
+    def left_out(self) -> dict[str, str]:
+        return dict(self._left_out)
+
+    def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
+        place = self._places[name]
+        if isinstance(place, _ByAstropy):
+            return as_text(self._by_astropy(name, place, slice(None) if rows is None else rows))
+        if rows is not None:
+            return as_text(place.read(self._buffer(), rows))
+        step = max(1, _MAPPED // max(1, place.dtype.itemsize * math.prod(place.shape[1:])))
+        starts = range(0, max(1, place.shape[0]), step)
+        blocks = [place.read(self._buffer(), slice(i, i + step)) for i in starts]
+        if len(blocks) > 1 and any(isinstance(b, np.ma.MaskedArray) for b in blocks):
+            return np.ma.concatenate(blocks)
+        return as_text(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
+
+    def _buffer(self) -> Any:
+        return np.memmap(self.path, np.uint8, "r") if self._content is None else self._content
+
+    def _by_astropy(self, name: str, place: _ByAstropy, rows: np.ndarray | slice) -> np.ndarray:
+        from astropy.io import fits as astropy_fits
+
+        if name in self._held:
+            return self._held[name][rows]
+        source: Any = self.path if self._content is None else io.BytesIO(self._content)
+        try:
+            with astropy_fits.open(source, memmap=False, lazy_load_hdus=True) as units:
+                if not place.column and isinstance(rows, slice) and len(place.shape) == 2:
+                    return np.array(units[place.hdu].section[rows])  # only the tiles of these rows
+                if math.prod(place.shape) * 8 > MAX_LOADED:
+                    raise InputError(
+                        f"{printable(self.path)}: {name} would take {math.prod(place.shape) * 8 / 2**30:.1f} GiB",
+                        "write it as a plain image or as a column of fixed length",
+                    )
+                data = units[place.hdu].data
+                values = np.stack([np.asarray(v) for v in data[place.column]]) if place.column else np.array(data)
+        except (OSError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise InputError(f"{printable(self.path)}: {name} cannot be read: {error}", "write it anew") from error
+        self._held[name] = values
+        return values[rows]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": {}}

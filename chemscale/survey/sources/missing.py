@@ -1,0 +1,173 @@
+"""What "no value" looks like: the one list of words, sentinels and ranges that every source applies to every label.
+
+Catalogues write a missing number as -9999, NaN, a masked integer or the text ``N/A``, and a star without a cluster
+as ``-1``, ``None``, ``masked`` or nothing. Numbers are tested in the unit of the contract, after conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+#: Spellings of "none" in any text column, lower case.
+NO_VALUE = frozenset(
+    {
+        *("", "-", "--", "---", "...", "nan", "-nan", "nat", "none", "null", "(null)", "nil", "\\n", "<na>", "na"),
+        *("n/a", "n.a.", "#n/a", "<n/a>", "masked", "missing", "undefined", "nodata", "no data"),
+    }
+)
+#: What a cluster column says of a field star besides.
+NO_CLUSTER = frozenset({"field", "noise", "no cluster", "not a member", "non-member", "nonmember"})
+#: Numbers that surveys write for "not measured", exactly these.
+SENTINELS = (-999.0, -999.9, -999.99, -9999.0, -9999.9, -9999.99, -99999.0, -999999.0, -1e20, -1e30)
+#: Those that are sentinels in any unit: no measurement is so round by chance in a column that is converted.
+_IN_ANY_UNIT = (-9999.0, -9999.9, -9999.99, -99999.0, -999999.0, -1e20, -1e30)
+#: Sensible range (exclusive) of each label in the contract's unit; what lies outside is no measurement.
+RANGES = {
+    "ra": (-0.001, 360.001),
+    "dec": (-90.001, 90.001),
+    "teff": (0.0, 5e5),
+    "teff_error": (-1e-9, 5e5),
+    "logg": (-10.0, 20.0),
+    "logg_error": (-1e-9, 50.0),
+    "fe_h": (-20.0, 20.0),
+    "alpha_m": (-20.0, 20.0),
+    "c_fe": (-20.0, 20.0),
+    "abundance": (-20.0, 20.0),
+    "abundance_error": (-1e-9, 50.0),
+    "radial_velocity": (-299_792.0, 299_792.0),
+    "velocity_scatter": (-1e-9, 299_792.0),
+    "vmicro": (0.0, 100.0),
+    "snr": (0.0, 1e6),
+    "extinction": (-50.0, 99.0),
+    "reddening": (-50.0, 99.0),
+    "n_visits": (-0.5, 1e5),
+    "cluster_probability": (-1e-9, 1.0 + 1e-6),
+}
+
+
+def is_none(text: str) -> bool:
+    """Whether a word means "no value"."""
+    return text.strip().lower() in NO_VALUE
+
+
+def cluster_name(name: Any) -> str:
+    """One spelling a cluster: ``'ASCC_116'`` and ``'ASCC  116'`` become ``'ASCC 116'``; no cluster is ''.
+
+    A negative number is no cluster (clustering codes call their noise -1), and 7.0 is cluster 7.
+    """
+    text = " ".join(word(name).replace("_", " ").split())
+    lower = text.lower()
+    if lower in NO_VALUE or lower in NO_CLUSTER:
+        return ""
+    if text[0] in "-+.0123456789":
+        try:
+            value = float(text)
+        except ValueError:
+            return text
+        if value != value or value < 0:
+            return ""
+        return str(int(value)) if value == np.floor(value) and value < 2**53 and "." in text else text
+    return text
+
+
+def word(value: Any) -> str:
+    """A scalar as text without its padding; bytes decoded; masked, None and NaN as ''."""
+    if value is None or value is np.ma.masked:
+        return ""
+    if isinstance(value, (bytes, np.bytes_)):
+        return value.decode("utf-8", "replace").strip()
+    if isinstance(value, (float, np.floating)):
+        return (
+            "" if value != value else f"{value:.0f}" if value == np.floor(value) and abs(value) < 2**53 else str(value)
+        )
+    text = str(value).strip()
+    return "" if text.lower() in NO_VALUE else text
+
+
+def words(values: Any) -> list[str]:
+    """A column as text: see :func:`word`."""
+    if isinstance(values, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(values).tolist()
+        return ["" if h else word(v) for v, h in zip(values.data.tolist(), hidden)]
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        return [str(v) for v in values.tolist()]
+    return [word(v) for v in (values.tolist() if isinstance(values, np.ndarray) else values)]
+
+
+def numbers(values: Any) -> np.ndarray:
+    """A column as float64, whatever it is made of: masked, undefined and text that is no number become NaN."""
+    hidden = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    plain = np.asarray(values.data if hidden is not None else values)
+    if plain.dtype.kind in "fiub":
+        out = plain.astype(np.float64)
+    else:
+        out = np.array([_number(v) for v in plain.ravel().tolist()], np.float64).reshape(plain.shape)
+    if hidden is not None and hidden.any():
+        out[hidden] = np.nan
+    return out
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _exactly(values: np.ndarray, sentinels: Iterable[float]) -> np.ndarray:
+    """Where a value is one of `sentinels`, to the precision of float32."""
+    out = np.zeros(values.shape, bool)
+    for s in sentinels:
+        out |= np.abs(values - s) <= 1e-6 * abs(s)
+    return out
+
+
+def measured(name: str, values: Any, convert: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """A label of the contract as float64, NaN where nothing was measured.
+
+    Parameters
+    ----------
+    name : str
+        Of the contract; its sensible range counts.
+    values : array_like
+        Numbers or text, masked or not, in the file's unit.
+    convert : callable, optional
+        Turns the file's unit into the contract's. Sentinels and ranges are tested on its result; the
+        unmistakable sentinels (-9999 and the like) on the numbers as they are in the file too.
+    """
+    raw = numbers(values)
+    with np.errstate(invalid="ignore", over="ignore"):
+        lost = _exactly(raw, _IN_ANY_UNIT)
+        out = raw if convert is None else np.array(convert(raw), np.float64)
+        low, high = RANGES.get(name, (-np.inf, 1e30))
+        lost |= ~np.isfinite(out) | (out <= low) | (out >= high) | _exactly(out, SENTINELS)
+    out[lost] = np.nan
+    return out
+
+
+def measured_one(name: str, value: Any) -> float:
+    """Scalar form of :func:`measured`."""
+    return float(measured(name, np.array([value if value is not None and np.ndim(value) == 0 else np.nan]))[0])
+
+
+def lost_digits(values: np.ndarray) -> bool:
+    """Whether integers went through floating point and are too long for it: some digits are no longer true."""
+    if values.dtype.kind != "f":
+        return False
+    limit = 2.0**24 if values.dtype.itemsize <= 4 else 2.0**53
+    with np.errstate(invalid="ignore"):
+        return bool(np.any(np.isfinite(values) & (np.abs(values) >= limit)))
+
+
+def identifiers(values: Any) -> list[str] | None:
+    """A column of identifiers as text, '' where there is none; None where digits were lost in floating point.
+
+    Whole floating-point numbers are written as integers (12.0 is star 12).
+    """
+    plain = np.asarray(values.data if isinstance(values, np.ma.MaskedArray) else values)
+    if lost_digits(plain):
+        return None
+    return words(values)
