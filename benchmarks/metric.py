@@ -75,7 +75,9 @@ def variants(run: Run) -> dict[str, float]:
     rng = np.random.default_rng(0)
     mixed = rng.permutation(weighted.clusters)
     shuffled = {
-        name: Representation(Evaluation(f.evaluation.field, f.evaluation.members, mixed, **weighted.cuts), f.targets)
+        name: Representation(
+            Evaluation(f.evaluation.field, f.evaluation.members, mixed, weighted.covariates), f.targets
+        )
         for name, f in forms.items()
     }
     out["shuffled clusters, committee (control)"] = choose_metric(shuffled, ks=[10, 20, 30]).rates.overall

@@ -93,20 +93,14 @@ def evaluate(
 
     from chemscale.cli import console, echo_json
     from chemscale.rsca.evaluate import evaluate_run
+    from chemscale.rsca.registry import titles
 
     result = evaluate_run(run, n_features=n_features)
     table = Table("representation", "doppelganger rate", box=None)
-    names = {
-        "raw": "spectra, raw",
-        "scaled": "spectra, scaled",
-        "rsca": "spectra, RSCA",
-        "rsca_top": f"spectra, RSCA, top {n_features}",
-        "rsca_without_cross_validation": "  (RSCA without cross-validation: overfitted)",
-        "auto": "spectra, metric chosen by nested cross-validation",
-    }
+    names = titles() | {"rsca_top": f"RSCA, top {n_features}"}
     for key, name in names.items():
         if result.get(key) is not None:
-            table.add_row(name, f"{result[key]:.4f}")
+            table.add_row(f"spectra, {name}", f"{result[key]:.4f}")
     for name, rates in result["abundances"].items():
         for method in ("raw", "rsca"):
             table.add_row(f"abundances, {name} ({len(rates['species'])}), {method}", f"{rates[method]:.4f}")

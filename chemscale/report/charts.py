@@ -13,21 +13,15 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from chemscale.rsca.registry import short_titles, titles
 from chemscale.studies.style import COLOURS
 
 #: Names readers see, in the order of the chart.
-METHODS = {
-    "raw": "PPCA coordinates as they are",
-    "scaled": "scaled only",
-    "rsca": "RSCA, every feature",
-    "rsca_top": "RSCA, top features",
-    "rsca_without_cross_validation": "RSCA rated on clusters it has seen",
-    "auto": "best method, nested choice",
+METHODS = titles() | {
     "abundances": "abundances (RSCA)",
     "abundances_subset": "7 abundances (RSCA)",
     "floor": "noise-free abundances",
 }
-_SHORT = {"raw": "as they are", "scaled": "scaled", "rsca": "RSCA", "rsca_top": "RSCA top", "auto": "best"}
 _KEY = {"rsca_top", "auto"}
 
 
@@ -124,7 +118,7 @@ def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes
                 y=np.where(y == 0, edge, y),
                 customdata=y,
                 mode="markers",
-                name=_SHORT.get(method, method),
+                name=short_titles().get(method, method),
                 marker={"symbol": symbol, "color": colour, "size": 9, "line": {"width": 1.5, "color": colour}},
                 hovertemplate="%{x}: %{customdata:.4f}<extra></extra>",
             )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import DataError
-from chemscale.rsca.metric import check_freedom
+from chemscale.rsca.moments import check_freedom
 from chemscale.rsca.pairs import count_close, median_pair_distance
 from chemscale.rsca.rates import DoppelgangerRates
 from chemscale.rsca.representation import Candidate, Representation

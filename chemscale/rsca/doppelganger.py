@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -21,25 +21,11 @@ from dask import compute, delayed
 
 from chemscale.errors import DataError, InputError
 from chemscale.labelled import groups, plain
-from chemscale.rsca.metric import RSCA, FieldMoments, Raw, Scaled, check_members, field_blocks, field_moments
-from chemscale.rsca.pairs import Candidates, PairCuts, count_close, covariate_pair, median_pair_distance
+from chemscale.rsca.linear import LinearMetric
+from chemscale.rsca.moments import FieldMoments, check_members, field_blocks, field_moments
+from chemscale.rsca.pairs import Candidates, PairCovariates, PairCuts, count_close, median_pair_distance
 from chemscale.rsca.rates import DoppelgangerRates
-
-
-class LinearMetric(Protocol):
-    """A metric that a doppelganger rate can be measured for."""
-
-    def fit(self, field: Any, members: Any, clusters: Any) -> Any:
-        """Learn from field coordinates or their moments, members and cluster names."""
-        ...
-
-    def matrix(self, n_features: int | None = None) -> np.ndarray:
-        """Linear map (K, n_features) from coordinates to features."""
-        ...
-
-
-#: Metrics by name; the values make a fresh, unfitted metric.
-METHODS: dict[str, Callable[[], LinearMetric]] = {"rsca": RSCA, "scaled": Scaled, "raw": Raw}
+from chemscale.rsca.registry import make
 
 
 class Evaluation:
@@ -51,9 +37,9 @@ class Evaluation:
         Coordinates (or any features); a dask array is read block by block on each call of :meth:`rates`.
     members : array, shape (n_members, K)
     clusters : sequence of str
-    field_extinction, member_extinction, field_velocity, member_velocity : array, optional
-        Covariates of the pair cuts; leaving a pair out = no cut on it. NaN never passes a cut.
-    max_delta_extinction, max_delta_velocity : float or Quantity
+    covariates : PairCovariates
+        What pairs are matched on; none by default.
+    cuts : PairCuts
         Strict limits (paper: 0.05 mag in A_K, 5 km/s).
 
     Raises
@@ -67,13 +53,8 @@ class Evaluation:
         field: Any,
         members: Any,
         clusters: Sequence[str] | np.ndarray,
-        *,
-        field_extinction: Any = None,
-        member_extinction: Any = None,
-        field_velocity: Any = None,
-        member_velocity: Any = None,
-        max_delta_extinction: Any = 0.05,
-        max_delta_velocity: Any = 5.0,
+        covariates: PairCovariates | None = None,
+        cuts: PairCuts | None = None,
     ):
         field, members, clusters = plain(field), plain(members), plain(clusters)
         self.field = field if isinstance(field, da.Array) else np.asarray(field)
@@ -86,13 +67,8 @@ class Evaluation:
             )
         self.names = [str(c) for c in np.unique(self.clusters)]
         self.groups = [np.flatnonzero(self.clusters == c) for c in self.names]
-        self.cuts = PairCuts(
-            float(plain(max_delta_extinction, "mag", "max_delta_extinction")),
-            float(plain(max_delta_velocity, "km/s", "max_delta_velocity")),
-        )
-        n, m = self.field.shape[0], len(self.members)
-        self._velocity = covariate_pair("velocity", field_velocity, member_velocity, n, m)
-        self._extinction = covariate_pair("extinction", field_extinction, member_extinction, n, m)
+        self.cuts = cuts or PairCuts()
+        self.covariates = (covariates or PairCovariates()).checked(self.field.shape[0], len(self.members))
         self._blocks = field_blocks(self.field)
         sizes = self.field.chunks[0] if isinstance(self.field, da.Array) else [len(b) for b in self._blocks]
         edges = np.cumsum([0, *sizes])
@@ -100,23 +76,14 @@ class Evaluation:
         self._cache: tuple[Candidates, list[np.ndarray]] | None = None
 
     def _candidates(self, start: int, stop: int) -> Candidates:
-        velocity, extinction = self._velocity[0], self._extinction[0]
-        return Candidates(
-            stop - start,
-            None if velocity is None else velocity[start:stop],
-            None if extinction is None else extinction[start:stop],
-            self._velocity[1],
-            self._extinction[1],
-            self.groups,
-            self.cuts,
-        )
+        return Candidates(stop - start, self.covariates.at(slice(start, stop)), self.groups, self.cuts)
 
     def fit(self, method: str | Callable[[], LinearMetric] = "rsca", *, k: int | None = None, train: Any = None) -> Any:
         """A metric fitted on the first `k` components and the members selected by the boolean `train`."""
         k = self.members.shape[1] if k is None else k
         use = np.ones(len(self.members), bool) if train is None else np.asarray(train, bool)
         moments: FieldMoments = self.moments.leading(k)
-        return _make(method).fit(moments, self.members[use, :k], self.clusters[use])
+        return make(method).fit(moments, self.members[use, :k], self.clusters[use])
 
     def rates(
         self,
@@ -132,7 +99,7 @@ class Evaluation:
         Parameters
         ----------
         method : str or callable
-            Name in :data:`METHODS`, or a callable that makes an unfitted metric.
+            Name in :data:`chemscale.rsca.registry.METRICS`, or a callable that makes an unfitted metric.
         n_features : int, optional
             Keep the most scaled features only.
         k : int, optional
@@ -192,7 +159,7 @@ class Evaluation:
                 for b, (i, j) in zip(self._blocks, self._spans, strict=True)
             ]
             return np.sum(compute(*parts), axis=0)
-        if self._velocity[0] is None and self._extinction[0] is None:
+        if not self.covariates.names:
             total = np.zeros((len(wanted), 2), dtype=np.int64)
             for block, (i, j) in zip(self._blocks, self._spans, strict=True):
                 total += _count_block(
@@ -232,41 +199,13 @@ class Evaluation:
         assert self._cache is not None
         return self._cache[0].rows[j]
 
-    def with_features(self, field: Any, members: Any) -> Evaluation:
-        """The same stars, clusters and pair cuts with other coordinates."""
-        return Evaluation(
-            field,
-            members,
-            self.clusters,
-            field_extinction=self._extinction[0],
-            member_extinction=self._extinction[1],
-            field_velocity=self._velocity[0],
-            member_velocity=self._velocity[1],
-            max_delta_extinction=self.cuts.max_delta_extinction,
-            max_delta_velocity=self.cuts.max_delta_velocity,
-        )
-
     def thinned(self, n: int) -> Evaluation:
         """The same members with at most `n` evenly spaced field stars (field in memory)."""
         total = self.field.shape[0]
         if total <= n:
             return self
         rows = evenly(total, n)
-
-        def cut(values: Any) -> Any:
-            return None if values is None else values[rows]
-
-        return Evaluation(
-            self.field[rows],
-            self.members,
-            self.clusters,
-            field_extinction=cut(self._extinction[0]),
-            member_extinction=self._extinction[1],
-            field_velocity=cut(self._velocity[0]),
-            member_velocity=self._velocity[1],
-            max_delta_extinction=self.cuts.max_delta_extinction,
-            max_delta_velocity=self.cuts.max_delta_velocity,
-        )
+        return Evaluation(self.field[rows], self.members, self.clusters, self.covariates.at(rows), self.cuts)
 
     def summary(
         self,
@@ -333,14 +272,6 @@ def _count_block(
     return out
 
 
-def _make(method: str | Callable[[], LinearMetric]) -> LinearMetric:
-    if not isinstance(method, str):
-        return method()
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}", f"choose one of: {', '.join(METHODS)}")
-    return METHODS[method]()
-
-
 def doppelganger_rates(
     field: Any,
     members: Any = None,
@@ -390,24 +321,37 @@ def doppelganger_rates(
     InputError, DataError
         Shapes that do not match, no field stars, clusters with one member, more components than the data allow,
         a single cluster with `leave_one_out`, or cuts that no pair passes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from chemscale import doppelganger_rates
+    >>> rng = np.random.default_rng(0)
+    >>> field = rng.normal(size=(1000, 6))
+    >>> clusters = np.repeat(["M67", "NGC 188", "NGC 6819"], 8)
+    >>> members = rng.normal(size=(24, 6))
+    >>> members[:, 0] = np.repeat([-1.0, 0.2, 0.9], 8) + 0.05 * rng.normal(size=24)
+    >>> raw = doppelganger_rates(field, members, clusters, method="raw")
+    >>> rsca = doppelganger_rates(field, members, clusters, n_features=1)
+    >>> rsca.overall < raw.overall / 5
+    True
+    >>> sorted(rsca.per_cluster)
+    ['M67', 'NGC 188', 'NGC 6819']
     """
+    given = {
+        "field_extinction": field_extinction,
+        "member_extinction": member_extinction,
+        "field_velocity": field_velocity,
+        "member_velocity": member_velocity,
+    }
     if isinstance(field, xr.Dataset):
         field, members, clusters, found = groups(field)
-        field_extinction = found.get("field_extinction") if field_extinction is None else field_extinction
-        member_extinction = found.get("member_extinction") if member_extinction is None else member_extinction
-        field_velocity = found.get("field_velocity") if field_velocity is None else field_velocity
-        member_velocity = found.get("member_velocity") if member_velocity is None else member_velocity
+        given = {name: found.get(name) if values is None else values for name, values in given.items()}
     if members is None or clusters is None:
         raise InputError("there are no members or cluster names", "pass both, or an embedding alone")
-    evaluation = Evaluation(
-        field,
-        members,
-        clusters,
-        field_extinction=field_extinction,
-        member_extinction=member_extinction,
-        field_velocity=field_velocity,
-        member_velocity=member_velocity,
-        max_delta_extinction=max_delta_extinction,
-        max_delta_velocity=max_delta_velocity,
+    cuts = PairCuts(
+        float(plain(max_delta_extinction, "mag", "max_delta_extinction")),
+        float(plain(max_delta_velocity, "km/s", "max_delta_velocity")),
     )
+    evaluation = Evaluation(field, members, clusters, PairCovariates(**given), cuts)
     return evaluation.rates(method, n_features=n_features, leave_one_out=leave_one_out)

@@ -151,8 +151,9 @@ def _fit(
     good = np.isfinite(z).all(axis=1)
     names, counts = np.unique(stars.clusters[good[n:]], return_counts=True)
     members = good[n:] & np.isin(stars.clusters, names[counts >= 2])
-    cuts = {k: v[good[:n]] if k.startswith("field_") else v[members] for k, v in stars.cuts.items()}
-    engine = Evaluation(z[:n][good[:n]], z[n:][members], stars.clusters[members], **cuts)
+    engine = Evaluation(
+        z[:n][good[:n]], z[n:][members], stars.clusters[members], stars.covariates.at(good[:n], members)
+    )
     rates = engine.rates("rsca", n_features=n_features)
     metric = RSCA().fit(engine.moments, engine.members, engine.clusters)
     features, field_rows = metric.transform(z[:n][good[:n]], n_features), stars.field_rows[good[:n]]

@@ -15,6 +15,7 @@ from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import calibrate, pair_ratios
 from chemscale.rsca.pipeline import load_metric
 from chemscale.rsca.rates import DoppelgangerRates
+from chemscale.rsca.registry import METRICS
 from chemscale.rsca.stars import RunStars
 from chemscale.runtime.run import Run
 from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
@@ -40,10 +41,11 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
     Returns
     -------
     dict
-        ``raw``, ``scaled``, ``rsca``, ``rsca_top`` (the most scaled `n_features`), ``auto`` where it was fitted;
-        ``rsca_without_cross_validation``; ``per_cluster`` (cluster -> method -> rate, and n_members); counts;
-        ``abundances`` baselines; ``correlations`` of the kept features with labels over the field; ``likeness``, the
-        calibration of eq. (5); ``unrated_clusters``, which no field star can be compared with.
+        Rates of every metric of :mod:`chemscale.rsca.registry` by name, ``rsca_top`` (the most scaled `n_features`),
+        ``auto`` where it was fitted; ``rsca_without_cross_validation``; ``per_cluster`` (cluster -> method -> rate,
+        and n_members); counts; ``abundances`` baselines; ``correlations`` of the kept features with labels over the
+        field; ``likeness``, the calibration of eq. (5); ``unrated_clusters``, which no field star can be compared
+        with.
 
     Raises
     ------
@@ -58,12 +60,8 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
         engine = stars.evaluation
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # clusters without a pair are listed once, below
-            rates: dict[str, DoppelgangerRates] = {
-                "raw": engine.rates("raw"),
-                "scaled": engine.rates("scaled"),
-                "rsca": engine.rates("rsca"),
-                "rsca_top": engine.rates("rsca", n_features=n_features),
-            }
+            rates: dict[str, DoppelgangerRates] = {name: engine.rates(name) for name in METRICS}
+            rates["rsca_top"] = engine.rates("rsca", n_features=n_features)
             overfitted = engine.rates("rsca", leave_one_out=False).overall
         unrated = [c for c, n in rates["raw"].n_pairs.items() if not n]
         if unrated:
@@ -86,7 +84,7 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
             "n_clusters": len(engine.names),
             "n_components": stars.n_components,
             "n_features": n_features,
-            "cuts": sorted({k.split("_", 1)[1] for k in stars.cuts}),
+            "cuts": sorted(stars.covariates.names),
             "leave_one_cluster_out": True,
             "unrated_clusters": unrated,
             "likeness": likeness(engine, n_features),
@@ -94,7 +92,7 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
             "correlations": kept_correlations(run, stars, n_features),
         }
         run.save_json("evaluation.json", result)
-        stage.note(**{k: result[k] for k in ("raw", "scaled", "rsca", "rsca_top", "auto") if k in result})
+        stage.note(**{k: result[k] for k in (*METRICS, "rsca_top", "auto") if k in result})
     return run.load_json("evaluation.json")
 
 
@@ -156,7 +154,7 @@ def abundance_baselines(run: Run, stars: RunStars) -> dict[str, dict[str, Any]]:
             x = x - np.where(np.array(species) == "Fe", 0.0, iron[:, None])
         try:
             engine = _complete(stars, x, n, step)
-            out[name] = {m: engine.rates(m).overall for m in ("raw", "scaled", "rsca")}
+            out[name] = {m: engine.rates(m).overall for m in METRICS}
         except DataError as err:
             logger.info("abundance baseline %s left out: %s", name, err.message)
             continue
@@ -169,5 +167,5 @@ def _complete(stars: RunStars, x: np.ndarray, n: int, step: int) -> Evaluation:
     good = np.isfinite(x).all(axis=1)
     names, counts = np.unique(stars.clusters[good[n:]], return_counts=True)
     members = good[n:] & np.isin(stars.clusters, names[counts >= 2])
-    cuts = {k: v[::step][good[:n]] if k.startswith("field_") else v[members] for k, v in stars.cuts.items()}
-    return Evaluation(x[:n][good[:n]], x[n:][members], stars.clusters[members], **cuts)
+    covariates = stars.covariates.at(slice(None, None, step)).at(good[:n], members)
+    return Evaluation(x[:n][good[:n]], x[n:][members], stars.clusters[members], covariates)

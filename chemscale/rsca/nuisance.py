@@ -16,7 +16,9 @@ import xarray as xr
 from scipy.linalg import eigh
 
 from chemscale.errors import DataError, InputError
-from chemscale.rsca.metric import RSCA, field_moments, sphering
+from chemscale.rsca.metric import RSCA
+from chemscale.rsca.moments import field_moments
+from chemscale.rsca.scales import sphering
 from chemscale.rsca.stars import RunStars
 from chemscale.runtime.run import Run
 

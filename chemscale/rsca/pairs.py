@@ -14,6 +14,8 @@ from chemscale.labelled import plain
 
 #: Rows of the field compared with a cluster at a time: bounds memory at rows x (members + features) doubles.
 BLOCK_ROWS = 16384
+#: Covariates pairs may be matched on (section 4.2) and their units.
+COVARIATE_UNITS = {"velocity": "km/s", "extinction": "mag"}
 
 
 @dataclass(frozen=True)
@@ -24,36 +26,83 @@ class PairCuts:
     max_delta_velocity: float = 5.0
 
 
+@dataclass(frozen=True)
+class PairCovariates:
+    """What pairs are matched on: covariates of field stars and of members. A side left out = no cut on it.
+
+    Attributes
+    ----------
+    field_velocity, member_velocity : (n_field,), (n_members,), km/s
+    field_extinction, member_extinction : (n_field,), (n_members,), mag
+        NaN never passes a cut.
+    """
+
+    field_velocity: Any = None
+    member_velocity: Any = None
+    field_extinction: Any = None
+    member_extinction: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """Covariates in use."""
+        return [n for n in COVARIATE_UNITS if getattr(self, f"field_{n}") is not None]
+
+    def at(self, field: Any = slice(None), members: Any = slice(None)) -> PairCovariates:
+        """The same of some field stars and some members (rows, slices or boolean masks)."""
+
+        def cut(values: Any, rows: Any) -> Any:
+            return None if values is None else values[rows]
+
+        return PairCovariates(
+            cut(self.field_velocity, field),
+            cut(self.member_velocity, members),
+            cut(self.field_extinction, field),
+            cut(self.member_extinction, members),
+        )
+
+    def checked(self, n_field: int, n_members: int) -> PairCovariates:
+        """The same as float64 arrays in km/s and mag.
+
+        Raises
+        ------
+        InputError
+            A covariate of one side only, or of another length.
+        """
+        values: dict[str, Any] = {}
+        for name in COVARIATE_UNITS:
+            pair = covariate_pair(name, getattr(self, f"field_{name}"), getattr(self, f"member_{name}"))
+            shapes = [None if v is None else v.shape for v in pair]
+            if pair[0] is not None and shapes != [(n_field,), (n_members,)]:
+                raise InputError(
+                    f"{name}: shapes {shapes[0]} and {shapes[1]} for {n_field} field stars and {n_members} members",
+                    "pass one value per star",
+                )
+            values |= {f"field_{name}": pair[0], f"member_{name}": pair[1]}
+        return PairCovariates(**values)
+
+
 class Candidates:
     """The field stars of one block that each cluster may be compared with.
 
     Parameters
     ----------
-    velocity, extinction : array (n_block,) or None
-        Covariates of the field stars of the block; None = no cut.
-    member_velocity, member_extinction : array (n_members,) or None
+    n : int
+        Field stars of the block.
+    covariates : PairCovariates
+        Of the field stars of the block, and of all members.
     groups : list of index arrays
         Rows of the members of each cluster.
     cuts : PairCuts
     """
 
-    def __init__(
-        self,
-        n: int,
-        velocity: np.ndarray | None,
-        extinction: np.ndarray | None,
-        member_velocity: np.ndarray | None,
-        member_extinction: np.ndarray | None,
-        groups: Sequence[np.ndarray],
-        cuts: PairCuts,
-    ):
+    def __init__(self, n: int, covariates: PairCovariates, groups: Sequence[np.ndarray], cuts: PairCuts):
         self.rows: list[np.ndarray | slice] = []
         self.allowed: list[np.ndarray | None] = []
         limits = [
             (np.asarray(f, dtype=float), np.asarray(m, dtype=float), limit)
             for f, m, limit in (
-                (velocity, member_velocity, cuts.max_delta_velocity),
-                (extinction, member_extinction, cuts.max_delta_extinction),
+                (covariates.field_velocity, covariates.member_velocity, cuts.max_delta_velocity),
+                (covariates.field_extinction, covariates.member_extinction, cuts.max_delta_extinction),
             )
             if f is not None and m is not None
         ]
@@ -124,18 +173,13 @@ def median_pair_distance(features: np.ndarray) -> float:
     return float(np.median(pdist(features)))
 
 
-def covariate_pair(name: str, of_field: Any, of_members: Any, n: int, m: int) -> tuple[Any, Any]:
-    """Both sides of a covariate as float64 of checked length, or (None, None) where neither is given."""
+def covariate_pair(name: str, of_field: Any, of_members: Any) -> tuple[Any, Any]:
+    """Both sides of a covariate as float64, or (None, None) where neither is given."""
     if of_field is None and of_members is None:
         return None, None
     if of_field is None or of_members is None:
         side, other = ("member", "field") if of_field is None else ("field", "member")
         raise InputError(f"{side}_{name} is given without {other}_{name}", "pass both, or neither for no cut")
-    unit = {"velocity": "km/s", "extinction": "mag"}.get(name, "")
+    unit = COVARIATE_UNITS[name]
     f = np.asarray(plain(of_field, unit, f"field_{name}"), dtype=np.float64)
-    g = np.asarray(plain(of_members, unit, f"member_{name}"), dtype=np.float64)
-    if f.shape != (n,) or g.shape != (m,):
-        raise InputError(
-            f"{name}: shapes {f.shape} and {g.shape} for {n} field stars and {m} members", "pass one value per star"
-        )
-    return f, g
+    return f, np.asarray(plain(of_members, unit, f"member_{name}"), dtype=np.float64)

@@ -22,7 +22,8 @@ from chemscale._version import __version__
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto import check_clusters
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
-from chemscale.rsca.metric import RSCA, check_freedom
+from chemscale.rsca.metric import RSCA
+from chemscale.rsca.moments import check_freedom
 from chemscale.rsca.stars import RunStars, text
 from chemscale.runtime.jsonio import digest
 from chemscale.runtime.observe import Progress, human_seconds, progress_bar
@@ -116,7 +117,7 @@ def fit_run(
     with run.stage("metric") as stage:
         stars = RunStars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
-        metric_dataset(fitted).to_zarr(run.file("rsca.zarr"), mode="w", zarr_format=3, consolidated=False)
+        fitted.to_dataset().to_zarr(run.file("rsca.zarr"), mode="w", zarr_format=3, consolidated=False)
         stage.note(scale=fitted.scale_, informative=int(np.sum(fitted.scale_ > 0)))
     _forget(run, "evaluation.json", "auto.json")
     if metric == "auto":
@@ -262,33 +263,10 @@ def _leave_out_empty(path: str, embedding: xr.Dataset, role: np.ndarray) -> dict
     return {"no_usable_pixel": ids[lost][:100].tolist(), "cluster_left_with_one": np.unique(cluster[broken]).tolist()}
 
 
-def metric_dataset(metric: RSCA) -> xr.Dataset:
-    """A fitted metric as a Dataset (dims component, feature), for :func:`load_metric`."""
-    ds = xr.Dataset(
-        {
-            "mean": ("component", metric.mean_, {"long_name": "mean of the field coordinates"}),
-            "sphering": (("component", "axis"), metric.sphering_),
-            "rotation": (("axis", "feature"), metric.rotation_),
-            "sigma_clust": ("feature", metric.sigma_clust_, {"long_name": "scatter within clusters, field = 1"}),
-            "scale": ("feature", metric.scale_, {"long_name": "1 / sigma_r"}),
-        }
-    )
-    ds.attrs = {
-        "model": "RSCA",
-        "n_field": metric.n_field_,
-        "n_members": metric.n_members_,
-        "n_clusters": metric.n_clusters_,
-    }
-    return ds
-
-
 def load_metric(run: Run) -> RSCA:
     """The paper's metric of a run."""
     ds = xr.open_zarr(run.need("rsca.zarr", "chemscale rsca fit STORE --run RUN"), consolidated=False)
-    if ds.attrs.get("model") != "RSCA":
-        raise StoreError(f"{run.file('rsca.zarr')} does not hold an RSCA metric", "fit the run again")
-    out = RSCA()
-    for name in ("mean", "sphering", "rotation", "sigma_clust", "scale"):
-        setattr(out, f"{name}_", np.asarray(ds[name].values, dtype=np.float64))
-    out.n_field_, out.n_members_, out.n_clusters_ = (int(ds.attrs[n]) for n in ("n_field", "n_members", "n_clusters"))
-    return out
+    try:
+        return RSCA.from_dataset(ds)
+    except InputError:
+        raise StoreError(f"{run.file('rsca.zarr')} does not hold an RSCA metric", "fit the run again") from None

@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 
 from chemscale.rsca.detrending import SelfDetrending
 from chemscale.rsca.doppelganger import Evaluation, evenly
-from chemscale.rsca.metric import pooled_sigma
+from chemscale.rsca.scales import pooled_sigma
 
 #: Variance given to an ignored direction, in units of the field's along it: next to none of it is left in a metric.
 IGNORED = 10.0

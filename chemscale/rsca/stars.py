@@ -13,6 +13,7 @@ import xarray as xr
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.pairs import PairCovariates
 from chemscale.runtime.run import Run
 
 FIT_COMMAND = "chemscale rsca fit STORE --run RUN"
@@ -47,8 +48,8 @@ def read_rows(variable: xr.DataArray, rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)[np.argsort(order, kind="stable")]
 
 
-def pair_cuts(label: Callable[[str], np.ndarray | None], field: Any, members: Any) -> dict[str, Any]:
-    """Arguments of the pair cuts for the covariates that some of the `field` and some of the `members` rows have.
+def pair_covariates(label: Callable[[str], np.ndarray | None], field: Any, members: Any) -> PairCovariates:
+    """Covariates of the pair cuts that some of the `field` and some of the `members` rows have.
 
     `label` gives a covariate of all rows, or None.
     """
@@ -57,7 +58,7 @@ def pair_cuts(label: Callable[[str], np.ndarray | None], field: Any, members: An
         values = label(name)
         if values is not None and np.isfinite(values[field]).any() and np.isfinite(values[members]).any():
             out |= {f"field_{key}": values[field], f"member_{key}": values[members]}
-    return out
+    return PairCovariates(**out)
 
 
 @dataclass
@@ -163,9 +164,9 @@ class RunStars:
                 self._labels[f"{ABUNDANCE}{element}"] = values[:, j].astype(np.float64)
 
     @cached_property
-    def cuts(self) -> dict[str, Any]:
-        """Arguments of the pair cuts, for the covariates that some field stars and some members have."""
-        return pair_cuts(self.label, self.field_rows, self.member_rows)
+    def covariates(self) -> PairCovariates:
+        """Covariates of the pair cuts that some field stars and some members have."""
+        return pair_covariates(self.label, self.field_rows, self.member_rows)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -174,7 +175,7 @@ class RunStars:
 
     def evaluate(self, of_field: Any, of_members: np.ndarray) -> Evaluation:
         """An engine for other features of the same stars."""
-        return Evaluation(of_field, of_members, self.clusters, **self.cuts)
+        return Evaluation(of_field, of_members, self.clusters, self.covariates)
 
     def correlations(self, features: np.ndarray, rows: np.ndarray, names: tuple[str, ...]) -> dict[str, list[float]]:
         """Pearson correlation of each feature with labels of the stars in `rows`; absent labels are left out."""

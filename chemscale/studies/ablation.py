@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from chemscale.errors import ChemscaleError
+from chemscale.rsca.registry import METRICS
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.studies import style
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.registry import Study, StudyContext, StudyResult
 
-METHODS = {"raw": "on raw", "scaled": "on scaled", "rsca": "on transformed"}
-
 
 def compute(context: StudyContext) -> StudyResult:
-    """Nine rates (three representations, three methods), each leave-one-cluster-out."""
+    """Rates of every representation under every registered metric, each leave-one-cluster-out."""
     sample = context.sample
     n_top = int(context.settings["n_features"])
     inputs = {"spectra": sample.evaluation}
@@ -26,7 +25,7 @@ def compute(context: StudyContext) -> StudyResult:
             left_out.append(f"{name}: {err.message}")
     rows = []
     for name, evaluation in inputs.items():
-        for method in METHODS:
+        for method in METRICS:
             rates = evaluation.rates(method)
             rows.append((name, method, evaluation.members.shape[1], rates.overall, *bootstrap(rates)))
         if name == "spectra":
@@ -38,12 +37,14 @@ def compute(context: StudyContext) -> StudyResult:
 
     fig, ax = style.figure(aspect=0.75)
     names = list(inputs)
-    shown = [*METHODS, f"rsca top {min(n_top, sample.n_components)}"]
+    shown = [*METRICS, f"rsca top {min(n_top, sample.n_components)}"]
     for m, method in enumerate(shown):
         mine = [(names.index(r[0]), r[3], r[4]) for r in rows if r[1] == method]
         x, y, e = (np.array(v, float) for v in zip(*mine, strict=True))
         low = np.minimum(e, 0.9 * y)  # a logarithmic axis cannot show a bar that reaches zero
-        label = METHODS.get(method, f"on transformed, top {min(n_top, sample.n_components)}")
+        label = (
+            METRICS[method].legend if method in METRICS else (f"on transformed, top {min(n_top, sample.n_components)}")
+        )
         offset = 0.16 * (m - 1.5)
         ax.errorbar(x + offset, y, (low, e), ls="", marker=style.MARKERS[m], color=style.CYCLE[m], label=label, ms=5)
     ax.set_xticks(range(len(names)), names)

@@ -8,6 +8,8 @@ import numpy as np
 
 from chemscale.errors import ChemscaleError
 from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.metric import RSCA
+from chemscale.rsca.moments import FieldMoments
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.studies import style
 from chemscale.studies.elements import abundance_features, species
@@ -44,15 +46,13 @@ def _rate(evaluation: Evaluation, columns: list[int], names: list[str]) -> float
 
 def _maps(evaluation: Evaluation, columns: list[int], train: list[str], rated: list[str]) -> dict[str, np.ndarray]:
     """Linear maps from all columns, using `columns` only, for each rated cluster, trained without it."""
-    from chemscale.rsca.metric import RSCA, FieldMoments
-
     moments, d = evaluation.moments, evaluation.members.shape[1]
-    part = FieldMoments(moments.n, moments.mean[columns], moments.covariance[np.ix_(columns, columns)])
+    chosen = FieldMoments(moments.n, moments.mean[columns], moments.covariance[np.ix_(columns, columns)])
     maps = {}
     for cluster in rated:
         use = np.isin(evaluation.clusters, [c for c in train if c != cluster])
         matrix = np.zeros((d, len(columns)))
-        fitted = RSCA().fit(part, evaluation.members[use][:, columns], evaluation.clusters[use])
+        fitted = RSCA().fit(chosen, evaluation.members[use][:, columns], evaluation.clusters[use])
         matrix[columns] = fitted.matrix()
         maps[cluster] = matrix
     return maps

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from chemscale.rsca.auto_run import fit_auto
 from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.pairs import PairCovariates
 from chemscale.rsca.stars import RunStars
 from chemscale.runtime.run import Run
 from chemscale.studies import style
@@ -19,9 +18,7 @@ from chemscale.studies.registry import Study, StudyContext, StudyResult
 _AUTO_FIELD = 12_000
 
 
-def shuffled(
-    evaluation: Evaluation, cuts: dict[str, Any], n_features: int, seed: int, strangers: bool = False
-) -> float:
+def shuffled(evaluation: Evaluation, n_features: int, seed: int, strangers: bool = False) -> float:
     """Global rate of clusters that are none.
 
     With `strangers`, random field stars are dealt into clusters of the same sizes: they are exchangeable with the stars
@@ -34,13 +31,15 @@ def shuffled(
     rng = np.random.default_rng(seed)
     names = rng.permutation(evaluation.clusters)
     if not strangers:
-        return (
-            Evaluation(evaluation.field, evaluation.members, names, **cuts).rates("rsca", n_features=n_features).overall
-        )
+        again = Evaluation(evaluation.field, evaluation.members, names, evaluation.covariates, evaluation.cuts)
+        return again.rates("rsca", n_features=n_features).overall
     rows = rng.choice(len(evaluation.field), len(names), replace=False)
     rest = np.delete(np.arange(len(evaluation.field)), rows)
-    moved = {k: v[rest] if k.startswith("field_") else cuts[f"field_{k[7:]}"][rows] for k, v in cuts.items()}
-    again = Evaluation(evaluation.field[rest], evaluation.field[rows], names, **moved)
+    given = evaluation.covariates
+    covariates = PairCovariates(
+        *(None if v is None else v[r] for v in (given.field_velocity, given.field_extinction) for r in (rest, rows))
+    )
+    again = Evaluation(evaluation.field[rest], evaluation.field[rows], names, covariates, evaluation.cuts)
     return again.rates("rsca", n_features=n_features).overall
 
 
@@ -68,10 +67,8 @@ def compute(context: StudyContext) -> StudyResult:
     sample, settings = context.sample, context.settings
     n = min(int(settings["n_features"]), sample.n_components)
     evaluation = thin(context, int(settings["max_field"]))
-    step = np.linspace(0, sample.n_field - 1, len(evaluation.field)).astype(np.int64)
-    cuts = {k: v[step] if k.startswith("field_") else v for k, v in sample.cuts.items()}
-    rates = [shuffled(evaluation, cuts, n, seed) for seed in range(int(settings["repeats"]))]
-    strangers = [shuffled(evaluation, cuts, n, seed, strangers=True) for seed in range(int(settings["repeats"]))]
+    rates = [shuffled(evaluation, n, seed) for seed in range(int(settings["repeats"]))]
+    strangers = [shuffled(evaluation, n, seed, strangers=True) for seed in range(int(settings["repeats"]))]
     true = evaluation.rates("rsca", n_features=n).overall
     auto = []
     if context.run.has("auto.json"):

@@ -17,8 +17,7 @@ def thin(context: StudyContext, max_field: int) -> Evaluation:
     if sample.n_field <= max_field:
         return sample.evaluation
     rows = np.linspace(0, sample.n_field - 1, max_field).astype(np.int64)
-    cuts = {k: v[rows] if k.startswith("field_") else v for k, v in sample.cuts.items()}
-    return Evaluation(sample.coords[rows], sample.coords[sample.n_field :], sample.clusters, **cuts)
+    return Evaluation(sample.coords[rows], sample.coords[sample.n_field :], sample.clusters, sample.covariates.at(rows))
 
 
 def held_out_rate(evaluation: Evaluation, chosen: np.ndarray, k: int) -> float:

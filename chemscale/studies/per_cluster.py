@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from chemscale.errors import ChemscaleError
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.pairs import Candidates, PairCuts
+from chemscale.rsca.pairs import Candidates, PairCovariates, PairCuts
 from chemscale.studies import style
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.registry import Study, StudyContext, StudyResult
@@ -25,25 +25,17 @@ def cluster_distances(
     maps = evaluation.matrices("rsca", n_features=n_features)
     rates = evaluation.rates(matrices=maps).per_cluster
     n = len(evaluation.field)
-    cuts = sample.cuts if len(sample.cuts) and n == sample.n_field else {}
-    candidates = Candidates(
-        n,
-        cuts.get("field_velocity"),
-        cuts.get("field_extinction"),
-        cuts.get("member_velocity"),
-        cuts.get("member_extinction"),
-        evaluation.groups,
-        PairCuts(),
-    )
+    covariates = sample.covariates if n == sample.n_field else PairCovariates()
+    candidates = Candidates(n, covariates, evaluation.groups, PairCuts())
     rng = np.random.default_rng(0)
     out = {}
     for j, name in enumerate(evaluation.names):
         members = evaluation.members[evaluation.groups[j]] @ maps[name]
         rows, allowed = candidates.rows[j], candidates.allowed[j]
         rows = np.arange(n) if isinstance(rows, slice) else rows
-        few = max(1, _MAX_PAIRS // len(members))
-        if len(rows) > few:
-            pick = np.sort(rng.choice(len(rows), few, replace=False))
+        most = max(1, _MAX_PAIRS // len(members))
+        if len(rows) > most:
+            pick = np.sort(rng.choice(len(rows), most, replace=False))
             rows, allowed = rows[pick], None if allowed is None else allowed[pick]
         d = cdist(np.asarray(evaluation.field[rows], float) @ maps[name], members)
         out[name] = (pdist(members), d[allowed] if allowed is not None else d.ravel(), rates[name])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
+from chemscale.rsca.stars import FIT_COMMAND, pair_covariates, read_rows, text
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.studies.registry import StudyContext
 
-#: Stretches of neighbouring stars the field sample is taken from: few chunks are decoded.
-_STRETCHES = 48
+#: Groups of neighbouring stars the field sample is taken from: few chunks are decoded.
+_GROUPS = 48
 #: Share of the field sample each restart is fitted on.
 _SHARE = 0.7
 
@@ -34,8 +32,8 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
     field, members = np.flatnonzero(role == "field"), np.flatnonzero(role == "member")
     if len(field) > n_field:
         rng = np.random.default_rng(seed)
-        length = -(-n_field // _STRETCHES)
-        starts = np.sort(rng.choice(len(field) - length, _STRETCHES, replace=False))
+        length = -(-n_field // _GROUPS)
+        starts = np.sort(rng.choice(len(field) - length, _GROUPS, replace=False))
         field = field[np.unique(np.concatenate([np.arange(s, s + length) for s in starts]))]
     rows = np.sort(np.concatenate([field, members]))
     flux = read_rows(survey["flux"], rows)
@@ -67,8 +65,5 @@ def _one(data: dict[str, np.ndarray], k: int, seed: int) -> Evaluation:
         data["flux"][use], data["missing"][use]
     )
     coords = np.asarray(ppca.transform(data["flux"], data["missing"]))
-    cuts: dict[str, Any] = {}
-    for name, key in (("extinction", "extinction"), ("radial_velocity", "velocity")):
-        if name in data and np.isfinite(data[name][is_field]).any() and np.isfinite(data[name][~is_field]).any():
-            cuts |= {f"field_{key}": data[name][is_field], f"member_{key}": data[name][~is_field]}
-    return Evaluation(coords[is_field], coords[~is_field], data["cluster"][~is_field], **cuts)
+    covariates = pair_covariates(data.get, is_field, ~is_field)
+    return Evaluation(coords[is_field], coords[~is_field], data["cluster"][~is_field], covariates)

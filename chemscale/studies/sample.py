@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.stars import RunStars, pair_cuts, read_rows, text
+from chemscale.rsca.pairs import PairCovariates
+from chemscale.rsca.stars import RunStars, pair_covariates, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.schema import STAR_VARIABLES, VARIABLES
 
@@ -104,9 +104,9 @@ class Sample:
         return self.labels.get(name, np.full(len(self.coords), np.nan))[self.n_field :]
 
     @cached_property
-    def cuts(self) -> dict[str, Any]:
+    def covariates(self) -> PairCovariates:
         """Covariates of the pair cuts of section 4.2 that this run has for field stars and members alike."""
-        return pair_cuts(self.labels.get, slice(0, self.n_field), slice(self.n_field, None))
+        return pair_covariates(self.labels.get, slice(0, self.n_field), slice(self.n_field, None))
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -127,10 +127,9 @@ class Sample:
         keep_field = good[: self.n_field]
         if not keep_field.any() or not keep_member.any():
             raise DataError("no cluster keeps two members with finite values", "check the survey's labels")
-        cuts = {k: v[keep_field if k.startswith("field_") else keep_member] for k, v in self.cuts.items()}
         return Evaluation(
             values[: self.n_field][keep_field],
             values[self.n_field :][keep_member],
             self.clusters[keep_member],
-            **cuts,
+            self.covariates.at(keep_field, keep_member),
         )

@@ -9,7 +9,6 @@ from chemscale.rsca.auto import Search, choose_metric
 from chemscale.rsca.detrending import LabelDetrending, stored_detrending
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import calibrate, pair_ratios, sibling_probability
-from chemscale.rsca.metric import centre_on_clusters
 from chemscale.rsca.nuisance import nuisance_plane
 from chemscale.rsca.representation import (
     Representation,
@@ -18,6 +17,7 @@ from chemscale.rsca.representation import (
     covariate_directions,
     shrunk_metric,
 )
+from chemscale.rsca.scales import centre_on_clusters
 
 
 def giants(seed=0, n=3000, n_clusters=10, size=6):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from chemscale.errors import DataError, InputError
+from chemscale.rsca.baselines import Scaled
 from chemscale.rsca.doppelganger import doppelganger_rates
-from chemscale.rsca.metric import RSCA, Scaled
+from chemscale.rsca.metric import RSCA
 
 
 def make(seed=0, n_field=1500, k=6, sizes=(9, 4, 12, 2, 7, 5), mix=True):
@@ -238,7 +239,7 @@ def test_bad_input_is_named():
         RSCA().fit(field, members, ["", *clusters[1:]])
     with pytest.raises(InputError, match="field_velocity"):
         doppelganger_rates(field, members, clusters, field_velocity=cov["field_velocity"])
-    with pytest.raises(InputError, match="unknown method"):
+    with pytest.raises(InputError, match="unknown metric"):
         doppelganger_rates(field, members, clusters, method="nonsense")
     with pytest.raises(InputError, match="n_features is 9"):
         doppelganger_rates(field, members, clusters, n_features=9)

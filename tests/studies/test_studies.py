@@ -67,13 +67,15 @@ def test_ablation_is_the_doppelganger_rate(run, done):
     numbers = done[0]["ablation"]["numbers"]
     for key, method in (("spectra_raw", "raw"), ("spectra_scaled", "scaled"), ("spectra_transformed", "rsca")):
         assert numbers[key] == pytest.approx(
-            doppelganger_rates(field, members, sample.clusters, method=method, **sample.cuts).overall
+            doppelganger_rates(field, members, sample.clusters, method=method, **vars(sample.covariates)).overall
         )
     x = abundance_features(sample, species(sample, subset=True))
     iron = sample.abundance[:, sample.elements.index("Fe")]
     assert np.allclose(x[:, 0], iron)
     assert np.allclose(x[:, 1], sample.abundance[:, sample.elements.index("Mg")] - iron)
-    expected = doppelganger_rates(x[: sample.n_field], x[sample.n_field :], sample.clusters, **sample.cuts).overall
+    expected = doppelganger_rates(
+        x[: sample.n_field], x[sample.n_field :], sample.clusters, **vars(sample.covariates)
+    ).overall
     assert numbers["abundance_subset_transformed"] == pytest.approx(expected)
 
 

@@ -1,0 +1,100 @@
+"""Spreads of field and clusters, and the scales they give: the kernels of every linear metric (plain arrays)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import median_abs_deviation
+
+from chemscale.errors import DataError, InputError
+from chemscale.rsca.moments import FieldMoments
+
+
+def centre_on_clusters(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Members minus the mean of their own cluster (section 3.4)."""
+    _, inverse = np.unique(clusters, return_inverse=True)
+    counts = np.bincount(inverse).astype(float)
+    sums = np.zeros((len(counts), members.shape[1]))
+    np.add.at(sums, inverse, members)
+    return members - (sums / counts[:, None])[inverse]
+
+
+def pooled_sigma(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Within-cluster standard deviation of each column (eqs. 6 and 7), shape (K,).
+
+    A cluster's standard deviation is its median absolute deviation, scaled to be one for Gaussian data; variances of
+    clusters weigh in with their number of members less one.
+    """
+    total, weight = np.zeros(members.shape[1]), 0
+    for name in np.unique(clusters):
+        x = members[clusters == name]
+        total += (len(x) - 1) * median_abs_deviation(x, axis=0, scale="normal") ** 2
+        weight += len(x) - 1
+    return np.sqrt(total / weight)
+
+
+def inverse_sigma_r(sigma_clust: np.ndarray, sigma_pop: np.ndarray | float = 1.0) -> np.ndarray:
+    """The factor 1 / sigma_r of eq. (4); 0 where sigma_clust >= sigma_pop, a dimension that tells nothing."""
+    sigma_clust = np.asarray(sigma_clust, dtype=float)
+    gain = np.maximum(np.square(sigma_pop) - sigma_clust**2, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gain > 0, np.sqrt(gain) / (sigma_clust * sigma_pop), 0.0)
+
+
+def check_sigma(sigma: np.ndarray) -> None:
+    """Refuse dimensions in which the members of every cluster are identical."""
+    if np.any(sigma <= 0):
+        raise DataError(
+            f"{int(np.sum(sigma <= 0))} dimension(s) have no scatter within clusters",
+            "members of a cluster are identical there: remove duplicated stars or use fewer components",
+        )
+
+
+def check_n_features(n_features: int | None, k: int) -> int:
+    """`n_features` or all `k`; an error for a number outside 1..k."""
+    if n_features is None:
+        return k
+    if not 1 <= n_features <= k:
+        raise InputError(f"n_features is {n_features}", f"choose between 1 and {k}")
+    return int(n_features)
+
+
+def sphering(moments: FieldMoments) -> np.ndarray:
+    """PCA sphering (section 3.3.2): principal axes of the field covariance over the root of their eigenvalues.
+
+    Raises
+    ------
+    DataError
+        Too few stars for the number of components, or components without any variance.
+    """
+    k = len(moments.mean)
+    if moments.n <= k:
+        raise DataError(f"{moments.n} field stars for {k} components", "use fewer components or more field stars")
+    values, axes = np.linalg.eigh(moments.covariance)
+    values, axes = values[::-1], axes[:, ::-1]
+    if values[-1] <= np.finfo(float).eps * k * values[0]:
+        raise DataError(
+            f"the field covariance of {k} components is singular (smallest eigenvalue {values[-1]:.3g})",
+            "use fewer components",
+        )
+    return axes / np.sqrt(values)
+
+
+def encoder(ppca: Any) -> np.ndarray:
+    """Matrix (K, n_pixels) that takes a complete spectrum less the mean to its PPCA coordinates.
+
+    Shared noise: the posterior mean of Tipping & Bishop (1999), which shrinks axis i of model variance lambda_i by
+    ``(lambda_i - sigma^2) / lambda_i``. Per-pixel noise: the projection on the components, which the posterior mean
+    tends to for small errors. Pixels that the basis never saw have weight zero.
+
+    Parameters
+    ----------
+    ppca : MaskedPPCA
+        Fitted: `components_` (K, P), `explained_variance_` (K,), `noise_variance_`.
+    """
+    basis = np.nan_to_num(np.asarray(ppca.components_, dtype=float))
+    if getattr(ppca, "noise", "shared") != "shared":
+        return basis
+    variance = np.asarray(ppca.explained_variance_, dtype=float)
+    return basis * ((variance - float(ppca.noise_variance_)) / variance)[:, None]
