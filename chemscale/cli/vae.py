@@ -44,6 +44,7 @@ def train(
     device: str = typer.Option("", "--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one."),
     processes: int = typer.Option(1, "--processes", help="Data-parallel processes on this machine."),
     resume: bool = typer.Option(False, "--resume", help="Carry on from the last checkpoint, to the step."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished model."),
     json: bool = _JSON,
 ) -> None:
     """Train on a survey with Teff and log g; labels of chemistry are never used.
@@ -59,8 +60,8 @@ def train(
     from chemscale.cli import console, echo_json
     from chemscale.runtime.observe import progress_bar
     from chemscale.vae import pipeline
+    from chemscale.vae.devices import choose_device
     from chemscale.vae.presets import recipe
-    from chemscale.vae.training import choose_device
 
     choose_device(device or None)  # refuse a GPU that is not there before minutes of preparation
     settings: dict[str, Any] = {"seed": seed, "precision": precision, "patience": patience, "memory_gb": memory}
@@ -73,7 +74,9 @@ def train(
             bar.advance()
             chi2 = [v for k, v in entry.items() if k.startswith("reconstruction_")]
             if chi2:
-                bar.describe(f"training, chi-square per pixel {sum(chi2) / len(chi2):.3f}")
+                held = entry.get("validation")
+                other = f", held out {held:.3f}" if held is not None else ""
+                bar.describe(f"training, chi-square per pixel {sum(chi2) / len(chi2):.3f}{other}")
 
         summary = pipeline.train(
             store,
@@ -84,10 +87,13 @@ def train(
             regions=regions or None,
             held_out=held_out,
             resume=resume,
+            overwrite=overwrite,
             device=device or None,
             processes=processes,
             on_epoch=show,
         )
+    if summary["done"]:
+        console.print("this training is done; nothing was changed", highlight=False)
     console.print(
         f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out; "
         f"next: chemscale vae infer {escape(store)} --run {escape(run)}",
@@ -228,7 +234,9 @@ def flags(
         "", "--labels", metavar="CSV", help="star_id and columns named like the latents (dex): two stars or more."
     ),
     survey_labels: bool = typer.Option(
-        True, "--survey-labels/--no-labels", help="Without --labels, calibrate on abundances the survey itself has."
+        True,
+        "--survey-labels/--no-labels",
+        help="Without --labels, calibrate on abundances the survey itself has; --no-labels: plain cuts in sigma.",
     ),
     purity: float = typer.Option(0.0, "--purity", help="Wanted fraction of true members; 0 = each class's own."),
     json: bool = _JSON,
@@ -237,6 +245,8 @@ def flags(
 
     Example: chemscale flags --run run --labels stars_with_abundances.csv
     """
+    from rich.markup import escape
+
     from chemscale.cli import console, echo_json
     from chemscale.vae import pipeline
     from chemscale.vae.flags import read_labels
@@ -246,8 +256,13 @@ def flags(
     )
     for name, count in result["counts"].items():
         console.print(
-            f"{name}: {count:,} stars (cuts in {result['units']}, calibrated on {result['calibrated_on']})",
+            f"{name}: {count:,} stars (cuts in {result['class_units'][name]}, calibrated on {result['calibrated_on']}; "
+            f"the population holds about {result['expected'][name]:,.0f})",
             highlight=False,
         )
+        if name in result["suspect"]:
+            console.print(f"[yellow]{name}: far more than the population holds; do not believe it[/]", highlight=False)
+    for name, reason in result["unjudged"].items():
+        console.print(f"{name}: {escape(reason)}", highlight=False)
     if json:
         echo_json(result)

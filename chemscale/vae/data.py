@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from chemscale.arrays import missing_pixels
 from chemscale.errors import DataError, InputError
 from chemscale.schema import flag_mask
 from chemscale.vae.model import ChemicalVAE
@@ -106,10 +107,7 @@ def clean(
     """
     flux = np.asarray(flux, dtype=np.float32)
     weight = np.array(ivar, dtype=np.float32)
-    bad = (flags & np.uint8(selected)) != 0
-    bad |= ~np.isfinite(flux)
-    bad |= ~(weight > 0)
-    bad |= ~np.isfinite(weight)
+    bad = missing_pixels(flux, weight, flags, selected) | ~np.isfinite(weight)
     if floor:
         with np.errstate(invalid="ignore", over="ignore"):
             weight = weight / (1.0 + np.float32(floor**2) * weight)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from chemscale.statistics.pixel_loops import scratch
+from chemscale.arrays import runs_of_true, scratch
 from chemscale.vae.encoders import PPCAEncoder
-from chemscale.vae.kernels import judge, whiten
+from chemscale.vae.kernels import PixelBuffers, PixelLayout, ScoreBuffers, prepare_pixels, score_pixels
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW, WINDOW_LEAST, latent_norm
 
@@ -50,8 +50,7 @@ class Engine:
         edges = np.cumsum([0, *(len(model.pixels[n]) for n in names)])
         self.columns = {n: slice(int(edges[k]), int(edges[k + 1])) for k, n in enumerate(names)}
         self.n_columns = int(edges[-1])
-        self.place, self.extra, self.share, covered = _places(model, self.columns)
-        self.runs = _runs(model)
+        self.layout, covered = _layout(model, self.columns)
         self.gaps = np.flatnonzero(~covered)
         self.last = {n: _last_layer(model, n) for n in names}
         blank = np.ones((1, p), np.float32)
@@ -114,9 +113,8 @@ class Engine:
         found: dict[str, np.ndarray],
         sums: np.ndarray,
     ) -> None:
-        shape = flux.shape
-        clean, weight, inner, pull = (scratch(f"vae_{k}", shape, np.float32) for k in ("clean", "weight", "v", "pull"))
-        used, mixed = whiten(
+        pixels = PixelBuffers(*(scratch(f"vae_{k}", flux.shape, np.float32) for k in PixelBuffers._fields))
+        used, mixed = prepare_pixels(
             np.ascontiguousarray(flux, np.float32),
             np.ascontiguousarray(ivar, np.float32),
             np.ascontiguousarray(flags),
@@ -124,52 +122,34 @@ class Engine:
             np.float32(floor**2),
             self.mean,
             self.noise,
-            clean,
-            weight,
-            inner,
-            pull,
+            pixels,
         )
-        posterior = self.model.encode(self._features(clean, weight, inner, pull, mixed))
+        posterior = self.model.encode(self._features(pixels, mixed))
         if self.gaps.size:
-            weight[:, self.gaps] = 0.0
+            pixels.weight[:, self.gaps] = 0.0
         predicted = scratch("vae_predicted", (len(flux), self.n_columns), np.float32)
         target = torch.from_numpy(predicted)
         z, w = posterior.mean, posterior.auxiliary
         for name, columns in self.columns.items():
             torch.mm(self._hidden(name, z, w), self.last[name], out=target[:, columns])
-        judge(
-            clean,
-            weight,
-            predicted,
-            self.place,
-            self.extra,
-            self.share,
-            self.runs,
-            WINDOW,
-            WINDOW_LEAST,
-            sums,
-            found["local"],
-            found["local_window"],
-            found["quiet"],
-        )
+        out = ScoreBuffers(sums, found["local"], found["local_window"], found["quiet"])
+        score_pixels(pixels.clean, pixels.weight, predicted, self.layout, WINDOW, WINDOW_LEAST, out)
         found["n_used"][:] = used
         found["mean"][:] = z.numpy()
         found["covariance"][:] = posterior.covariance.numpy()
         found["auxiliary"][:] = w.numpy()
         found["norm"][:] = latent_norm(self.model, z).numpy()
 
-    def _features(
-        self, clean: np.ndarray, weight: np.ndarray, inner: np.ndarray, pull: np.ndarray, mixed: np.ndarray
-    ) -> torch.Tensor:
+    def _features(self, pixels: PixelBuffers, mixed: np.ndarray) -> torch.Tensor:
         encoder = self.model.encoder
         if not isinstance(encoder, PPCAEncoder):
-            return self.model.features(torch.from_numpy(clean), torch.from_numpy(weight))
-        right = torch.from_numpy(pull) @ self.basis
-        simple = right / (1.0 + torch.from_numpy(inner[:, :1]) * self.square)
+            return self.model.features(torch.from_numpy(pixels.clean), torch.from_numpy(pixels.weight))
+        right = torch.from_numpy(pixels.residual) @ self.basis
+        simple = right / (1.0 + torch.from_numpy(pixels.precision[:, :1]) * self.square)
         if mixed.any():
             rows = torch.from_numpy(np.flatnonzero(mixed))
             every = len(rows) == len(mixed)
-            v = torch.from_numpy(inner)
+            v = torch.from_numpy(pixels.precision)
             solved = encoder.front.solve(right if every else right[rows], v if every else v[rows])
             simple = solved if every else simple.index_copy_(0, rows, solved)
         return simple
@@ -197,8 +177,8 @@ def _last_layer(model: ChemicalVAE, name: str) -> torch.Tensor:
     return torch.cat(rows).contiguous()
 
 
-def _places(model: ChemicalVAE, columns: dict[str, slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where each pixel's predictions lie in the buffer: first column, further (pixel, column), 1 / count, covered."""
+def _layout(model: ChemicalVAE, columns: dict[str, slice]) -> tuple[PixelLayout, np.ndarray]:
+    """Where each pixel's predictions lie in the buffer, and which pixels have one (P,)."""
     p = model.mean.numel()
     place, count, extra = np.zeros(p, np.uint32), np.zeros(p, np.int64), []
     for name, pixels in model.pixels.items():
@@ -208,16 +188,11 @@ def _places(model: ChemicalVAE, columns: dict[str, slice]) -> tuple[np.ndarray, 
             else:
                 place[pixel] = column
             count[pixel] += 1
-    share = (1.0 / np.maximum(count, 1)).astype(np.float32)
-    return place, np.array(extra, np.int32).reshape(-1, 2), share, count > 0
-
-
-def _runs(model: ChemicalVAE) -> np.ndarray:
-    """(part, start, stop) of every range of pixels of every group."""
     runs = []
     for part, group in enumerate(model.config.groups, start=1):
-        pixels = np.sort(model.pixels[group.name])
-        breaks = np.flatnonzero(np.diff(pixels) > 1)
-        starts, stops = pixels[np.r_[0, breaks + 1]], pixels[np.r_[breaks, len(pixels) - 1]] + 1
-        runs += [(part, int(a), int(b)) for a, b in zip(starts, stops)]
-    return np.array(runs, np.int32)
+        claimed = np.zeros(p, bool)
+        claimed[model.pixels[group.name]] = True
+        runs += [(part, int(a), int(b)) for a, b in runs_of_true(claimed)]
+    share = (1.0 / np.maximum(count, 1)).astype(np.float32)
+    ranges = np.array(runs, np.int32)
+    return PixelLayout(place, np.array(extra, np.int32).reshape(-1, 2), share, ranges), count > 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from chemscale.errors import InputError, ResumeError
+from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime.jsonio import plain, write_json
 from chemscale.runtime.run import Run
 from chemscale.vae.checkpoint import load_model, read_record, save_model
@@ -60,6 +60,7 @@ def train(
     held_out: float = HELD_OUT,
     split_seed: int = 0,
     resume: bool = False,
+    overwrite: bool = False,
     device: str | None = None,
     processes: int = 1,
     client: Client | None = None,
@@ -86,7 +87,9 @@ def train(
     held_out : float
         Fraction of the stars never trained on.
     resume : bool
-        Carry on from the last checkpoint of the same settings.
+        Carry on from the last checkpoint of the same settings; a training that is done is left as it is.
+    overwrite : bool
+        Replace a finished model.
     processes : int
         Data-parallel processes on this machine.
     scale : bool
@@ -98,10 +101,12 @@ def train(
     Returns
     -------
     dict
-        Stars, parameters, final losses, seconds.
+        Stars, parameters, final losses, seconds; `done`: there was nothing left to do.
 
     Raises
     ------
+    StoreError
+        The run has a finished model, and neither `overwrite` nor `resume` is given.
     DataError, InputError, ResumeError
         See :func:`~chemscale.vae.prepare.look_at`, :func:`~chemscale.vae.prepare.build`,
         :meth:`~chemscale.vae.training.Trainer.resume`.
@@ -117,6 +122,12 @@ def train(
     where = run_of(run, path, create=True)
     folder = where.path / FOLDER
     noted = {"preset": preset, "model": model_config.to_dict(), "train": asdict(config), "regions": chosen.name}
+    finished = (folder / "model.json").exists() and not (folder / "initial.json").exists()
+    if finished and resume:
+        _same_start(folder, model_config, config, "model")
+        return where.load_json(f"{FOLDER}/summary.json") | {"seconds": 0.0, "done": True}
+    if finished and not overwrite:
+        raise StoreError(f"{folder} holds a finished model", "--overwrite replaces it; or choose another --run")
     with where.stage("vae.train", noted) as stage:
         if not (resume and (folder / "initial.json").exists()):
             for name in ("checkpoint.json", "checkpoint.safetensors"):
@@ -136,12 +147,12 @@ def train(
         for name in ("initial.json", "initial.safetensors", "checkpoint.json", "checkpoint.safetensors"):
             (folder / name).unlink(missing_ok=True)
         stage.note(**summary)
-    return summary | {"seconds": where.manifest["stages"]["vae.train"]["wall_s"]}
+    return summary | {"seconds": where.manifest["stages"]["vae.train"]["wall_s"], "done": False}
 
 
-def _same_start(folder: Path, model: ModelConfig, config: TrainConfig) -> None:
+def _same_start(folder: Path, model: ModelConfig, config: TrainConfig, name: str = "initial") -> None:
     """Refuse to resume under other settings."""
-    record = read_record(folder / "initial.json")
+    record = read_record(folder / f"{name}.json")
     before = asdict(TrainConfig.from_dict(record["train"]))
     then, now = plain({**record["model"], **before}), plain({**model.to_dict(), **asdict(config)})
     different = sorted(k for k in now if then.get(k) != now[k])

@@ -45,6 +45,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 #: Names of abundances that labels may go by, and their latents.
 COLUMNS = {"fe_h": "metal", "alpha_m": "alpha", "alpha_fe": "alpha", "c_fe": "carbon"}
+#: What a latent is called where its abundance is missing.
+ABUNDANCES = {"metal": "[Fe/H]", "alpha": "[alpha/Fe]", "carbon": "[C/Fe]"}
+#: A class is suspect with more than this many times the stars that the population holds.
+SUSPECT = 2.0
 #: Purity of classes that state none.
 PURITY = 0.9
 #: Labelled members from which purity is counted; below, it is taken from the probabilities.
@@ -67,6 +71,13 @@ class Flags:
         +1 enhanced, -1 depleted, beyond `k` sigma, of each latent.
     signs, calibrations : dict
         Orientation and, where labels were given, calibration of each latent.
+    units : dict of str to str
+        Class -> "dex" or "sigma", what it was cut in.
+    unjudged : dict of str to list of str
+        Classes that could not be judged -> latents that have no calibration.
+    expected : dict of str to float
+        Class -> fraction of the stars that belong to it: among the labelled ones, else by the probabilities; for cuts
+        in sigma that of a normal population.
     """
 
     member: dict[str, np.ndarray]
@@ -76,6 +87,23 @@ class Flags:
     latents: tuple[str, ...]
     signs: dict[str, int]
     calibrations: dict[str, AbundanceCalibration] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    unjudged: dict[str, list[str]] = field(default_factory=dict)
+    expected: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def suspect(self) -> list[str]:
+        """Classes with far more stars flagged than the population holds, beyond three Poisson errors."""
+        found = []
+        for name, fraction in self.expected.items():
+            count = SUSPECT * fraction * len(self.member[name])
+            if self.member[name].sum() > count + 3 * np.sqrt(count + 1):
+                found.append(name)
+        return found
+
+    def why_not(self, name: str) -> str:
+        """Why a class could not be judged, in words."""
+        return "cannot be judged: no " + ", ".join(ABUNDANCES.get(n, f"abundance for {n}") for n in self.unjudged[name])
 
     def summary(self, star_id: np.ndarray, most: int = 5000) -> dict[str, Any]:
         """JSON-able counts, signs, calibrations, and the members of each class, most probable first."""
@@ -93,7 +121,11 @@ class Flags:
             "outlying": outlying,
             "signs": self.signs,
             "calibration": as_mapping(self.calibrations),
-            "units": "dex" if self.calibrations else "sigma",
+            "units": "dex" if "dex" in self.units.values() else "sigma",
+            "class_units": self.units,
+            "unjudged": {k: self.why_not(k) for k in self.unjudged},
+            "expected": {k: v * len(self.member[k]) for k, v in self.expected.items()},
+            "suspect": self.suspect,
             "thresholds": self.threshold,
             "stars": stars,
         }
@@ -108,6 +140,7 @@ def apply(
     signs: Mapping[str, int] | None = None,
     purity: float | None = None,
     k: float = 2.0,
+    plain: bool = False,
 ) -> Flags:
     """Flag the stars of ``latents.zarr``.
 
@@ -125,6 +158,9 @@ def apply(
         Wanted fraction of true members among the flagged, instead of each class's own.
     k : float
         Standard deviations beyond which a single latent counts as enhanced or depleted.
+    plain : bool
+        Cut classes in standard deviations of the population, as the paper does, where latents they cut on are not
+        calibrated; else such a class cannot be judged.
 
     Raises
     ------
@@ -159,12 +195,21 @@ def apply(
         calibrated = "dex" in rule and all(n in fitted for n in rule["dex"])
         cuts = rule["dex"] if calibrated else rule.get("sigma", {})
         unknown = {n for n in cuts if n not in names}
+        if (
+            not calibrated
+            and not plain
+            and not unknown
+            and (absent := [n for n in rule.get("dex", {}) if n not in fitted])
+        ):
+            result.unjudged[name] = absent
+            continue
         if unknown or not cuts:
             if name in PRESETS:
                 continue  # a model with other latents has no such class
             raise InputError(f"class {name!r}: unknown latents {sorted(unknown)}", f"latents: {', '.join(names)}")
         chance, beyond = _chance(cuts, in_dex if calibrated else in_sigma)
         result.probability[name] = chance
+        result.units[name] = "dex" if calibrated else "sigma"
         if calibrated:
             # labelled stars are judged by fits without them
             values = {n: _left_out(fitted[n], in_dex[n], given[n]) for n in cuts}
@@ -186,9 +231,16 @@ def apply(
             limit = largest_set(chance[known], wanted, inside[known]) if counted else largest_set(chance, wanted)
             result.probability[name] = chance
             result.member[name], result.threshold[name] = chance >= limit, limit
+            result.expected[name] = float(inside[known].mean() if counted else chance.mean())
         else:  # the paper's plain cuts
             result.member[name] = beyond
+            result.expected[name] = _normal_fraction(cuts)
     return result
+
+
+def _normal_fraction(cuts: Mapping[str, tuple[str, float]]) -> float:
+    """Fraction of a population of independent standard normals beyond every cut."""
+    return float(np.prod([ndtr(position if side == "<" else -position) for side, position in cuts.values()]))
 
 
 def _chance(

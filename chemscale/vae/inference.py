@@ -31,11 +31,11 @@ from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
 from chemscale.vae.checkpoint import grid_fingerprint, load_model
 from chemscale.vae.data import clean, values_here
+from chemscale.vae.devices import choose_device
 from chemscale.vae.engine import Engine
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.product import LAYOUT, begin, book_of, outputs
 from chemscale.vae.scores import scores_in_batches
-from chemscale.vae.training import choose_device
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -6,6 +6,8 @@ stays in the nearest cache from the first use to the last.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -13,8 +15,63 @@ from numba import njit
 _FAST = {"reassoc", "contract", "nsz"}
 
 
+class PixelBuffers(NamedTuple):
+    """Buffers (n, P) float32 that :func:`prepare_pixels` fills.
+
+    Attributes
+    ----------
+    clean, weight : ndarray
+        Flux (1 where missing) and inverse variance (0 where missing).
+    precision, residual : ndarray
+        ``v = w / (1 + w noise)`` and ``v (flux - mean)``.
+    """
+
+    clean: np.ndarray
+    weight: np.ndarray
+    precision: np.ndarray
+    residual: np.ndarray
+
+
+class PixelLayout(NamedTuple):
+    """Where the predictions of each pixel lie among those of all decoders.
+
+    Attributes
+    ----------
+    place : ndarray (P,) uint32
+        Column that holds a pixel.
+    extra : ndarray (E, 2) int32
+        (pixel, column) of further predictions of pixels several decoders claim.
+    share : ndarray (P,) float32
+        One over the number of predictions of a pixel.
+    runs : ndarray (R, 3) int32
+        (part, start, stop): pixels of every group as ranges; part 0, the whole spectrum, is not listed.
+    """
+
+    place: np.ndarray
+    extra: np.ndarray
+    share: np.ndarray
+    runs: np.ndarray
+
+
+class ScoreBuffers(NamedTuple):
+    """What :func:`score_pixels` fills.
+
+    Attributes
+    ----------
+    sums : ndarray (n, parts, 5) float64
+        Chi-square, squared residual, squared flux, number of used pixels, sum of their variances.
+    local, window, quiet : ndarray (n,)
+        Largest deviation of a window, its index, and the stillness of the stillest.
+    """
+
+    sums: np.ndarray
+    local: np.ndarray
+    window: np.ndarray
+    quiet: np.ndarray
+
+
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def whiten(flux, ivar, flags, bits, floor, mean, noise, clean, weight, inner, pull):
+def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
     """Cleaned spectra and what the PPCA front end multiplies with its basis, in one pass.
 
     Parameters
@@ -27,10 +84,8 @@ def whiten(flux, ivar, flags, bits, floor, mean, noise, clean, weight, inner, pu
         Squared error added to every pixel.
     mean, noise : ndarray (P,) float32
         Mean spectrum and intrinsic variance of the front end.
-    clean, weight : ndarray (n, P) float32
-        Receive flux (1 where missing) and inverse variance (0 where missing).
-    inner, pull : ndarray (n, P) float32
-        Receive ``v = w / (1 + w noise)`` and ``v (flux - mean)``.
+    buffers : PixelBuffers
+        Are filled.
 
     Returns
     -------
@@ -43,7 +98,7 @@ def whiten(flux, ivar, flags, bits, floor, mean, noise, clean, weight, inner, pu
     one, zero = np.float32(1), np.float32(0)
     gone = np.empty(p, np.bool_)
     for i in range(n):
-        x, w, c, v, y = flux[i], weight[i], clean[i], inner[i], pull[i]
+        x, w, c, v, y = flux[i], buffers.weight[i], buffers.clean[i], buffers.precision[i], buffers.residual[i]
         q = ivar[i]
         for j in range(p):
             gone[j] = not ((np.abs(x[j]) <= largest) & (q[j] > 0) & (q[j] <= largest))
@@ -75,7 +130,7 @@ def _deviation(total, count):
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def judge(clean, weight, predicted, place, extra, share, runs, window, least, sums, local, where, quiet):
+def score_pixels(clean, weight, predicted, layout, window, least, out):
     """Scores of a block of stars from their predictions, in one pass.
 
     Parameters
@@ -84,21 +139,14 @@ def judge(clean, weight, predicted, place, extra, share, runs, window, least, su
         `weight` is 0 where a pixel is missing or no decoder predicts it.
     predicted : ndarray (n, Q) float32
         Pixels of all decoders, one decoder after the other.
-    place : ndarray (P,) uint32
-        Column of `predicted` that holds a pixel.
-    extra : ndarray (E, 2) int32
-        (pixel, column) of further predictions of pixels several decoders claim.
-    share : ndarray (P,) float32
-        One over the number of predictions of a pixel.
-    runs : ndarray (R, 3) int32
-        (part, start, stop): pixels of every group as ranges; part 0, the whole spectrum, is not listed.
+    layout : PixelLayout
     window, least : int
         Pixels of a window, and fewest used ones that count.
-    sums : ndarray (n, parts, 5) float64
-        Receives chi-square, squared residual, squared flux, number of used pixels, sum of their variances.
-    local, where, quiet : ndarray (n,)
-        Receive the largest deviation of a window, its index, and the stillness of the stillest.
+    out : ScoreBuffers
+        Are filled.
     """
+    place, extra, share, runs = layout.place, layout.extra, layout.share, layout.runs
+    sums = out.sums
     n, p = clean.shape
     chi2, square = np.empty(p, np.float32), np.empty(p, np.float32)
     size, there = np.empty(p, np.float32), np.empty(p, np.float32)
@@ -171,4 +219,4 @@ def judge(clean, weight, predicted, place, extra, share, runs, window, least, su
                     worst, index = value, k
             if pairs >= least:
                 still = max(still, -_deviation(c / np.float32(1.5), pairs / np.float32(1.5)))
-        local[i], where[i], quiet[i] = worst, index, still
+        out.local[i], out.window[i], out.quiet[i] = worst, index, still

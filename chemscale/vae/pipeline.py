@@ -21,10 +21,10 @@ from chemscale.vae import evaluate as evaluation
 from chemscale.vae import flags as flagging
 from chemscale.vae.checkpoint import load_model, read_record
 from chemscale.vae.data import identifiers
+from chemscale.vae.devices import choose_device
 from chemscale.vae.fitting import FOLDER, fit, open_source, run_of, train
 from chemscale.vae.inference import infer_survey
 from chemscale.vae.product import PRODUCT, open_latents
-from chemscale.vae.training import choose_device
 from chemscale.vae.truth import noise_free_l2, read_truth
 
 if TYPE_CHECKING:
@@ -147,8 +147,9 @@ def flags(
         dex.
     survey_labels : bool
         Without `labels`: calibrate on the abundances the survey itself has of stars that were
-        trained on. Where there are none signs come from the decoders (more of an element deepens
-        lines) and cuts are in standard deviations.
+        trained on. A class that cuts on an abundance nobody knows cannot be judged, and is not. False, and no
+        `labels`: signs come from the decoders (more of an element deepens lines) and cuts are in standard
+        deviations of the population, as in the paper.
     purity : float, optional
         Wanted fraction of true members among the flagged, instead of each class's own.
     """
@@ -162,7 +163,13 @@ def flags(
         elif survey_labels:
             given = _survey_abundances(where, network.config.latents, out)
         result = flagging.apply(
-            ds, network.config.latents, rules=rules, abundances=given, signs=_signs(network, ds), purity=purity
+            ds,
+            network.config.latents,
+            rules=rules,
+            abundances=given,
+            signs=_signs(network, ds),
+            purity=purity,
+            plain=not labels and not survey_labels,
         )
         flagging.save(where.path / "flags.zarr", ds, result)
         summary = result.summary(np.asarray(ds["star_id"].values))

@@ -25,6 +25,7 @@ from chemscale.vae import losses
 from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
 from chemscale.vae.config import TrainConfig, former_names
 from chemscale.vae.data import BatchSource, TrainingBatch
+from chemscale.vae.devices import choose_device
 from chemscale.vae.encoders import PPCAEncoder
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel, decode_groups, objective
@@ -49,26 +50,8 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """The device asked for, or a CUDA device where there is one.
-
-    Raises
-    ------
-    InputError
-        No such device, or a GPU where torch sees none.
-    """
-    if not name:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"there is no kind of device called {name!r}", "cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = f"torch {torch.__version__} sees {torch.cuda.device_count()} GPU(s)"
-        raise InputError(f"device {name!r}: {seen}", "--device cpu; `chemscale doctor` says what is there")
-    return device
-
-
+#: Seconds of training before the first checkpoint.
+FIRST_CHECKPOINT = 10.0
 #: Fields of the progress that were renamed: old -> new.
 RENAMED_PROGRESS = {"finish_step": "finetune_step"}
 
@@ -79,6 +62,7 @@ class TrainingProgress:
 
     step: int = 0
     finetune_step: int = 0
+    pretrained: bool = False
     best: float = math.inf
     stale: int = 0
     stopped: bool = False
@@ -153,13 +137,15 @@ class Trainer:
         Parameters
         ----------
         checkpoint_every : float
-            Seconds between checkpoints (one is also written at the end).
+            Seconds between checkpoints; the first is written after :data:`FIRST_CHECKPOINT`, the last at the end.
         """
         p, config = self.progress, self.config
         per_epoch = self.source.n_batches()
-        if p.step == 0 and config.label_pretrain_epochs:
+        if config.label_pretrain_epochs and not p.pretrained and p.step == 0:
             self.pretrain_labels()
-        last_save = time.monotonic()
+            p.pretrained = True
+        # the first one early: a stop within the first minute loses little
+        last_save = time.monotonic() - checkpoint_every + min(checkpoint_every, FIRST_CHECKPOINT)
         done = 0
         while p.step < self.total_steps and not p.stopped:
             epoch, start = divmod(p.step, per_epoch)

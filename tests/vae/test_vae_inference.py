@@ -293,6 +293,23 @@ def test_k_sigma_cuts_without_labels():
         flags.apply(latents_of(z), ("metal", "alpha", "carbon"), rules={"x": {"sigma": {"tin": (">", 1)}}})
 
 
+def test_a_class_needs_a_calibration_of_every_latent_it_cuts_on():
+    z = np.random.default_rng(2).standard_normal((1000, 3))
+    names = ("metal", "alpha", "carbon")
+    iron = {"metal": -1.2 + 0.6 * z[:, 0]}
+    result = flags.apply(latents_of(z), names, abundances=iron)
+    assert not result.member
+    summary = result.summary(np.arange(1000).astype(str))
+    assert summary["unjudged"]["cemp"] == "cannot be judged: no [C/Fe]"
+    assert summary["unjudged"]["alpha_poor"] == "cannot be judged: no [alpha/Fe]"
+    plain = flags.apply(latents_of(z), names, plain=True)
+    assert plain.units == {"cemp": "sigma", "alpha_poor": "sigma"}
+    assert plain.member["cemp"].mean() == pytest.approx(plain.expected["cemp"], abs=0.03)
+    assert not plain.suspect
+    two = latents_of(np.where(np.arange(1000)[:, None] % 2, 1.0, -1.0) + 0.01 * z)
+    assert flags.apply(two, names, rules={"rich": {"sigma": {"carbon": (">", 0.9)}}}, plain=True).suspect == ["rich"]
+
+
 def test_labels_that_cannot_be_used(tmp_path):
     ds = latents_of(np.zeros((5, 3)))
     names = ("metal", "alpha", "carbon")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
-from chemscale.vae.config import LatePhase, ModelConfig, TrainConfig
+from chemscale.vae.config import LatePhase, ModelConfig, TrainConfig, former_names
 from chemscale.vae.data import MemoryData, StreamData, clean, held_out, standard_labels
 from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, look_at, training_data
@@ -116,6 +116,46 @@ def test_resume_through_the_pipeline(toy_store, tmp_path, monkeypatch):
     pipeline.train(toy_store, tmp_path / "b", **arguments, resume=True)
     a, b = (load_model(tmp_path / x / "vae")[0].state_dict() for x in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_finished_model_is_replaced_on_demand_only(toy_store, tmp_path):
+    arguments = {"model": FAST_MODEL, "settings": {**FAST, "epochs": 2}, "regions": TOY_REGIONS, "scale": False}
+    assert not pipeline.train(toy_store, tmp_path / "a", **arguments)["done"]
+    before = (tmp_path / "a/vae/model.safetensors").read_bytes()
+    with pytest.raises(StoreError, match="finished model"):
+        pipeline.train(toy_store, tmp_path / "a", **arguments)
+    assert pipeline.train(toy_store, tmp_path / "a", **arguments, resume=True)["done"]
+    assert (tmp_path / "a/vae/model.safetensors").read_bytes() == before
+    other = arguments | {"settings": {**FAST, "epochs": 2, "seed": 1}}
+    with pytest.raises(ResumeError, match="seed"):
+        pipeline.train(toy_store, tmp_path / "a", **other, resume=True)
+    pipeline.train(toy_store, tmp_path / "a", **other, overwrite=True)
+    assert (tmp_path / "a/vae/model.safetensors").read_bytes() != before
+
+
+def test_a_checkpoint_of_the_former_settings_is_carried_on(toy, tmp_path):
+    config = TrainConfig.from_dict({**FAST, "epochs": 3})
+    trainer = started(toy, config, tmp_path)
+    trainer.train(max_steps=2)
+    file = tmp_path / "checkpoint.json"
+    record = json.loads(file.read_text())
+    progress = record["progress"]
+    del progress["pretrained"]
+    progress["finish_step"] = progress.pop("finetune_step")
+    identity = trainer._identity(former_names(asdict(config)))
+    assert identity != record["identity"]
+    file.write_text(json.dumps(record | {"identity": identity, "progress": progress}))
+    again = started(toy, config, tmp_path)
+    assert again.resume()
+    assert again.progress.step == 2
+
+
+def test_settings_of_the_former_names_are_read():
+    assert TrainConfig.from_dict({"settled": 0.5, "linear_late": 7.0}) == TrainConfig(
+        late_phase_start=0.5, late_label_weight=7.0
+    )
+    with pytest.raises(InputError, match=r"epochs = 'many'"):
+        TrainConfig.from_dict({"epochs": "many"})
 
 
 def test_streaming_sees_every_star_and_repeats(toy):
