@@ -94,7 +94,7 @@ def test_default_toml_is_valid_and_complete(command):
 
 
 def test_the_real_command_line_prints_its_settings_and_refuses_typos():
-    exe = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+    exe = [sys.executable, "-m", "chemscale"]
     done = subprocess.run([*exe, "config"], capture_output=True, text=True, check=True)
     tomllib.loads(done.stdout)
     bad = subprocess.run([*exe, "--set", "rsca.fit.componnents=3", "config"], capture_output=True, text=True)
@@ -139,7 +139,7 @@ def test_environment_reaches_an_option_by_its_name(tmp_path, monkeypatch):
     import os
 
     env = {**os.environ, "CHEMSCALE_CONFIG_JSON": "1"}
-    exe = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+    exe = [sys.executable, "-m", "chemscale"]
     done = subprocess.run([*exe, "config"], capture_output=True, text=True, check=True, env=env)
     keys = json.loads(done.stdout)
     assert keys["rsca.fit.components"]["default"] == 30 and keys["run.from"]["help"]

@@ -15,7 +15,7 @@ from chemscale.demo import MARKER, prepare
 from chemscale.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-EXE = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+EXE = [sys.executable, "-m", "chemscale"]
 
 
 def chemscale(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-EXE = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+EXE = [sys.executable, "-m", "chemscale"]
 
 
 def chemscale(*words: str | Path, cwd: Path) -> str:

@@ -67,7 +67,7 @@ async def _measure(workers: int, tasks: int, submit: str, tls: str) -> dict[str,
     from chemscale.runtime import credentials
 
     security = credentials.read(tls)
-    code = "import sys; from chemscale.runtime import saturation; saturation.child(sys.argv[1:])"
+    code = "import sys; from chemscale.bench import saturation; saturation.child(sys.argv[1:])"
     children: list[asyncio.subprocess.Process] = []
 
     async def spawn(*arguments: str) -> asyncio.subprocess.Process:

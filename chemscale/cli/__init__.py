@@ -161,7 +161,7 @@ def _recording(invoke: Any) -> Any:
 def main() -> None:
     """Entry point of the `chemscale` command."""
     try:
-        command()()
+        command()(prog_name="chemscale")
     except ChemscaleError as err:
         _fail(err.message, err.remedy, err.exit_code)
     except KeyboardInterrupt:

@@ -49,13 +49,13 @@ def run(
     """
     from rich.markup import escape
 
-    from chemscale.cli import console, echo_json
+    from chemscale.cli import command, console, echo_json
     from chemscale.pipeline import execute
     from chemscale.pipeline import file as files
     from chemscale.runtime.observe import setup_logging
     from chemscale.runtime.run import Run
 
-    pipeline = files.load(file, cluster=cluster)
+    pipeline = files.load(file, command(), cluster=cluster)
     if dry_run:
         from chemscale.pipeline.plan import plan, render
 

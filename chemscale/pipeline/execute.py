@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from chemscale.errors import ChemscaleError
 from chemscale.pipeline.file import MAKES_STORE, STATE, Pipeline, Stage, select
 from chemscale.runtime import credentials
-from chemscale.runtime.cluster import ClusterSettings, Terminated, connect, graceful_signals
+from chemscale.runtime.cluster import Terminated, connect, graceful_signals
 from chemscale.runtime.jsonio import write_json
 from chemscale.runtime.observe import (
     forget_peaks,
@@ -28,6 +28,7 @@ from chemscale.runtime.observe import (
     worker_peaks,
 )
 from chemscale.runtime.run import Run, versions
+from chemscale.runtime.settings import BatchSettings, ClusterSettings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -104,7 +105,7 @@ def _cluster(settings: ClusterSettings, stack: ExitStack) -> tuple[Client, str]:
     elif settings.kind == "address":
         directory = Path(settings.tls) if isinstance(settings.tls, str) else None
     else:
-        shared = settings.shared_directory if settings.kind not in ("local", "gpu") else None
+        shared = settings.shared_directory if isinstance(settings, BatchSettings) else None
         directory = credentials.temporary(shared or _private_scratch(stack))
         stack.callback(credentials.discard, directory)
         settings = replace(settings, tls=str(directory))
@@ -201,7 +202,7 @@ def log_of(pipeline: Pipeline, name: str) -> Path:
 
 def _process(pipeline: Pipeline, name: str, arguments: list[str]) -> int:
     """Run ``chemscale ARGUMENTS`` in the pipeline's folder; its output goes to this stderr and to a log."""
-    command = [sys.executable, "-c", "from chemscale.cli import main; main()", *arguments]
+    command = [sys.executable, "-m", "chemscale", *arguments]
     log_file = log_of(pipeline, name)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     terminal = sys.stderr.isatty()

@@ -46,9 +46,9 @@ from typing import Any
 
 from chemscale.config import load_toml
 from chemscale.errors import InputError
-from chemscale.runtime.cluster import ClusterSettings, settings_for
 from chemscale.runtime.jobs import files_in
 from chemscale.runtime.jsonio import digest
+from chemscale.runtime.settings import ClusterSettings, from_mapping, settings_for
 
 #: Stage -> verb, in the order of the journey. `{source}` is taken from the stage's table.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -120,13 +120,15 @@ class Pipeline:
         return entry.get("fingerprint") == stage.fingerprint and entry.get("status") in ("running", "failed", "stopped")
 
 
-def load(file: str | os.PathLike[str], *, cluster: str | None = None) -> Pipeline:
+def load(file: str | os.PathLike[str], commands: Any, *, cluster: str | None = None) -> Pipeline:
     """Read and check a pipeline file.
 
     Parameters
     ----------
     file : path
         TOML, see the module's docstring.
+    commands : click.Group
+        The command line, whose verbs the stages are (:func:`chemscale.cli.command`).
     cluster : str, optional
         Wins over the file's ``[cluster]``.
 
@@ -158,11 +160,11 @@ def load(file: str | os.PathLike[str], *, cluster: str | None = None) -> Pipelin
         raise InputError(f"{path}: retries = {retries!r} is not a number of attempts")
     settings = settings_for(cluster) if cluster else None
     if settings is None and table is not None:
-        settings = ClusterSettings.from_mapping(table, source=str(path))
+        settings = from_mapping(table, source=str(path))
     stages, before = [], ""
     for name in STAGES:
         if name in tree:
-            stage = _stage(path, name, tree[name], head["store"], head["run"], before)
+            stage = _stage(path, commands, name, tree[name], head["store"], head["run"], before)
             stages.append(stage)
             before = stage.fingerprint
     run = path.parent / head["run"]
@@ -174,13 +176,9 @@ def load(file: str | os.PathLike[str], *, cluster: str | None = None) -> Pipelin
     return pipeline
 
 
-def _command(verb: Iterable[str]) -> Any:
+def _command(commands: Any, verb: Iterable[str]) -> Any:
     """The Click command of a verb, or None."""
-    from typer.main import get_command
-
-    from chemscale.cli import build
-
-    node: Any = get_command(build())
+    node = commands
     for part in verb:
         node = getattr(node, "commands", {}).get(part)
         if node is None:
@@ -188,7 +186,7 @@ def _command(verb: Iterable[str]) -> Any:
     return node
 
 
-def _stage(path: Path, name: str, table: Any, store: str, run: str, before: str) -> Stage:
+def _stage(path: Path, commands: Any, name: str, table: Any, store: str, run: str, before: str) -> Stage:
     """Check a stage's table against the options of its verb and write its command line."""
     if not isinstance(table, Mapping):
         raise InputError(f"{path}: `{name}` is not a table", f"write it as [{name}]")
@@ -197,7 +195,7 @@ def _stage(path: Path, name: str, table: Any, store: str, run: str, before: str)
     verb = tuple(part.format(source=source) for part in STAGES[name])
     if "None" in verb:
         raise InputError(f"{path}: [{name}] needs `source`", 'source = "apogee" (or lamost, table, simulated)')
-    command = _command(verb)
+    command = _command(commands, verb)
     if command is None:
         raise InputError(f"{path}: [{name}] is `chemscale {' '.join(verb)}`, which is not installed here")
     options = {p.opts[-1].lstrip("-").replace("-", "_"): p for p in command.params if p.param_type_name == "option"}

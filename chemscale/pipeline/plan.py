@@ -9,8 +9,8 @@ from typing import Any
 
 from chemscale.pipeline.execute import store_size
 from chemscale.pipeline.file import MAKES_STORE, Pipeline, Stage, select
-from chemscale.runtime.cluster import ClusterSettings
 from chemscale.runtime.observe import estimate_memory, human_bytes, human_seconds
+from chemscale.runtime.settings import BatchSettings, ClusterSettings, LocalSettings
 from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout, choose_layout
 from chemscale.survey.store.open import block_stars
 
@@ -69,23 +69,27 @@ def plan(pipeline: Pipeline, *, first: str | None = None, last: str | None = Non
 
 
 def _workers(settings: ClusterSettings | None) -> int:
-    from chemscale.runtime.backends import local_shape
+    from chemscale.runtime.backends.local import local_shape
 
     if settings is None:
         return 1  # the stage's own process
     if settings.kind == "local":
         return local_shape(settings).workers
-    return max(1, (settings.workers or 1) * (settings.processes or 1))
+    return _processes(settings)
 
 
 def _threads(settings: ClusterSettings | None) -> int:
-    from chemscale.runtime.backends import local_shape
+    from chemscale.runtime.backends.local import local_shape
 
-    settings = settings or ClusterSettings()
-    if settings.kind == "local":
-        shape = local_shape(settings)
+    if settings is None or settings.kind == "local":
+        shape = local_shape(settings or LocalSettings())
         return shape.workers * shape.threads
-    return max(1, (settings.workers or 1) * (settings.processes or 1) * (settings.threads or 1))
+    return _processes(settings) * (settings.threads or 1)
+
+
+def _processes(settings: ClusterSettings) -> int:
+    each = settings.processes if isinstance(settings, BatchSettings) else None
+    return (settings.workers or 1) * (each or 1)
 
 
 def _cost(pipeline: Pipeline, stage: Stage, facts: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def _sample(pipeline: Pipeline, stage: Stage) -> dict[str, Any] | None:
     """The ingestion's own estimate (``--plan-only``); None where its inputs do not exist yet."""
     if stage.name != "ingest":
         return None
-    command = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+    command = [sys.executable, "-m", "chemscale"]
     command += [*stage.arguments, "--plan-only", "--json"]
     done = subprocess.run(command, cwd=pipeline.folder, capture_output=True, text=True)
     if done.returncode:

@@ -72,7 +72,8 @@ def invocation() -> dict[str, Any]:
     ``settings`` holds every option of the verb that does not have its default, with where it came from: a settings
     file or ``--set``, the environment, the command line.
     """
-    command = ["chemscale", *sys.argv[1:]] if Path(sys.argv[0]).name == "chemscale" else [Path(sys.argv[0]).name]
+    program = Path(sys.argv[0]).name
+    command = ["chemscale", *sys.argv[1:]] if program in ("chemscale", "__main__.py") else [program]
     environment = {k: v for k, v in os.environ.items() if k.startswith("CHEMSCALE_")}
     return {"command": command, "environment": environment, "settings": SETTINGS.get()}
 

@@ -142,23 +142,24 @@ def pods(document: dict) -> list[dict]:
 
 
 def test_the_job_can_read_its_pipeline_and_cluster(deploy):
-    from chemscale.runtime.cluster import ClusterSettings
+    from chemscale.runtime.settings import from_mapping
 
     base = deploy / "kubernetes/base"
     table = tomllib.loads((base / "cluster.toml").read_text())["cluster"]
-    settings = ClusterSettings.from_mapping(table)
+    settings = from_mapping(table)
     assert settings.address == "tls://chemscale-scheduler.chemscale.svc:8786"
     for file in (base / "pipeline.toml", deploy / "kubernetes/overlays/s3/pipeline.toml"):
+        from chemscale.cli import command
         from chemscale.pipeline.file import load
 
-        assert [s.name for s in load(file).stages] == ["ingest", "fit", "evaluate", "report"]
+        assert [s.name for s in load(file, command()).stages] == ["ingest", "fit", "evaluate", "report"]
 
 
 def test_spec_made_for_connect_is_valid(crds):
-    from chemscale.runtime.cluster import ClusterSettings
-    from chemscale.runtime.managed import kubernetes_spec
+    from chemscale.runtime.backends.kubernetes import kubernetes_spec
+    from chemscale.runtime.settings import KubernetesSettings
 
-    settings = ClusterSettings(kind="kubernetes", workers=3, memory="8 GiB", environment={"A": "b"})
+    settings = KubernetesSettings(kind="kubernetes", workers=3, memory="8 GiB", environment={"A": "b"})
     spec = kubernetes_spec(settings)
     check(spec, crds)
     container = spec["spec"]["worker"]["spec"]["containers"][0]

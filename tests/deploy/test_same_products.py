@@ -21,7 +21,7 @@ import chemscale
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-CLI = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+CLI = [sys.executable, "-m", "chemscale"]
 ROOT = str(Path(__file__).resolve().parents[2])
 PIPELINE = """
 [pipeline]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import chemscale
-from chemscale.runtime.cluster import ClusterSettings
+from chemscale.runtime.settings import from_mapping
 
 PIPELINE = """
 [pipeline]
@@ -35,7 +35,7 @@ components = 5
 @pytest.mark.parametrize("name", ["cpu.toml", "gpu.toml"])
 def test_cluster_files_are_read(deploy, name):
     table = tomllib.loads((deploy / "slurm" / name).read_text())["cluster"]
-    assert ClusterSettings.from_mapping(table).kind == "slurm"
+    assert from_mapping(table).kind == "slurm"
 
 
 @pytest.fixture()

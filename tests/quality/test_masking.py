@@ -77,7 +77,7 @@ def test_refusals(store):
 def test_the_verb(store):
     wave = open_survey(store)["wavelength"].values
     window = f"{wave[5] - 1e-3}:{wave[9] - 1e-3}"
-    command = [sys.executable, "-c", "from chemscale.cli import main; main()", "mask", store]
+    command = [sys.executable, "-m", "chemscale", "mask", store]
     done = subprocess.run([*command, "--window", window, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["windows"][0]["pixels"] == [5, 9]

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-CLI = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+CLI = [sys.executable, "-m", "chemscale"]
 
 
 def missing() -> str:

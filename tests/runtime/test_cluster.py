@@ -17,12 +17,15 @@ import psutil
 import pytest
 
 from chemscale.errors import ClusterError, InputError
-from chemscale.runtime import backends, credentials, managed
-from chemscale.runtime.cluster import ClusterSettings, check_exposure, connect, is_loopback, settings_for
+from chemscale.runtime import backends, credentials
+from chemscale.runtime.backends.batch import batch_options
+from chemscale.runtime.backends.local import local_shape
+from chemscale.runtime.cluster import check_exposure, connect
+from chemscale.runtime.settings import BatchSettings, GpuSettings, LocalSettings, is_loopback, settings_for
 
 
 def test_settings_from_everything(tmp_path):
-    assert settings_for(None) == settings_for("local") == ClusterSettings()
+    assert settings_for(None) == settings_for("local") == LocalSettings()
     assert settings_for("tls://head:8786").address == "tls://head:8786"
     assert settings_for(str(tmp_path / "scheduler.json")).scheduler_file
     file = tmp_path / "c.toml"
@@ -36,6 +39,8 @@ def test_settings_from_everything(tmp_path):
     [
         ('kind = "slrum"', "slrum"),
         ("wrokers = 3", "workers"),
+        ('kind = "local"\nwalltime = "1:00"', "kind 'local' has no key 'walltime'"),
+        ('kind = "slurm"\nimage = "x"', "kind 'slurm' has no key 'image'"),
         ("workers = 0", "above zero"),
         ('memory = "much"', "not a size"),
         ("cluster = 3", "not a table"),
@@ -61,7 +66,7 @@ def test_unknown_spec_and_missing_file():
     [(2, 24e9, 2, 1), (16, 64e9, 16, 1), (64, 512e9, 32, 2), (8, 4e9, 2, 1), (1, 1e9, 1, 1)],
 )
 def test_shape_of_this_machine(cores, memory, workers, threads):
-    shape = backends.local_shape(ClusterSettings(), cores, int(memory))
+    shape = local_shape(LocalSettings(), cores, int(memory))
     assert (shape.workers, shape.threads) == (workers, threads)
     assert shape.workers * shape.memory <= memory
 
@@ -73,13 +78,13 @@ def test_loopback():
 
 def test_open_dashboard_and_batch_without_tls_are_refused(caplog):
     with pytest.raises(ClusterError, match="every interface"):
-        check_exposure(ClusterSettings(dashboard=":8787"))
+        check_exposure(LocalSettings(dashboard=":8787"))
     with pytest.raises(ClusterError, match="every interface"):
-        check_exposure(ClusterSettings(dashboard="0.0.0.0:8787"))
+        check_exposure(LocalSettings(dashboard="0.0.0.0:8787"))
     with pytest.raises(ClusterError, match="run code as you"):
-        check_exposure(ClusterSettings(kind="slurm", tls=False))
+        check_exposure(BatchSettings(kind="slurm", tls=False))
     with caplog.at_level(logging.WARNING, "chemscale"):
-        check_exposure(ClusterSettings(kind="slurm"))
+        check_exposure(BatchSettings(kind="slurm"))
     assert "scheduler listens on" in caplog.text
 
 
@@ -249,7 +254,7 @@ def test_a_run_that_is_told_to_stop_resumes(tmp_path, signal_name):
 
 def test_mixed_gpu_and_cpu_workers(tmp_path):
     """GPU workers and CPU workers side by side: each sees its device, work goes where its resource is."""
-    settings = ClusterSettings(kind="gpu", workers=1, devices=(0,), memory="500 MiB")
+    settings = GpuSettings(kind="gpu", workers=1, devices=(0,), memory="500 MiB")
     with connect(settings) as c:
         c.wait_for_workers(2, timeout=60)
         see = lambda: os.environ.get("CUDA_VISIBLE_DEVICES")  # noqa: E731
@@ -275,7 +280,7 @@ def test_batch_options_cover_the_keys():
             "directives": ["--constraint=skylake"], "prologue": ["module load x"],
         }
     )  # fmt: skip
-    options = managed.batch_options(settings)
+    options = batch_options(settings)
     assert (options["cores"], options["processes"], options["queue"]) == (8, 4, "cpu")
     assert options["worker_extra_args"] == [
         "--no-dashboard", "--lifetime", "110minutes", "--lifetime-stagger", "2minutes", "--nworkers", "4",
@@ -290,7 +295,7 @@ def test_every_batch_system_takes_the_same_keys(kind, tmp_path):
     names = {"slurm": "SLURM", "pbs": "PBS", "sge": "SGE", "lsf": "LSF", "oar": "OAR", "moab": "Moab"}
     tls = credentials.write(tmp_path / "tls")
     settings = settings_for({"kind": kind, "walltime": "00:10:00", "queue": "q", "interface": "lo", "tls": str(tls)})
-    options = managed.batch_options(settings) | {"security": credentials.read(tls)}
+    options = batch_options(settings) | {"security": credentials.read(tls)}
     with getattr(jobqueue, names[kind] + "Cluster")(**options) as cluster:
         script = cluster.job_script()
     assert "-m chemscale.runtime.supervise tls://" in script

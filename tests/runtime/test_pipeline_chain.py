@@ -18,7 +18,7 @@ import chemscale
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-CLI = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+CLI = [sys.executable, "-m", "chemscale"]
 ORDER = ["ingest", "mask", "fit", "evaluate", "train", "infer", "anomalies", "flags", "report"]
 PIPELINE = """
 [pipeline]

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from chemscale.cli import command
 from chemscale.errors import InputError
 from chemscale.pipeline import execute, plan
 from chemscale.pipeline import file as files
@@ -65,11 +66,11 @@ def test_bad_files_are_refused_before_anything_runs(tmp_path, text, match):
     path = tmp_path / "p.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=match):
-        files.load(path)
+        files.load(path, command())
 
 
 def test_commands_and_order(tmp_path):
-    pipeline = files.load(write(tmp_path))
+    pipeline = files.load(write(tmp_path), command())
     assert [s.name for s in pipeline.stages] == ["simulate", "fit", "evaluate"]
     assert pipeline.stages[1].arguments[:2] == ("rsca", "fit")
     assert "--components" in pipeline.stages[1].arguments
@@ -81,14 +82,14 @@ def test_commands_and_order(tmp_path):
 
 
 def test_a_changed_setting_changes_the_stage_and_those_after_it(tmp_path):
-    before = files.load(write(tmp_path))
-    after = files.load(write(tmp_path, text=PIPELINE.replace("components = 6", "components = 5")))
+    before = files.load(write(tmp_path), command())
+    after = files.load(write(tmp_path, text=PIPELINE.replace("components = 6", "components = 5")), command())
     same = [a.fingerprint == b.fingerprint for a, b in zip(before.stages, after.stages)]
     assert same == [True, False, False]
 
 
 def test_dry_run_of_a_survey_that_is_not_there(tmp_path):
-    planned = plan.plan(files.load(write(tmp_path)))
+    planned = plan.plan(files.load(write(tmp_path), command()))
     assert [r["status"] for r in planned["stages"]] == ["to do"] * 3
     assert not (tmp_path / "run").exists()
     assert [r["stars"] for r in planned["stages"]] == [400 + sum(cluster_sizes(4))] * 3
@@ -106,7 +107,7 @@ def test_estimates_follow_what_they_depend_on(tmp_path, stage, more):
     def seconds(stars: int, workers: int, table: str) -> float:
         text = f"[pipeline]\nstore = 's'\nrun = 'r'\n[cluster]\nworkers = {workers}\nthreads = 1\n"
         text += f"[simulate]\nstars = {stars}\n[{stage}]\n{table}\n"
-        return plan.plan(files.load(write(tmp_path, text=text)))["stages"][1]["seconds"]
+        return plan.plan(files.load(write(tmp_path, text=text), command()))["stages"][1]["seconds"]
 
     one = seconds(100_000, 1, "")
     assert seconds(400_000, 1, "") > 3 * one
@@ -118,7 +119,7 @@ def test_estimates_follow_what_they_depend_on(tmp_path, stage, more):
 @pytest.mark.slow
 def test_a_stage_that_cannot_work_is_not_retried(tmp_path):
     text = PIPELINE.replace("components = 6", "components = 4000")
-    pipeline = files.load(write(tmp_path, text=text))
+    pipeline = files.load(write(tmp_path, text=text), command())
     with pytest.raises(StageFailed, match="stage fit ended with status 4 after 1 attempt") as caught:
         execute.run(pipeline)
     assert caught.value.exit_code == 4
@@ -131,8 +132,8 @@ def test_a_stage_that_cannot_work_is_not_retried(tmp_path):
 def test_whole_journey_then_nothing_to_do_then_one_stage_anew(tmp_path):
     """Local cluster: products, records and reports are there; a second call runs nothing."""
     path = write(tmp_path, cluster='[cluster]\nkind = "local"\nworkers = 1\nthreads = 1\n')
-    before = {row["stage"]: row for row in plan.plan(files.load(path))["stages"]}
-    state = execute.run(files.load(path))
+    before = {row["stage"]: row for row in plan.plan(files.load(path, command()))["stages"]}
+    state = execute.run(files.load(path, command()))
     for stage, entry in state.items():  # less than four times what it took; a busy machine may take far longer
         assert entry["wall_s"] / 60 < before[stage]["seconds"] < 4 * entry["wall_s"], stage
     peak = max(state["fit"]["worker_peak_bytes"].values())
@@ -141,11 +142,11 @@ def test_whole_journey_then_nothing_to_do_then_one_stage_anew(tmp_path):
     assert state["fit"]["worker_peak_bytes"]
     rates = json.loads((tmp_path / "run/evaluation.json").read_text())
     stamp = state["fit"]["started"]
-    planned = plan.plan(files.load(path))
+    planned = plan.plan(files.load(path, command()))
     assert [r["status"] for r in planned["stages"]] == ["done"] * 3
     assert planned["stages"][1]["seconds"] == state["fit"]["wall_s"]
-    assert execute.run(files.load(path))["fit"]["started"] == stamp
-    again = execute.run(files.load(path), first="evaluate")
+    assert execute.run(files.load(path, command()))["fit"]["started"] == stamp
+    again = execute.run(files.load(path, command()), first="evaluate")
     assert again["fit"]["started"] == stamp
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["rsca"] == rates["rsca"]
     for file in tmp_path.rglob("*"):
@@ -186,7 +187,7 @@ def test_a_pipeline_that_is_stopped_or_killed_resumes(tmp_path, how):
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive, alive
     done = subprocess.run(
-        [sys.executable, "-c", "from chemscale.cli import main; main()", "run", str(path)],
+        [sys.executable, "-m", "chemscale", "run", str(path)],
         capture_output=True,
         text=True,
     )

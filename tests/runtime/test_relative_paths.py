@@ -15,7 +15,7 @@ from helpers import make_survey
 import chemscale
 from chemscale.rsca.pipeline import fit_run
 
-CLI = [sys.executable, "-c", "from chemscale.cli import main; main()"]
+CLI = [sys.executable, "-m", "chemscale"]
 
 
 def same_embedding(one: Path, other: Path) -> None:

@@ -88,7 +88,7 @@ class Cluster:
             self.run("worker", *more)
 
     def run(self, what: str, *more: str) -> subprocess.Popen:
-        cli = [sys.executable, "-c", "from chemscale.cli import main; main()", "cluster", what]
+        cli = [sys.executable, "-m", "chemscale", "cluster", what]
         common = ["--tls", str(self.tls), "--scheduler-file", str(self.file)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         with open(self.folder / "cluster.log", "a") as log:

@@ -76,7 +76,7 @@ def test_plugged_in_by_entry_point(package, folder, tmp_path):
 
 def test_through_the_command_line(package, folder, tmp_path):
     arguments = ["ingest", "textfiles", "--option", f'folder="{folder}"', "--out", str(tmp_path / "s.zarr"), "--json"]
-    command = [sys.executable, "-c", "from chemscale.cli import main; main()", *arguments]
+    command = [sys.executable, "-m", "chemscale", *arguments]
     result = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(package)}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["n_stars"] == 4
