@@ -9,7 +9,9 @@ import typer
 
 RunDir = Annotated[str, typer.Option("--run", metavar="RUN", help="Run directory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Metric = Annotated[str, typer.Option("--metric", help="best (auto where fitted), paper or auto.")]
+Metric = Annotated[
+    str, typer.Option("--metric", help="best (recommended by evaluate), paper, auto or a registered metric.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +30,17 @@ def fit(
         str, typer.Option("--metric", help="paper: the published recipe. auto: also a metric chosen by nested CV.")
     ] = "paper",
     min_members: Annotated[int, typer.Option("--min-members", min=2, help="Smallest cluster that takes part.")] = 2,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="LABEL=LOW:HIGH",
+            help="Only stars, field and members, with a label in a range, e.g. teff=4000:5000; may be repeated.",
+        ),
+    ] = None,
+    no_cuts: Annotated[
+        bool, typer.Option("--no-cuts", help="Without the survey's default cuts (the paper's, for APOGEE).")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start a run on another store, or a basis that is there, anew.")
     ] = False,
@@ -59,6 +72,8 @@ def fit(
             metric=metric,
             overwrite=overwrite,
             selection={"min_members": min_members} if min_members > 2 else None,
+            where=_limits(where or []),
+            default_cuts=not no_cuts,
             progress=lambda text: console.print(escape(text), highlight=False),
         )
     stages = done.manifest["stages"]
@@ -105,6 +120,20 @@ def evaluate(
         for method in ("raw", "rsca"):
             table.add_row(f"abundances, {name} ({len(rates['species'])}), {method}", f"{rates[method]:.4f}")
     console.print(table)
+    for name, (value, error) in result["differences"].items():
+        console.print(f"{name} = {value:+.4f} +- {error:.4f}", highlight=False)
+    for name, sides in result["ranges"].items():
+        field, members = (" to ".join(f"{v:.4g}" for v in (sides[s][0], sides[s][2])) for s in ("field", "members"))
+        console.print(
+            f"{name}: field {field}, members {members} (5 to 95 %); {sides['field_inside']:.0%} of the field among the "
+            "members'",
+            highlight=False,
+        )
+    best = result["recommended"]
+    kept = f", top {best['n_features']}" if best["metric"] == "paper" else ""
+    console.print(
+        f"[bold]recommended:[/] {best['metric']}{kept}, rate {best['rate']:.4f} ({best['why']})", highlight=False
+    )
     cuts = " and ".join(result["cuts"]) or "no cut"
     console.print(
         f"{result['n_field']:,} field stars, {result['n_members']} members of {result['n_clusters']} clusters; "

@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import DataError
+from chemscale.rsca.likeness import sample_pairs
 from chemscale.rsca.moments import check_freedom
+from chemscale.rsca.pair_model import PairDistances
 from chemscale.rsca.pairs import count_close, median_pair_distance
 from chemscale.rsca.rates import DoppelgangerRates
 from chemscale.rsca.representation import Candidate, Representation
@@ -38,6 +40,8 @@ COMMITTEE = 24
 MAX_FOLDS = 12
 #: Field stars the choice is made on (evenly spaced); the reported rate uses all.
 SEARCH_FIELD = 20_000
+#: Pairs of a cluster's members and field stars that the likeness rests on, at most.
+MAX_LIKENESS_PAIRS = 5_000
 
 
 @dataclass
@@ -83,11 +87,14 @@ class AutoResult:
         For use: chosen and fitted on all clusters.
     table : list of dict
         Every candidate's leave-one-out rate (the search's field), best first.
+    pairs : PairDistances
+        Distances of sibling and field pairs under the metrics that the rates were measured with.
     """
 
     rates: DoppelgangerRates
     metric: AutoMetric
     table: list[dict[str, Any]]
+    pairs: PairDistances
 
 
 def choices(form: Representation) -> list[tuple[float, str, bool]]:
@@ -202,8 +209,8 @@ def _committee_maps(
 
 def _rate_without(
     forms: Mapping[str, Representation], committee: Sequence[Candidate], j: int, k_max: int
-) -> tuple[tuple[int, int], float]:
-    """Pairs of cluster `j` that are close and compared, and the threshold, under a committee fitted without it."""
+) -> tuple[tuple[int, int], float, tuple[np.ndarray, np.ndarray]]:
+    """Pairs of cluster `j` that are close and compared, the threshold, and distances, under a committee without it."""
     views = {name: form.view((j,)) for name, form in forms.items()}
     matrix = _committee_maps(views, committee, (j,), k_max)
     rows = [view.rows(j) for view in views.values()]
@@ -211,7 +218,8 @@ def _rate_without(
     members = np.concatenate([view.centred[group] for view in views.values()], axis=1) @ matrix
     threshold = median_pair_distance(members)
     far = np.concatenate([r[0] for r in rows], axis=1) @ matrix
-    return count_close(far, members, threshold, rows[0][1]), threshold
+    counts = count_close(far, members, threshold, rows[0][1])
+    return counts, threshold, sample_pairs(far, members, rows[0][1], MAX_LIKENESS_PAIRS, np.random.default_rng(j))
 
 
 def choose_metric(
@@ -259,8 +267,8 @@ def choose_metric(
         found.append(_rate_without(forms, chosen, j, k_max))
     rates = evaluation.summary(
         list(range(len(names))),
-        np.array([counts for counts, _ in found], dtype=np.int64),
-        [threshold for _, threshold in found],
+        np.array([counts for counts, _, _ in found], dtype=np.int64),
+        [threshold for _, threshold, _ in found],
         method="auto",
         n_features=None,
         leave_one_out=True,
@@ -281,7 +289,8 @@ def choose_metric(
         committee=chosen,
     )
     table = [{"candidate": search.candidates[i].label(), "leave_one_out": float(scores[i])} for i in order]
-    return AutoResult(rates, metric, table)
+    pairs = PairDistances([d[0] for _, _, d in found], [d[1] for _, _, d in found])
+    return AutoResult(rates, metric, table, pairs)
 
 
 def check_clusters(n: int) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from chemscale.errors import DataError
+from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
 from chemscale.rsca.detrending import HELD, MIN_FRACTION, REMOVED, LabelDetrending, SelfDetrending, stored_detrending
+from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.representation import (
     Candidate,
     Representation,
@@ -184,10 +186,19 @@ def save_auto(run: Run, result: AutoResult, detrendings: Detrendings) -> None:
         {
             "rate": result.rates.overall,
             "per_cluster": result.rates.per_cluster,
+            "likeness": _likeness(result),
             "committee": [vars(c) for c in m.committee],
             "candidates": result.table[:200],
         },
     )
+
+
+def _likeness(result: AutoResult) -> dict[str, Any]:
+    try:
+        return Likeness.fit(result.pairs, result.metric.matrix.shape[1]).to_json()
+    except (DataError, InputError) as err:
+        logger.warning("no likeness of pairs under the searched metric: %s", err.message)
+        return {}
 
 
 def load_auto(run: Run) -> tuple[AutoMetric, Detrendings]:

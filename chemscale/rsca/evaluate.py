@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy as np
 from chemscale.errors import DataError
 from chemscale.rsca.auto_run import AUTO_FIELD, auto_features, load_auto
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.likeness import calibrate, pair_ratios
+from chemscale.rsca.likeness import Likeness, calibrate, held_out_pairs
 from chemscale.rsca.pipeline import load_metric
 from chemscale.rsca.rates import DoppelgangerRates
 from chemscale.rsca.registry import METRICS
 from chemscale.rsca.stars import RunStars
+from chemscale.rsca.uncertainty import paired
 from chemscale.runtime.run import Run
 from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
 
@@ -24,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 #: Field stars of the abundance baselines and correlations, at most.
 BASELINE_FIELD = 200_000
+#: Labels whose ranges among field stars and members are compared.
+COMPARED = ("teff", "logg", "fe_h", "snr")
+#: Correlation of a kept feature with temperature or gravity from which on a warning is given.
+FOLLOWS = 0.5
 
 
 def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> dict[str, Any]:
@@ -44,8 +50,9 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
         Rates of every metric of :mod:`chemscale.rsca.registry` by name, ``rsca_top`` (the most scaled `n_features`),
         ``auto`` where it was fitted; ``rsca_without_cross_validation``; ``per_cluster`` (cluster -> method -> rate,
         and n_members); counts; ``abundances`` baselines; ``correlations`` of the kept features with labels over the
-        field; ``likeness``, the calibration of eq. (5); ``unrated_clusters``, which no field star can be compared
-        with.
+        field; ``likeness`` of pairs; ``unrated_clusters``, which no field star can be compared with; ``differences`` of
+        methods with paired errors; ``ranges`` of labels of field and members; ``warnings``; ``recommended``, the
+        metric that siblings, report and page use.
 
     Raises
     ------
@@ -90,19 +97,93 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
             "likeness": likeness(engine, n_features),
             "abundances": abundance_baselines(run, stars),
             "correlations": kept_correlations(run, stars, n_features),
+            "differences": differences(rates, run.load_json("auto.json")["per_cluster"] if "auto" in result else None),
+            "ranges": compare_ranges(stars.label, stars.field_rows, stars.member_rows),
         }
+        result["warnings"] = follows(result["correlations"])
+        for message in result["warnings"]:
+            logger.warning("%s", message)
+        result["recommended"] = recommend(result)
         run.save_json("evaluation.json", result)
         stage.note(**{k: result[k] for k in (*METRICS, "rsca_top", "auto") if k in result})
     return run.load_json("evaluation.json")
 
 
 def likeness(engine: Evaluation, n_features: int) -> dict[str, Any]:
-    """Calibration of the probability ratio (eq. 5) on pairs of held-out clusters; {} where there are too few pairs."""
+    """Likeness of pairs under RSCA, from pairs of held-out clusters; {} where there are too few pairs.
+
+    ``slope_eq5`` is the slope that eq. (5) as it is would need.
+    """
     n_pairs = sum(len(g) * (len(g) - 1) // 2 for g in engine.groups)
     if n_pairs < 50 or not isinstance(engine.field, np.ndarray):
         return {}
-    result = calibrate(*pair_ratios(engine, n_features=n_features))
-    return {**vars(result), "n_features": n_features}
+    pairs = held_out_pairs(engine, n_features=n_features)
+    try:
+        found = Likeness.fit(pairs.by_cluster, n_features).to_json()
+    except DataError as err:
+        logger.warning("no likeness of pairs: %s", err.message)
+        return {}
+    return found | {"slope_eq5": calibrate(pairs.sibling_ratio, pairs.field_ratio).slope}
+
+
+def differences(rates: dict[str, DoppelgangerRates], auto: dict[str, float] | None) -> dict[str, list[float]]:
+    """Paired differences of methods, ``"a - b": [difference, standard error over clusters]``."""
+    values = {name: r.per_cluster for name, r in rates.items()} | ({"auto": auto} if auto else {})
+    weights = next(iter(rates.values())).n_members
+    pairs = [("rsca", "raw"), ("rsca_top", "rsca"), ("auto", "rsca"), ("auto", "rsca_top")]
+    return {f"{a} - {b}": list(paired(values[a], values[b], weights)) for a, b in pairs if a in values and b in values}
+
+
+def recommend(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's recommended metric: the searched one, unless the paper's is better by more than the paired error.
+
+    The paper's metric keeps `n_features` dimensions (section 4.4: those free of trends with velocity).
+    """
+    if "auto" in result:
+        difference, error = result["differences"]["auto - rsca_top"]
+        if difference <= error:
+            return {"metric": "auto", "rate": result["auto"], "why": "chosen by nested cross-validation"}
+        why = f"the searched metric is worse by {difference:.4f} +- {error:.4f}"
+    else:
+        why = "the only one fitted; `rsca fit --metric auto` searches for a better one"
+    return {"metric": "paper", "n_features": result["n_features"], "rate": result["rsca_top"], "why": why}
+
+
+def compare_ranges(label: Callable[[str], np.ndarray | None], field: Any, members: Any) -> dict[str, dict[str, Any]]:
+    """5th, 50th and 95th percentile of labels among field stars and members, and the share of field in the members'.
+
+    Rates are those of a field like the members': where the field spans other temperatures, strangers are told apart
+    by what is not chemistry.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for name in COMPARED:
+        values = label(name)
+        if values is None:
+            continue
+        sides = [v[np.isfinite(v)] for v in (values[field], values[members])]
+        if min(map(len, sides)) < 2:
+            continue
+        low, high = sides[1].min(), sides[1].max()
+        out[name] = {
+            "field": np.percentile(sides[0], [5, 50, 95]).tolist(),
+            "members": np.percentile(sides[1], [5, 50, 95]).tolist(),
+            "field_inside": float(np.mean((sides[0] >= low) & (sides[0] <= high))),
+        }
+    return out
+
+
+def follows(correlations: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
+    """Warnings: kept features that follow temperature or gravity instead of chemistry."""
+    out = []
+    for metric, by_label in correlations.items():
+        for name in ("teff", "logg"):
+            for i, r in enumerate(by_label.get(name, [])):
+                if abs(r) > FOLLOWS:
+                    out.append(
+                        f"feature {i + 1} of {metric} follows {name} over the field (r = {r:+.2f}): rates are those of "
+                        "a field unlike the members; narrow both with --where teff=LOW:HIGH"
+                    )
+    return out
 
 
 def kept_correlations(run: Run, stars: RunStars, n_features: int) -> dict[str, dict[str, list[float]]]:

@@ -6,6 +6,7 @@ clusters and field stars do, and learns the monotone correction they ask for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.isotonic import isotonic_regression
 from chemscale.errors import InputError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.metric import RSCA
+from chemscale.rsca.pair_model import PairDistances, PairModel, held_out_ratios, resampled
 
 
 def sibling_probability(log_ratio: Any, prior: float) -> np.ndarray:
@@ -74,16 +76,45 @@ class Pairs:
 
     Attributes
     ----------
+    by_cluster : PairDistances
+        Distances of sibling pairs and of (member, field star) pairs, cluster by cluster.
     siblings, field : (n,)
-        Distances of sibling pairs and of (member, field star) pairs.
+        The same of all clusters together.
     sibling_ratio, field_ratio : (n,)
         Predicted ln ratios, eq. (5).
     """
 
-    siblings: np.ndarray
-    field: np.ndarray
+    by_cluster: PairDistances
     sibling_ratio: np.ndarray
     field_ratio: np.ndarray
+
+    @property
+    def siblings(self) -> np.ndarray:
+        return np.concatenate(self.by_cluster.siblings)
+
+    @property
+    def field(self) -> np.ndarray:
+        return np.concatenate(self.by_cluster.field)
+
+
+def sample_pairs(
+    rows: np.ndarray, members: np.ndarray, allowed: np.ndarray | None, max_field: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances between members, and of at most `max_field` allowed pairs of a member and a field star.
+
+    Parameters
+    ----------
+    rows, members : (n, d), (m, d)
+        Features of field stars and of the members of one cluster.
+    allowed : (n, m) bool or None
+        Pairs that may be compared; None = all.
+    """
+    shape = (len(rows), len(members))
+    pairs = np.arange(shape[0] * shape[1]) if allowed is None else np.flatnonzero(allowed)
+    if len(pairs) > max_field:
+        pairs = rng.choice(pairs, max_field, replace=False)
+    star, member = np.unravel_index(pairs, shape)
+    return pdist(members), np.linalg.norm(rows[star] - members[member], axis=1)
 
 
 def held_out_pairs(
@@ -91,22 +122,18 @@ def held_out_pairs(
 ) -> Pairs:
     """Sibling pairs, and (member, field) pairs within the pair cuts, at most `max_field` of these a cluster."""
     rng = np.random.default_rng(seed)
-    columns: list[list[np.ndarray]] = [[], [], [], []]
+    distances: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    ratios: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for j, name in enumerate(evaluation.names):
         metric: RSCA = evaluation.fit("rsca", train=evaluation.clusters != name)
         matrix = metric.matrix(n_features)
         x = (evaluation.members[evaluation.groups[j]] - evaluation.moments.mean) @ matrix
         rows, allowed = evaluation.candidates_of(j)
-        shape = (len(rows), len(x))
-        pairs = np.arange(shape[0] * shape[1]) if allowed is None else np.flatnonzero(allowed)
-        if len(pairs) > max_field:
-            pairs = rng.choice(pairs, max_field, replace=False)
-        star, member = np.unravel_index(pairs, shape)
-        found = pdist(x), np.linalg.norm(rows[star] @ matrix - x[member], axis=1)
-        ratios = [metric.probability_ratio(d, n_features=n_features, log=True) for d in found]
-        for column, values in zip(columns, (*found, *ratios), strict=True):
-            column.append(values)
-    return Pairs(*(np.concatenate(c) for c in columns))
+        found = sample_pairs(rows @ matrix, x, allowed, max_field, rng)
+        for kind, d in enumerate(found):
+            distances[kind].append(d)
+            ratios[kind].append(metric.probability_ratio(d, n_features=n_features, log=True))
+    return Pairs(PairDistances(*distances), *(np.concatenate(r) for r in ratios))
 
 
 def pair_ratios(
@@ -115,6 +142,67 @@ def pair_ratios(
     """Predicted ln ratios (eq. 5) of sibling pairs and of (member, field) pairs: see :func:`held_out_pairs`."""
     pairs = held_out_pairs(evaluation, n_features=n_features, max_field=max_field, seed=seed)
     return pairs.sibling_ratio, pairs.field_ratio
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What a distance says of a pair: the chance that they are siblings, with an interval.
+
+    Attributes
+    ----------
+    model : PairModel
+        Of all clusters.
+    draws : list of PairModel
+        Of clusters drawn with replacement.
+    correction : LikenessCalibration
+        What pairs of held-out clusters ask for still; the slope before it is `correction.slope`.
+    n_features : int
+        Dimensions of the distance.
+    """
+
+    model: PairModel
+    draws: list[PairModel]
+    correction: LikenessCalibration
+    n_features: int
+
+    @classmethod
+    def fit(cls, pairs: PairDistances, n_features: int) -> Likeness:
+        """Fit to held-out pairs; the correction rests on models that have not seen the pair's cluster either."""
+        return cls(PairModel.fit(pairs), resampled(pairs), calibrate(*held_out_ratios(pairs)), n_features)
+
+    def log_ratio(self, distance: Any) -> np.ndarray:
+        """ln of the ratio of siblings to field pairs at a distance, corrected."""
+        return self.correction.correct(self.model.log_ratio(distance))
+
+    def probability(self, distance: Any, prior: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Chance to be siblings, and the 16th and 84th percentile of it over draws of the clusters."""
+        d = np.asarray(distance, dtype=float)
+        centre = self.log_ratio(d)
+        shifts = np.stack([m.log_ratio(d) for m in self.draws]) - self.model.log_ratio(d)
+        low, high = np.quantile(shifts, [0.16, 0.84], axis=0)
+        bounds = centre + np.minimum(low, 0), centre, centre + np.maximum(high, 0)
+        below, chance, above = (sibling_probability(v, prior) for v in bounds)
+        return chance, below, above
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``evaluation.json``."""
+        return {
+            **vars(self.correction),
+            "n_features": self.n_features,
+            "model": self.model.to_list(),
+            "draws": [m.to_list() for m in self.draws],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Likeness:
+        """Inverse of :meth:`to_json`."""
+        fields: dict[str, Any] = {
+            n: v if isinstance(v := values[n], int | float) else np.asarray(v, float)
+            for n in LikenessCalibration.__dataclass_fields__
+        }
+        correction = LikenessCalibration(**fields)
+        draws = [PairModel.from_list(v) for v in values["draws"]]
+        return cls(PairModel.from_list(values["model"]), draws, correction, int(values["n_features"]))
 
 
 def _line(siblings: np.ndarray, field: np.ndarray) -> tuple[float, float]:

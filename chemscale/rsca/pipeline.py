@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ def fit_run(
     metric: str = "paper",
     overwrite: bool = False,
     selection: dict[str, Any] | None = None,
+    where: Mapping[str, tuple[float, float]] | None = None,
+    default_cuts: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Run:
     """From a survey store to a metric: select stars, fit the basis, embed every star, learn the metric.
@@ -71,6 +73,10 @@ def fit_run(
         Start a run that is on another store anew, and fit a basis again that is there.
     selection : dict, optional
         Changes to the survey's default cuts (:func:`chemscale.rsca.selection.select_stars`).
+    where : mapping of str to (low, high), optional
+        Ranges of labels for field stars and members alike, in the place of the default cuts on the same labels.
+    default_cuts : bool
+        Whether the survey's default cuts are made at all.
     progress : callable, optional
         Told what is being done.
 
@@ -81,7 +87,7 @@ def fit_run(
     DataError
         No clusters, no field stars, too few stars for K components.
     """
-    from chemscale.rsca.selection import select_stars
+    from chemscale.rsca.selection import SelectionSettings, default_settings, select_stars
     from chemscale.survey.store.open import open_survey
     from chemscale.survey.store.root import store_token
 
@@ -92,8 +98,11 @@ def fit_run(
     say = progress or logger.info
     ds = open_survey(store)
     run = Run.create(run_path, store=store, overwrite=overwrite)
-    with run.stage("select", settings=selection or {}) as stage:
-        chosen = select_stars(ds, None, **(selection or {}))
+    given: dict[str, Any] = {"where": {k: list(v) for k, v in where.items()}} if where else {}
+    given |= {} if default_cuts else {"default_cuts": False}
+    with run.stage("select", settings={**(selection or {}), **given}) as stage:
+        settings = default_settings(ds) if default_cuts else SelectionSettings()
+        chosen = select_stars(ds, settings.within(where or {}), **(selection or {}))
         stage.note(**chosen.report())
         if not chosen.members.any():
             raise DataError(
@@ -111,7 +120,8 @@ def fit_run(
         if metric == "auto":
             check_clusters(len(chosen.clusters))
     role = np.where(chosen.field, "field", np.where(chosen.members, "member", "unused"))
-    say(f"{chosen.field.sum():,} field stars, {chosen.members.sum()} members of {len(chosen.clusters)} clusters")
+    for line in chosen.account():
+        say(line)
     token = "" if overwrite else store_token(store)
     n_pixels = _basis(run, ds, chosen.keep, role, components, "shared", "", say, token)
     with run.stage("metric") as stage:

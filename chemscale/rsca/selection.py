@@ -7,7 +7,7 @@ surveys have none. Only per-star variables are read, never pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import DataError, InputError
-from chemscale.schema import PAPER_ELEMENTS
+from chemscale.schema import PAPER_ELEMENTS, VARIABLES
+from chemscale.suggest import hint
 
 #: Bit of ASPCAPFLAG that says no ASPCAP result can be trusted.
 STAR_BAD = 1 << 23
@@ -25,6 +26,8 @@ EXCLUDED_MEMBERS = ("2M19203303+3755558",)
 EXCLUDED_FIELD = ("2M02123870+4942289", "2M18051909-3214413", "2M06134865+5518282")
 
 Range = tuple[float, float]
+#: Labels with a cut of their own in the settings.
+RANGES = ("teff", "logg", "fe_h", "snr")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class SelectionSettings:
     ----------
     teff, logg, fe_h, snr : (low, high) or None
         Kelvin, dex, dex, per pixel.
+    limits : mapping of str to (low, high)
+        The same for any other numeric label of the survey; -inf and inf leave a side open.
     bad_quality : int
         Bits of `quality` that exclude a star.
     elements : tuple of str
@@ -54,6 +59,7 @@ class SelectionSettings:
     logg: Range | None = None
     fe_h: Range | None = None
     snr: Range | None = None
+    limits: Mapping[str, Range] = field(default_factory=dict)
     bad_quality: int = 0
     elements: tuple[str, ...] = ()
     min_probability: float | None = None
@@ -62,12 +68,22 @@ class SelectionSettings:
     excluded_field: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("teff", "logg", "fe_h", "snr"):
-            limits = getattr(self, name)
+        for name, limits in self.ranges().items():
             if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
                 raise InputError(f"selection: {name} is {limits}", "give (low, high) with low < high")
         if self.min_members < 2:
             raise InputError(f"selection: min_members is {self.min_members}", "a cluster needs two members for a pair")
+
+    def ranges(self) -> dict[str, Range | None]:
+        """Every cut on a range, in the order in which they are applied."""
+        return {name: getattr(self, name) for name in RANGES} | dict(self.limits)
+
+    def within(self, limits: Mapping[str, Range]) -> SelectionSettings:
+        """These settings with ranges of labels in the place of, or beside, their own."""
+        own = {name: limits[name] for name in RANGES if name in limits}
+        others = {name: value for name, value in limits.items() if name not in RANGES}
+        changes: dict[str, Any] = own
+        return replace(self, limits={**self.limits, **others}, **changes)
 
 
 #: Section 4.1 of the RSCA paper.
@@ -138,6 +154,12 @@ class StarSelection:
             "settings": {k: v for k, v in vars(self.settings).items() if v is not None},
         }
 
+    def account(self) -> list[str]:
+        """What each cut removed, one line a cut, for people."""
+        lines = [f"{n:>10,} stars left out: {reason}" for reason, n in self.dropped.items()]
+        lines.append(f"{int(self.field.sum()):>10,} field stars take part")
+        return [*lines, f"{int(self.members.sum()):>10,} members of {len(self.clusters)} clusters take part"]
+
 
 @dataclass
 class _Cuts:
@@ -195,8 +217,11 @@ def select_stars(ds: xr.Dataset, settings: SelectionSettings | None = None, **ch
     ids = np.asarray(ds["star_id"].values).astype(str)
     cluster = np.asarray(ds["cluster"].values).astype(str) if "cluster" in ds else np.full(len(ids), "")
     cuts = _Cuts(np.ones(len(ids), bool))
-    for name in ("teff", "logg", "fe_h", "snr"):
-        _cut_range(cuts, ds, name, getattr(chosen, name))
+    for name, limits in chosen.ranges().items():
+        if name in chosen.limits and name not in ds.variables:
+            known = [str(v) for v in ds.data_vars if v in VARIABLES and VARIABLES[str(v)].dtype.startswith("float")]
+            raise InputError(f"selection: the survey has no {name!r}", hint(name, known, "labels"))
+        _cut_range(cuts, ds, name, limits)
     _cut_quality(cuts, ds, chosen.bad_quality)
     _cut_elements(cuts, ds, chosen.elements)
     listed = cluster != ""

@@ -13,13 +13,24 @@ import xarray as xr
 
 from chemscale.errors import InputError
 from chemscale.labelled import plain
-from chemscale.rsca.likeness import sibling_probability
+from chemscale.rsca.likeness import Likeness
+from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.neighbours import SiblingIndex
+from chemscale.rsca.registry import METRICS, make
 from chemscale.rsca.stars import RunStars, text
 from chemscale.runtime.run import Run
 from chemscale.schema import VARIABLES
 from chemscale.suggest import hint
 
+PROBABILITY = {
+    "probability": "chance to be a sibling",
+    "probability_low": "16th percentile of that chance, over draws of the clusters",
+    "probability_high": "84th percentile",
+}
+#: The run's own metrics by other names.
+ALIASES = {"paper": "rsca"}
+#: Field stars that a registered metric other than the run's own is learned from, at most.
+LEARNED_FIELD = 200_000
 #: Covariates shown beside a sibling, where the run has them.
 COVARIATES = ("cluster", "role", "teff", "logg", "fe_h", "alpha_m", "snr", "radial_velocity", "extinction", "ra", "dec")
 
@@ -33,7 +44,7 @@ class SiblingSearch:
     metric: str
     n_features: int
     log_amplitude: float | None
-    calibration: tuple[np.ndarray, np.ndarray] | None = None
+    likeness: Likeness | None = None
 
     @classmethod
     def open(cls, run_path: str | os.PathLike[str], *, metric: str = "best", n_features: int | None = None) -> Any:
@@ -43,26 +54,33 @@ class SiblingSearch:
         ----------
         run_path : path
         metric : {"best", "paper", "auto"}
-            "best" is "auto" where the run has it.
+            "best" is the run's recommended metric (:func:`recommended`).
         n_features : int, optional
-            Dimensions kept; by default 3 for "paper" (section 4.4: free of velocity trends), all for "auto".
+            Dimensions kept; by default as the recommendation says: 3 for "paper" (section 4.4: free of velocity
+            trends), all for "auto".
         """
         from chemscale.rsca.auto_run import auto_features, load_auto
         from chemscale.rsca.pipeline import load_metric
 
         run = Run.open(run_path)
-        if metric not in ("best", "paper", "auto"):
-            raise InputError(f"unknown metric {metric!r}", "choose best, paper or auto")
-        if metric == "best":
-            metric = "auto" if run.has("auto.zarr") else "paper"
+        chosen = recommended(run) if metric == "best" else {"metric": metric}
+        metric = str(chosen["metric"])
+        n_features = int(chosen["n_features"]) if not n_features and "n_features" in chosen else n_features
+        if metric != "auto" and metric not in ALIASES and metric not in METRICS:
+            known = ["best", "auto", *ALIASES, *METRICS]
+            raise InputError(f"unknown metric {metric!r}", hint(metric, known, "metrics"))
         stars = RunStars.read(run, "embedding_auto.zarr" if metric == "auto" else "embedding.zarr", max_field=1)
         coords = stars.embedding["coords"].data
         amplitude: float | None = None
         parts, start = [], 0
-        if metric == "paper":
+        fitted: LinearMetric | None = None
+        if ALIASES.get(metric, metric) == "rsca":
             fitted = load_metric(run)
             n_features = min(n_features or 3, len(fitted.scale_))
             amplitude = fitted.log_amplitude(n_features)
+        elif metric != "auto":  # another registered metric: it is learned here, from coordinates in memory
+            own = RunStars.read(run, max_field=LEARNED_FIELD)
+            fitted = make(metric).fit(own.field, own.members, own.clusters)
         else:
             auto, detrendings = load_auto(run)
             if n_features is not None and not 1 <= n_features <= auto.matrix.shape[1]:
@@ -70,18 +88,20 @@ class SiblingSearch:
         for block in coords.to_delayed().ravel():
             z = np.asarray(block.compute(), dtype=np.float64)
             rows = np.arange(start, start + len(z))
-            if metric == "paper":
+            if fitted is not None:
                 parts.append(fitted.transform(z, n_features).astype(np.float32))
             else:
                 parts.append(auto_features(auto, detrendings, z, stars, rows, n_features).astype(np.float32))
             start += len(z)
         features = np.concatenate(parts)
         index = SiblingIndex(features, text(stars.embedding["star_id"]))
-        found = run.load_json("evaluation.json").get("likeness") if run.has("evaluation.json") else None
-        calibration = None
-        if metric == "paper" and found and found["n_features"] == features.shape[1] and "knots" in found:
-            calibration = (np.asarray(found["knots"], float), np.asarray(found["values"], float))
-        return cls(index, stars, metric, features.shape[1], amplitude, calibration)
+        likeness = None
+        source = "auto.json" if metric == "auto" else "evaluation.json"
+        found = run.load_json(source).get("likeness") if run.has(source) else None
+        if (amplitude is not None or metric == "auto") and found and "model" in found:
+            likeness = Likeness.from_json(found)
+            likeness = likeness if likeness.n_features == features.shape[1] else None
+        return cls(index, stars, metric, features.shape[1], amplitude, likeness)
 
     def siblings(
         self,
@@ -112,8 +132,16 @@ class SiblingSearch:
                 ratio,
                 {"long_name": "ln of the probability ratio, eq. (5), siblings : field"},
             )
+        elif self.likeness is not None:
+            ds["log_ratio"] = (
+                "sibling",
+                self.likeness.log_ratio(distance),
+                {"long_name": "ln of the probability ratio, siblings : field, from pairs of held-out clusters"},
+            )
         if prior is not None:
-            ds["probability"] = ("sibling", self._probability(distance, prior), {"long_name": "chance to be a sibling"})
+            chance = self.probability(distance, prior)
+            for name, values in zip(("probability", "probability_low", "probability_high"), chance, strict=True):
+                ds[name] = ("sibling", values, {"long_name": PROBABILITY[name]})
         for name in COVARIATES:
             if name in self.stars.embedding.variables:
                 values = self._column(name)
@@ -122,14 +150,20 @@ class SiblingSearch:
         ds.attrs |= {"star": star_id, "metric": self.metric, "n_features": self.n_features}
         return ds
 
-    def _probability(self, distance: np.ndarray, prior: float) -> np.ndarray:
-        """Chance of a pair at `distance` to be siblings, on the scale that held-out clusters calibrated."""
-        if self.log_amplitude is None or self.calibration is None:
+    def probability(self, distance: Any, prior: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Chance of pairs at a distance to be siblings, and its 16th and 84th percentile over draws of clusters.
+
+        Raises
+        ------
+        InputError
+            Pairs of held-out clusters have not been looked at with this metric and as many dimensions.
+        """
+        if self.likeness is None:
             raise InputError(
-                "probabilities need the paper's metric, calibrated with the same dimensions kept",
+                "probabilities need a metric that was calibrated with the same dimensions kept",
                 "run `chemscale rsca evaluate --run RUN --n-features N` and ask with --metric paper --n-features N",
             )
-        return sibling_probability(np.interp(self.log_amplitude - distance**2 / 4, *self.calibration), prior)
+        return self.likeness.probability(distance, prior)
 
     def _column(self, name: str) -> np.ndarray:
         cache = self.__dict__.setdefault("_columns", {})
@@ -160,6 +194,14 @@ class SiblingSearch:
         return allowed
 
 
+def recommended(run: Run) -> dict[str, Any]:
+    """The metric a run recommends, as ``rsca evaluate`` found; before that, the searched one where it was fitted."""
+    found = run.load_json("evaluation.json") if run.has("evaluation.json") else {}
+    if "recommended" in found and (found["recommended"]["metric"] != "auto" or run.has("auto.zarr")):
+        return dict(found["recommended"])
+    return {"metric": "auto" if run.has("auto.zarr") else "paper"}
+
+
 @lru_cache(maxsize=2)
 def _opened(path: str, stamp: float, metric: str, n_features: int | None) -> SiblingSearch:
     return SiblingSearch.open(path, metric=metric, n_features=n_features)
@@ -188,7 +230,8 @@ def siblings(
         Run directory of ``chemscale rsca fit``.
     n : int
         How many.
-    metric : {"best", "paper", "auto"}
+    metric : str
+        "best" (recommended by ``rsca evaluate``), "paper", "auto" or the name of a registered metric.
     n_features : int, optional
         Dimensions kept.
     max_delta_velocity, max_delta_extinction : float or Quantity, optional
@@ -197,12 +240,13 @@ def siblings(
         Only stars with labels in these ranges, e.g. ``{"teff": (4400, 4800)}``; numbers in the units of the survey
         contract, or quantities.
     prior : float, optional
-        Chance that a random star is a sibling; adds `probability` (paper's metric, after ``rsca evaluate``).
+        Chance that a random star is a sibling; adds `probability` with its 16th and 84th percentile (after ``rsca
+        evaluate``).
 
     Returns
     -------
     xarray.Dataset
-        Dimension `sibling`, nearest first: `star_id`, `distance`, `log_ratio` (paper's metric) and covariates. Use
+        Dimension `sibling`, nearest first: `star_id`, `distance`, `log_ratio` and covariates. Use
         ``.to_dataframe()`` for a table.
 
     Raises

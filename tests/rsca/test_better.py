@@ -1,5 +1,7 @@
 """Detrending, committee, likeness and nuisance planes on data whose truth is known."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
@@ -8,8 +10,9 @@ from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import Search, choose_metric
 from chemscale.rsca.detrending import LabelDetrending, stored_detrending
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.likeness import calibrate, pair_ratios, sibling_probability
+from chemscale.rsca.likeness import Likeness, calibrate, held_out_pairs, pair_ratios, sibling_probability
 from chemscale.rsca.nuisance import nuisance_plane
+from chemscale.rsca.pair_model import PairDistances, PairModel
 from chemscale.rsca.representation import (
     Representation,
     SelfDetrended,
@@ -18,6 +21,7 @@ from chemscale.rsca.representation import (
     shrunk_metric,
 )
 from chemscale.rsca.scales import centre_on_clusters
+from chemscale.runtime import jsonio
 
 
 def giants(seed=0, n=3000, n_clusters=10, size=6):
@@ -327,3 +331,39 @@ def test_metrics_do_not_hear_extinction_that_siblings_share():
     assert min(worst[:2]) > 0.5
     assert max(worst[2:]) < 0.05
     assert covariate_directions(z[:3000], [np.full(3000, np.nan)]) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_likeness_needs_little_correction_on_unseen_clusters(seed):
+    """Clusters differ in scatter, members are heavy-tailed: eq. (5) is far too sure, the fitted laws are not."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(5, 14, 20)
+    spread = np.exp(0.3 * rng.normal(size=20)).repeat(sizes)[:, None]
+    within = np.r_[0.1, 0.2, 0.4, np.full(5, 0.9)]
+    centres = (rng.normal(size=(20, 8)) * np.sqrt(1 - within**2)).repeat(sizes, axis=0)
+    members = centres + spread * within * rng.standard_t(5, size=(sizes.sum(), 8))
+    names = np.repeat([f"c{i:02d}" for i in range(20)], sizes)
+    pairs = held_out_pairs(Evaluation(rng.normal(size=(4000, 8)), members, names), max_field=3000)
+    assert calibrate(pairs.sibling_ratio, pairs.field_ratio).slope < 0.5
+    found = Likeness.fit(pairs.by_cluster, 8)
+    assert 0.65 < found.correction.slope < 1.35
+    again = Likeness.from_json(json.loads(jsonio.text(found.to_json())))
+    d = np.linspace(0.05, 30, 200)
+    np.testing.assert_allclose(again.log_ratio(d), found.log_ratio(d))
+    assert np.all(np.diff(found.model.log_ratio(d)) <= 1e-9)
+    chance, low, high = found.probability(d, 1e-3)
+    assert np.all((low <= chance) & (chance <= high))
+
+
+def test_the_pair_model_is_the_law_it_was_drawn_from():
+    """Student-t difference vectors of four dimensions, of two widths."""
+    rng = np.random.default_rng(1)
+
+    def distances(scale):
+        gamma = rng.chisquare(6, 40_000) / 6
+        return scale * np.sqrt(rng.chisquare(4, 40_000) / gamma)
+
+    near, far = distances(1.0), distances(5.0)
+    model = PairModel.fit(PairDistances(np.split(near, 8), np.split(far, 8)))
+    assert model.shape == pytest.approx(2, rel=0.1) and model.tail == pytest.approx((3, 3), rel=0.15)
+    assert model.scale[1] / model.scale[0] == pytest.approx(25, rel=0.1)

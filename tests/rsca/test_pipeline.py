@@ -15,7 +15,7 @@ from chemscale.quality.masking import mask_survey
 from chemscale.rsca import pipeline
 from chemscale.rsca.auto_run import auto_features, load_auto
 from chemscale.rsca.doppelganger import doppelganger_rates
-from chemscale.rsca.evaluate import evaluate_run
+from chemscale.rsca.evaluate import evaluate_run, follows
 from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.pipeline import fit_run, load_metric, passes_left
 from chemscale.rsca.siblings import SiblingSearch, siblings, write_neighbours
@@ -108,6 +108,37 @@ def test_sibling_probability_needs_a_calibration_and_falls_with_distance(run):
     assert np.all((p > 0) & (p < 1)) and np.all(np.diff(p) <= 0)
     with pytest.raises(InputError, match="calibrated"):
         siblings(star, run.path, 3, metric="paper", n_features=2, prior=0.01)
+
+
+def test_one_metric_is_recommended_and_used_alike(run):
+    result = evaluate_run(run.path, n_features=3)
+    weights = {c: v["n_members"] for c, v in result["per_cluster"].items()}
+    of = {name: np.array([v[name] for v in result["per_cluster"].values()]) for name in ("auto", "rsca_top")}
+    difference, error = result["differences"]["auto - rsca_top"]
+    assert difference == pytest.approx(np.average(of["auto"] - of["rsca_top"], weights=list(weights.values())))
+    assert error >= 0
+    best = result["recommended"]
+    assert best["metric"] == ("auto" if difference <= error else "paper")
+    star = str(SiblingSearch.open(run.path).index.star_id[0])
+    assert siblings(star, run.path, 3).attrs["metric"] == best["metric"]
+    ranges = result["ranges"]["teff"]
+    assert 0 < ranges["field_inside"] <= 1 and ranges["field"][0] < ranges["field"][2]
+
+
+def test_the_searched_metric_knows_ratio_and_probability_too(run):
+    evaluate_run(run.path)
+    star = str(SiblingSearch.open(run.path).index.star_id[4])
+    found = siblings(star, run.path, 40, metric="auto", prior=0.01)
+    p, low, high = (found[f"probability{s}"].values for s in ("", "_low", "_high"))
+    assert np.all(np.diff(p) <= 1e-12) and np.all((low <= p) & (p <= high)) and np.all(np.diff(found["log_ratio"]) <= 0)
+    assert siblings(star, run.path, 3, metric="scaled").attrs["metric"] == "scaled"
+    with pytest.raises(InputError, match="calibrated"):
+        siblings(star, run.path, 3, metric="auto", n_features=1, prior=0.01)
+
+
+def test_labels_that_features_follow_are_named():
+    found = follows({"rsca": {"teff": [-0.91, 0.2], "fe_h": [0.9]}, "auto": {"logg": [0.1]}})
+    assert len(found) == 1 and "feature 1 of rsca follows teff" in found[0] and "-0.91" in found[0]
 
 
 def test_unknown_star_suggests_names(run):

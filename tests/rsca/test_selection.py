@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import make_survey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from chemscale.rsca.selection import (
     PAPER_SELECTION,
     STAR_BAD,
     SelectionSettings,
+    default_settings,
     select_stars,
 )
 from chemscale.schema import APOGEE_ELEMENTS
@@ -164,3 +166,19 @@ def test_every_star_is_accounted_for(seed, n):
     assert all(count >= 2 for count in report["clusters"].values())
     kept = ds.isel(star=chosen.keep)
     assert np.all((kept["teff"] > 4000) & (kept["teff"] < 5000) & (kept["logg"] > 1.5) & (kept["logg"] < 3))
+
+
+def test_where_takes_the_place_of_the_default_cut_on_a_label():
+    ds = make_survey(300, 4, 6, n_pixels=20, seed=5)
+    ds.attrs["selection"] = "paper"
+    defaults = default_settings(ds)
+    settings = defaults.within({"teff": (4200.0, 4600.0), "radial_velocity": (-np.inf, 0.0)})
+    assert settings.teff == (4200.0, 4600.0) and settings.logg == defaults.logg
+    chosen = select_stars(ds, SelectionSettings().within(settings.limits))
+    velocity = ds["radial_velocity"].values
+    np.testing.assert_array_equal(chosen.field, (velocity < 0) & (ds["cluster"].values.astype(str) == ""))
+    lines = chosen.account()
+    assert sum(int(line.split()[0].replace(",", "")) for line in lines) == ds.sizes["star"]
+    assert any("radial_velocity outside -inf to 0" in line for line in lines)
+    with pytest.raises(InputError, match="did you mean 'teff'"):
+        select_stars(ds, SelectionSettings().within({"tefff": (0.0, 1.0)}))
