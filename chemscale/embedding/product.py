@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +24,8 @@ from chemscale.embedding.fit import missing_bits, survey_pixels
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime import blocks as lots
 from chemscale.runtime.cluster import current_client
+from chemscale.runtime.files import Folder
+from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, done_parts
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import STAR_VARIABLES
 from chemscale.statistics import blocks
@@ -49,6 +49,8 @@ def embed_survey(
     extra: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    revise: Callable[[str, xr.Dataset], None] | None = None,
+    made_from: Mapping[str, str | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
     """Write the posterior mean and variance of every star's coordinates to a Zarr product: one pass.
@@ -68,7 +70,12 @@ def embed_survey(
     overwrite : bool
         Replace an embedding that is there.
     resume : bool
-        Continue an interrupted run; parts already written are kept.
+        Continue an interrupted run; parts already written are kept. A finished embedding of the same model, survey
+        and settings is left as it is.
+    revise : callable, optional
+        Called with (path of the Zarr group, its Dataset) when all is written and before the product takes its place.
+    made_from : mapping, optional
+        Identities of the products the model comes from, for the record (:mod:`chemscale.runtime.product`).
     progress : callable, optional
         Called with (stars done, stars in all) after every part.
 
@@ -99,7 +106,11 @@ def embed_survey(
     root = root if "://" in root else os.path.abspath(root)  # workers were started elsewhere
     columns = _columns(ds, extra)
     fingerprint = _fingerprint(ds, model, columns, missing_bits(flags), parts)
-    done = _begin(root, ds, model, columns, size, fingerprint, len(parts), overwrite=overwrite, resume=resume)
+    product = ResumableProduct(root, {"fingerprint": fingerprint})
+    if resume and product.is_finished():
+        return open_embedding(root)
+    create = partial(_create, ds=ds, model=model, columns=columns, chunk=size, fingerprint=fingerprint)
+    done = _begin(product, create, overwrite=overwrite, resume=resume)
     load = partial(
         load_block,
         function=partial(_embed_loaded, model=model.model(), weighted=model.noise == "per-pixel"),
@@ -108,30 +119,29 @@ def embed_survey(
         keep=model.pixel_used_,
         weighted=model.noise == "per-pixel",
     )
-    target = _Target(root, fingerprint, model.n_components)
-    marks = _Marks(root, done, parts, progress)
+    target = _Target(product.folder, fingerprint, model.n_components)
+    marks = _Marks(product, done, parts, progress)
     readers, client = lots.readers([flux, bits, ivar]), current_client()
-    try:
-        if readers is not None and client is not None:
-            job = _Job(readers, edges, load, target)
-            todo = {i: part for i, part in enumerate(parts) if not done[i]}
-            map_shards(
-                _embed_lot,
-                todo,
-                client,
-                shared=job,
-                on_result=lambda number, _: marks.add([number]),
-                results=False,
-                description="embedding",
-                unit="stars",
-                weight=lambda number: parts[number][1] - parts[number][0],
-            ).raise_for_failures("embedding part")
-        else:
-            everyone = np.ones((n, 1), dtype=bool)
-            _embed_here(blocks.map_blocks(load, [everyone, flux, bits, ivar], rows), edges, target, marks)
-    finally:
-        marks.save()
-    zarr.open_group(root, mode="r+").attrs["complete"] = True
+    if readers is not None and client is not None:
+        job = _Job(readers, edges, load, target)
+        todo = {i: part for i, part in enumerate(parts) if i not in done}
+        map_shards(
+            _embed_lot,
+            todo,
+            client,
+            shared=job,
+            on_result=lambda number, _: marks.add([number]),
+            results=False,
+            description="embedding",
+            unit="stars",
+            weight=lambda number: parts[number][1] - parts[number][0],
+        ).raise_for_failures("embedding part")
+    else:
+        everyone = np.ones((n, 1), dtype=bool)
+        _embed_here(blocks.map_blocks(load, [everyone, flux, bits, ivar], rows), edges, target, marks)
+    if revise is not None:
+        revise(product.folder, _read(product.folder))
+    product.finish(made_from or {}, {"complete": True})
     return open_embedding(root)
 
 
@@ -186,7 +196,7 @@ def _embed_here(delayed: list[Any], edges: np.ndarray, target: _Target, marks: _
     first = np.searchsorted(edges, [start for start, _ in parts], side="right") - 1
     last = np.searchsorted(edges, [stop for _, stop in parts], side="left")
     written = np.ones(len(delayed), dtype=bool)
-    for i in np.flatnonzero(~marks.done):
+    for i in set(range(len(parts))) - marks.done:
         written[first[i] : last[i]] = False
     todo = np.flatnonzero(~written).tolist()
     while todo:
@@ -198,39 +208,30 @@ def _embed_here(delayed: list[Any], edges: np.ndarray, target: _Target, marks: _
         for number, found in zip(batch, dask.compute(*(delayed[b] for b in batch))):
             target.write(int(edges[number]), int(edges[number + 1]), found)
             written[number] = True
-        marks.add([i for i in range(len(parts)) if not marks.done[i] and written[first[i] : last[i]].all()])
+        marks.add([i for i in range(len(parts)) if i not in marks.done and written[first[i] : last[i]].all()])
 
 
 class _Marks:
-    """Which parts are done, written into the product at most once a second and at the end."""
+    """Which parts are done: each is marked in the product once its data are written."""
 
     def __init__(
         self,
-        root: str,
-        done: np.ndarray,
+        product: ResumableProduct,
+        done: set[int],
         parts: list[tuple[int, int]],
         progress: Callable[[int, int], None] | None,
     ):
-        self.done, self.parts, self.progress = done, parts, progress
-        self.group = zarr.open_group(root, mode="r+")
-        self.stars = sum(stop - start for (start, stop), is_done in zip(parts, done) if is_done)
-        self.saved, self.changed = time.monotonic(), False
+        self.product, self.done, self.parts, self.progress = product, set(done), parts, progress
+        self.stars = sum(parts[i][1] - parts[i][0] for i in done)
 
     def add(self, numbers: Iterable[int]) -> None:
         """Parts that are written."""
         for number in numbers:
-            self.done[number] = self.changed = True
+            self.product.mark(number)
+            self.done.add(number)
             self.stars += self.parts[number][1] - self.parts[number][0]
-        if time.monotonic() - self.saved > 1.0:
-            self.save()
         if self.progress is not None:
             self.progress(self.stars, self.parts[-1][1])
-
-    def save(self) -> None:
-        """Make the marks last."""
-        if self.changed:
-            self.group.attrs["parts_done"] = np.flatnonzero(self.done).tolist()
-            self.saved, self.changed = time.monotonic(), False
 
 
 def _embed_loaded(flux: np.ndarray, missing: np.ndarray, ivar: Any, *, model: Any, weighted: bool) -> np.ndarray:
@@ -263,36 +264,39 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _begin(
+def _begin(product: ResumableProduct, create: Callable[[str], None], *, overwrite: bool, resume: bool) -> set[int]:
+    """Create the product, or check the one that is there; which parts are done."""
+    root = str(product.target)
+    attrs = _attributes(root)
+    if attrs is not None and "chemscale_embedding" not in attrs:
+        raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
+    there = attrs is not None
+    if not there and not product.remote and os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
+        raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
+    begun = product.partial.exists("plan.json")
+    if not overwrite:
+        if resume and begun:
+            return product.carry_on()
+        if resume and there and attrs is not None and attrs.get("complete"):
+            raise ResumeError(
+                f"{root}: is of another model, survey or setting, or damaged", "pass overwrite to replace it"
+            )
+        if (there or begun) and not resume:
+            raise StoreError(f"{root}: already exists", "pass overwrite to replace it, or resume to continue it")
+    product.restart(create)
+    return set()
+
+
+def _create(
     root: str,
+    *,
     ds: xr.Dataset,
     model: MaskedPPCA,
     columns: Mapping[str, np.ndarray],
     chunk: int,
     fingerprint: str,
-    n_parts: int,
-    *,
-    overwrite: bool,
-    resume: bool,
-) -> np.ndarray:
-    """Create the product, or check the one that is there; which parts are done."""
-    attrs = _attributes(root)
-    if attrs is not None:
-        if "chemscale_embedding" not in attrs:
-            raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
-        if resume:
-            if attrs.get("fingerprint") != fingerprint:
-                raise ResumeError(
-                    f"{root}: was begun with another model, survey or setting", "pass overwrite to start again"
-                )
-            done = np.zeros(n_parts, dtype=bool)
-            done[list(attrs.get("parts_done", []))] = True
-            return done
-        if not overwrite:
-            raise StoreError(f"{root}: already exists", "pass overwrite to replace it, or resume to continue it")
-        _remove(root)
-    elif "://" not in root and os.path.exists(root) and (not os.path.isdir(root) or os.listdir(root)):
-        raise StoreError(f"{root}: exists and is not an embedding, so it is not touched", "choose another path")
+) -> None:
+    """The empty product, its per-star variables written."""
     n, k = ds.sizes["star"], model.n_components
     lazy = da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32)
     template = xr.Dataset(
@@ -320,11 +324,9 @@ def _begin(
         "noise": model.noise,
         "n_components": k,
         "survey": str(ds.attrs.get("survey", "")),
-        "parts_done": [],
     }
     encoding = {name: {"chunks": (min(_reading_chunk(chunk), max(n, 1)),)} for name in columns}
     template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
-    return np.zeros(n_parts, dtype=bool)
 
 
 def _attributes(root: str) -> dict[str, Any] | None:
@@ -334,16 +336,6 @@ def _attributes(root: str) -> dict[str, Any] | None:
         return dict(zarr.open_group(root, mode="r").attrs)
     except (FileNotFoundError, zarr.errors.GroupNotFoundError):
         return None
-
-
-def _remove(root: str) -> None:
-    if "://" not in root:
-        shutil.rmtree(root)
-        return
-    import fsspec
-
-    fs, where = fsspec.core.url_to_fs(root)
-    fs.rm(where, recursive=True)
 
 
 def _reading_chunk(chunk: int) -> int:
@@ -361,16 +353,21 @@ def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
     """
     root = os.fspath(path)
     attrs = _attributes(root)
-    if attrs is None:
+    parts = done_parts(root + PARTIAL)
+    if attrs is None and not Folder(root + PARTIAL).exists():
         raise StoreError(f"no embedding at {root}", "check the path; `chemscale rsca fit` makes one")
-    if "chemscale_embedding" not in attrs:
+    if attrs is not None and "chemscale_embedding" not in attrs:
         raise StoreError(f"{root}: not an embedding", "check the path")
-    if not attrs.get("complete"):
+    if attrs is None or not attrs.get("complete"):
         raise StoreError(
-            f"{root}: unfinished embedding, {len(attrs.get('parts_done', []))} parts are written",
-            "run the embedding again with resume",
+            f"{root}: unfinished embedding, {len(parts)} parts are written", "run the embedding again with resume"
         )
+    return _read(root)
+
+
+def _read(root: str) -> xr.Dataset:
     chunk = int(zarr.open_array(root, path="coords", mode="r").chunks[0])
     ds = xr.open_zarr(root, consolidated=False, chunks={"star": _reading_chunk(chunk)})
+    ds.attrs.pop(RECORD, None)
     text = {name: ds[name].astype(object) for name in ds.variables if ds[name].dtype.kind == "T"}
     return ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})

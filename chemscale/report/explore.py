@@ -76,7 +76,7 @@ def load_model(run: Run) -> Model | None:
     from chemscale.rsca.pipeline import load_metric
     from chemscale.statistics.ppca import MaskedPPCA
 
-    ppca = MaskedPPCA.from_dataset(xr.open_zarr(run.file("ppca.zarr"), consolidated=False).load())
+    ppca = MaskedPPCA.from_dataset(run.open_dataset("ppca.zarr").load())
     model = Model(
         mean=np.asarray(ppca.mean_, float),
         components=np.asarray(ppca.components_, float),

@@ -22,7 +22,7 @@ _STRETCHES = 64
 
 def open_product(run: Run, name: str) -> xr.Dataset | None:
     """A Zarr product of the run, lazy, or None where it is absent."""
-    return xr.open_zarr(run.file(name), chunks={}, consolidated=False) if run.has(name) else None
+    return run.open_dataset(name, chunks={}) if run.has(name) else None
 
 
 def load_json(run: Run, name: str) -> dict[str, Any]:

@@ -132,9 +132,7 @@ def _labelled(stars: RunStars, detrending: LabelDetrending | None) -> bool:
 
 def run_continuum(run: Run) -> np.ndarray | None:
     """Directions of continuum errors in the coordinates of a run's per-pixel basis; None where there is none."""
-    ds = xr.open_zarr(
-        run.need("ppca_auto.zarr", "chemscale rsca fit STORE --run RUN --metric auto"), consolidated=False
-    )
+    ds = run.open_dataset("ppca_auto.zarr")
     used = ds["pixel_used"].values.astype(bool)
     directions = continuum_directions(np.nan_to_num(ds["components"].values), np.nan_to_num(ds["mean"].values), used)
     return directions if len(directions) else None
@@ -180,7 +178,7 @@ def save_auto(run: Run, result: AutoResult, detrendings: Detrendings) -> None:
         ds.attrs[f"detrending_{number}"] = {"name": name, **{k: v for k, v in state.items() if k not in arrays}}
         for k, v in arrays.items():
             ds[f"detrending_{number}_{k}"] = (tuple(f"{number}_{k}_{i}" for i in range(v.ndim)), v)
-    ds.to_zarr(run.file("auto.zarr"), mode="w", zarr_format=3, consolidated=False)
+    run.save_dataset("auto.zarr", ds)
     run.save_json(
         "auto.json",
         {
@@ -203,9 +201,7 @@ def _likeness(result: AutoResult) -> dict[str, Any]:
 
 def load_auto(run: Run) -> tuple[AutoMetric, Detrendings]:
     """The better metric of a run and the detrendings its forms need."""
-    ds = xr.open_zarr(
-        run.need("auto.zarr", "chemscale rsca fit STORE --run RUN --metric auto"), consolidated=False
-    ).load()
+    ds = run.open_dataset("auto.zarr").load()
     mean = ds["mean"].values
     names = tuple(str(v) for v in ds.attrs["representations"])
     committee = [Candidate(**c) for c in run.load_json("auto.json")["committee"]] if run.has("auto.json") else []

@@ -21,7 +21,7 @@ from chemscale.quality.interstellar import window_mask
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.element_windows import Windows, find_windows, pixels_of, read_windows, responses
 from chemscale.rsca.metric import RSCA
-from chemscale.rsca.stars import ABUNDANCE, FIT_COMMAND, RunStars
+from chemscale.rsca.stars import ABUNDANCE, RunStars
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.run import Run
 from chemscale.schema import ALL_FLAGS
@@ -94,7 +94,7 @@ def elements_run(
         if windows is not None:
             found = read_windows(windows, wavelength)
         else:
-            basis = xr.open_zarr(run.need("ppca.zarr", FIT_COMMAND), consolidated=False)
+            basis = run.open_dataset("ppca.zarr")
             found = find_windows(responses(stars, basis["components"].values))
         if not found:
             raise DataError("no element stands out anywhere in the spectra", "give a table: --windows FILE")
@@ -188,7 +188,7 @@ def _write(
         meta=np.empty((0, 0, 0), np.float32),
     )
     inside = [window_mask(found[e], survey.sizes["wavelength"]) for e in models]
-    xr.Dataset(
+    ds = xr.Dataset(
         {
             "features": (
                 ("star", "element", "feature"),
@@ -203,4 +203,5 @@ def _write(
             "element": list(models),
             "wavelength": survey["wavelength"].values,
         },
-    ).to_zarr(run.file("elements.zarr"), mode="w", zarr_format=3, consolidated=False)
+    )
+    run.save_dataset("elements.zarr", ds)

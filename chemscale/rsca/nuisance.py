@@ -155,8 +155,8 @@ def nuisance_run(
                 "rsca_top": engine.rates("rsca", n_features=kept).overall,
                 "correlation": stars.correlations(features, stars.field_rows, (covariate,)).get(covariate, []),
             }
-        ppca = MaskedPPCA.from_dataset(xr.open_zarr(run.file("ppca.zarr"), consolidated=False).load())
-        xr.Dataset(
+        ppca = MaskedPPCA.from_dataset(run.open_dataset("ppca.zarr").load())
+        ds = xr.Dataset(
             {
                 "mean": ("component", plane.mean),
                 "sphering": (("component", "axis"), plane.sphering),
@@ -165,7 +165,8 @@ def nuisance_run(
                 "spectra": (("removed", "wavelength"), plane.spectra_map(ppca)),
             },
             attrs={"covariate": covariate, "n_removed": plane.n_removed},
-        ).to_zarr(run.file(f"nuisance_{covariate}.zarr"), mode="w", zarr_format=3, consolidated=False)
+        )
+        run.save_dataset(f"nuisance_{covariate}.zarr", ds)
         run.save_json(f"nuisance_{covariate}.json", report)
         stage.note(removed=plane.n_removed)
     return report

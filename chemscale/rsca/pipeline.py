@@ -12,7 +12,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -28,6 +29,9 @@ from chemscale.rsca.stars import RunStars, text
 from chemscale.runtime.jsonio import digest
 from chemscale.runtime.observe import Progress, human_seconds, progress_bar
 from chemscale.runtime.run import Run
+
+if TYPE_CHECKING:
+    from chemscale.rsca.selection import StarSelection
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +93,6 @@ def fit_run(
     """
     from chemscale.rsca.selection import SelectionSettings, default_settings, select_stars
     from chemscale.survey.store.open import open_survey
-    from chemscale.survey.store.root import store_token
 
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}", f"choose one of: {', '.join(METRICS)}")
@@ -100,9 +103,29 @@ def fit_run(
     run = Run.create(run_path, store=store, overwrite=overwrite)
     given: dict[str, Any] = {"where": {k: list(v) for k, v in where.items()}} if where else {}
     given |= {} if default_cuts else {"default_cuts": False}
-    with run.stage("select", settings={**(selection or {}), **given}) as stage:
-        settings = default_settings(ds) if default_cuts else SelectionSettings()
-        chosen = select_stars(ds, settings.within(where or {}), **(selection or {}))
+    settings = default_settings(ds) if default_cuts else SelectionSettings()
+    choose = partial(select_stars, ds, settings.within(where or {}), **(selection or {}))
+    with run.locked():
+        _fit(run, ds, components, metric, overwrite, choose, {**(selection or {}), **given}, say)
+    return run
+
+
+def _fit(
+    run: Run,
+    ds: xr.Dataset,
+    components: int,
+    metric: str,
+    overwrite: bool,
+    choose: Callable[[], StarSelection],
+    settings: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """The stages of :func:`fit_run`, by the only process that writes the run."""
+    from chemscale.survey.store.root import store_token
+
+    store = run.store
+    with run.stage("select", settings=settings) as stage:
+        chosen = choose()
         stage.note(**chosen.report())
         if not chosen.members.any():
             raise DataError(
@@ -127,9 +150,9 @@ def fit_run(
     with run.stage("metric") as stage:
         stars = RunStars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
-        fitted.to_dataset().to_zarr(run.file("rsca.zarr"), mode="w", zarr_format=3, consolidated=False)
+        run.save_dataset("rsca.zarr", fitted.to_dataset())
         stage.note(scale=fitted.scale_, informative=int(np.sum(fitted.scale_ > 0)))
-    _forget(run, "evaluation.json", "auto.json")
+    run.forget("evaluation.json", "auto.json", "auto.zarr")
     if metric == "auto":
         freedom = int(chosen.members.sum()) - len(chosen.clusters)
         more = auto_components(components, int(chosen.field.sum()), n_pixels, freedom)
@@ -139,14 +162,6 @@ def fit_run(
             result, detrendings, note = fit_auto(run)
             save_auto(run, result, detrendings)
             stage.note(rate=result.rates.overall, committee=len(result.metric.committee), note=note)
-    return run
-
-
-def _forget(run: Run, *names: str) -> None:
-    """Remove results of an earlier fit, which the new one makes wrong."""
-    for name in names:
-        if run.has(name):
-            os.remove(run.file(name))
 
 
 def _basis(
@@ -181,7 +196,7 @@ def _basis(
             watch = _Passes(bar, PPCA_ANGLE, say)
             options: dict[str, Any] = {"n_components": components, "noise": noise, "progress": watch}
             model = fit_survey(ds, keep, tol=PPCA_ANGLE, max_iter=PPCA_PASSES, **options)
-        model.to_dataset().to_zarr(run.file(f"ppca{suffix}.zarr"), mode="w", zarr_format=3, consolidated=False)
+        run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
         stage.note(
             passes=model.n_passes_,
             stars=model.n_stars_,
@@ -199,11 +214,15 @@ def _basis(
             def show(done: int, total: int) -> None:
                 bar.advance(done - bar.done)
 
+            def revise(path: str, embedding: xr.Dataset) -> None:
+                stage.note(left_out=_leave_out_empty(path, embedding, role))
+
+            bound = run.inputs(f"embedding{suffix}.zarr")
+            given: dict[str, Any] = {"extra": extra, "revise": revise, "made_from": bound, "progress": show}
             try:
-                embedding = embed_survey(ds, model, target, extra=extra, resume=True, progress=show)
+                embedding = embed_survey(ds, model, target, resume=True, **given)
             except ResumeError:  # left by an earlier fit of this run
-                embedding = embed_survey(ds, model, target, extra=extra, overwrite=True, progress=show)
-        stage.note(left_out=_leave_out_empty(target, embedding, role))
+                embedding = embed_survey(ds, model, target, overwrite=True, **given)
         stage.note(stars=int(embedding.sizes["star"]))
     return int(model.pixel_used_.sum())
 
@@ -212,8 +231,14 @@ def _done(run: Run, suffix: str, key: str) -> int:
     """Pixels of a basis that is there with its embedding, made from what `key` stands for; 0 if it is not."""
     stages = [run.manifest["stages"].get(f"{s}{suffix}", {}) for s in ("ppca", "embed")]
     same = all(s.get("status") == "done" and s.get("settings", {}).get("key") == key for s in stages)
-    there = run.has(f"ppca{suffix}.zarr") and run.has(f"embedding{suffix}.zarr")
-    return int(stages[0]["facts"]["pixels"]) if same and there else 0
+    if not same or not all(run.has(f"{name}{suffix}.zarr") for name in ("ppca", "embedding")):
+        return 0
+    try:
+        run.check(f"ppca{suffix}.zarr")
+        run.check(f"embedding{suffix}.zarr")
+    except StoreError:
+        return 0
+    return int(stages[0]["facts"]["pixels"])
 
 
 class _Passes:
@@ -275,7 +300,7 @@ def _leave_out_empty(path: str, embedding: xr.Dataset, role: np.ndarray) -> dict
 
 def load_metric(run: Run) -> RSCA:
     """The paper's metric of a run."""
-    ds = xr.open_zarr(run.need("rsca.zarr", "chemscale rsca fit STORE --run RUN"), consolidated=False)
+    ds = run.open_dataset("rsca.zarr")
     try:
         return RSCA.from_dataset(ds)
     except InputError:

@@ -18,6 +18,7 @@ from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.registry import METRICS, make
 from chemscale.rsca.stars import RunStars, text
+from chemscale.runtime.product import ResumableProduct
 from chemscale.runtime.run import Run
 from chemscale.schema import VARIABLES
 from chemscale.suggest import hint
@@ -307,14 +308,15 @@ def write_neighbours(
             },
             attrs={"metric": search.metric, "n_features": search.n_features, "method": method},
         )
-        path = run.file("siblings.zarr")
-        template.to_zarr(path, mode="w", compute=False, zarr_format=3, consolidated=False)
         import zarr
 
-        group = zarr.open_group(path, mode="r+")
+        product = ResumableProduct(run.file("siblings.zarr"), {})
+        product.restart(lambda path: template.to_zarr(path, compute=False, zarr_format=3, consolidated=False))
+        group = zarr.open_group(product.folder, mode="r+")
         for start in range(0, n, piece):
             part = slice(start, min(start + piece, n))
             rows, distances = search.index.all_nearest(k, method=method, rows=part)
             group["row"][part], group["distance"][part] = rows, distances  # type: ignore[index]
+        product.finish(run.inputs("siblings.zarr"))
         stage.note(stars=n)
-    return path
+    return run.file("siblings.zarr")

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -27,8 +27,14 @@ from chemscale._version import __version__
 from chemscale.display import Shown, number, table
 from chemscale.errors import InputError, StoreError
 from chemscale.runtime.jsonio import plain, read_json, write_json
+from chemscale.runtime.locks import lock
+from chemscale.runtime.product import RECORD, check_bound, discard, identity_of, with_record, write_dataset
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 MANIFEST = "manifest.json"
+LOCK = ".lock.json"
 RUN_VERSION = 1
 #: Options of the command that is running, where they differ from the defaults, and where each came from.
 SETTINGS: ContextVar[dict[str, Any]] = ContextVar("settings", default={})  # noqa: B039 - never changed in place
@@ -51,6 +57,28 @@ PRODUCTS = {
     "vae_evaluation.json": "latents against labels",
     "studies": "figures and tables",
     "report.html": "the page",
+}
+FIT, FIT_AUTO = "chemscale rsca fit STORE --run RUN", "chemscale rsca fit STORE --run RUN --metric auto"
+#: Product -> what it is made from, and the command that makes it. A product is refused when these are no longer
+#: what it was made from.
+MADE_FROM: dict[str, tuple[tuple[str, ...], str]] = {
+    "ppca.zarr": ((), FIT),
+    "embedding.zarr": (("ppca.zarr",), FIT),
+    "rsca.zarr": (("embedding.zarr",), FIT),
+    "ppca_auto.zarr": ((), FIT_AUTO),
+    "embedding_auto.zarr": (("ppca_auto.zarr",), FIT_AUTO),
+    "auto.zarr": (("embedding_auto.zarr",), FIT_AUTO),
+    "auto.json": (("auto.zarr",), FIT_AUTO),
+    "evaluation.json": (("embedding.zarr", "rsca.zarr", "auto.zarr"), "chemscale rsca evaluate --run RUN"),
+    "elements.zarr": (("embedding.zarr",), "chemscale rsca elements --run RUN"),
+    "elements.json": (("elements.zarr",), "chemscale rsca elements --run RUN"),
+    "siblings.zarr": (("rsca.zarr", "auto.zarr"), "chemscale rsca neighbours --run RUN"),
+    "latents.zarr": (("vae/model.json",), "chemscale vae infer STORE --run RUN --overwrite"),
+    "anomalies.zarr": (("latents.zarr",), "chemscale anomalies --run RUN"),
+    "anomalies.json": (("latents.zarr",), "chemscale anomalies --run RUN"),
+    "flags.zarr": (("latents.zarr",), "chemscale flags --run RUN"),
+    "flags.json": (("latents.zarr",), "chemscale flags --run RUN"),
+    "vae_evaluation.json": (("latents.zarr",), "chemscale vae evaluate STORE --run RUN"),
 }
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "dask", "distributed", "dask-ml", "xarray", "zarr", "torch", "astropy")
 
@@ -222,11 +250,37 @@ class Run(Shown):
         return str(self.path / name)
 
     def need(self, name: str, command: str) -> str:
-        """Path of a product that must exist; the error names the command that makes it."""
+        """Path of a product that must exist, be whole and belong to what it was made from.
+
+        Raises
+        ------
+        StoreError
+            It is not, or does not: the error names the command that makes it.
+        """
         file = self.file(name)
         if not os.path.exists(file):
             raise StoreError(f"{self.path} has no {name} yet", f"run `{command}` first")
+        self.check(name)
         return file
+
+    def check(self, name: str) -> None:
+        """Refuse a product that is damaged, or was made from something else than what is there now.
+
+        Raises
+        ------
+        StoreError
+        """
+        _, command = MADE_FROM.get(name, ((), ""))
+        remedy = f"run `{command.replace('RUN', str(self.path))}` again" if command else "make it again"
+        check_bound(self.path / name, remedy, self.identity)
+
+    def identity(self, name: str) -> str | None:
+        """Identity of a product as it is now; None where there is none to tell it by."""
+        return identity_of(self.path / name)
+
+    def inputs(self, name: str) -> dict[str, str | None]:
+        """What a product of this name would be made from now: input -> identity."""
+        return {other: self.identity(other) for other in MADE_FROM.get(name, ((), ""))[0]}
 
     def has(self, name: str) -> bool:
         """Whether a product is there."""
@@ -237,15 +291,62 @@ class Run(Shown):
         write_json(self.path / MANIFEST, self.manifest)
 
     def save_json(self, name: str, obj: Any) -> str:
-        """Write a JSON product atomically and return its path."""
+        """Write a JSON product atomically, bound to its inputs, and return its path."""
         file = self.file(name)
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, obj)
+        write_json(file, with_record(obj, self.inputs(name)) if name in MADE_FROM else obj)
         return file
 
     def load_json(self, name: str) -> Any:
-        """Read a JSON product."""
-        return read_json(self.file(name))
+        """Read a JSON product.
+
+        Raises
+        ------
+        StoreError
+            Missing, damaged, or made from something else than what is there now.
+        """
+        self.check(name)
+        content = read_json(self.file(name))
+        if isinstance(content, dict):
+            content.pop(RECORD, None)
+        return content
+
+    def save_dataset(self, name: str, ds: xr.Dataset, **options: Any) -> str:
+        """Write a Zarr product, whole or not at all, bound to its inputs; returns its path."""
+        write_dataset(self.path / name, ds, self.inputs(name), **options)
+        return self.file(name)
+
+    def open_dataset(self, name: str, **options: Any) -> xr.Dataset:
+        """Open a Zarr product lazily.
+
+        Raises
+        ------
+        StoreError
+            Missing, damaged, or made from something else than what is there now.
+        """
+        import xarray as xr
+
+        ds = xr.open_zarr(self.need(name, MADE_FROM[name][1]), consolidated=False, **options)
+        ds.attrs.pop(RECORD, None)
+        return ds
+
+    def forget(self, *names: str) -> None:
+        """Remove products that a new one makes wrong."""
+        for name in names:
+            if self.has(name):
+                discard(self.path / name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that writes this run.
+
+        Raises
+        ------
+        StoreError
+            Another process is writing it: the message says which, where, and since when.
+        """
+        with lock(self.path / LOCK, f"{self.path}"):
+            yield
 
     @contextmanager
     def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[Stage]:
@@ -253,6 +354,10 @@ class Run(Shown):
 
         Peak memory counts this process and its children (local workers).
         """
+        with self.locked():
+            yield from self._stage(name, settings)
+
+    def _stage(self, name: str, settings: Mapping[str, Any] | None) -> Iterator[Stage]:
         stage = Stage(name)
         entry: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -260,6 +365,8 @@ class Run(Shown):
             "invocation": invocation(),
             "status": "running",
         }
+        if (self.path / MANIFEST).exists():  # another command may have written since this one opened the run
+            self.manifest["stages"] = read_json(self.path / MANIFEST).get("stages", {})
         self.manifest["stages"][name] = entry
         self.save()
         sampler = _PeakMemory()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import xarray as xr
 import zarr
 
 from chemscale.errors import DataError, InputError
+from chemscale.runtime.product import ResumableProduct
 
 #: Fewest held-out stars a false-alarm rate of p needs: this many over p.
 TAIL_STARS = 5
@@ -216,9 +218,11 @@ def ranked(
     return rows
 
 
-def save(path: Path, ds: xr.Dataset, table: Mapping[str, np.ndarray]) -> None:
+def save(
+    path: Path, ds: xr.Dataset, table: Mapping[str, np.ndarray], made_from: Mapping[str, str | None] | None = None
+) -> None:
     """Write per-star scores as a Zarr product aligned with ``latents.zarr``."""
-    write_columns(path, np.asarray(ds["star_id"].values), table, "vae anomalies")
+    write_columns(path, np.asarray(ds["star_id"].values), table, "vae anomalies", made_from)
 
 
 def text_type() -> Any:
@@ -228,9 +232,21 @@ def text_type() -> Any:
     return VariableLengthUTF8()
 
 
-def write_columns(path: Path, star_id: np.ndarray, columns: Mapping[str, np.ndarray], product: str) -> None:
-    """A small per-star Zarr product; replaces what was there."""
-    group = zarr.create_group(str(path), overwrite=True, attributes={"product": product})
+def write_columns(
+    path: Path,
+    star_id: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    product: str,
+    made_from: Mapping[str, str | None] | None = None,
+) -> None:
+    """A small per-star Zarr product, made from the products named; replaces what was there when it is whole."""
+    new = ResumableProduct(path, {})
+    new.restart(partial(_create_columns, star_id=star_id, columns=columns, product=product))
+    new.finish(made_from or {})
+
+
+def _create_columns(path: str, *, star_id: np.ndarray, columns: Mapping[str, np.ndarray], product: str) -> None:
+    group = zarr.create_group(path, attributes={"product": product})
     chunk = max(1, min(len(star_id), 262_144))
     for name, values in ({"star_id": star_id} | dict(columns)).items():
         values = np.asarray(values)

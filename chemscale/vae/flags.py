@@ -293,13 +293,13 @@ def labels_in_order(ds: xr.Dataset, labels: Mapping[str, Mapping[str, float]]) -
     return found
 
 
-def save(path: Path, ds: xr.Dataset, result: Flags) -> None:
+def save(path: Path, ds: xr.Dataset, result: Flags, made_from: Mapping[str, str | None] | None = None) -> None:
     """Write flags and probabilities of every star as a Zarr product aligned with ``latents.zarr``."""
     columns: dict[str, np.ndarray] = {"outlying": result.outlying}
     for name in result.member:
         columns[f"flag_{name}"] = result.member[name]
         columns[f"probability_{name}"] = result.probability[name].astype("f4")
-    write_columns(path, np.asarray(ds["star_id"].values), columns, "vae flags")
+    write_columns(path, np.asarray(ds["star_id"].values), columns, "vae flags", made_from)
 
 
 def read_labels(path: str | Path) -> dict[str, dict[str, float]]:

@@ -26,7 +26,7 @@ from dask.system import CPU_COUNT
 
 from chemscale.errors import DataError, InputError
 from chemscale.runtime.blocks import readers
-from chemscale.runtime.jsonio import write_json
+from chemscale.runtime.product import ResumableProduct, mark_done
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
 from chemscale.vae.checkpoint import grid_fingerprint, load_model
@@ -34,7 +34,7 @@ from chemscale.vae.data import clean, values_here
 from chemscale.vae.devices import choose_device
 from chemscale.vae.engine import Engine
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.product import LAYOUT, begin, book_of, outputs
+from chemscale.vae.product import LAYOUT, begin, outputs
 from chemscale.vae.scores import scores_in_batches
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class Shard:
     store: str
     model: str
     sha256: str
+    #: the group it is written to, and the folder of the marks
     product: str
+    partial: str
     flags: int
     floor: float
     device: str | None
@@ -149,8 +151,8 @@ class ShardRunner:
             assert isinstance(array, zarr.Array)
             values = names.astype(object) if name == "star_id" else whole[name].astype(array.dtype, copy=False)
             array[shard.start : shard.stop] = values
-        marker = book_of(Path(shard.product)) / f"{shard.index:06d}.json"
-        write_json(marker, {"start": shard.start, "stop": shard.stop, "model": shard.sha256})
+        facts = {"start": shard.start, "stop": shard.stop, "model": shard.sha256}
+        mark_done(shard.partial, shard.index, facts)
 
 
 def _blocks(ds: xr.Dataset, shard: Shard) -> list[slice]:
@@ -229,6 +231,7 @@ def infer_survey(
     bfloat16: bool | None = None,
     flags: Any = "all",
     shard_stars: int | None = None,
+    made_from: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Infer every star of a survey into a Zarr product; resumable, one pass.
 
@@ -248,6 +251,8 @@ def infer_survey(
         Default: CUDA where there is one.
     bfloat16 : bool, optional
         Autocast; default on CUDA only.
+    made_from : mapping, optional
+        Identities of the products that the record names (:mod:`chemscale.runtime.product`).
 
     Raises
     ------
@@ -279,7 +284,10 @@ def infer_survey(
         "layout": LAYOUT,
         "flags": flag_mask(flags),
     }
-    done = begin(product, model, plan, overwrite)
+    new = ResumableProduct(product, plan)
+    done = begin(new, model, overwrite)
+    if done is None:
+        return {"stars": n, "computed": 0, "seconds": 0.0, "stars_per_s": 0.0}
     resources = _resources(client)
     # whether workers have the device that was asked for is theirs to find out
     on_gpu = bool(resources) or (device or "").startswith("cuda") or choose_device(None).type == "cuda"
@@ -291,7 +299,8 @@ def infer_survey(
             plan["store"],
             str(model_dir),
             record["sha256"],
-            str(product),
+            str(new.folder),
+            new.partial.root,
             plan["flags"],
             float(record.get("train", {}).get("floor", 0.0)),
             device,
@@ -322,7 +331,7 @@ def infer_survey(
         finally:
             if runner is not None:
                 runner.close()
-    zarr.open_group(str(product), mode="r+").attrs["complete"] = True
+    new.finish(made_from or {}, {"complete": True, "model": record["sha256"]})
     computed = sum(s.stop - s.start for s in todo)
     rate = computed / report.seconds if report.seconds > 0 else 0.0
     return {"stars": n, "computed": computed, "seconds": report.seconds, "stars_per_s": rate}

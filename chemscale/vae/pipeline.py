@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from chemscale.errors import InputError
+from chemscale.errors import DataError, InputError
 from chemscale.runtime.run import Run
 from chemscale.vae import anomalies as anomaly
 from chemscale.vae import evaluate as evaluation
@@ -63,6 +63,7 @@ def infer(
             overwrite=overwrite,
             device=device,
             bfloat16=bfloat16,
+            made_from=where.inputs(product),
         )
         stage.note(**summary)
     return summary
@@ -73,8 +74,12 @@ def latents(run: Run | str | Path, product: str = PRODUCT) -> tuple[xr.Dataset, 
     from chemscale.vae.data import held_out
 
     where = run_of(run)
-    where.need(product, f"chemscale vae infer STORE --run {where.path}")
     record = read_record(where.path / FOLDER / "model.json")
+    if where.has(f"{product}.partial") and not where.has(product):
+        raise DataError(
+            f"{where.path / product} is not finished", "run `chemscale vae infer STORE` again: it carries on"
+        )
+    where.need(product, f"chemscale vae infer STORE --run {where.path}")
     ds = open_latents(where.path / product)
     if ds.attrs.get("model") != record["sha256"]:
         raise InputError(
@@ -97,7 +102,7 @@ def anomalies(
         ds, record, out = latents(where, product)
         calibration = anomaly.calibrate(ds, out, false_alarm)
         table = anomaly.score(ds, calibration)
-        anomaly.save(where.path / "anomalies.zarr", ds, table)
+        anomaly.save(where.path / "anomalies.zarr", ds, table, where.inputs("anomalies.zarr"))
         ranked = anomaly.ranked(ds, table, calibration, top, _windows(where, record))
         summary = {
             "false_alarm": false_alarm,
@@ -171,7 +176,7 @@ def flags(
             purity=purity,
             plain=not labels and not survey_labels,
         )
-        flagging.save(where.path / "flags.zarr", ds, result)
+        flagging.save(where.path / "flags.zarr", ds, result, where.inputs("flags.zarr"))
         summary = result.summary(np.asarray(ds["star_id"].values))
         summary["calibrated_on"] = "labels" if labels else "survey" if given else "nothing"
         where.save_json("flags.json", summary)

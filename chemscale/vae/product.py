@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import xarray as xr
 import zarr
 
 from chemscale.errors import DataError, ResumeError
-from chemscale.runtime.jsonio import digest, write_json
+from chemscale.runtime.jsonio import read_json
+from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, record_of
 from chemscale.vae.anomalies import text_type
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW
@@ -45,26 +45,48 @@ def parts_of(model: ChemicalVAE) -> list[str]:
     return ["all", *(g.name for g in model.config.groups)]
 
 
-def begin(product: Path, model: ChemicalVAE, plan: dict[str, Any], overwrite: bool) -> set[int]:
-    """Create the product or check that it is the same work; returns finished shards."""
-    book = book_of(product)
-    record = book / "plan.json"
-    if record.exists() and not overwrite:
-        before = json.loads(record.read_text(encoding="utf-8"))
-        if digest(before) != digest(plan):
-            different = sorted(k for k in plan if before.get(k) != plan[k])
+def begin(product: ResumableProduct, model: ChemicalVAE, overwrite: bool) -> set[int] | None:
+    """Create the product or check that it is the same work; returns finished shards, None where all are.
+
+    Raises
+    ------
+    ResumeError
+        There are latents of other input.
+    """
+    target = Path(str(product.target))
+    if not overwrite:
+        if product.is_finished():
+            return None
+        there = _plan_there(target)
+        different = product.differing()
+        if there is not None:
+            different = sorted(key for key in product.plan if there.get(key) != product.plan[key])
+        if different:
             raise ResumeError(
-                f"{product} holds latents of other input ({', '.join(different)} differ)",
+                f"{target} holds latents of other input ({', '.join(different)} differ)",
                 "pass --overwrite to compute them anew, or choose another run",
             )
-        return {int(p.stem) for p in book.glob("*.json") if p.stem.isdigit()}
-    n, size = plan["stars"], plan["shard_stars"]
-    if product.exists():
-        if not overwrite and any(product.iterdir()):
-            raise ResumeError(f"{product} exists and has no plan", "pass --overwrite to replace it")
-        shutil.rmtree(product)
-    for old in book.glob("*.json"):
-        old.unlink()
+        if there is not None and record_of(target) is None and zarr.open_group(str(target), mode="r").attrs["complete"]:
+            return None  # finished by release 8de129b
+        if product.begun():
+            return product.carry_on()
+    product.restart(partial(_create, model=model, n=product.plan["stars"], size=product.plan["shard_stars"]))
+    return set()
+
+
+def _plan_there(target: Path) -> dict[str, Any] | None:
+    """The plan of the product that is there (release 8de129b kept it beside); None where there is none."""
+    if not target.exists() or not any(target.iterdir()):
+        return None
+    record = record_of(target)
+    if record is not None:
+        return dict(record["plan"])
+    file = target.with_suffix(".shards") / "plan.json"
+    return dict(read_json(file)) if file.exists() else {}
+
+
+def _create(path: str, *, model: ChemicalVAE, n: int, size: int) -> None:
+    """The empty product."""
     c = model.config
     lengths = {
         "latent": c.n_latents,
@@ -73,9 +95,7 @@ def begin(product: Path, model: ChemicalVAE, plan: dict[str, Any], overwrite: bo
         "label_name": len(c.labels),
         "part": c.n_latents + 1,
     }
-    group = zarr.create_group(
-        str(product), attributes={"product": "vae latents", "complete": False, "model": plan["model"]}
-    )
+    group = zarr.create_group(path, attributes={"product": "vae latents", "complete": False})
     for name, (dims, dtype, meaning) in outputs(model).items():
         shape = (n, *(lengths[d] for d in dims[1:]))
         group.create_array(
@@ -104,14 +124,6 @@ def begin(product: Path, model: ChemicalVAE, plan: dict[str, Any], overwrite: bo
             fill_value="",
         )
         array[:] = np.array(list(names), dtype=object)
-    book.mkdir(parents=True, exist_ok=True)
-    write_json(record, plan)
-    return set()
-
-
-def book_of(product: Path) -> Path:
-    """Directory of the plan and the markers of a product, beside it."""
-    return product.with_suffix(".shards")
 
 
 def open_latents(product: Path) -> xr.Dataset:
@@ -122,7 +134,10 @@ def open_latents(product: Path) -> xr.Dataset:
     DataError
         Inference was not finished.
     """
+    if not product.exists() and Path(f"{product}{PARTIAL}").exists():
+        raise DataError(f"{product} is not finished", "run `chemscale vae infer` again: it carries on")
     ds = xr.open_zarr(str(product), consolidated=False)
     if not ds.attrs.get("complete"):
         raise DataError(f"{product} is not finished", "run `chemscale vae infer` again: it carries on")
+    ds.attrs.pop(RECORD, None)
     return ds

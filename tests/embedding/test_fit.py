@@ -84,7 +84,7 @@ def test_an_interrupted_embedding_resumes(survey, tmp_path, monkeypatch):
         open_embedding(path)
     with pytest.raises(StoreError, match="already exists"):
         embed_survey(store, ppca, path)
-    zarr.open_group(str(path), mode="r+")["coords"][0, 0] = 123.0  # kept: its part is done
+    zarr.open_group(f"{path}.partial/product", mode="r+")["coords"][0, 0] = 123.0  # kept: its part is done
     again = []
     product = embed_survey(store, ppca, path, resume=True, progress=lambda done, total: again.append(done))
     assert min(again) > max(seen)

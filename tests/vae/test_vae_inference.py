@@ -14,12 +14,12 @@ from vae_toy import toy_survey
 
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.survey.store.open import open_survey
-from chemscale.vae import anomalies, corrupt, flags, pipeline
+from chemscale.vae import anomalies, corrupt, flags, inference, pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.data import clean, standard_labels
 from chemscale.vae.evaluate import boosted_r2, class_truth, evaluate, label_columns, pearson, precision_recall
 from chemscale.vae.inference import infer_arrays, infer_survey
-from chemscale.vae.product import book_of, open_latents
+from chemscale.vae.product import open_latents
 from chemscale.vae.scores import WINDOW, _local, scores_in_batches
 
 
@@ -88,13 +88,34 @@ def test_star_without_pixels_is_nan_not_garbage(model):
     assert np.isfinite(got["mean"][[0, 2]]).all()
 
 
-def test_inference_resumes_and_recomputes_only_what_is_missing(toy, run):
+def stop_after(monkeypatch, n):
+    """Interrupt the inference when `n` shards are written."""
+    write, seen = inference.ShardRunner._write, []
+
+    def stopping(self, shard, whole):
+        if len(seen) == n:
+            raise KeyboardInterrupt
+        seen.append(shard)
+        write(self, shard, whole)
+
+    monkeypatch.setattr(inference.ShardRunner, "_write", stopping)
+
+
+def test_inference_resumes_and_recomputes_only_what_is_missing(toy, run, monkeypatch):
     ds = toy.chunk(star=100)
     product = run / "again.zarr"
     first = infer_survey(ds, run / "vae", product, shard_stars=200)
     assert first["computed"] == 600
     before = open_latents(product)["mean"].values
-    (book_of(product) / "000001.json").unlink()
+    assert infer_survey(ds, run / "vae", product, shard_stars=200)["computed"] == 0
+    stop_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        infer_survey(ds, run / "vae", product, shard_stars=200, overwrite=True)
+    np.testing.assert_array_equal(open_latents(product)["mean"].values, before)  # the old one, until the new is whole
+    monkeypatch.undo()
+    shutil.rmtree(product)
+    with pytest.raises(DataError, match="not finished"):
+        open_latents(product)
     second = infer_survey(ds, run / "vae", product, shard_stars=200)
     assert second["computed"] == 200
     np.testing.assert_array_equal(open_latents(product)["mean"].values, before)
@@ -114,8 +135,12 @@ def test_unfinished_product_is_refused(toy, run):
 def test_latents_of_other_weights_are_refused(run):
     import zarr
 
+    record = run / "vae" / "model.json"
+    record.write_text(record.read_text() + " ")
+    with pytest.raises(StoreError, match=r"made from another vae/model\.json"):
+        pipeline.evaluate(run)
     zarr.open_group(str(run / "latents.zarr"), mode="r+").attrs["model"] = "0" * 64
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(StoreError, match="damaged"):
         pipeline.evaluate(run)
 
 
