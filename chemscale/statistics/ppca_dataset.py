@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
 
-if TYPE_CHECKING:
-    from chemscale.statistics.ppca import MaskedPPCA
-
-M = TypeVar("M", bound="MaskedPPCA")
-
 #: Parameters that are kept as attributes; those that are None are left out.
 PARAMETERS = ("noise", "intrinsic", "start", "outlier_sigmas", "loglike_tol", "max_iter", "random_state")
 
 
-def write(ppca: MaskedPPCA) -> xr.Dataset:
-    """The fitted model (dims component, wavelength)."""
+def write(ppca: Any) -> xr.Dataset:
+    """The fitted :class:`~chemscale.statistics.ppca.MaskedPPCA` `ppca` (dims component, wavelength)."""
     noise = ppca.noise_variance_
     ds = xr.Dataset(
         {
@@ -51,7 +46,7 @@ def write(ppca: MaskedPPCA) -> xr.Dataset:
     return ds
 
 
-def read(cls: type[M], ds: xr.Dataset) -> M:
+def read(cls: Any, ds: xr.Dataset) -> Any:
     """Model written by :func:`write`, or by an earlier release (which did not say what the data determine)."""
     if ds.attrs.get("model") != "masked PPCA":
         raise InputError("the dataset does not hold a masked PPCA", "pass what MaskedPPCA.to_dataset gave")
