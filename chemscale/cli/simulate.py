@@ -35,6 +35,9 @@ def simulate(
         str, typer.Option("--population", help="disc, uniform, or (lowres) halo, metal-poor, carbon-rich.")
     ] = "disc",
     instrument: Annotated[str, typer.Option("--instrument", help="auto, full, noise or none.")] = "auto",
+    noise_free: Annotated[
+        bool, typer.Option("--noise-free", help="Keep the spectra without noise in the store of the truth.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Carry on with an unfinished store.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     workers: Annotated[
@@ -67,7 +70,7 @@ def simulate(
         _release(simulation, as_release, overwrite, workers, as_json)
     else:
         assert out is not None
-        _store(simulation, out, resume, overwrite, workers, cluster, as_json)
+        _store(simulation, out, resume, overwrite, noise_free, workers, cluster, as_json)
 
 
 def _full(path: str | None) -> str | None:
@@ -77,7 +80,14 @@ def _full(path: str | None) -> str | None:
 
 
 def _store(
-    simulation: Any, out: str, resume: bool, overwrite: bool, workers: int | None, cluster: str | None, as_json: bool
+    simulation: Any,
+    out: str,
+    resume: bool,
+    overwrite: bool,
+    noise_free: bool,
+    workers: int | None,
+    cluster: str | None,
+    as_json: bool,
 ) -> None:
     import os
 
@@ -98,7 +108,7 @@ def _store(
     with client_for(workers, cluster) as client:
         summary = ingest(source, out, client=client, overwrite=overwrite, resume=resume, job=job)
     if summary.complete:
-        write_truth(simulation, truth_path(out), overwrite=overwrite or resume)
+        write_truth(simulation, truth_path(out), overwrite=overwrite or resume, noise_free=noise_free)
     show_summary(summary, as_json)
 
 

@@ -94,6 +94,8 @@ def train(
         )
     if summary["done"]:
         console.print("this training is done; nothing was changed", highlight=False)
+    for warning in summary.get("alignment", {}).get("warnings", ()):
+        console.print(f"[yellow]the axes may be led astray:[/] {escape(warning)}", highlight=False)
     console.print(
         f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out; "
         f"next: chemscale vae infer {escape(store)} --run {escape(run)}",
@@ -142,28 +144,33 @@ def evaluate(
     truth: str = typer.Option(
         "", "--truth", metavar="FILE", help="Noise-free spectra of a simulation (.npy, or .npz with flux_true)."
     ),
+    against: str = typer.Option("", "--against", help="truth or labels; default: a simulated store's truth."),
     json: bool = _JSON,
 ) -> None:
     """How the latents do against the survey's labels, on held-out stars.
 
     Example: chemscale vae evaluate --run run --json
     """
+    from rich.markup import escape
     from rich.table import Table
 
     from chemscale.cli import console, echo_json
     from chemscale.vae import pipeline
 
-    result = pipeline.evaluate(run, truth=truth or None)
+    result = pipeline.evaluate(run, truth=truth or None, against=against)
     table = Table("what", "value", box=None)
     for key, value in result.items():
         if isinstance(value, float):
             table.add_row(_name(key), f"{value:.4f}")
+    for warning in result["alignment"]["warnings"]:
+        console.print(f"[yellow]the axes may be led astray:[/] {escape(warning)}", highlight=False)
     for name, quality in result["flags"].items():
         both = [f"{quality[k]:.2f}" if quality[k] == quality[k] else "none" for k in ("precision", "recall")]
         table.add_row(f"{name.replace('_', ' ')}: precision, recall", ", ".join(both))
     console.print(table)
     console.print(
-        f"{result['n_held_out']:,} held-out stars; none: no star was flagged (precision), or there is none (recall)",
+        f"{result['n_held_out']:,} held-out stars, judged against the {result['against']}; none: no star was flagged "
+        "(precision), or there is none (recall)",
         highlight=False,
     )
     if json:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from chemscale.errors import InputError, StoreError
 from chemscale.schema import APOGEE_ELEMENTS
@@ -20,6 +21,9 @@ from chemscale.simulation.generator import Simulation
 #: Truth variables with one number a star.
 COLUMNS = ("teff", "logg", "fe_h", "alpha_fe", "mass", "velocity", "extinction", "ism_velocity", "barycentric", "snr")
 _CHUNK = 1 << 16
+#: Noise-free spectra in the truth store, where they were asked for, and stars of them written at a time.
+NOISE_FREE = "flux_true"
+_SPECTRA = 4096
 
 
 def truth_path(store: str) -> str:
@@ -41,8 +45,13 @@ def truth_dataset(simulation: Simulation, rows: np.ndarray) -> xr.Dataset:
     return xr.Dataset(data, coords=coords, attrs={"simulation": repr(simulation.settings())})
 
 
-def write_truth(simulation: Simulation, path: str, *, overwrite: bool = False) -> str:
+def write_truth(simulation: Simulation, path: str, *, overwrite: bool = False, noise_free: bool = False) -> str:
     """Write the truth of a whole survey as a Zarr store, 65,536 stars at a time.
+
+    Parameters
+    ----------
+    noise_free : bool
+        Also the spectra before the instrument, :data:`NOISE_FREE` (star, wavelength), 4,096 stars at a time.
 
     Raises
     ------
@@ -58,11 +67,30 @@ def write_truth(simulation: Simulation, path: str, *, overwrite: bool = False) -
             part.to_zarr(path, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
         else:
             part.drop_vars("element").to_zarr(path, append_dim="star", zarr_format=3, consolidated=False)
+    if noise_free:
+        _write_noise_free(simulation, path)
     return path
 
 
-def read_truth(path: str, star_id: Sequence[str] | np.ndarray | None = None) -> xr.Dataset:
-    """Truth by path of the truth store (or of the survey's store), optionally for given stars in their order.
+def _write_noise_free(simulation: Simulation, path: str) -> None:
+    wave = simulation.wavelengths.wavelength
+    n = simulation.n_stars
+    chunk = max(1, min(n, _SPECTRA))
+    array = zarr.open_group(path, mode="r+").create_array(
+        NOISE_FREE,
+        shape=(n, wave.size),
+        chunks=(min(chunk, 256), wave.size),
+        dtype="f4",
+        dimension_names=("star", "wavelength"),
+        attributes={"long_name": "flux without noise, before the instrument"},
+    )
+    for start in range(0, n, chunk):
+        rows = np.arange(start, min(start + chunk, n))
+        array[start : start + len(rows)] = simulation.clean_flux(simulation.truth(rows))
+
+
+def read_noise_free(path: str, star_id: Sequence[str] | np.ndarray) -> np.ndarray | None:
+    """Noise-free spectra (n, P) of stars in the order given; None where the truth store was written without them.
 
     Raises
     ------
@@ -71,9 +99,39 @@ def read_truth(path: str, star_id: Sequence[str] | np.ndarray | None = None) -> 
     InputError
         A star is not in it.
     """
-    where = path if str(path).rstrip("/").endswith(".truth.zarr") else truth_path(path)
+    order = read_truth(path, star_id).attrs["rows"]
+    group = zarr.open_group(_where(path), mode="r")
+    if NOISE_FREE not in group:
+        return None
+    array = group[NOISE_FREE]
+    assert isinstance(array, zarr.Array)
+    found = np.empty((len(order), array.shape[1]), np.float32)
+    for start in range(0, len(order), _SPECTRA):
+        rows = np.asarray(order[start : start + _SPECTRA])
+        inverse = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
+        found[start : start + len(rows)] = np.asarray(array.oindex[np.sort(rows)])[inverse]
+    return found
+
+
+def _where(path: str) -> str:
+    return path if str(path).rstrip("/").endswith(".truth.zarr") else truth_path(path)
+
+
+def read_truth(path: str, star_id: Sequence[str] | np.ndarray | None = None) -> xr.Dataset:
+    """Truth by path of the truth store (or of the survey's store), optionally for given stars in their order.
+
+    Without the noise-free spectra, see :func:`read_noise_free`. The attribute `rows` says where given stars lie.
+
+    Raises
+    ------
+    StoreError
+        There is no truth store.
+    InputError
+        A star is not in it.
+    """
+    where = _where(path)
     try:
-        truth = xr.open_zarr(where, consolidated=False).load()
+        truth = xr.open_zarr(where, consolidated=False, drop_variables=[NOISE_FREE]).load()
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise StoreError(f"no truth at {where}: {error}", "only simulated surveys have one") from error
     if star_id is None:
@@ -85,7 +143,8 @@ def read_truth(path: str, star_id: Sequence[str] | np.ndarray | None = None) -> 
         raise InputError(
             f"{len(missing)} stars are not in {where}, e.g. {missing[0]}", "is it the truth of this survey?"
         )
-    return truth.isel(star=[known[s] for s in wanted])
+    rows = [known[s] for s in wanted]
+    return truth.isel(star=rows).assign_attrs(rows=rows)
 
 
 def clean_spectra(ds: xr.Dataset) -> np.ndarray:

@@ -15,8 +15,8 @@ from chemscale.studies.registry import StudyContext
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model, read_record
 from chemscale.vae.config import ModelConfig, TrainConfig
-from chemscale.vae.data import clean, star_blocks, values_here
-from chemscale.vae.evaluate import LABELS, label_columns, pearson
+from chemscale.vae.data import clean, identifiers, star_blocks, values_here
+from chemscale.vae.evaluate import LABELS, judged_against, pearson
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.regions import RegionSet
@@ -77,7 +77,8 @@ def held(context: StudyContext, *needed: str) -> Held:
         The survey has no abundances to compare latents with, or not the labels `needed`.
     """
     ds, record, out = pipeline.latents(context.run)
-    found = Held(ds, record, out, label_columns(context.survey))
+    labels, _ = judged_against(context.survey, context.run.store or None, identifiers(ds))
+    found = Held(ds, record, out, labels)
     absent = [n for n in needed if n not in found.labels]
     if not found.pairs or absent:
         what = ", ".join(absent) or "abundances"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from chemscale.errors import DataError
+from chemscale.errors import DataError, InputError
 from chemscale.vae.calibrate import DEGREES, fit_calibration
 from chemscale.vae.flags import apply
 
@@ -82,6 +83,51 @@ def label_columns(survey: xr.Dataset) -> dict[str, np.ndarray]:
     return {k: v for k, v in found.items() if np.isfinite(v).any()}
 
 
+def truth_columns(store: str | None, star_id: np.ndarray) -> dict[str, np.ndarray] | None:
+    """True labels of a simulated survey in the order of `star_id`; None where the store has no truth beside it.
+
+    Raises
+    ------
+    InputError
+        A star the truth does not have.
+    """
+    from chemscale.simulation.truth import read_truth, truth_path
+
+    if not store or not Path(truth_path(store)).exists():
+        return None
+    truth = read_truth(store, star_id)
+    fe_h = np.asarray(truth["fe_h"].values, dtype=np.float64)
+    species = [str(e) for e in truth["element"].values]
+    carbon = np.asarray(truth["abundance"].values, dtype=np.float64)[:, species.index("C")]
+    same = {k: np.asarray(truth[k].values, dtype=np.float64) for k in ("alpha_fe", "teff", "logg", "snr")}
+    return {"fe_h": fe_h, "c_fe": carbon - fe_h, **same}
+
+
+def judged_against(
+    survey: xr.Dataset, store: str | None, star_id: np.ndarray, against: str = ""
+) -> tuple[dict[str, np.ndarray], str]:
+    """What latents are judged by, and its name: the truth of a simulated survey where there is one, else its labels.
+
+    Parameters
+    ----------
+    store : str or None
+        Path of the survey's store.
+    against : {'', 'truth', 'labels'}
+        '' takes the truth where there is one.
+
+    Raises
+    ------
+    InputError
+        Another word, or no truth where it is asked for.
+    """
+    if against not in ("", "truth", "labels"):
+        raise InputError(f"against {against!r}", "use truth or labels")
+    found = None if against == "labels" else truth_columns(store, star_id)
+    if found is None and against == "truth":
+        raise InputError(f"{store} has no truth beside it", "only simulated surveys have one; use --against labels")
+    return (label_columns(survey), "labels") if found is None else (found, "truth")
+
+
 def precision_recall(flagged: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Precision and recall (paper eqs. A.6, A.7); NaN where undefined."""
     hit = float((flagged & truth).sum())
@@ -105,7 +151,11 @@ def class_truth(labels: Mapping[str, np.ndarray], cuts: Mapping[str, tuple[str, 
 
 
 def evaluate(
-    ds: xr.Dataset, survey: xr.Dataset, held_out: np.ndarray, truth: np.ndarray | None = None
+    ds: xr.Dataset,
+    survey: xr.Dataset,
+    held_out: np.ndarray,
+    truth: np.ndarray | None = None,
+    judged: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Every number of the evaluation, from ``latents.zarr`` and the survey's labels.
 
@@ -120,6 +170,9 @@ def evaluate(
     truth : ndarray (n,), optional
         Relative L2 of every star's reconstruction to its noise-free spectrum, see
         :func:`chemscale.vae.truth.noise_free_l2`.
+    judged : mapping, optional
+        True labels (n,) by the names of :func:`label_columns`, which the latents and flags of the held-out stars are
+        judged by; calibrations always use the survey's labels of the others. Default: the survey's labels.
 
     Returns
     -------
@@ -145,6 +198,7 @@ def evaluate(
     if not held_out.any():
         raise DataError("no held-out stars", "train with a held-out fraction above 0")
     labels = label_columns(survey)
+    judged = labels if judged is None else judged
     names = [str(x) for x in ds["latent"].values]
     z = np.asarray(ds["mean"].values, dtype=np.float64)
     chi2 = np.asarray(ds["chi2"].values)
@@ -165,7 +219,7 @@ def evaluate(
         if latent not in LABELS or LABELS[latent][1] not in labels:
             continue
         name = LABELS[latent][1]
-        result[f"r_{name}"] = abs(pearson(z[held_out, k], labels[name][held_out]))
+        result[f"r_{name}"] = abs(pearson(z[held_out, k], judged[name][held_out]))
         given[latent] = np.where(held_out, np.nan, labels[name])
         if np.isfinite(given[latent]).sum() < 2:
             continue
@@ -173,21 +227,29 @@ def evaluate(
         for key, degrees in (("rmse", (0,)), ("rmse_map", DEGREES)):
             line = fit_calibration(z, w, variance, k, given[latent], degrees)
             value, _ = line.apply(z[held_out], w[held_out], variance[held_out])
-            result[f"{key}_{name}"] = float(np.sqrt(np.nanmean((value - labels[name][held_out]) ** 2)))
+            result[f"{key}_{name}"] = float(np.sqrt(np.nanmean((value - judged[name][held_out]) ** 2)))
     result["correlations"] = {
-        latent: {name: pearson(z[held_out, k], column[held_out]) for name, column in labels.items() if name != "snr"}
+        latent: {name: pearson(z[held_out, k], column[held_out]) for name, column in judged.items() if name != "snr"}
         for k, latent in enumerate(names)
     }
     predicted = np.asarray(ds["label"].values)
     label_names = [str(x) for x in ds["label_name"].values]
     result["label_rmse"] = {}
     for j, name in enumerate(label_names):
-        if name in labels:
-            result[f"r2_{name}"] = boosted_r2(z[held_out], labels[name][held_out])
-            error = predicted[held_out, j] - labels[name][held_out]
+        if name in judged:
+            result[f"r2_{name}"] = boosted_r2(z[held_out], judged[name][held_out])
+            error = predicted[held_out, j] - judged[name][held_out]
             result["label_rmse"][name] = float(np.sqrt(np.nanmean(error**2)))
-    result["flags"] = _flag_quality(ds, names, labels, given, held_out)
+    result["flags"] = _flag_quality(ds, names, labels, given, held_out, judged)
     return result
+
+
+def label_correlations(ds: xr.Dataset, survey: xr.Dataset, held_out: np.ndarray) -> dict[str, float]:
+    """Absolute correlation of each latent with the survey's own label, over held-out stars."""
+    labels = label_columns(survey)
+    z = np.asarray(ds["mean"].values, dtype=np.float64)
+    pairs = [(k, LABELS[n][1]) for k, n in enumerate(str(x) for x in ds["latent"].values) if n in LABELS]
+    return {name: abs(pearson(z[held_out, k], labels[name][held_out])) for k, name in pairs if name in labels}
 
 
 def _whole_l2(observed: np.ndarray, noise: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
@@ -201,10 +263,15 @@ def _whole_l2(observed: np.ndarray, noise: np.ndarray, truth: np.ndarray | None)
 
 
 def _flag_quality(
-    ds: xr.Dataset, names: list[str], labels: dict[str, np.ndarray], given: dict[str, np.ndarray], held_out: np.ndarray
+    ds: xr.Dataset,
+    names: list[str],
+    labels: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
+    held_out: np.ndarray,
+    judged: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """Precision and recall over held-out stars: in dex, calibrated on the others; and by plain k-sigma cuts."""
-    truths = {name: class_truth(labels, cuts) for name, cuts in CLASSES.items()}
+    truths = {name: class_truth(judged, cuts) for name, cuts in CLASSES.items()}
     if all(t is None for t in truths.values()):
         return {}
     # plain cuts sit where the class's definition lies in this population's labels; labels give the signs alone

@@ -10,18 +10,22 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 import xarray as xr
 
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime.jsonio import plain, write_json
 from chemscale.runtime.run import Run
+from chemscale.vae.alignment import Alignment, check
 from chemscale.vae.checkpoint import load_model, read_record, save_model
-from chemscale.vae.config import ModelConfig, TrainConfig
+from chemscale.vae.config import RENAMED, ModelConfig, TrainConfig
+from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.distributed import run_on_workers, run_processes
+from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel
-from chemscale.vae.prepare import build, choose_regions, look_at, training_data
+from chemscale.vae.prepare import Survey, build, choose_regions, look_at, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
 from chemscale.vae.training import Trainer
@@ -124,7 +128,8 @@ def train(
     noted = {"preset": preset, "model": model_config.to_dict(), "train": asdict(config), "regions": chosen.name}
     finished = (folder / "model.json").exists() and not (folder / "initial.json").exists()
     if finished and resume:
-        _same_start(folder, model_config, config, "model")
+        asked = _Asked(preset, set(model or {}) | set(settings or {}), model_config, config)
+        _same_start(folder, asked, "model")
         return where.load_json(f"{FOLDER}/summary.json") | {"seconds": 0.0, "done": True}
     if finished and not overwrite:
         raise StoreError(f"{folder} holds a finished model", "--overwrite replaces it; or choose another --run")
@@ -136,7 +141,7 @@ def train(
             facts = _facts(survey, ds, chosen, config, preset, held_out, split_seed)
             save_model(folder, build(survey, model_config, config, chosen), facts, "initial")
         else:
-            _same_start(folder, model_config, config)
+            _same_start(folder, _Asked(preset, set(model or {}) | set(settings or {}), model_config, config))
         if client is not None:
             run_on_workers(client, fit, (str(path), str(folder), resume, device))
         elif processes > 1:
@@ -150,12 +155,23 @@ def train(
     return summary | {"seconds": where.manifest["stages"]["vae.train"]["wall_s"], "done": False}
 
 
-def _same_start(folder: Path, model: ModelConfig, config: TrainConfig, name: str = "initial") -> None:
-    """Refuse to resume under other settings."""
+class _Asked(NamedTuple):
+    """What a call that resumes asks for: a preset, and the settings it names itself with their values."""
+
+    preset: str
+    named: set[str]
+    model: ModelConfig
+    train: TrainConfig
+
+
+def _same_start(folder: Path, asked: _Asked, name: str = "initial") -> None:
+    """Refuse to resume under other settings; those nobody names are the stopped training's own."""
     record = read_record(folder / f"{name}.json")
     before = asdict(TrainConfig.from_dict(record["train"]))
-    then, now = plain({**record["model"], **before}), plain({**model.to_dict(), **asdict(config)})
-    different = sorted(k for k in now if then.get(k) != now[k])
+    then, now = plain({**record["model"], **before}), plain({**asked.model.to_dict(), **asdict(asked.train)})
+    different = sorted(RENAMED.get(k, k) for k in asked.named if then.get(RENAMED.get(k, k)) != now[RENAMED.get(k, k)])
+    if record.get("preset", asked.preset) != asked.preset:
+        different.append("preset")
     if different:
         raise ResumeError(
             f"{folder}: the training that was stopped had other settings ({', '.join(different)})",
@@ -212,8 +228,27 @@ def fit(
         "processes": parallel.world,
         "sha256": digest,
         "losses": last,
+        "alignment": _alignment(network, source, survey).to_dict(),
     }
     write_json(where / "summary.json", summary)
+
+
+def _alignment(network: ChemicalVAE, source: BatchSource, survey: Survey, most: int = 4096) -> Alignment:
+    """The guard over the axes (:mod:`~chemscale.vae.alignment`) on stars of the first batches."""
+    batches: list[TrainingBatch] = []
+    for batch in source.epoch(0):
+        batches.append(batch)
+        if sum(len(b) for b in batches) >= most:
+            break
+    network.eval()
+    with torch.no_grad():
+        device = network.mean.device
+        found = network.encode(torch.cat([b.features for b in batches]).to(device))
+        given = torch.cat([b.labels for b in batches]).to(device) * network.label_scale + network.label_centre
+    posterior = {"mean": found.mean, "covariance": found.covariance, "auxiliary": found.auxiliary}
+    values = {k: v.cpu().numpy() for k, v in posterior.items()}
+    columns = dict(zip(network.config.labels, given.cpu().numpy().T, strict=True))
+    return check(network, values, {k: columns[k] for k in ("teff", "logg")}, survey.wavelength, survey.medium)
 
 
 def _facts(

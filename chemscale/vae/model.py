@@ -108,6 +108,9 @@ class ChemicalVAE(nn.Module):
             with torch.no_grad():
                 last.weight.mul_(0.3)
                 last.bias.copy_(mean32[self.pixels[name]] - 1.0)
+                first = decoder[0]
+                assert isinstance(first, nn.Linear)
+                first.weight[:, self.read_late(name)] = 0.0  # nothing jumps when the axes have settled
             self.decoders[name] = decoder
             if config.depth and name != REST:
                 self.depths[name] = nn.Parameter(torch.full((len(self.pixels[name]),), config.depth))
@@ -123,7 +126,12 @@ class ChemicalVAE(nn.Module):
         if group == REST:
             return tuple(range(len(names)))
         row = next(g for g in self.config.groups if g.name == group)
-        return (*(names.index(g) for g in row.given), names.index(row.latent))
+        return (*(names.index(g) for g in (*row.given, *row.given_late)), names.index(row.latent))
+
+    def read_late(self, group: str) -> slice:
+        """Inputs of a decoder that it reads only once the axes have settled."""
+        row = next((g for g in self.config.groups if g.name == group), None)
+        return slice(0, 0) if row is None else slice(len(row.given), len(row.given) + len(row.given_late))
 
     # ------------------------------------------------------------- encoder
 
@@ -144,7 +152,7 @@ class ChemicalVAE(nn.Module):
 
     # ------------------------------------------------------------ decoders
 
-    def decode(self, group: str, own: Tensor, read: Tensor, auxiliary: Tensor) -> Tensor:
+    def decode(self, group: str, own: Tensor, read: Tensor, auxiliary: Tensor, settled: bool = True) -> Tensor:
         """Spectrum of `group`'s pixels.
 
         Parameters
@@ -154,9 +162,15 @@ class ChemicalVAE(nn.Module):
         read : Tensor (n, d)
             Latents from which the others are taken; stopped by the caller.
         auxiliary : Tensor (n, n_auxiliary)
+        settled : bool
+            Whether the decoder reads the latents of `given_late`.
         """
         index = self.inputs(group)
         parts = [read[:, index[:-1]], (read if group == REST else own)[:, index[-1:]], auxiliary]
+        late = self.read_late(group)
+        if not settled and late.stop > late.start:
+            parts[0] = parts[0].clone()
+            parts[0][:, late] = 0.0
         spectrum = 1.0 + self.decoders[group](torch.cat(parts, 1)).float()
         return spectrum - self.depths[group] * parts[1] if group in self.depths else spectrum
 

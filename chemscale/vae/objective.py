@@ -85,7 +85,7 @@ def decode_groups(
     if selective:
         read = read.detach()
     w = posterior.auxiliary if c.auxiliary_gradient or late.auxiliary else posterior.auxiliary.detach()
-    found = {g: model.decode(g, z, read, w) for g in groups if g != REST}
+    found = {g: model.decode(g, z, read, w, late.settled) for g in groups if g != REST}
     if REST in groups:
         found[REST] = model.decode(REST, z, z, w) if late.rest else model.decode(REST, z, read.detach(), w.detach())
     return found

@@ -16,6 +16,8 @@ import xarray as xr
 
 from chemscale.errors import DataError, InputError
 from chemscale.runtime.run import Run
+from chemscale.simulation.truth import read_noise_free
+from chemscale.vae import alignment
 from chemscale.vae import anomalies as anomaly
 from chemscale.vae import evaluate as evaluation
 from chemscale.vae import flags as flagging
@@ -222,6 +224,7 @@ def evaluate(
     *,
     store: str | xr.Dataset | None = None,
     truth: str | Path | None = None,
+    against: str = "",
     product: str = PRODUCT,
 ) -> dict[str, Any]:
     """How well the latents do against the survey's labels, on held-out stars; writes ``vae_evaluation.json``.
@@ -231,20 +234,31 @@ def evaluate(
     Parameters
     ----------
     truth : path, optional
-        Noise-free spectra of a simulation, see :func:`~chemscale.vae.truth.read_truth`; without them
+        Noise-free spectra of a simulation, see :func:`~chemscale.vae.truth.read_truth`; default those of the truth
+        store, where ``simulate --noise-free`` kept them. Without any
         `relative_l2` is estimated by taking the errors' share away.
+    against : {'', 'truth', 'labels'}
+        What latents and flags are judged by: the true labels beside a simulated store, or the survey's own. '' takes
+        the truth where there is one, and reports the correlations with the labels too (`r_labels`).
     """
     where = run_of(run)
     with where.stage("vae.evaluate") as stage:
         ds, _, out = latents(where, product)
-        survey, _ = open_source(store if store is not None else where.store)
-        errors = None
+        survey, path = open_source(store if store is not None else where.store)
+        judged, kind = evaluation.judged_against(survey, path, identifiers(ds), against)
+        network, _ = load_model(where.path / FOLDER)
+        ids, noise_free, errors = identifiers(ds), None, None
         if truth is not None:
-            network, _ = load_model(where.path / FOLDER)
-            ids = identifiers(ds)
             noise_free = read_truth(truth, ids, network.mean.numel())
+        elif kind == "truth":
+            noise_free = read_noise_free(str(path), ids)
+        if noise_free is not None:
             errors = noise_free_l2(network, ds, noise_free, out)
-        result = evaluation.evaluate(ds, survey, out, errors)
+        result = evaluation.evaluate(ds, survey, out, errors, judged)
+        result["against"] = kind
+        result["alignment"] = alignment.of_latents(network, ds, survey, out).to_dict()
+        if kind == "truth":
+            result["r_labels"] = evaluation.label_correlations(ds, survey, out)
         where.save_json("vae_evaluation.json", result)
         stage.note(**{k: v for k, v in result.items() if isinstance(v, (int, float))})
     return result

@@ -333,8 +333,10 @@ class Trainer:
         return self._identity(asdict(self.config))
 
     def _identity(self, train: dict[str, Any]) -> str:
-        same = {"model": self.model.config.to_dict(), "train": train, "stars": self.source.n_stars}
-        return digest(same, compact=True)
+        model = self.model.config.to_dict()
+        # rows without late inputs are written as they were before there were any
+        model["groups"] = [{k: v for k, v in g.items() if k != "given_late" or v} for g in model["groups"]]
+        return digest({"model": model, "train": train, "stars": self.source.n_stars}, compact=True)
 
     def _is_mine(self, identity: str) -> bool:
         """Whether a checkpoint is of this training, also one written before settings were renamed."""

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from chemscale.errors import InputError
+from chemscale.simulation.truth import read_noise_free
 from chemscale.vae.model import ChemicalVAE
 
 #: Names a file of noise-free spectra may use.
@@ -21,14 +22,20 @@ def read_truth(path: str | Path, star_id: np.ndarray, n_pixels: int) -> np.ndarr
     Parameters
     ----------
     path : path
-        ``.npy`` of shape (n, P) in the survey's order, or ``.npz`` with the spectra under one of
-        :data:`NAMES` and, where the order differs, `star_id`.
+        ``.npy`` of shape (n, P) in the survey's order, ``.npz`` with the spectra under one of
+        :data:`NAMES` and, where the order differs, `star_id`, or the ``.truth.zarr`` that
+        ``chemscale simulate --noise-free`` writes.
 
     Raises
     ------
     InputError
         Unreadable, of another shape, or without some of the stars.
     """
+    if str(path).rstrip("/").endswith(".zarr"):
+        found = read_noise_free(str(path), star_id)
+        if found is None:
+            raise InputError(f"{path} holds no noise-free spectra", "simulate with --noise-free")
+        return found
     try:
         raw = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as err:

@@ -154,7 +154,7 @@ def test_without_selection_a_decoder_teaches_what_it_reads():
     posterior = model.encode(torch.randn(6, 5))
     z = posterior.sample()
     z.retain_grad()
-    decode_groups(model, posterior, z, ["carbon"])["carbon"].sum().backward()
+    decode_groups(model, posterior, z, ["alpha"])["alpha"].sum().backward()
     assert (z.grad.abs().sum(0) > 0).all()
 
 

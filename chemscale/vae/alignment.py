@@ -1,0 +1,224 @@
+"""A guard over the axes that needs no abundance: do the decoders answer to their latents as physics says?
+
+A training may exchange two latents, or mix them, and reconstruct as well as before. Three signs need no label of
+chemistry:
+
+* *spectra*: how the decoders answer to a latent, pixel by pixel, is explained by how the built-in line lists say that
+  the spectra of the same stars answer to each element. The own element should explain most.
+* *parameters*: a latent that gradient-boosted trees can tell Teff or log g from has taken temperature for chemistry.
+* *information*: a latent whose posterior is nearly as wide as its prior has learned nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.simulation.lines import LineSpectra, grid
+from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.regions import REST, convert
+
+#: Stars the decoders' answers are compared on.
+STARS = 96
+#: [Fe/H] of the stars whose lines are computed, dex.
+METALLICITY = -1.0
+#: Step of the finite differences: dex for the lines, standard deviations for the latents.
+STEP = 0.25
+#: Largest R^2 of Teff or log g from the latents of a sound model.
+MOST_R2 = 0.10
+#: Largest share of a latent's variance that is posterior.
+MOST_UNKNOWN = 0.6
+#: Elements that change together in each latent of the default models.
+ELEMENTS = {
+    "metal": APOGEE_ELEMENTS,
+    "alpha": ("O", "Mg", "Si", "S", "Ca", "Ti", "TiII"),
+    "carbon": ("C", "CI"),
+}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the guard found.
+
+    Attributes
+    ----------
+    shares : dict of str to dict of str to float
+        Latent -> element group -> share of the decoders' answer that its lines explain, see :func:`explain`; empty
+        where the built-in lines do not cover the survey or know none of the elements.
+    r2 : dict of str to float
+        Teff and log g from the latents.
+    unknown : dict of str to float
+        Latent -> mean posterior variance over the whole variance.
+    warnings : tuple of str
+        What is wrong; empty for a sound model.
+    """
+
+    shares: dict[str, dict[str, float]]
+    r2: dict[str, float]
+    unknown: dict[str, float]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self) | {"warnings": list(self.warnings)}
+
+
+def elements_of(latent: str) -> tuple[str, ...]:
+    """Elements a latent stands for: those of :data:`ELEMENTS`, or the element it is named after; () if unknown.
+
+    >>> elements_of("carbon"), elements_of("Mg"), elements_of("speed")
+    (('C', 'CI'), ('Mg',), ())
+    """
+    if latent in ELEMENTS:
+        return tuple(ELEMENTS[latent])
+    return (latent,) if latent in APOGEE_ELEMENTS else ()
+
+
+def line_answers(
+    latents: Sequence[str], teff: np.ndarray, logg: np.ndarray, wavelength: np.ndarray, medium: str
+) -> dict[str, np.ndarray]:
+    """Change of flux a dex of each latent's elements by the built-in lines, (n, P) each; {} off their grids.
+
+    Parameters
+    ----------
+    teff, logg : ndarray (n,)
+    wavelength : ndarray (P,)
+        Angstrom, in `medium`.
+    """
+    name = next((g for g in ("lowres", "hband") if _covers(g, wavelength, medium)), None)
+    if name is None:
+        return {}
+    lines = LineSpectra(grid(name))
+    parameters = {"teff": np.asarray(teff, float), "logg": np.asarray(logg, float)}
+    n = len(parameters["teff"])
+    names = [e for e in APOGEE_ELEMENTS if e not in ("CI", "TiII")]
+
+    def spectra(changed: tuple[str, ...], step: float) -> np.ndarray:
+        return lines.flux(parameters, {e: np.full(n, METALLICITY + step * (e in changed)) for e in names})
+
+    where = convert(wavelength, medium, lines.grid.medium)
+    found = {}
+    for latent in latents:
+        if elements := elements_of(latent):
+            change = (spectra(elements, STEP) - spectra(elements, -STEP)) / (2 * STEP)
+            found[latent] = np.stack([np.interp(where, lines.grid.wavelength, row) for row in change])
+    return found
+
+
+def _covers(name: str, wavelength: np.ndarray, medium: str) -> bool:
+    own = grid(name)
+    here = convert(wavelength, medium, own.medium)
+    return bool(np.mean((here >= own.wavelength[0]) & (here <= own.wavelength[-1])) > 0.5)
+
+
+@torch.no_grad()
+def decoder_answers(model: ChemicalVAE, mean: np.ndarray, auxiliary: np.ndarray) -> np.ndarray:
+    """Change of flux a standard deviation of each latent, (d, n, P); NaN where no decoder reads the latent.
+
+    The own decoder's answer counts where several claim a pixel.
+    """
+    z, w = torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(auxiliary.astype(np.float32))
+    device = model.mean.device
+    z, w = z.to(device), w.to(device)
+    found = np.full((z.shape[1], len(z), model.mean.numel()), np.nan)
+    for name in (REST, *(g.name for g in model.config.groups)):
+        if name not in model.pixels:
+            continue
+        index = model.inputs(name)
+        for k in index if name == REST else index[-1:]:
+            shift = torch.zeros_like(z)
+            shift[:, k] = STEP * float(z[:, k].std(correction=0))
+            up, down = (model.decode(name, z + s, z + s if name == REST else z, w) for s in (shift, -shift))
+            found[k][:, model.pixels[name]] = ((up - down) / (2 * STEP)).cpu().numpy()
+    return found
+
+
+def explain(answers: np.ndarray, lines: dict[str, np.ndarray], latents: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How much of each latent's answer each element group's lines explain: latent -> element group -> share.
+
+    Star by star the answer is fitted by the lines of all element groups together; a share is a coefficient times the
+    length of its lines over the length of the answer, the median over the stars.
+    """
+    found: dict[str, dict[str, float]] = {}
+    names = list(lines)
+    for k, latent in enumerate(latents):
+        used = np.isfinite(answers[k]).all(0)
+        shares = []
+        for i, row in enumerate(answers[k][:, used]):
+            template = np.stack([lines[n][i, used] for n in names])
+            coefficient = np.linalg.lstsq(template.T, row, rcond=None)[0]
+            shares.append(coefficient * np.linalg.norm(template, axis=1) / max(np.linalg.norm(row), 1e-12))
+        found[latent] = dict(zip(names, np.abs(np.median(shares, 0)).tolist(), strict=True))
+    return found
+
+
+def of_latents(model: ChemicalVAE, ds: xr.Dataset, survey: xr.Dataset, stars: np.ndarray) -> Alignment:
+    """:func:`check` on chosen stars of ``latents.zarr`` and the survey it was made from.
+
+    Parameters
+    ----------
+    stars : ndarray of bool (n,)
+        Best those held out.
+    """
+    rows = np.flatnonzero(stars)
+    posterior = {k: np.asarray(ds[k].values)[rows] for k in ("mean", "covariance", "auxiliary")}
+    labels = {k: np.asarray(survey[k].values, float)[rows] for k in ("teff", "logg")}
+    wavelength = survey["wavelength"]
+    return check(model, posterior, labels, np.asarray(wavelength.values), str(wavelength.attrs.get("medium", "air")))
+
+
+def check(
+    model: ChemicalVAE,
+    posterior: dict[str, np.ndarray],
+    labels: dict[str, np.ndarray],
+    wavelength: np.ndarray,
+    medium: str,
+) -> Alignment:
+    """Look at the axes of a trained model.
+
+    Parameters
+    ----------
+    posterior : dict
+        `mean` (n, d), `covariance` (n, d, d) and `auxiliary` (n, a) of stars, best held-out ones.
+    labels : dict
+        `teff` (K) and `logg` (n,) of the same stars; NaN where unknown.
+    wavelength : ndarray (P,)
+        The survey's, Angstrom, in `medium`.
+    """
+    from chemscale.vae.evaluate import boosted_r2
+
+    names = model.config.latents
+    mean, auxiliary = np.asarray(posterior["mean"], float), np.asarray(posterior["auxiliary"], float)
+    variance = np.diagonal(np.asarray(posterior["covariance"], float), axis1=1, axis2=2)
+    warnings = []
+    hidden = np.nanmean(variance, 0)
+    unknown = dict(zip(names, (hidden / (hidden + np.nanvar(mean, 0))).tolist(), strict=True))
+    warnings += [
+        f"latent {k!r} has learned little: {v:.0%} of its variance is error"
+        for k, v in unknown.items()
+        if v > MOST_UNKNOWN
+    ]
+    r2 = {k: boosted_r2(mean, np.asarray(v, float)) for k, v in labels.items()}
+    warnings += [f"the latents tell {k}: R^2 = {v:.2f}" for k, v in r2.items() if v > MOST_R2]
+    known = np.isfinite(mean).all(1) & np.isfinite(labels["teff"]) & np.isfinite(labels["logg"])
+    rows = np.flatnonzero(known)[:: max(1, int(known.sum()) // STARS)][:STARS]
+    shares: dict[str, dict[str, float]] = {}
+    if len(rows) >= 8:
+        lines = line_answers(names, labels["teff"][rows], labels["logg"][rows], wavelength, medium)
+        if lines:
+            shares = explain(decoder_answers(model, mean[rows], auxiliary[rows]), lines, names)
+    for latent, row in shares.items():
+        # what the first latent shares with the others is their common strength of lines: no sign of an exchange
+        others = {k: v for k, v in row.items() if k != latent and (latent == names[0] or k != names[0])}
+        if latent not in row or not others:
+            continue
+        best = max(others, key=lambda k: others[k])
+        if others[best] > row[latent]:
+            warnings.append(f"latent {latent!r} answers like {best}: share {others[best]:.2f}, own {row[latent]:.2f}")
+    return Alignment(shares, r2, unknown, tuple(warnings))

@@ -1,0 +1,106 @@
+"""The guard over the axes: it knows an exchange, a temperature and an empty latent without an abundance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from chemscale.simulation.lines import grid
+from chemscale.vae.alignment import check, decoder_answers, explain, line_answers
+from chemscale.vae.config import ModelConfig
+from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.regions import REST, load_regions
+
+NAMES = ("metal", "carbon", "alpha")
+WAVE = grid("lowres").wavelength
+
+
+def stars(n: int = 400, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Posteriors of chemistry that knows nothing of temperature, and Teff and log g."""
+    rng = np.random.default_rng(seed)
+    mean = rng.standard_normal((n, 3)).astype("f4")
+    teff = rng.uniform(4200, 6800, n)
+    covariance = np.broadcast_to(0.1 * np.eye(3, dtype="f4"), (n, 3, 3))
+    auxiliary = np.stack([(teff - 5500) / 750, np.zeros(n)], 1).astype("f4")
+    return {"mean": mean, "covariance": covariance, "auxiliary": auxiliary}, {"teff": teff, "logg": np.full(n, 4.2)}
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """How 12 stars' spectra answer to each latent's elements."""
+    _, labels = stars()
+    return line_answers(NAMES, labels["teff"][:12], labels["logg"][:12], WAVE, "air")
+
+
+def model_answering(lines, order) -> ChemicalVAE:
+    """A model whose decoders answer as the mean spectrum does to the elements `order` gives to the latents."""
+    masks = load_regions("optical").masks(WAVE, "air")
+    pixels = {k: np.flatnonzero(v) for k, v in masks.items()}
+    pixels[REST] = np.flatnonzero(~np.any(list(masks.values()), axis=0))
+    mean = np.ones(WAVE.size, np.float32)
+    front = {"components": np.eye(4, WAVE.size), "mean": mean, "scale": np.ones(4), "noise": np.full(WAVE.size, 1e-4)}
+    config = ModelConfig(n_components=4, hidden=(8,), decoder=())
+    model = ChemicalVAE(config, pixels, mean, front)
+    with torch.no_grad():
+        for name, decoder in model.decoders.items():
+            layer = decoder[-1]
+            layer.weight.zero_()
+            for column, k in enumerate(model.inputs(name)):
+                layer.weight[:, column] = torch.from_numpy(lines[order[k]].mean(0)[pixels[name]].astype("f4"))
+        for depth in model.depths.values():
+            depth.zero_()
+    return model
+
+
+def test_lines_answer_to_their_elements(lines):
+    assert set(lines) == set(NAMES)
+    assert all(v.shape == (12, WAVE.size) for v in lines.values())
+    band = (WAVE > 4295) & (WAVE < 4315)  # CH
+    assert lines["carbon"][:, band].mean() < -2 * abs(lines["alpha"][:, band].mean())
+    triplet = (WAVE > 8540) & (WAVE < 8545)  # Ca II
+    assert lines["alpha"][:, triplet].mean() < -3 * abs(lines["carbon"][:, triplet].mean())
+    assert line_answers(("metal",), np.array([5000.0]), np.array([4.0]), np.linspace(2e4, 2.4e4, 50), "air") == {}
+    assert set(
+        line_answers(("Mg", "speed"), np.array([4500.0]), np.array([2.0]), grid("hband").wavelength, "vacuum")
+    ) == {"Mg"}
+
+
+def test_sound_axes_pass_and_exchanged_ones_do_not(lines):
+    posterior, labels = stars()
+    sound = check(model_answering(lines, NAMES), posterior, labels, WAVE, "air")
+    assert sound.warnings == ()
+    assert all(max(row, key=row.get) == name for name, row in sound.shares.items())
+    wrong = check(model_answering(lines, ("metal", "alpha", "carbon")), posterior, labels, WAVE, "air")
+    assert len(wrong.warnings) == 2
+    assert "'carbon' answers like alpha" in wrong.warnings[0]
+
+
+def test_temperature_and_empty_latents_are_seen(lines):
+    posterior, labels = stars()
+    model = model_answering(lines, NAMES)
+    hot = {**posterior, "mean": posterior["mean"] + posterior["auxiliary"][:, :1]}
+    assert any("tell teff" in w for w in check(model, hot, labels, WAVE, "air").warnings)
+    empty = {**posterior, "mean": posterior["mean"] * np.array([1, 1, 0.1], "f4")}
+    assert any("'alpha' has learned little" in w for w in check(model, empty, labels, WAVE, "air").warnings)
+
+
+def test_answers_are_taken_where_a_decoder_reads_the_latent(lines):
+    posterior, _ = stars(12)
+    model = model_answering(lines, NAMES)
+    answers = decoder_answers(model, posterior["mean"], posterior["auxiliary"])
+    own = answers[1][:, model.pixels["carbon"]]
+    expected = lines["carbon"].mean(0)[model.pixels["carbon"]] * posterior["mean"][:, 1].std()
+    np.testing.assert_allclose(own, np.broadcast_to(expected, own.shape), rtol=0.02, atol=1e-5)
+    assert explain(answers, lines, NAMES)["carbon"]["carbon"] > 0.6
+
+
+def test_a_decoder_reads_late_latents_once_the_axes_have_settled(lines):
+    model = model_answering(lines, NAMES)
+    z = torch.randn(6, 3)
+    other = z.clone()
+    other[:, 1] += 1.0
+    w = torch.zeros(6, 2)
+    early, moved = (model.decode("iron", x, x, w, settled=False) for x in (z, other))
+    assert torch.equal(early, moved)
+    assert not torch.allclose(model.decode("iron", z, z, w), model.decode("iron", other, other, w))
