@@ -9,6 +9,7 @@ import typer
 from chemscale.cli import ingest
 from chemscale.cli.ingest import AsJson, Cluster, Workers, client_for
 from chemscale.cli.summary import show_summary
+from chemscale.errors import InputError
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A survey store.")]
 
@@ -49,17 +50,24 @@ def info(store: StoreArg, as_json: AsJson = False) -> None:
 
 
 def verify(
-    store: StoreArg,
+    store: Annotated[str | None, typer.Argument(metavar="STORE", help="A survey store.")] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="DIR", help="Check this run directory.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Ingest what is broken again, from its source.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Checksums only; do not decode the pixels.")] = False,
     workers: Workers = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every file of a store; exit status 3 when something is wrong (and was not repaired).
+    """Check every file of a store, or of a run; exit status 3 when something is wrong (and was not repaired).
 
     Example: chemscale verify apogee.zarr --repair
     """
+    if (store is None) == (run is None):
+        raise InputError("verify takes a STORE, or a run directory with --run", "chemscale verify --run RUN")
+    if run is not None:
+        _verify_run(run, as_json)
+        return
+    assert store is not None
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
@@ -81,5 +89,25 @@ def verify(
         for fault in report.faults:
             console.print(f"  [red]broken[/] {escape(str(fault))}", highlight=False, soft_wrap=True)
         console.print("[green]the store is whole[/]" if report.ok else "[bold red]the store is damaged[/]")
+    if not report.ok:
+        raise typer.Exit(3)
+
+
+def _verify_run(run: str, as_json: bool) -> None:
+    from rich.markup import escape
+
+    from chemscale.cli import console, echo_json
+    from chemscale.runtime.verify_run import verify_run
+
+    report = verify_run(run)
+    if as_json:
+        echo_json(report.to_dict())
+    else:
+        console.print(f"{report.n_files:,} files checked", highlight=False)
+        for note in report.notes:
+            console.print(f"  [yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+        for fault in report.faults:
+            console.print(f"  [red]broken[/] {escape(fault)}", highlight=False, soft_wrap=True)
+        console.print("[green]the run is whole[/]" if report.ok else "[bold red]the run is damaged[/]")
     if not report.ok:
         raise typer.Exit(3)

@@ -68,6 +68,8 @@ def build_report(
     run = run_dir if isinstance(run_dir, Run) else Run.open(run_dir)
     target = Path(out) if out is not None else run.path / "report.html"
     write_file(target, _Page(run, n_stars, n_spectra).render().encode())
+    if target.absolute().is_relative_to(run.path.absolute()):
+        run.seal_file(target)
     return target
 
 

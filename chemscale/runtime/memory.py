@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import psutil
 
 #: glibc's mallopt parameters, and the thresholds it starts with.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -53,3 +57,40 @@ def _glibc() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+class PeakMemory(threading.Thread):
+    """Largest resident memory of this process and its children, sampled while a stage runs."""
+
+    def __init__(self, interval: float = 0.25):
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._stop_event = threading.Event()
+        self._interval = interval
+
+    def run(self) -> None:
+        """Look every so often until stopped."""
+        me = psutil.Process()
+        while not self._stop_event.wait(self._interval):
+            self.sample(me)
+
+    def sample(self, me: psutil.Process) -> None:
+        """Look once."""
+        try:
+            total = me.memory_info().rss
+            for child in me.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:
+                    continue
+        except psutil.Error:
+            return
+        self.peak = max(self.peak, total)
+
+    def stop(self) -> float:
+        """End the thread; the peak in bytes."""
+        self._stop_event.set()
+        self.join()
+        self.sample(psutil.Process())
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return max(self.peak, 0) or float(own)

@@ -9,7 +9,6 @@ the same record under one key. Products of release 8de129b have no record and ar
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import hashlib
@@ -18,7 +17,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ VERSION = 1
 #: Bytes of a product up to which every file is read and compared when it is opened; of larger ones existence and size.
 CHECKED_BYTES = 256 << 20
 PARTIAL = ".partial"
+#: Books and logs of a run, which change at any time.
+NOT_SEALED = ("manifest.json", "pipeline.json", "logs", "performance")
 _PIECE = 1 << 20
 
 
@@ -92,11 +93,12 @@ def ledger(folder: Path, *, sync: bool = False) -> dict[str, list[int]]:
             path = os.path.join(where, name)
             relative = os.path.relpath(path, folder).replace(os.sep, "/")
             if relative != "zarr.json":
-                found[relative] = list(_size_and_checksum(path, sync=sync))
+                found[relative] = list(size_and_checksum(path, sync=sync))
     return found
 
 
-def _size_and_checksum(path: str | Path, *, sync: bool = False) -> tuple[int, int]:
+def size_and_checksum(path: str | Path, *, sync: bool = False) -> tuple[int, int]:
+    """Bytes and CRC32C of a file; `sync` puts it on the disk."""
     size = crc = 0
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):
@@ -192,7 +194,7 @@ def faults(path: Path, *, everything: bool = False) -> list[str]:
     for name, (size, crc) in files.items():
         file = path / name
         try:
-            is_now = _size_and_checksum(file) if compare else (os.stat(file).st_size, crc)
+            is_now = size_and_checksum(file) if compare else (os.stat(file).st_size, crc)
         except OSError:
             found.append(f"{file}: missing")
             continue
@@ -347,9 +349,23 @@ def check_bound(path: Path, remedy: str, identities: Callable[[str], str | None]
             )
 
 
-def leftovers(folder: Path) -> Iterable[Path]:
+def plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Files of a run that are neither a Zarr product nor its own books: (name, path)."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            f for f in folders if not (f.endswith((".zarr", PARTIAL)) or ".old-" in f or f in NOT_SEALED)
+        )
+        for name in sorted(names):
+            if name not in NOT_SEALED and not name.startswith(".") and ".partial-" not in name:
+                path = Path(where, name)
+                yield path.relative_to(folder).as_posix(), path
+
+
+def leftovers(folder: Path) -> list[Path]:
     """What interrupted commands left in a run directory: partial products and old ones."""
-    with contextlib.suppress(FileNotFoundError):
-        for entry in sorted(folder.rglob("*")):
-            if entry.name.endswith(PARTIAL) or ".old-" in entry.name or ".partial-" in entry.name:
-                yield entry
+    found = []
+    for where, folders, names in os.walk(folder):
+        here = [n for n in (*folders, *names) if n.endswith(PARTIAL) or ".old-" in n or ".partial-" in n]
+        found += [Path(where, n) for n in sorted(here)]
+        folders[:] = [f for f in folders if f not in here and not f.endswith(".zarr")]
+    return found

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,14 +19,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from chemscale._version import __version__
 from chemscale.display import Shown, number, table
 from chemscale.errors import InputError, StoreError
-from chemscale.runtime.jsonio import plain, read_json, write_json
+from chemscale.runtime.jsonio import digest, plain, read_json, write_json
 from chemscale.runtime.locks import lock
-from chemscale.runtime.product import RECORD, check_bound, discard, identity_of, with_record, write_dataset
+from chemscale.runtime.memory import PeakMemory
+from chemscale.runtime.product import (
+    RECORD,
+    check_bound,
+    discard,
+    identity_of,
+    plain_files,
+    size_and_checksum,
+    with_record,
+    write_dataset,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -104,40 +110,6 @@ def invocation() -> dict[str, Any]:
     command = ["chemscale", *sys.argv[1:]] if program in ("chemscale", "__main__.py") else [program]
     environment = {k: v for k, v in os.environ.items() if k.startswith("CHEMSCALE_")}
     return {"command": command, "environment": environment, "settings": SETTINGS.get()}
-
-
-class _PeakMemory(threading.Thread):
-    """Largest resident memory of this process and its children, sampled while a stage runs."""
-
-    def __init__(self, interval: float = 0.25):
-        super().__init__(daemon=True)
-        self.peak = 0
-        self._stop_event = threading.Event()
-        self._interval = interval
-
-    def run(self) -> None:
-        me = psutil.Process()
-        while not self._stop_event.wait(self._interval):
-            self.sample(me)
-
-    def sample(self, me: psutil.Process) -> None:
-        try:
-            total = me.memory_info().rss
-            for child in me.children(recursive=True):
-                try:
-                    total += child.memory_info().rss
-                except psutil.Error:
-                    continue
-        except psutil.Error:
-            return
-        self.peak = max(self.peak, total)
-
-    def stop(self) -> float:
-        self._stop_event.set()
-        self.join()
-        self.sample(psutil.Process())
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return max(self.peak, 0) or float(own)
 
 
 class Stage:
@@ -288,7 +260,17 @@ class Run(Shown):
 
     def save(self) -> None:
         """Write the manifest (atomically)."""
-        write_json(self.path / MANIFEST, self.manifest)
+        content = {k: v for k, v in plain(self.manifest).items() if k != "checksum"}
+        write_json(self.path / MANIFEST, content | {"checksum": digest(content)})
+
+    def seal_files(self, since: float) -> None:
+        """Note size and checksum of the plain files written `since` (seconds since the epoch), for ``verify --run``."""
+        known = self.manifest.setdefault("files", {})
+        for name, file in plain_files(self.path):
+            if file.stat().st_mtime >= since:
+                known[name] = list(size_and_checksum(file))
+        for name in [n for n in known if not (self.path / n).exists()]:
+            del known[name]
 
     def save_json(self, name: str, obj: Any) -> str:
         """Write a JSON product atomically, bound to its inputs, and return its path."""
@@ -310,6 +292,14 @@ class Run(Shown):
         if isinstance(content, dict):
             content.pop(RECORD, None)
         return content
+
+    def seal_file(self, file: Path) -> None:
+        """Note size and checksum of one file of the run that no stage wrote."""
+        with self.locked():
+            self.manifest = Run.open(self.path).manifest
+            known = self.manifest.setdefault("files", {})
+            known[file.absolute().relative_to(self.path.absolute()).as_posix()] = list(size_and_checksum(file))
+            self.save()
 
     def save_dataset(self, name: str, ds: xr.Dataset, **options: Any) -> str:
         """Write a Zarr product, whole or not at all, bound to its inputs; returns its path."""
@@ -366,12 +356,13 @@ class Run(Shown):
             "status": "running",
         }
         if (self.path / MANIFEST).exists():  # another command may have written since this one opened the run
-            self.manifest["stages"] = read_json(self.path / MANIFEST).get("stages", {})
+            there = read_json(self.path / MANIFEST)
+            self.manifest |= {k: there[k] for k in ("stages", "files") if k in there}
         self.manifest["stages"][name] = entry
         self.save()
-        sampler = _PeakMemory()
+        sampler = PeakMemory()
         sampler.start()
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.time() - 1.0
         try:
             yield stage
             entry["status"] = "done"
@@ -384,6 +375,8 @@ class Run(Shown):
             entry["peak_memory_mb"] = round(sampler.stop() / 2**20, 1)
             entry["facts"] = stage.facts
             entry["versions"] = versions()
+            if entry["status"] == "done":
+                self.seal_files(began)
             self.save()
 
     def products(self) -> dict[str, str]:

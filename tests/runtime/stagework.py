@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import zarr
 from distributed import WorkerPlugin
 
 #: Stars in a block: twenty blocks a pass.
@@ -74,13 +73,11 @@ class Product:
         if self.stage == "fit":
             return {}
         if self.stage == "infer":
-            markers = (self.out / "latents.shards").glob("[0-9]*.json")
+            markers = (self.out / "latents.zarr.partial/done").glob("[0-9]*.json")
             return {int(f.stem): f.stat().st_mtime_ns for f in markers}
-        product = self.out / "embedding.zarr"
-        if not product.exists():
-            return {}
-        done = zarr.open_group(product, mode="r").attrs.get("parts_done", [])
-        return {int(i): (product / f"coords/c/{i}/0").stat().st_mtime_ns for i in done}
+        product = self.out / "embedding.zarr.partial"
+        done = (int(f.stem) for f in (product / "done").glob("[0-9]*.json"))
+        return {i: (product / f"product/coords/c/{i}/0").stat().st_mtime_ns for i in done}
 
 
 class Trouble(WorkerPlugin):
