@@ -29,6 +29,21 @@ def fit(
     metric: Annotated[
         str, typer.Option("--metric", help="paper: the published recipe. auto: also a metric chosen by nested CV.")
     ] = "paper",
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", help="recommended: per-pixel errors, outliers left out. paper: as published."),
+    ] = "recommended",
+    noise: Annotated[
+        str | None, typer.Option("--noise", help="shared or per-pixel; by default as the recipe says.")
+    ] = None,
+    robust: Annotated[
+        bool | None, typer.Option("--robust/--no-robust", help="Leave outliers out; by default as the recipe says.")
+    ] = None,
+    tol: Annotated[float | None, typer.Option("--tol", min=0, help="Angle (radian) at which the fit stops.")] = None,
+    max_passes: Annotated[int | None, typer.Option("--max-passes", min=1, help="Largest number of passes.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="subsample, or incremental: an incremental PCA over all stars.")
+    ] = None,
     min_members: Annotated[int, typer.Option("--min-members", min=2, help="Smallest cluster that takes part.")] = 2,
     where: Annotated[
         list[str] | None,
@@ -62,14 +77,18 @@ def fit(
     from chemscale.cli import console, echo_json
     from chemscale.cli.ingest import client_for
     from chemscale.rsca.pipeline import fit_run
+    from chemscale.rsca.recipes import OUTLIER_SIGMAS, chosen_recipe
 
-    start = perf_counter()
+    began = perf_counter()
+    sigmas = None if robust is None else OUTLIER_SIGMAS if robust else 0.0
+    how = chosen_recipe(recipe, noise=noise, outlier_sigmas=sigmas, tol=tol, max_passes=max_passes, start=start)
     with client_for(workers, cluster):
         done = fit_run(
             store,
             run,
             components=components,
             metric=metric,
+            recipe=how,
             overwrite=overwrite,
             selection={"min_members": min_members} if min_members > 2 else None,
             where=_limits(where or []),
@@ -78,7 +97,11 @@ def fit(
         )
     stages = done.manifest["stages"]
     facts = stages["metric"]["facts"]
-    seconds = perf_counter() - start
+    seconds = perf_counter() - began
+    basis = stages["ppca"]["facts"]
+    colour = "green" if basis.get("converged") else "yellow"
+    if basis.get("verdict"):
+        console.print(f"[{colour}]basis {escape(basis['verdict'])}[/]", highlight=False)
     console.print(
         f"[green]fitted[/] in {seconds:.1f} s; next: chemscale rsca evaluate --run {escape(run)}", highlight=False
     )
@@ -88,6 +111,7 @@ def fit(
                 "run": str(done.path),
                 "components": components,
                 "metric": metric,
+                "basis": basis,
                 "scale": facts["scale"],
                 "selection": stages["select"]["facts"],
                 "seconds": seconds,

@@ -21,6 +21,7 @@ import xarray as xr
 import zarr
 
 from chemscale.embedding.fit import missing_bits, survey_pixels
+from chemscale.embedding.found import OUTLIER_BIT, Found, embed_found
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime import blocks as lots
 from chemscale.runtime.cluster import current_client
@@ -30,7 +31,6 @@ from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import STAR_VARIABLES
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca import MaskedPPCA
-from chemscale.statistics.ppca_embed import embed_block
 from chemscale.statistics.ppca_source import load_block
 
 #: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
@@ -83,7 +83,8 @@ def embed_survey(
     -------
     xarray.Dataset
         The product, lazy: `coords`, `coords_variance` (star, component) float32, NaN where `valid` (star,) is
-        False because a star has no valid pixel; and the survey's per-star variables.
+        False because a star has no valid pixel; and the survey's per-star variables. A model that rejects outliers
+        adds `outlier_flags` (star, wavelength), `n_outliers`, `misfit` and `anomalous` (star,).
 
     Raises
     ------
@@ -113,11 +114,17 @@ def embed_survey(
     done = _begin(product, create, overwrite=overwrite, resume=resume)
     load = partial(
         load_block,
-        function=partial(_embed_loaded, model=model.model(), weighted=model.noise == "per-pixel"),
+        function=partial(
+            embed_found,
+            model=model.model(),
+            weighted=model.noise == "per-pixel",
+            rejection=model.rejection,
+            grid=np.flatnonzero(model.pixel_used_),
+        ),
         has=(True, True),
         bits=missing_bits(flags),
         keep=model.pixel_used_,
-        weighted=model.noise == "per-pixel",
+        weighted=model.uses_ivar,
     )
     target = _Target(product.folder, fingerprint, model.n_components)
     marks = _Marks(product, done, parts, progress)
@@ -153,18 +160,25 @@ class _Target:
     fingerprint: str
     components: int
 
-    def write(self, start: int, stop: int, both: np.ndarray) -> None:
-        """Means and variances (n, 2K) of the stars from `start` to `stop`: on workers whole chunks, nobody else's."""
+    def write(self, start: int, stop: int, found: Found) -> None:
+        """What was found of the stars from `start` to `stop`: on workers whole chunks, nobody else's."""
         key = ("chemscale.embedding", self.root, self.fingerprint, os.getpid())
-        coords, variance, valid = per_worker(key, self._open)
+        arrays = per_worker(key, self._open)
         k = self.components
-        coords[start:stop] = both[:, :k]
-        variance[start:stop] = both[:, k:]
-        valid[start:stop] = np.isfinite(both[:, 0])
+        arrays["coords"][start:stop] = found.both[:, :k]
+        arrays["coords_variance"][start:stop] = found.both[:, k:]
+        arrays["valid"][start:stop] = np.isfinite(found.both[:, 0])
+        if found.star is not None:
+            flags = found.flags(arrays["outlier_flags"].shape[1])
+            arrays["outlier_flags"][start:stop] = flags
+            arrays["n_outliers"][start:stop] = np.count_nonzero(flags, axis=1)
+            arrays["misfit"][start:stop] = found.misfit
+            arrays["anomalous"][start:stop] = found.anomalous
 
-    def _open(self) -> list[Any]:
+    def _open(self) -> dict[str, Any]:
         group = zarr.open_group(self.root, mode="r+")
-        return [group[name] for name in ("coords", "coords_variance", "valid")]
+        names = ("coords", "coords_variance", "valid", "outlier_flags", "n_outliers", "misfit", "anomalous")
+        return {name: group[name] for name in names if name in group}
 
 
 @dataclass(frozen=True)
@@ -173,7 +187,7 @@ class _Job:
 
     readers: list[lots.Reader]
     edges: np.ndarray
-    load: Callable[..., np.ndarray]
+    load: Callable[..., Found]
     target: _Target
 
 
@@ -184,7 +198,7 @@ def _embed_lot(part: tuple[int, int], job: _Job) -> None:
         everyone = np.ones((stop - start, 1), dtype=bool)
         read = (reader.read(start, stop, reuse=True) for reader in job.readers)
         found.append(blocks.call(everyone, *read, function=job.load))
-    job.target.write(*part, np.concatenate(found))
+    job.target.write(*part, Found.join(found))
 
 
 def _embed_here(delayed: list[Any], edges: np.ndarray, target: _Target, marks: _Marks) -> None:
@@ -234,10 +248,6 @@ class _Marks:
             self.progress(self.stars, self.parts[-1][1])
 
 
-def _embed_loaded(flux: np.ndarray, missing: np.ndarray, ivar: Any, *, model: Any, weighted: bool) -> np.ndarray:
-    return embed_block(flux, missing, ivar, model=model, weighted=weighted).both.astype(np.float32)
-
-
 def _columns(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     names = [name for name in STAR_VARIABLES if name in ds.variables]
     columns = {name: np.asarray(ds[name].values) for name in names}
@@ -260,7 +270,10 @@ def _fingerprint(
         digest.update(name.encode())
         digest.update("\0".join(map(str, values)).encode() if text else np.ascontiguousarray(values).tobytes())
     # The store's name is left out on purpose: a survey that moved is still the same survey.
-    digest.update(json.dumps([model.noise, bits, list(map(list, parts)), str(ds.attrs.get("revision", ""))]).encode())
+    facts: list[Any] = [model.noise, bits, list(map(list, parts)), str(ds.attrs.get("revision", ""))]
+    if model.outlier_sigmas is not None:
+        facts.append(model.outlier_sigmas)
+    digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
 
 
@@ -314,6 +327,8 @@ def _create(
             "valid": (("star",), da.zeros(n, chunks=chunk, dtype=bool), {"long_name": "star has a valid pixel"}),
         }
     )
+    if model.rejection is not None:
+        template = template.assign(_outlier_variables(ds, chunk))
     for name, values in columns.items():
         values = values.astype(object) if values.dtype.kind in "UT" else values
         template[name] = (("star",), values, dict(ds[name].attrs) if name in ds.variables else {})
@@ -327,6 +342,24 @@ def _create(
     }
     encoding = {name: {"chunks": (min(_reading_chunk(chunk), max(n, 1)),)} for name in columns}
     template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+
+
+def _outlier_variables(ds: xr.Dataset, chunk: int) -> dict[str, Any]:
+    """What a model that rejects outliers adds to the product."""
+    n, p = ds.sizes["star"], ds.sizes["wavelength"]
+    flags = {
+        "long_name": "pixels the model does not explain, left out of the coordinates",
+        "flag_masks": [OUTLIER_BIT],
+        "flag_meanings": "outlier",
+    }
+    misfit = {"long_name": "mean absolute residual in units of the errors; 1 = as the errors say"}
+    anomalous = {"long_name": "the whole spectrum does not fit"}
+    return {
+        "outlier_flags": (("star", "wavelength"), da.zeros((n, p), chunks=(chunk, p), dtype=np.uint8), flags),
+        "n_outliers": (("star",), da.zeros(n, chunks=chunk, dtype=np.int32), {"long_name": "rejected pixels"}),
+        "misfit": (("star",), da.full(n, np.nan, chunks=chunk, dtype=np.float32), misfit),
+        "anomalous": (("star",), da.zeros(n, chunks=chunk, dtype=bool), anomalous),
+    }
 
 
 def _attributes(root: str) -> dict[str, Any] | None:

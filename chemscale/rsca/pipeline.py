@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from chemscale.rsca.auto import check_clusters
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.moments import check_freedom
+from chemscale.rsca.recipes import Recipe, chosen_recipe
 from chemscale.rsca.stars import RunStars, text
 from chemscale.runtime.jsonio import digest
 from chemscale.runtime.observe import Progress, human_seconds, progress_bar
@@ -36,12 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METRICS = ("paper", "auto")
-#: A fit stops at this principal angle (radian) to the exact solution, or after this many passes. Where no gap follows
-#: the last component its direction is hardly defined: the cap is reached, and fits from other starts (seeds) then
-#: gave rates up to 0.006 apart on a survey of 4,000 stars. The manifest says which stop it was.
-PPCA_ANGLE, PPCA_PASSES = 0.01, 30
-#: A fit expected to take longer than this from its second pass on (seconds) says so.
-WORTH_SAYING = 20.0
 
 
 def fit_run(
@@ -50,6 +46,7 @@ def fit_run(
     *,
     components: int = 30,
     metric: str = "paper",
+    recipe: str | Recipe = "recommended",
     overwrite: bool = False,
     selection: dict[str, Any] | None = None,
     where: Mapping[str, tuple[float, float]] | None = None,
@@ -73,6 +70,8 @@ def fit_run(
         :data:`~chemscale.rsca.auto_run.AUTO_COMPONENTS` where that is more.
     metric : {"paper", "auto"}
         The paper's recipe alone, or the metric chosen by nested cross-validation beside it.
+    recipe : {"recommended", "paper"} or Recipe
+        How the basis is fitted: per-pixel errors and outliers left out, or as in the paper.
     overwrite : bool
         Start a run that is on another store anew, and fit a basis again that is there.
     selection : dict, optional
@@ -96,6 +95,7 @@ def fit_run(
 
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}", f"choose one of: {', '.join(METRICS)}")
+    recipe = chosen_recipe(recipe) if isinstance(recipe, str) else recipe
     if components < 1:
         raise InputError(f"components is {components}", "choose a positive number; 30 is the paper's")
     say = progress or logger.info
@@ -106,7 +106,7 @@ def fit_run(
     settings = default_settings(ds) if default_cuts else SelectionSettings()
     choose = partial(select_stars, ds, settings.within(where or {}), **(selection or {}))
     with run.locked():
-        _fit(run, ds, components, metric, overwrite, choose, {**(selection or {}), **given}, say)
+        _fit(run, ds, components, recipe, metric, overwrite, choose, {**(selection or {}), **given}, say)
     return run
 
 
@@ -114,6 +114,7 @@ def _fit(
     run: Run,
     ds: xr.Dataset,
     components: int,
+    recipe: Recipe,
     metric: str,
     overwrite: bool,
     choose: Callable[[], StarSelection],
@@ -146,7 +147,7 @@ def _fit(
     for line in chosen.account():
         say(line)
     token = "" if overwrite else store_token(store)
-    n_pixels = _basis(run, ds, chosen.keep, role, components, "shared", "", say, token)
+    n_pixels = _basis(run, ds, chosen.keep, role, components, recipe, "", say, token)
     with run.stage("metric") as stage:
         stars = RunStars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
@@ -156,7 +157,7 @@ def _fit(
     if metric == "auto":
         freedom = int(chosen.members.sum()) - len(chosen.clusters)
         more = auto_components(components, int(chosen.field.sum()), n_pixels, freedom)
-        _basis(run, ds, chosen.keep, role, more, "per-pixel", "_auto", say, token)
+        _basis(run, ds, chosen.keep, role, more, replace(recipe, noise="per-pixel"), "_auto", say, token)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
             result, detrendings, note = fit_auto(run)
@@ -170,7 +171,7 @@ def _basis(
     keep: np.ndarray,
     role: np.ndarray,
     components: int,
-    noise: str,
+    recipe: Recipe,
     suffix: str,
     say: Callable[[str], None],
     token: str,
@@ -183,19 +184,19 @@ def _basis(
     from chemscale.embedding.product import embed_survey
 
     chosen = hashlib.sha256("\0".join(role.tolist()).encode()).hexdigest()
-    settings: dict[str, Any] = {"components": components, "noise": noise}
-    inputs = {"store": token, "roles": chosen, "angle": PPCA_ANGLE, "passes": PPCA_PASSES, "chemscale": __version__}
+    settings: dict[str, Any] = {"components": components, **asdict(recipe)}
+    inputs = {"store": token, "roles": chosen, "chemscale": __version__}
     key = digest(settings | inputs, compact=True)
     if token and (done := _done(run, suffix, key)):
-        say(f"the basis of {components} components ({noise} noise) is there; --overwrite fits it again")
+        say(f"the basis of {components} components ({recipe.noise} noise) is there; --overwrite fits it again")
         return done
-    most = f"at most {PPCA_PASSES} passes over {int(keep.sum()):,} spectra"
-    say(f"fitting {components} components ({noise} noise): {most}")
+    most = f"at most {recipe.max_passes} passes over {int(keep.sum()):,} spectra"
+    outliers = "" if recipe.outlier_sigmas is None else f", outliers beyond {recipe.outlier_sigmas:g} sigma left out"
+    say(f"fitting {components} components ({recipe.noise} noise{outliers}): {most}")
     with run.stage(f"ppca{suffix}", settings=settings | {"key": key}) as stage:
-        with progress_bar(PPCA_PASSES, "counting pixels, fitting a subsample", unit="passes") as bar:
-            watch = _Passes(bar, PPCA_ANGLE, say)
-            options: dict[str, Any] = {"n_components": components, "noise": noise, "progress": watch}
-            model = fit_survey(ds, keep, tol=PPCA_ANGLE, max_iter=PPCA_PASSES, **options)
+        with progress_bar(recipe.max_passes, "counting pixels, fitting a subsample", unit="passes") as bar:
+            watch = _Passes(bar, recipe.tol, say)
+            model = fit_survey(ds, keep, n_components=components, progress=watch, **recipe.settings())
         run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
         stage.note(
             passes=model.n_passes_,
@@ -205,7 +206,14 @@ def _basis(
             converged=model.converged_,
             stopping_reason=model.stopping_reason_,
             determined=model.n_determined_,
+            outliers=int(model.outlier_count_.sum()),
+            stars_with_outliers=model.n_outlier_stars_,
+            anomalous_stars=model.n_anomalous_,
+            verdict=model.verdict,
         )
+    say(model.verdict)
+    if not model.converged_:
+        logger.warning("the basis is %s", model.verdict)
     say("embedding every star")
     with run.stage(f"embed{suffix}", settings={"key": key}) as stage:
         target, extra = run.file(f"embedding{suffix}.zarr"), {"role": role}

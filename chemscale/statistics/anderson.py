@@ -22,10 +22,9 @@ def spectral_norm(tall: np.ndarray) -> float:
     return float(np.sqrt(max(np.linalg.eigvalsh(tall.T @ tall)[-1], 0.0)))
 
 
-def turned(before: np.ndarray, after: np.ndarray) -> float:
-    """Sine of the largest principal angle between two orthonormal bases."""
-    rest = after - before @ (before.T @ after)
-    return spectral_norm(rest)
+def outside(space: np.ndarray, columns: np.ndarray) -> float:
+    """Sine of the largest principal angle of orthonormal `columns` to the space of an orthonormal basis."""
+    return spectral_norm(columns - space @ (space.T @ columns))
 
 
 class Anderson:

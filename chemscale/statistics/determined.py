@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 #: An axis whose statistical error (radian) is larger than this is not determined.
-LARGEST_ERROR = 0.5
+LARGEST_ERROR = 0.3
 
 
 def error_of_axes(own: np.ndarray, values: np.ndarray, all_values: np.ndarray, n: float) -> np.ndarray:

@@ -42,7 +42,7 @@ class Outliers:
     """Outliers of a block."""
 
     listed: Listed
-    misfit: np.ndarray  # (n,) mean absolute residual in units of the errors, 1 = as they say
+    misfit: np.ndarray  # (n,) mean absolute residual of the others in units of the errors, 1 = as they say
     anomalous: np.ndarray  # (n,) bool
 
     @property
@@ -110,8 +110,7 @@ def _outlying(residual, precision, factor, seen, limits, misfit, many, found):
             for j in range(p):
                 sizes[j] = np.abs(r[j]) * root
                 total += min(sizes[j], top)
-        misfit[i] = total / max(seen[i], 1) / MEAN_ABSOLUTE
-        limit = residual.dtype.type(limits[0] * max(misfit[i], 1.0))
+        limit = residual.dtype.type(limits[0] * max(total / max(seen[i], 1) / MEAN_ABSOLUTE, 1.0))
         first, most = count, int(limits[1] * seen[i])
         largest = zero
         for j in range(p):
@@ -126,4 +125,7 @@ def _outlying(residual, precision, factor, seen, limits, misfit, many, found):
                         break
                     found[count] = i * p + j
                     count += 1
+        for at in range(first, count):
+            total -= min(sizes[found[at] - i * p], top)
+        misfit[i] = total / max(seen[i] - (count - first), 1) / MEAN_ABSOLUTE
     return count

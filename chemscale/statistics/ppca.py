@@ -90,7 +90,7 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         Statistical error (radian) of the subspace of the first 1, 2, ..., K components: how far another sample of as
         many stars would turn it.
     n_determined_ : int
-        Components the data determine: the largest subspace whose error is below 0.5. Those after it are noise, rest on
+        Components the data determine: the largest subspace whose error is below 0.3. Those after it are noise, rest on
         single stars, or have no eigenvalue gap.
     outlier_count_ : ndarray of int, (P,)
         Outliers of every pixel in the last pass; all zero without `outlier_sigmas`.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from chemscale.statistics.anderson import SCALE_FLOOR, principal, spectral_norm
+from chemscale.statistics.anderson import SCALE_FLOOR, outside, principal, spectral_norm
 from chemscale.statistics.determined import determined, error_of_axes
 from chemscale.statistics.ppca_kernels import LEAST_PRECISION, Model, SharedPass, Stats, unpack
 from chemscale.statistics.progress import Stop, Trace
@@ -106,6 +106,7 @@ def solve_shared(run: Callable[[SharedPass], Stats], state: SharedState, stop: S
     """
     trace = Trace()
     best, before = -np.inf, None
+    turns: list[float] = []
     while True:
         stats = run(SharedPass(state.model, state.extra, state.rare, stop.rejection))
         loglike = float(stats["loglike"])
@@ -115,8 +116,12 @@ def solve_shared(run: Callable[[SharedPass], Stats], state: SharedState, stop: S
             trace.add(stats, np.inf, trace.error)
         else:
             best, before = max(best, loglike), (state, stats)
+            old = state.model.basis
             state, angle, error = update(state, stats)
-            trace.add(stats, angle, error)
+            # What the imputed values still change shows in how the steps shrink.
+            turns.append(outside(old, state.model.basis[:, : max(determined(error), 1)]))
+            rate = min(max(turns[-1] / max(turns[-2], 1e-300), 0.1), 0.9) if len(turns) > 1 else 0.9
+            trace.add(stats, max(angle, turns[-1] * rate / (1.0 - rate)), error)
         if stop.reached(trace):
             return state, trace
 
@@ -148,10 +153,10 @@ def update(state: SharedState, stats: Stats, within: bool = False) -> tuple[Shar
     residual -= block @ (block.T @ residual)
 
     # Beyond the search space the covariance is taken for noise of the variance it has along the search directions.
-    outside = float(np.mean(np.diag(ritz)[k:known])) if known > k else noise
-    outside = min(max(outside, noise), 0.9 * values[k - 1])
-    following = float(values[k]) if values.size > k else outside
-    beyond = residual / np.maximum(values[:k] - outside, 1e-2 * values[:k])
+    rest = float(np.mean(np.diag(ritz)[k:known])) if known > k else noise
+    rest = min(max(rest, noise), 0.9 * values[k - 1])
+    following = float(values[k]) if values.size > k else rest
+    beyond = residual / np.maximum(values[:k] - rest, 1e-2 * values[:k])
     missed = spectral_norm(beyond)
     beyond *= 0.0 if within else min(1.0, LARGEST_TURN / max(missed, 1e-300))
     gain = np.clip(np.sum(residual * beyond, axis=0), 0.0, values[:k])
@@ -172,8 +177,8 @@ def update(state: SharedState, stats: Stats, within: bool = False) -> tuple[Shar
     own = stats["spread"] / (n * np.maximum(leading - new_noise, 1e-12 * leading)) ** 2
     error = error_of_axes(own, leading, np.concatenate([leading, values[k:]]), n)
     d = max(determined(error), 1)
-    ratio = min(1.0, max(following, outside) / values[d - 1])
-    angle = max(ratio * spectral_norm(residual[:, :d] / np.maximum(values[:d] - outside, 1e-2 * values[:d])), 0.0)
+    ratio = min(1.0, max(following, rest) / values[d - 1])
+    angle = max(ratio * spectral_norm(residual[:, :d] / np.maximum(values[:d] - rest, 1e-2 * values[:d])), 0.0)
     if known == k:
         angle = np.inf  # without search directions nothing has been tested yet
     keep = slice(k, k + PAST * k)

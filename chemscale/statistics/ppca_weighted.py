@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chemscale.statistics import small_systems
-from chemscale.statistics.anderson import Anderson, principal, turned
+from chemscale.statistics.anderson import Anderson, outside, principal
 from chemscale.statistics.determined import determined, error_of_axes
 from chemscale.statistics.ppca_kernels import Model, Stats, unpack
 from chemscale.statistics.ppca_kernels_weighted import WeightedPass
@@ -194,7 +194,7 @@ def solve_weighted(
             error, power = axis_error(model, stats, slow.ratio)
             longer = lengthen(step, model, tested, stats["extra"], power)
             d = max(determined(error), 1)
-            angle = turned(model.basis[:, :d], longer.basis[:, :d])
+            angle = outside(model.basis[:, :d], longer.basis[:, :d])
             trace.add(stats, mixer.rate_corrected(angle), error)
             fallback, model = step, mixer.next(model, longer)
         if stop.reached(trace):

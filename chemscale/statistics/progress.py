@@ -84,7 +84,8 @@ class Stop:
         done = len(trace.loglike)
         if self.told is not None:
             self.told(done, self.most, trace.angle[-1])
-        before = trace.angle[-2] if done > 1 and np.isfinite(trace.angle[-2]) else 0.0
+        before = trace.angle[-2] if done > 1 else np.pi / 2  # the first estimate alone is not believed
+        before = before if np.isfinite(before) else 0.0
         angle = max(trace.angle[-1], LEAST_GAIN * before)
         last = trace.loglike[-3:]
         size = max(abs(last[-1]), 1.0)

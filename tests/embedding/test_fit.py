@@ -141,3 +141,37 @@ def test_workers_and_blas_share_the_cores():
     blocks.share_cores(cores)
     assert all(lib["num_threads"] == 1 for lib in threadpool_info() if lib["user_api"] == "blas")
     blocks.share_cores(1)
+
+
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+@pytest.mark.parametrize("client", [False, True])
+def test_outliers_are_flagged_in_the_product(tmp_path, noise, client):
+    from distributed import Client
+
+    memory = make_survey(400, 5, 8, n_pixels=200)
+    hit = memory.copy(deep=True)
+    star, pixel = np.argwhere(memory["flags"].values == 0)[::9973][:8].T
+    hit["flux"].values[star, pixel] += 15 * memory["ivar"].values[star, pixel] ** -0.5
+    write_survey(hit, tmp_path / "hit.zarr")
+    store = open_survey(tmp_path / "hit.zarr", chunk_stars=128)
+    ppca = fit_survey(store, n_components=6, noise=noise, outlier_sigmas=6.0)
+    if client:
+        with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None):
+            product = embed_survey(store, ppca, tmp_path / "e.zarr")
+    else:
+        product = embed_survey(store, ppca, tmp_path / "e.zarr")
+    flags = product["outlier_flags"]
+    assert (flags.attrs["flag_masks"], flags.attrs["flag_meanings"]) == ([128], "outlier")
+    found = flags.values != 0
+    assert found[star, pixel].all()
+    np.testing.assert_array_equal(product["n_outliers"].values, found.sum(axis=1))
+    assert found.sum() <= len(star) + 4
+    assert not product["anomalous"].values[star].any()
+    clean = ppca.transform(hit["flux"].values, (hit["flags"].values != 0) | found, hit["ivar"].values)
+    np.testing.assert_allclose(product["coords"].values, clean, atol=2e-4)
+
+
+def test_a_model_that_rejects_nothing_adds_nothing(survey, tmp_path):
+    _, store = survey
+    product = embed_survey(store, fit_survey(store, n_components=3), tmp_path / "e.zarr")
+    assert "outlier_flags" not in product

@@ -349,3 +349,15 @@ def test_a_basis_that_is_there_is_kept_until_store_or_settings_change(tmp_path):
     assert fits()[0]
     shutil.rmtree(run / "embedding.zarr")
     assert fits()[0]
+
+
+def test_recipes_and_changes_of_them():
+    from chemscale.rsca.recipes import OUTLIER_SIGMAS, RECIPES, chosen_recipe
+
+    assert (RECIPES["paper"].noise, RECIPES["paper"].outlier_sigmas) == ("shared", None)
+    assert (RECIPES["recommended"].noise, RECIPES["recommended"].outlier_sigmas) == ("per-pixel", OUTLIER_SIGMAS)
+    changed = chosen_recipe("paper", noise="per-pixel", max_passes=7, tol=None)
+    assert (changed.noise, changed.max_passes, changed.tol) == ("per-pixel", 7, RECIPES["paper"].tol)
+    assert chosen_recipe("recommended", outlier_sigmas=0.0).outlier_sigmas is None
+    with pytest.raises(InputError, match="unknown recipe"):
+        chosen_recipe("best")

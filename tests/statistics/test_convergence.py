@@ -1,0 +1,99 @@
+"""A fit says whether it converged, and of what: never what a longer fit contradicts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from reference import largest_angle, toy
+
+from chemscale.statistics.determined import determined
+from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.statistics.progress import Stop, Trace
+
+
+def crowded(n=500, p=80, signal=4, seed=0):
+    """Four clear components, and eigenvalues that crowd at the edge of the noise."""
+    flux, gone = toy(n, p, signal, noise=0.3, low=1.0, missing=0.05, seed=seed)
+    return flux, gone, np.full(flux.shape, 1 / 0.09)
+
+
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+def test_components_in_the_noise_are_not_determined(noise):
+    ppca = MaskedPPCA(8, noise=noise, intrinsic="none", tol=1e-3).fit(*crowded())
+    assert ppca.n_determined_ == 4
+    assert np.all(ppca.axis_error_[:4] < 0.2)
+    assert np.all(ppca.axis_error_[4:] > 0.5)
+
+
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3])
+def test_a_fit_never_reports_what_a_longer_fit_contradicts(noise, seed, tol):
+    data = crowded(seed=seed)
+    short = MaskedPPCA(8, noise=noise, intrinsic="none", tol=tol, loglike_tol=1e-12).fit(*data)
+    long = MaskedPPCA(8, noise=noise, intrinsic="none", tol=1e-7, loglike_tol=1e-15, max_iter=400).fit(*data)
+    assert short.converged_
+    d = min(short.n_determined_, long.n_determined_)
+    assert d == 4
+    # What noise components do to the others while they turn is far below the statistical error.
+    assert largest_angle(short.components_, long.components_[:d].T) < max(tol, 0.1 * short.axis_error_[d - 1])
+
+
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+def test_a_fit_at_its_cap_says_so(noise):
+    ppca = MaskedPPCA(8, noise=noise, max_iter=2).fit(*crowded())
+    assert (ppca.converged_, ppca.stopping_reason_) == (False, "passes")
+    assert ppca.verdict.startswith("not converged after 3 passes: it reached the largest number of passes")
+
+
+def test_an_axis_that_rests_on_one_star_is_not_determined():
+    flux, gone, _ = crowded()
+    flux[11] += 40 * np.eye(80)[7]
+    gone[:, 7] = np.arange(500) != 11  # a pixel nobody else has
+    gone[11, 7] = False
+    flux[12, 30] += 40.0
+    ppca = MaskedPPCA(6, tol=1e-3).fit(flux, gone)
+    shares = np.square(ppca.transform(flux, gone))
+    alone = np.flatnonzero(shares.max(axis=0) / shares.sum(axis=0) > 0.5)
+    assert alone.size
+    assert ppca.axis_error_[alone].min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("angles", "loglikes", "reason"),
+    [
+        ([1.0, 0.5], [-9.0, -8.0], ""),
+        ([1.0, 0.009], [-9.0, -8.0], ""),  # one small estimate after a large one is not believed
+        ([0.03, 0.009], [-9.0, -8.0], "angle"),
+        ([1.0, 0.5, 0.5], [-8.0, -8.0, -8.0], "loglike"),
+        ([1.0] * 5, [-9.0, -8.0, -7.0, -6.0, -5.0], "passes"),
+    ],
+)
+def test_reasons_to_stop(angles, loglikes, reason):
+    trace, stop = Trace(), Stop(0.01, 5, 1e-9)
+    for angle, loglike in zip(angles, loglikes):
+        trace.add({"loglike": np.array(loglike)}, angle, None)
+        done = stop.reached(trace)
+    assert (trace.reason, done, trace.converged) == (reason, bool(reason), reason in ("angle", "loglike"))
+
+
+def test_the_last_gap_counts():
+    assert determined(np.array([0.1, 0.7, 0.2, 0.9])) == 3
+    assert determined(np.array([0.9])) == 0
+
+
+def test_both_starts_reach_the_same_basis():
+    flux, gone, _ = crowded()
+    one, two = (MaskedPPCA(4, start=start).fit(flux, gone) for start in ("subsample", "incremental"))
+    assert largest_angle(one.components_, two.components_.T) < 1e-4
+
+
+def test_models_of_earlier_releases_are_read():
+    flux, gone, _ = crowded()
+    ds = MaskedPPCA(4).fit(flux, gone).to_dataset()
+    old = ds.drop_vars(["axis_error", "outlier_count"])
+    names = ("model", "n_components", "noise", "intrinsic", "tol", "max_iter", "random_state", "n_passes", "n_stars")
+    old.attrs = {name: ds.attrs[name] for name in names} | {"converged": ""}
+    back = MaskedPPCA.from_dataset(old)
+    assert (back.converged_, back.stopping_reason_, back.n_determined_) == (False, "passes", 0)
+    np.testing.assert_array_equal(back.transform(flux, gone), MaskedPPCA.from_dataset(ds).transform(flux, gone))
