@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METRICS = ("paper", "auto")
+#: A fit expected to take longer than this from its second pass on (seconds) says so.
+WORTH_SAYING = 20.0
 
 
 def fit_run(

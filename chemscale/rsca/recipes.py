@@ -44,8 +44,6 @@ class Recipe:
 
 #: Recipes by name. The paper's own: shared noise, every pixel counts, stopped by the change of the objective.
 RECIPES = {"recommended": Recipe(), "paper": Recipe("shared", None, loglike_tol=1e-5)}
-#: A fit expected to take longer than this from its second pass on (seconds) says so.
-WORTH_SAYING = 20.0
 
 
 def chosen_recipe(name: str, **changes: Any) -> Recipe:
