@@ -12,28 +12,35 @@ from chemscale._version import __version__
 
 if TYPE_CHECKING:
     from chemscale.embedding.product import open_embedding
+    from chemscale.results.run import RunResults as Run
+    from chemscale.results.run import open_latents
     from chemscale.rsca.doppelganger import doppelganger_rates
     from chemscale.rsca.metric import RSCA
     from chemscale.rsca.siblings import siblings
-    from chemscale.runtime.run import Run
     from chemscale.schema import Flag, validate
     from chemscale.statistics.ppca import MaskedPPCA
     from chemscale.survey.conversions import from_spectra
     from chemscale.survey.ingest.datasets import write_survey
     from chemscale.survey.ingest.ingestion import ingest
     from chemscale.survey.store.open import open_survey
+    from chemscale.vae.fitting import train as train_vae
+    from chemscale.vae.pipeline import infer as infer_vae
 
+#: Public name -> module, and the name there where it is another.
 _LAZY = {
     "Flag": "schema",
     "MaskedPPCA": "statistics.ppca",
     "RSCA": "rsca.metric",
-    "Run": "runtime.run",
+    "Run": "results.run:RunResults",
     "doppelganger_rates": "rsca.doppelganger",
     "from_spectra": "survey.conversions",
+    "infer_vae": "vae.pipeline:infer",
     "ingest": "survey.ingest.ingestion",
     "open_embedding": "embedding.product",
+    "open_latents": "results.run",
     "open_survey": "survey.store.open",
     "siblings": "rsca.siblings",
+    "train_vae": "vae.fitting:train",
     "validate": "schema",
     "write_survey": "survey.ingest.datasets",
 }
@@ -46,10 +53,13 @@ __all__ = [
     "__version__",
     "doppelganger_rates",
     "from_spectra",
+    "infer_vae",
     "ingest",
     "open_embedding",
+    "open_latents",
     "open_survey",
     "siblings",
+    "train_vae",
     "validate",
     "write_survey",
 ]
@@ -58,7 +68,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'chemscale' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    module, _, inner = _LAZY[name].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), inner or name)
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from chemscale.config import ENV_PREFIX
 from chemscale.errors import ChemscaleError, of_the_machine
 
 #: Modules with a `register(app)`, in the order their verbs are listed by `--help`.
-AREAS = ("demo", "simulate", "survey", "mask", "rsca", "vae", "study", "report", "runtime", "config")
+AREAS = ("demo", "simulate", "survey", "mask", "rsca", "vae", "study", "report", "results", "runtime", "config")
 
 #: Everything for people goes to stderr; stdout is kept for `--json`.
 console = Console(stderr=True)
@@ -67,10 +67,10 @@ app = typer.Typer(
 
 #: Panels of `chemscale --help`, in the order of a journey; verbs by name.
 PANELS = {
-    "Start": ("demo", "doctor", "config"),
+    "Start": ("demo", "doctor", "config", "schema"),
     "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask"),
     "Models": ("rsca", "vae"),
-    "Results": ("study", "anomalies", "flags", "report"),
+    "Results": ("study", "anomalies", "flags", "export", "report"),
     "Many machines": ("run", "cluster", "bench"),
 }
 

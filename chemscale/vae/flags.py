@@ -78,6 +78,8 @@ class Flags:
     expected : dict of str to float
         Class -> fraction of the stars that belong to it: among the labelled ones, else by the probabilities; for cuts
         in sigma that of a normal population.
+    abundances : dict of str to (ndarray (n,), ndarray (n,))
+        Abundance and error of every star in dex, of the latents that were calibrated.
     """
 
     member: dict[str, np.ndarray]
@@ -90,6 +92,7 @@ class Flags:
     units: dict[str, str] = field(default_factory=dict)
     unjudged: dict[str, list[str]] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
+    abundances: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @property
     def suspect(self) -> list[str]:
@@ -190,7 +193,7 @@ def apply(
     outlying = (sigma > k).astype(np.int8) - (sigma < -k).astype(np.int8)
     in_dex = {n: c.apply(mean, auxiliary, variance) for n, c in fitted.items()}
     in_sigma = {n: (sigma[:, j], np.sqrt(variance[:, j]) / width[j]) for j, n in enumerate(names)}
-    result = Flags({}, {}, {}, outlying, names, orientation, fitted)
+    result = Flags({}, {}, {}, outlying, names, orientation, fitted, abundances=in_dex)
     for name, rule in ({**PRESETS, **dict(rules or {})}).items():
         calibrated = "dex" in rule and all(n in fitted for n in rule["dex"])
         cuts = rule["dex"] if calibrated else rule.get("sigma", {})
@@ -294,8 +297,11 @@ def labels_in_order(ds: xr.Dataset, labels: Mapping[str, Mapping[str, float]]) -
 
 
 def save(path: Path, ds: xr.Dataset, result: Flags, made_from: Mapping[str, str | None] | None = None) -> None:
-    """Write flags and probabilities of every star as a Zarr product aligned with ``latents.zarr``."""
+    """Write flags, probabilities and calibrated abundances (dex) of every star, aligned with ``latents.zarr``."""
     columns: dict[str, np.ndarray] = {"outlying": result.outlying}
+    for name, (value, error) in result.abundances.items():
+        columns[f"abundance_{name}"] = value.astype("f4")
+        columns[f"abundance_{name}_error"] = error.astype("f4")
     for name in result.member:
         columns[f"flag_{name}"] = result.member[name]
         columns[f"probability_{name}"] = result.probability[name].astype("f4")

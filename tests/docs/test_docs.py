@@ -195,6 +195,7 @@ def test_only_known_pages_leave_blocks_unrun():
         "howto/lamost-gpu.md": "LAMOST files",
         "howto/s3-kubernetes.md": "an object store",
         "howto/siblings.md": "a run",
+        "howto/results.md": "two runs",
         "howto/interstellar.md": "a run",
         "explain/choosing.md": "a run",
         "explain/vae.md": "a survey of labelled spectra",

@@ -3,7 +3,10 @@
   const DATA = JSON.parse(document.getElementById("report-data").textContent);
   const $ = (id) => document.getElementById(id);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["toImage"] };
+  // nothing on this page may be sent anywhere: Plotly's upload is off and has no address
+  const SHARING = ["sendChartToCloud", "sendDataToCloud", "editInChartStudio"];
+  const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, showEditInChartStudio: false,
+                   plotlyServerURL: "", modeBarButtonsToRemove: SHARING, displayModeBar: "hover" };
   const TYPES = { f4: Float32Array, u2: Uint16Array, i4: Int32Array };
 
   // text from catalogues reaches Plotly only through this: Plotly reads a little HTML

@@ -1,0 +1,79 @@
+"""`chemscale export | schema`: what a run found as a table, and the contract that surveys keep."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+RunDir = Annotated[str, typer.Option("--run", metavar="RUN", help="Run directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the app."""
+    app.command("export")(export)
+    app.command("schema")(schema)
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")],
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="Ends in .fits, .vot, .parquet or .csv.")],
+    features: Annotated[
+        int | None, typer.Option("--features", min=0, help="RSCA features; by default those that tell clusters apart.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Write one row a star of all a run holds: labels, features, latents, abundances, anomalies, flags.
+
+    Units, UCDs and descriptions come along: TOPCAT and astropy show them.
+
+    Example: chemscale export run --out stars.fits
+    """
+    import os
+
+    from rich.markup import escape
+
+    from chemscale.cli import console, echo_json
+    from chemscale.results.export import export as write
+
+    table = write(run, out, features=features)
+    size = os.path.getsize(out)
+    for reason in table.left_out:
+        console.print(f"[yellow]left out:[/] {escape(reason)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{table.n_stars:,} stars, {len(table.columns)} columns in {escape(out)} ({size / 1e6:.1f} MB)", highlight=False
+    )
+    if json:
+        columns = {c.name: {"unit": c.unit, "ucd": c.ucd, "description": c.description} for c in table.columns}
+        echo_json({"file": out, "stars": table.n_stars, "bytes": size, "columns": columns, "left_out": table.left_out})
+
+
+def schema(json: AsJson = False) -> None:
+    """Print the contract of a survey: every variable with its dimensions, type, unit and meaning; the pixel flags.
+
+    Example: chemscale schema
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from chemscale.cli import echo_json
+    from chemscale.schema import VARIABLES, Flag
+
+    if json:
+        described = {
+            v.name: {"dims": v.dims, "dtype": v.dtype, "units": v.units, "required": v.required, "meaning": v.doc}
+            for v in VARIABLES.values()
+        }
+        echo_json({"variables": described, "flags": {str(f.name): int(f) for f in Flag}})
+        return
+    page = Console(width=None if sys.stdout.isatty() else 140)  # the page is what was asked for: stdout
+    table = Table("variable", "dimensions", "type", "unit", "meaning", box=None)
+    for v in VARIABLES.values():
+        name = f"[bold]{v.name}[/]" if v.required else v.name
+        table.add_row(name, ", ".join(v.dims), v.dtype, v.units, v.doc.replace("[", "\\["))
+    page.print(table)
+    page.print("\nBold: required. Missing numbers are NaN, missing text is empty.")
+    page.print("Pixel flags: " + ", ".join(f"{f.name} {int(f)}" for f in Flag), highlight=False)
+    page.print("A pixel is used where flags == 0, ivar > 0 and the flux is finite.", highlight=False)
