@@ -27,6 +27,7 @@ FLOORS = (
     ("rsca",),
     ("vae",),
     ("studies",),
+    ("results",),
     ("report",),
     ("pipeline",),
     ("bench",),

@@ -90,10 +90,12 @@ class Pairs:
 
     @property
     def siblings(self) -> np.ndarray:
+        """Distances of the sibling pairs of all clusters."""
         return np.concatenate(self.by_cluster.siblings)
 
     @property
     def field(self) -> np.ndarray:
+        """Distances of the (member, field star) pairs of all clusters."""
         return np.concatenate(self.by_cluster.field)
 
 

@@ -107,6 +107,7 @@ def _damaged(folder: Folder, what: object) -> StoreError:
 
 
 def why_not(folder: Folder) -> StoreError:
+    """The error that says why a folder cannot be opened as a store."""
     if not folder.exists():
         return StoreError(f"no survey store at {folder.root}", "check the path; `chemscale ingest` makes one")
     if folder.exists(PLAN):
@@ -202,6 +203,7 @@ def store_token(store: str) -> str:
 
 
 def token_of(folder: Folder, record: RootRecord) -> str:
+    """A digest that changes whenever the store's content may have changed."""
     return digest([record.fingerprint, record.revision, record.n_stars, _modified(folder)])
 
 
