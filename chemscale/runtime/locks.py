@@ -60,7 +60,8 @@ def lock(path: str | os.PathLike[str], what: str) -> Iterator[None]:
                 Path(path).unlink(missing_ok=True)
 
 
-def _me() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """What a lock says of its holder."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -71,7 +72,7 @@ def _me() -> dict[str, Any]:
 
 
 def _take(path: Path, what: str) -> None:
-    content = json.dumps(_me()).encode()
+    content = json.dumps(this_process()).encode()
     for _ in range(5):
         # the content is there from the first moment: written beside, then linked to the name
         beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}")

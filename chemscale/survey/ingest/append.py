@@ -25,6 +25,7 @@ from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
 from chemscale.survey.sources.base import Source
 from chemscale.survey.store.create import create_store, tidy
 from chemscale.survey.store.ledger import Ledger
+from chemscale.survey.store.locks import writing
 from chemscale.survey.store.manifest import INPUTS, PLAN, StoreHeader, done_shards
 from chemscale.survey.store.open import open_groups, small_array
 from chemscale.survey.store.root import RootRecord, publish, read_hidden
@@ -73,8 +74,22 @@ def append(
     StoreError
         No complete store, an interrupted append, or another append came first.
     """
-    begun = time.monotonic()
     top = Folder(path)
+    with writing(top):
+        return _append(source, top, replace_existing, client, max_error, max_bad, resume, progress)
+
+
+def _append(
+    source: Source,
+    top: Folder,
+    replace_existing: bool,
+    client: Client | None,
+    max_error: float | None,
+    max_bad: float | None,
+    resume: bool,
+    progress: bool | None,
+) -> IngestSummary:
+    begun = time.monotonic()
     record = RootRecord.read(top)
     ledger = Ledger.of(top, record, record.groups[0])
     first = ledger.header()

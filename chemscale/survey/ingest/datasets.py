@@ -9,13 +9,16 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
+from chemscale.runtime.files import Folder
 from chemscale.runtime.jsonio import digest, dump
 from chemscale.schema import STAR_VARIABLES, VARIABLES, SchemaError, check
 from chemscale.survey.ingest.finalise import finalise_store
 from chemscale.survey.ingest.writing import write_shard
-from chemscale.survey.store.create import create_store, prepare_path
+from chemscale.survey.store.create import check_path, create_store, is_begun, prepare_path
 from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout, choose_layout
-from chemscale.survey.store.manifest import StoreHeader, clean_text, empty_columns
+from chemscale.survey.store.locks import writing
+from chemscale.survey.store.manifest import INPUTS, PLAN, ROOT, StoreHeader, clean_text, empty_columns
+from chemscale.survey.store.replace import put_in_place
 
 
 def write_survey(
@@ -28,7 +31,8 @@ def write_survey(
     ds : xarray.Dataset
         NumPy or dask; computed shard by shard (one pass, one shard in memory).
     path : str or path
-        Where to write; an existing path is refused unless `overwrite`.
+        Where to write; an existing path is refused unless `overwrite`. A store that `ds` itself is read from may be
+        overwritten: it stays until the new one is whole.
     layout : Layout, optional
         Chunks and shards; chosen from a memory target when left out.
 
@@ -49,7 +53,32 @@ def write_survey(
         problems.append("star: no rows")
     if problems:
         raise SchemaError(problems)
-    folder = prepare_path(path, overwrite=overwrite)
+    folder = Folder(path)
+    with writing(folder):
+        again = _interrupted(folder)
+        check_path(folder, overwrite=overwrite or again)
+        header = _header(ds, layout)
+        work = prepare_path(folder, overwrite=overwrite or again)
+        try:
+            _write(ds, work, header)
+        except BaseException:
+            if work is not folder:  # nobody can carry on with half a dataset
+                work.remove_tree()
+            raise
+        put_in_place(folder)
+    return folder.root
+
+
+def _interrupted(folder: Folder) -> bool:
+    """Whether an earlier :func:`write_survey` was killed here: unlike an ingestion it can only start again."""
+    if folder.exists(ROOT) or not folder.list() or not is_begun(folder):
+        return False
+    if not folder.exists(PLAN):
+        return not folder.exists(INPUTS)
+    return not StoreHeader.read(folder).source
+
+
+def _header(ds: xr.Dataset, layout: Layout | None) -> StoreHeader:
     n, pixels = ds.sizes["star"], ds.sizes["wavelength"]
     names = [v for v in ds.variables if v in STAR_VARIABLES or v in ("abundance", "abundance_error")]
     elements = tuple(str(e) for e in ds["element"].values) if "element" in ds.variables else ()
@@ -64,10 +93,14 @@ def write_survey(
         layout=layout or choose_layout(n, pixels),
         attrs=json.loads(dump(attrs)),
     )
-    header = replace(header, fingerprint={"dataset": digest([header.stored(), [str(i) for i in ds["star_id"].values]])})
+    names_digest = digest([header.stored(), [str(i) for i in ds["star_id"].values]])
+    return replace(header, fingerprint={"dataset": names_digest})
+
+
+def _write(ds: xr.Dataset, folder: Folder, header: StoreHeader) -> None:
     create_store(folder, header, ds["wavelength"].values)
     for shard in range(header.n_shards):
-        rows = slice(*header.layout.rows(shard, n))
+        rows = slice(*header.layout.rows(shard, header.n_rows))
         block = ds.isel(star=rows).compute()
         columns = empty_columns(header, rows.stop - rows.start)
         for name, column in columns.items():
@@ -78,4 +111,3 @@ def write_survey(
         status = np.ones(rows.stop - rows.start, np.uint8)
         write_shard(folder, header, shard, {v: block[v].values for v in PIXEL_VARIABLES}, columns, status)
     finalise_store(folder)
-    return folder.root

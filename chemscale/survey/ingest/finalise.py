@@ -34,6 +34,7 @@ from chemscale.survey.store.manifest import (
     StoreHeader,
     checksum,
     columns_name,
+    file_entry,
     marker_name,
     read_marker,
     rejections,
@@ -140,9 +141,7 @@ def finalise_group(folder: Folder, header: StoreHeader) -> dict[str, Any]:
     folder.write(STATISTICS, dump(statistics(folder, header, markers, columns, len(hidden), len(rejected))))
     folder.write("zarr.json", group_metadata(header, folder), sync=True)
     kept = [{k: m[k] for k in ("shard", "rows", "fingerprint", "files", "statistics")} for m in markers]
-    checks = {
-        n: {"bytes": len(d), "crc32c": checksum(d)} for n, d in ((n, folder.read(n)) for n in small_files(folder))
-    }
+    checks = {name: file_entry(name, folder.read(name)) for name in small_files(folder)}
     folder.write(SHARDS, dump({"shards": kept, "labels": files, "small": checks}), sync=True)
     return {"hidden": hidden, "n_stars": header.n_rows - len(hidden), "rejected": rejected}
 

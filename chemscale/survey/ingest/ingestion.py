@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,17 +23,19 @@ import numpy as np
 from chemscale.display import Shown, table
 from chemscale.errors import ChemscaleError, DataError, StoreError
 from chemscale.runtime.files import Folder
-from chemscale.runtime.jobs import Inputs
+from chemscale.runtime.jobs import Inputs, parse_partition
 from chemscale.runtime.jsonio import dump
 from chemscale.runtime.memory import keep_freed_memory
 from chemscale.survey.ingest.censoring import MAX_ERROR
-from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, note_partition
+from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, finalise_store, note_partition
 from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
 from chemscale.survey.ingest.reading import RowReader, ShardTask, empty_pixels, plain_rejection
 from chemscale.survey.ingest.writing import ShardWriter
 from chemscale.survey.sources.base import Rejection, Source, absence
 from chemscale.survey.sources.files import of_another_survey
+from chemscale.survey.store.create import check_path, create_store, is_begun, prepare_path
 from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout
+from chemscale.survey.store.locks import writing
 from chemscale.survey.store.manifest import (
     INPUTS,
     LEDGER,
@@ -42,9 +44,11 @@ from chemscale.survey.store.manifest import (
     ROOT,
     ReadBackError,
     StoreHeader,
+    columns_name,
     done_shards,
     read_marker,
 )
+from chemscale.survey.store.replace import beside, put_in_place, under_way
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -134,7 +138,8 @@ def ingest(
         Stop when more inputs than this cannot be read: a number of files, or below 1 a
         fraction of them. The store stays unfinished and can be resumed with another limit.
     overwrite, resume : bool
-        Replace a store; or carry on with an unfinished one (start it where there is none).
+        Replace a store, which stays as it is until the new one is whole; or carry on with an unfinished one (start
+        it where there is none).
     partition : (k, n) or "k/n", optional
         Write only the k-th (from 1) of n partitions; :func:`finalise` closes the store.
     progress : bool, optional
@@ -155,36 +160,42 @@ def ingest(
     DataError
         Nothing could be read, or `max_bad` was passed.
     """
-    from chemscale.survey.ingest.finalise import finalise_store
-    from chemscale.survey.store.create import create_store
 
     begun = time.monotonic()
     if isinstance(partition, str):
-        from chemscale.runtime.jobs import parse_partition
-
         partition = parse_partition(partition)
-    folder = _open_path(out, overwrite=overwrite, resume=resume or partition is not None)
-    job = job or plan_ingest(source, layout=layout, max_error=max_error)
-    if folder.exists(PLAN):
-        check_same(folder, job)
-    else:
-        folder.write(INPUTS, job.inputs.pack())
-        folder.write(PLANNED_REJECTIONS, dump([asdict(r) for r in job.rejected]))
-        create_store(folder, job.header, job.wavelength)
-    if folder.exists(ROOT):
-        finalise_store(folder)
-        return summarise(folder, job, begun, kept=job.header.n_shards)
-    kept = {s for s in done_shards(folder) if still_good(folder, job, s)}
-    wanted = range(job.header.n_shards)
-    if partition is not None:
-        wanted = range(partition[0] - 1, job.header.n_shards, partition[1])
-        note_partition(folder, partition[1])
-    run_shards(folder, job, wanted, kept, client=client, max_bad=max_bad, progress=progress)
-    if partition is not None and partition[1] > 1:
-        return summarise(folder, job, begun, kept=len(kept))
-    _refuse_empty(folder, job)
-    finalise_store(folder)
-    return summarise(folder, job, begun, kept=len(kept))
+    folder, several = Folder(out), partition is not None and partition[1] > 1
+    resume = resume or partition is not None
+    with writing(folder, partition="{}-of-{}".format(*partition) if partition and several else ""):
+        if not resume or overwrite:
+            check_path(folder, overwrite=overwrite)
+        job = job or plan_ingest(source, layout=layout, max_error=max_error)
+        work = _open_path(folder, overwrite=overwrite, resume=resume, join=several)
+        if work.exists(PLAN):
+            check_same(work, job)
+        else:
+            work.write(INPUTS, job.inputs.pack())
+            work.write(PLANNED_REJECTIONS, dump([asdict(r) for r in job.rejected]))
+            create_store(work, job.header, job.wavelength)
+        if work.exists(ROOT):
+            return _closed(folder, work, job, begun, kept=job.header.n_shards)
+        kept = {s for s in done_shards(work) if still_good(work, job, s)}
+        wanted = range(job.header.n_shards)
+        if partition is not None:
+            wanted = range(partition[0] - 1, job.header.n_shards, partition[1])
+            note_partition(work, partition[1])
+        run_shards(work, job, wanted, kept, client=client, max_bad=max_bad, progress=progress)
+        if several:
+            return replace(summarise(work, job, begun, kept=len(kept)), path=folder.root)
+        _refuse_empty(work, job)
+        return _closed(folder, work, job, begun, kept=len(kept))
+
+
+def _closed(folder: Folder, work: Folder, job: Job | None, begun: float, *, kept: int) -> IngestSummary:
+    """Publish the store made in `work`, which may be beside the one it replaces."""
+    finalise_store(work)
+    put_in_place(folder)
+    return summarise(folder, job, begun, kept=kept)
 
 
 def finalise(out: str | os.PathLike[str]) -> IngestSummary:
@@ -195,24 +206,22 @@ def finalise(out: str | os.PathLike[str]) -> IngestSummary:
     StoreError
         Shards are missing: the message lists them and the partitions that write them.
     """
-    from chemscale.survey.ingest.finalise import finalise_store
-
     begun = time.monotonic()
     folder = Folder(out)
-    header = StoreHeader.read(folder)
-    finalise_store(folder)
-    return summarise(folder, None, begun, kept=header.n_shards)
+    with writing(folder):
+        work = beside(folder) if under_way(folder) else folder
+        return _closed(folder, work, None, begun, kept=StoreHeader.read(work).n_shards)
 
 
-def _open_path(out: str | os.PathLike[str], *, overwrite: bool, resume: bool) -> Folder:
-    from chemscale.survey.store.create import is_begun, prepare_path
-
-    folder = Folder(out)
-    if resume and not overwrite:
+def _open_path(folder: Folder, *, overwrite: bool, resume: bool, join: bool) -> Folder:
+    """Where the store is written; `join`: other partitions may have begun to overwrite it."""
+    if (resume and not overwrite) or (join and under_way(folder)):
+        if under_way(folder):
+            return beside(folder)
         if folder.exists(PLAN) or not folder.exists() or is_begun(folder):
             return folder
         raise StoreError(f"{folder.root}: exists and is not a chemscale store", "choose another path")
-    return prepare_path(out, overwrite=overwrite)
+    return prepare_path(folder, overwrite=overwrite)
 
 
 def still_good(folder: Folder, job: Job, shard: int) -> bool:
@@ -220,8 +229,6 @@ def still_good(folder: Folder, job: Job, shard: int) -> bool:
     marker = read_marker(folder, shard)
     if marker is None or marker["fingerprint"] != job.shard_fingerprint(shard):
         return False
-    from chemscale.survey.store.manifest import columns_name
-
     try:
         sizes = {**marker["files"], columns_name(shard): marker["part"]}
         return all(folder.size(name) == f["bytes"] for name, f in sizes.items())

@@ -31,7 +31,8 @@ from chemscale.survey.ingest.planning import Job, plan_ingest
 from chemscale.survey.ingest.reading import read_shard
 from chemscale.survey.sources.base import Rejection
 from chemscale.survey.store.faults import VerifyReport
-from chemscale.survey.store.layout import chunk_file, encode, metadata
+from chemscale.survey.store.layout import chunk_file, encode, index_entries, metadata
+from chemscale.survey.store.locks import writing
 from chemscale.survey.store.manifest import (
     INPUTS,
     LEDGER,
@@ -86,9 +87,10 @@ def repair(
     StoreError, ResumeError
         The source or its files are not what they were.
     """
-    report = verify(path, deep=deep, client=client, progress=progress)
-    if report.faults:
-        repair_store(Folder(path), report)
+    with writing(Folder(path)):
+        report = verify(path, deep=deep, client=client, progress=progress)
+        if report.faults:
+            repair_store(Folder(path), report)
     return report
 
 
@@ -178,7 +180,7 @@ class _Mender:
                 variable = file.split("/")[0]
                 pixels, _, _, _ = read_shard(self._task(marker["shard"]))
                 data = encode(variable, VARIABLES[variable].dtype, pixels[variable], self.header.layout)
-                self._write(file, data, marker["files"])
+                self._write(file, data, marker["files"], index_entries(self.header.layout))
                 return True
         if file in self.ledger["labels"]:
             self._write(file, self._label_chunk(file), self.ledger["labels"])
@@ -234,8 +236,8 @@ class _Mender:
             found += read_shard(self._task(shard))[3]
         return found
 
-    def _write(self, file: str, data: bytes, listed: dict[str, Any]) -> None:
-        written = write_verified(self.folder, file, data)
+    def _write(self, file: str, data: bytes, listed: dict[str, Any], n_index: int = 0) -> None:
+        written = write_verified(self.folder, file, data, n_index=n_index)
         if written != listed[file]:
             listed[file] = written
             self.changed = True

@@ -18,12 +18,13 @@ from chemscale.runtime.files import Folder
 from chemscale.runtime.jsonio import dump
 from chemscale.schema import Flag
 from chemscale.survey.sources.base import Rejection
-from chemscale.survey.store.layout import PIXEL_VARIABLES, ShardEncoder, chunk_file
+from chemscale.survey.store.layout import PIXEL_VARIABLES, ShardEncoder, chunk_file, index_entries
 from chemscale.survey.store.manifest import (
     COVERAGE_BINS,
     ROOT,
     StoreHeader,
     check_back,
+    checksum,
     columns_name,
     marker_name,
     pack,
@@ -136,7 +137,11 @@ class ShardWriter:
         for name in PIXEL_VARIABLES:
             self._put(name, self._encoders[name].end())
             self._files[name].commit(sync=True)
-        files = {self._names[n]: check_back(self.folder, self._names[n], *self._sums[n]) for n in PIXEL_VARIABLES}
+        files = {}
+        for name in PIXEL_VARIABLES:
+            files[self._names[name]] = check_back(self.folder, self._names[name], *self._sums[name])
+            sealed = checksum(b"".join(self._encoders[name].trailers))
+            files[self._names[name]]["chunks"] = [index_entries(self.header.layout), sealed]
         if self.folder.exists(ROOT):  # we are left over from a job whose scheduler is gone; another one carried on
             raise StoreError(f"{self.folder.root}: was completed by another job meanwhile", "nothing is left to do")
         packed = pack({**columns, "status": status, "used_per_pixel": self.counts.used_per_pixel})

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import StoreError
-from chemscale.runtime.files import Folder
+from chemscale.runtime.files import PARTIAL, Folder
 from chemscale.runtime.jsonio import dump
 from chemscale.schema import STORE_VERSION, VARIABLES, variable_attrs
 from chemscale.survey.store.layout import PIXEL_VARIABLES, chunk_file, encode, metadata
 from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, StoreHeader
+from chemscale.survey.store.replace import begin, beside, under_way
 from chemscale.survey.store.root import why_not
 
 
@@ -41,8 +42,8 @@ def create_store(folder: Folder, header: StoreHeader, wavelength: np.ndarray) ->
     folder.write(PLAN, header.to_json(), sync=True)
 
 
-def prepare_path(path: str | os.PathLike[str], *, overwrite: bool) -> Folder:
-    """The folder of a new store; an existing one is refused, or removed with `overwrite`.
+def check_path(folder: Folder, *, overwrite: bool) -> None:
+    """Whether a new store may be made at a path; looks, and changes nothing.
 
     Raises
     ------
@@ -50,9 +51,10 @@ def prepare_path(path: str | os.PathLike[str], *, overwrite: bool) -> Folder:
         Something is there already; or, with `overwrite`, something that is not a store:
         that is never removed.
     """
-    folder = Folder(path)
+    if under_way(folder) and not overwrite:
+        raise why_not(folder)
     if not folder.exists() or (not folder.remote and os.path.isdir(folder.root) and not os.listdir(folder.root)):
-        return folder
+        return
     is_store = folder.exists(PLAN) or folder.exists(ROOT)
     if not overwrite:
         if is_store and not folder.exists(ROOT):
@@ -65,14 +67,29 @@ def prepare_path(path: str | os.PathLike[str], *, overwrite: bool) -> Folder:
             f"{folder.root}: exists and is not a chemscale store, so it is not overwritten",
             "choose another path or remove it yourself",
         )
-    folder.remove(ROOT)  # readers are told first
-    folder.remove_tree()
+
+
+def prepare_path(folder: Folder, *, overwrite: bool) -> Folder:
+    """Where to make a new store of this path: there; beside it, where `overwrite` is to replace a complete one.
+
+    The latter stays as it is until :func:`chemscale.survey.store.replace.put_in_place`. An unfinished store, which
+    nobody can read, is removed.
+    """
+    check_path(folder, overwrite=overwrite)
+    if folder.exists(ROOT):
+        return begin(folder)
+    if under_way(folder):
+        beside(folder).remove_tree()
+    if overwrite:
+        folder.remove_tree()
     return folder
 
 
 def is_begun(folder: Folder) -> bool:
     """Whether `folder` holds a store, or the first steps of one (interrupted before the header was written)."""
     if folder.exists(PLAN) or any(n in folder.list(LEDGER) for n in ("inputs.npz", "rejected-plan.json")):
+        return True
+    if folder.list() and all(PARTIAL in name for name, _ in folder.walk()):
         return True
     try:
         return "chemscale_store" in json.loads(folder.read("zarr.json")).get("attributes", {})

@@ -21,10 +21,8 @@ import numpy as np
 
 from chemscale.arrays import cut_every, scratch
 from chemscale.survey.store.layout import chunk_file
-from chemscale.survey.store.ledger import Touched, shard_checksum
-
-#: Offset and length of a chunk that was never written.
-_ABSENT = np.iinfo(np.uint64).max
+from chemscale.survey.store.ledger import Touched
+from chemscale.survey.store.manifest import ABSENT
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class ShardFiles:
                 offset, length = index[chunk]
                 rows = out[low - start : high - start]
                 where = f"{path}, chunk {chunk}"
-                if offset == _ABSENT:
+                if offset == ABSENT:
                     raise ValueError(f"{where} is missing")
                 self._decode(_fetch(file, int(offset), int(length), where), low - chunk * self.chunk, rows, where)
 
@@ -143,16 +141,9 @@ class ShardFiles:
         expected = self.touched.expect(name)
         if stat.st_size != expected["bytes"]:
             raise ValueError(f"{file.name} has {stat.st_size} bytes, {expected['bytes']} were written")
-        there = index[index[:, 0] != _ABSENT].astype(np.int64)
-        there = there[np.argsort(there[:, 0], kind="stable")]
-        ends = there.sum(axis=1)
-        if self.checked and len(there) and there[0, 0] == 0 and np.array_equal(ends[:-1], there[1:, 0]):
-            trailers = [os.pread(handle, 4, int(end) - 4) for end in ends]
-            tail = os.pread(handle, stat.st_size - int(ends[-1]), int(ends[-1]))
-            found = shard_checksum(there, trailers, tail)
-        else:
-            found = int(google_crc32c.value(os.pread(handle, stat.st_size, 0)))
-        if found != expected["crc32c"]:
+        ends = [int(offset) + int(length) for offset, length in index if offset != ABSENT]
+        trailers = b"".join(os.pread(handle, 4, end - 4) for end in ends)
+        if "chunks" in expected and expected["chunks"][1] != google_crc32c.value(trailers):
             raise ValueError(f"{file.name} is not the shard that was written here (checksum)")
         self.touched.note(name, stat)
 

@@ -171,6 +171,11 @@ def encode(name: str, dtype: str, values: np.ndarray, layout: Layout) -> bytes:
     return memory[key].to_bytes()
 
 
+def index_entries(layout: Layout) -> int:
+    """Entries of a shard's index."""
+    return layout.shard_stars // layout.chunk_stars
+
+
 class ShardEncoder:
     """One pixel variable of a shard, chunk by chunk, in the layout of Zarr's sharding codec with :func:`pixel_codecs`.
 
@@ -182,7 +187,9 @@ class ShardEncoder:
     def __init__(self, name: str, layout: Layout):
         self._shuffle = {"shuffle": 1, "noshuffle": 0}[_SHUFFLE[name][0]]
         self._chunk_stars = layout.chunk_stars
-        n_chunks = layout.shard_stars // layout.chunk_stars
+        #: the CRC32C at the end of every chunk so far
+        self.trailers: list[bytes] = []
+        n_chunks = index_entries(layout)
         self._index = np.full((n_chunks, 2), np.iinfo(np.uint64).max, dtype="<u8")
         self._at = self._done = 0
 
@@ -200,7 +207,8 @@ class ShardEncoder:
         self._index[self._done] = self._at, len(packed) + 4
         self._at += len(packed) + 4
         self._done += 1
-        return [packed, google_crc32c.value(packed).to_bytes(4, "little")]
+        self.trailers.append(google_crc32c.value(packed).to_bytes(4, "little"))
+        return [packed, self.trailers[-1]]
 
     def end(self) -> list[bytes]:
         """Bytes after the last chunk."""

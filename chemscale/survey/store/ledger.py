@@ -12,15 +12,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
-
-import google_crc32c
-import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
-from chemscale.survey.store.manifest import PLAN, SHARDS, StoreHeader, checksum
+from chemscale.survey.store.manifest import PLAN, SHARDS, StoreHeader, checksum, seal
 from chemscale.survey.store.root import GroupEntry, RootRecord
 
 _REMEDY = "`chemscale verify STORE` names what is broken, `--repair` ingests it again"
@@ -42,8 +39,8 @@ class Ledger:
 
     folder: Folder
     markers: list[dict[str, Any]]
-    labels: Mapping[str, Mapping[str, int]]
-    small: Mapping[str, Mapping[str, int]]
+    labels: Mapping[str, Mapping[str, Any]]
+    small: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def read(cls, url: str, crc: int) -> Ledger:
@@ -61,7 +58,7 @@ class Ledger:
         """The list of a group of the store in `top`."""
         return cls.read(top.sub(entry.path).root, ledger_crc(record, entry))
 
-    def files(self) -> dict[str, Mapping[str, int]]:
+    def files(self) -> dict[str, Mapping[str, Any]]:
         """Every file of the group but the list itself and the root record."""
         out = {**self.small, **self.labels}
         for marker in self.markers:
@@ -111,7 +108,7 @@ def _read_ledger(url: str, crc: int) -> Ledger:
         raise StoreError(f"{folder.where(SHARDS)}: damaged ({err})", "restore it from a copy, or ingest again") from err
 
 
-def compare(folder: Folder, name: str, expected: Mapping[str, int]) -> tuple[str, bytes]:
+def compare(folder: Folder, name: str, expected: Mapping[str, Any]) -> tuple[str, bytes]:
     """('' or what is wrong with a file, its content)."""
     try:
         data = folder.read(name)
@@ -123,6 +120,8 @@ def compare(folder: Folder, name: str, expected: Mapping[str, int]) -> tuple[str
         return f"has {len(data)} bytes, {expected['bytes']} were written", data
     if checksum(data) != expected["crc32c"]:
         return "checksum differs from what was written", data
+    if "chunks" in expected and seal(data, expected["chunks"][0]) != expected["chunks"][1]:
+        return "holds other chunks than were written here", data
     return "", data
 
 
@@ -135,11 +134,11 @@ class Touched:
         File name -> ``{"bytes", "crc32c"}``.
     """
 
-    def __init__(self, folder: Folder, expected: Mapping[str, Mapping[str, int]]):
+    def __init__(self, folder: Folder, expected: Mapping[str, Mapping[str, Any]]):
         self._folder, self._expected = folder, expected
         self._seen: dict[str, tuple[int, ...]] = {}
 
-    def expect(self, name: str) -> Mapping[str, int]:
+    def expect(self, name: str) -> Mapping[str, Any]:
         """Bytes and checksum of a file.
 
         Raises
@@ -192,60 +191,3 @@ class Touched:
 
 def _identity(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-#: CRC32C's polynomial, lowest power in the highest bit.
-_POLYNOMIAL = 0x82F63B78
-
-
-def shard_checksum(index: np.ndarray, trailers: list[bytes], tail: bytes) -> int:
-    """CRC32C of a whole shard file, from the checksums at the ends of its chunks alone.
-
-    The chunks themselves are compared with those checksums when they are decoded. A file costs some microseconds
-    a chunk instead of a pass over its bytes.
-
-    Parameters
-    ----------
-    index : ndarray (C, 2)
-        Offset and length of the chunks that are there, by offset and without gaps.
-    trailers : list of bytes
-        The last four bytes of each.
-    tail : bytes
-        The shard's index as it is stored.
-    """
-    total = 0
-    for (_, length), trailer in zip(index, trailers, strict=True):
-        chunk = google_crc32c.extend(int.from_bytes(trailer, "little"), trailer)
-        total = _multiply(_power(8 * int(length)), total) ^ chunk
-    return int(google_crc32c.extend(total, tail))
-
-
-def _multiply(a: int, b: int) -> int:
-    """Product of two polynomials over GF(2) modulo CRC32C's."""
-    product, bit = 0, 1 << 31
-    while True:
-        if a & bit:
-            product ^= b
-            if not a & (bit - 1):
-                return product
-        bit >>= 1
-        if not bit:
-            return product
-        b = (b >> 1) ^ _POLYNOMIAL if b & 1 else b >> 1
-
-
-@cache
-def _square(k: int) -> int:
-    """x to the power 2^k."""
-    return 1 << 30 if k == 0 else _multiply(_square(k - 1), _square(k - 1))
-
-
-@lru_cache(maxsize=4096)
-def _power(n: int) -> int:
-    """x to the power n."""
-    out, k = 1 << 31, 0
-    while n:
-        if n & 1:
-            out = _multiply(_square(k), out)
-        n, k = n >> 1, k + 1
-    return out

@@ -137,28 +137,63 @@ def checksum(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
+#: Offset and length of a chunk that was never written, in the index of a shard.
+ABSENT = np.iinfo(np.uint64).max
+
+
+def seal(data: bytes, n_index: int) -> int:
+    """What tells the chunks in a file from those of another file: the CRC32C of the checksums at their ends.
+
+    The CRC32C of a chunk together with its own CRC32C is the same number whatever the chunk holds, so the checksum
+    of a whole file of such chunks says nothing of what is in them but their lengths.
+
+    Parameters
+    ----------
+    data : bytes
+        A shard, or a file of one chunk.
+    n_index : int
+        Entries of the shard's index; 0 for a file of one chunk.
+    """
+    if n_index == 0:
+        return checksum(data[-4:])
+    index = np.frombuffer(data[-16 * n_index - 4 : -4], "<u8")
+    if index.size != 2 * n_index:
+        return -1
+    ends = [int(offset) + int(length) for offset, length in index.reshape(-1, 2) if offset != ABSENT]
+    return checksum(b"".join(data[end - 4 : end] for end in ends))
+
+
+def file_entry(name: str, data: bytes, n_index: int = 0) -> dict[str, Any]:
+    """What the ledger notes of a file."""
+    entry: dict[str, Any] = {"bytes": len(data), "crc32c": checksum(data)}
+    if "/c/" in name:
+        entry["chunks"] = [n_index, seal(data, n_index)]
+    return entry
+
+
 class ReadBackError(StoreError):
     """What was read back is not what was written."""
 
 
-def write_verified(folder: Folder, name: str, data: bytes, *, sync: bool = True) -> dict[str, Any]:
+def write_verified(folder: Folder, name: str, data: bytes, *, sync: bool = True, n_index: int = 0) -> dict[str, Any]:
     """Write a file, read it back, compare checksums.
 
     Returns
     -------
     dict
-        ``{"bytes", "crc32c"}``, for the marker.
+        ``{"bytes", "crc32c"}`` and, of files of chunks, ``"chunks"``: for the marker.
 
     Raises
     ------
     ReadBackError
         What was read back is not what was written (twice).
     """
-    expected = checksum(data)
+    expected = file_entry(name, data, n_index)
     for last in (False, True):
         folder.write(name, data, sync=sync)
         try:
-            return check_back(folder, name, expected, len(data))
+            check_back(folder, name, expected["crc32c"], len(data))
+            return expected
         except ReadBackError:
             if last:
                 raise

@@ -18,7 +18,9 @@ from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jsonio import digest, dump
 from chemscale.schema import STORE_VERSION
+from chemscale.survey.store.locks import writing
 from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, SHARDS, StoreHeader, checksum, done_shards
+from chemscale.survey.store.replace import under_way
 
 #: Names in the stored record of what is called otherwise here; they stay, so that every store opens.
 _STORED_RECORD = {"groups": "segments"}
@@ -107,7 +109,13 @@ def _damaged(folder: Folder, what: object) -> StoreError:
 
 
 def why_not(folder: Folder) -> StoreError:
-    """The error that says why a folder cannot be opened as a store."""
+    """Why there is no complete store in `folder`, and what to do about it."""
+    if under_way(folder):
+        return StoreError(
+            f"{folder.root}: was being overwritten, which was interrupted",
+            "carry on with the same command and --resume (`chemscale finalise` after --partition jobs), "
+            "or start again with --overwrite",
+        )
     if not folder.exists():
         return StoreError(f"no survey store at {folder.root}", "check the path; `chemscale ingest` makes one")
     if folder.exists(PLAN):
@@ -157,10 +165,11 @@ def publish_mask(folder: Folder, mask: dict[str, Any]) -> int:
     int
         The revision readers see now: the same one where the mask was there already.
     """
-    record = RootRecord.read(folder)
-    if record.mask != mask:
-        record = replace(record, mask=mask, revision=record.revision + 1)
-        record.write(folder)
+    with writing(folder):
+        record = RootRecord.read(folder)
+        if record.mask != mask:
+            record = replace(record, mask=mask, revision=record.revision + 1)
+            record.write(folder)
     return record.revision
 
 

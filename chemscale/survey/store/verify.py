@@ -21,6 +21,7 @@ from chemscale.survey.store.layout import decoder
 from chemscale.survey.store.ledger import Ledger, compare
 from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, SHARDS, StoreHeader
 from chemscale.survey.store.open import open_survey
+from chemscale.survey.store.replace import REPLACING
 from chemscale.survey.store.root import GroupEntry, RootRecord
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _strays(top: Folder, record: RootRecord, listed: set[str]) -> list[Fault]:
         making = re.search(rf"(^|/){LEDGER}/(parts|shards|partitions)(/|$)", head) or PARTIAL in file
         older = re.fullmatch(rf"{LEDGER}/hidden-(\d+)-\w+\.npy", name)
         superseded = older is not None and int(older[1]) <= record.revision
-        if name not in listed | {ROOT, *record.checksums} and not (unpublished or making or superseded):
+        if name not in listed | {ROOT, REPLACING, *record.checksums} and not (unpublished or making or superseded):
             faults.append(Fault(name, "is not part of the store: nothing lists it"))
     return faults
 
@@ -217,7 +218,7 @@ def _check_chunks(task: _Check, name: str, problem: str, data: bytes) -> list[Fa
     whole = len(faults) == len(chunks) and len(chunks) > 1 and problem
     if problem and (not faults or whole):  # in no chunk's bytes, or in all: the shard's index, or the file is gone
         what = problem
-        if not problem.startswith(("missing", "has", "cannot")):
+        if not problem.startswith(("missing", "has", "cannot", "holds")):
             what += " (in the shard's index)" if whole else " (another shard's chunks, or older ones)"
         ids = _ids(task.folder, task.rows)
         return [Fault(name, what, task.rows, None, ids, task.group, task.shard)]

@@ -18,6 +18,7 @@ from chemscale.survey.ingest.datasets import write_survey
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.ingest.repair import repair
 from chemscale.survey.store.layout import Layout
+from chemscale.survey.store.open import open_survey
 from chemscale.survey.store.verify import verify
 
 SMALL = Layout(chunk_stars=4, shard_stars=8, label_stars=16)
@@ -87,6 +88,22 @@ def test_index_size_and_absence(store):
     assert fault.what == "missing" and fault.stars == (0, 8)
     assert repair(store.root).ok
     assert store.read("flux/c/0/0") == original
+
+
+@pytest.mark.parametrize(
+    "names", [("flux/c/0/0", "flux/c/1/0"), ("flags/c/0/0", "flux/c/2/0"), ("teff/c/0", "source_file/c/0")]
+)
+def test_exchanged_files_are_found_never_read_and_repaired(store, names):
+    """Chunks end with their CRC32C, and that of a file of such chunks depends on nothing but their lengths."""
+    before = {name: store.read(name) for name in names}
+    for name, other in zip(names, reversed(names), strict=True):
+        store.write(name, before[other])
+    assert set(names) <= {f.file for f in verify(store.root, deep=False).faults}
+    for name in names:
+        with pytest.raises(StoreError, match="cannot read"):
+            open_survey(store.root)[name.split("/")[0]].values
+    assert repair(store.root).ok
+    assert {name: store.read(name) for name in names} == before
 
 
 def test_labels_and_metadata_are_repaired(store):
