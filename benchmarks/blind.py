@@ -39,6 +39,11 @@ def fit_and_evaluate(store: str, run: str, components: int = 30) -> dict[str, An
     stages = json.loads((Path(run) / "manifest.json").read_text())["stages"]
     out = {k: found[k] for k in KEPT}
     out |= {f"abundances_{len(r['species'])}_rsca": r["rsca"] for r in found["abundances"].values()}
+    out["auto_minus_rsca_top"] = found["differences"]["auto - rsca_top"]
+    out["recommended"] = found["recommended"]
+    out["likeness_slope"] = {"rsca_top": found["likeness"].get("slope"), "eq5": found["likeness"].get("slope_eq5")}
+    auto = json.loads((Path(run) / "auto.json").read_text())
+    out["likeness_slope"]["auto"] = auto["likeness"].get("slope")
     return out | {
         "largest_velocity_or_extinction_correlation": {m: leak(rows) for m, rows in found["correlations"].items()},
         "wall_s": {k: round(v["wall_s"], 1) for k, v in stages.items()},

@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--stars", type=int, default=12_000, help="Field stars.")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--mask", action="store_true", help="Mask interstellar windows before the fit.")
+    parser.add_argument("--brief", action="store_true", help="Rates alone: no hidden labels, windows or nuisances.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -69,20 +70,37 @@ def main() -> None:
         del arrays
         command("chemscale", "ingest", "table", table, "--out", store)
         Path(table).unlink()
+        if args.brief:
+            record = {"world": world, "seed": seed, "stars": args.stars, **fit_and_evaluate(store, run)}
+            shutil.rmtree(store)
+            remember(args.out, record)
+            continue
         dry = () if args.mask else ("--dry-run",)
         found = json.loads(command("chemscale", "mask", store, "--find", "extinction", *dry, "--json"))
-        record = {"world": world, "seed": seed, "masked": args.mask, **fit_and_evaluate(store, run)}
+        record = {
+            "world": world,
+            "seed": seed,
+            "stars": args.stars,
+            "masked": args.mask,
+            **fit_and_evaluate(store, run),
+        }
         record |= {"without": auto_without(run), "interstellar": window_quality(found["windows"], bands)}
         for covariate in ("radial_velocity", "extinction"):
             words = ("rsca", "nuisance", "--run", run, "--covariate", covariate, "--json")
             record[f"nuisance_{covariate}"] = json.loads(command("chemscale", *words))
         shutil.rmtree(store)
-        known = json.loads(args.out.read_text()) if args.out.exists() else []
-        known = [k for k in known if (k["world"], k["seed"], k.get("masked", False)) != (world, seed, args.mask)] + [
-            record
-        ]
-        args.out.write_text(json.dumps(known, indent=1) + "\n")
-        print(json.dumps(record), flush=True)
+        remember(args.out, record)
+
+
+def remember(path: Path, record: dict[str, Any]) -> None:
+    """Add a record to the results, in the place of an earlier one of the same survey."""
+
+    def key(r: dict[str, Any]) -> tuple[Any, ...]:
+        return r["world"], r["seed"], r.get("masked", False), r.get("stars", 12_000)
+
+    known = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([k for k in known if key(k) != key(record)] + [record], indent=1) + "\n")
+    print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class World:
     dredge: float = 0.15  # change of C and N along the giant branch, dex
     label_error: float = 1.0  # 1: 40 K, 0.08, 0.02, 0.02 and 0.03 dex for a species
     bad: float = 0.02  # share of pixels without information
+    wrong: float = 0.0  # share of listed members that are field stars
 
 
 WORLDS = {
@@ -48,6 +49,11 @@ WORLDS = {
     "clean": World(line_spread=0.02, telluric=0.005, band=0.0, tilt=0.001, dredge=0.0),
     "noisy": World(snr=(80.0, 0.4), understated=0.7, clusters=18, members=150, label_error=1.5),
     "persistent": World(persistence=0.15, isochrone=False, telluric=0.05, clusters=25, members=200, scatter=0.02),
+    "few": World(clusters=8, members=100),
+    "many": World(clusters=40, members=320),
+    "wrong": World(wrong=0.1),
+    "scattered": World(scatter=0.03),
+    "smeared": World(line_spread=0.5, isochrone=False),
     "tilted": World(tilt=0.012, line_spread=0.2, clusters=15, members=120, scatter=0.015, dredge=0.3),
 }
 
@@ -117,6 +123,9 @@ def stars(rng: np.random.Generator, world: World, n_field: int) -> dict[str, np.
     m = len(each)
     birth = chemistry(rng, w.clusters, disc_only=True)
     inside = birth[each] + w.scatter * np.c_[0.8 * rng.standard_normal((m, 1)), rng.standard_normal((m, 8))]
+    if w.wrong:
+        strangers = rng.random(m) < w.wrong
+        inside[strangers] = chemistry(rng, int(strangers.sum()))
     chem = np.concatenate([chemistry(rng, n_field), inside])
     mass = np.concatenate([1.0 + 0.35 * np.abs(rng.standard_normal(n_field)), rng.uniform(1, 2, w.clusters)[each]])
     place = parameters(rng, chem[:, 0], w.isochrone, mass)

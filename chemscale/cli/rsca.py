@@ -1,24 +1,20 @@
-"""`chemscale rsca fit | evaluate | siblings | neighbours | nuisance | elements`: likeness, and what it finds."""
+"""`chemscale rsca fit | evaluate | siblings | pair | transform | ...`: likeness, and what it finds."""
 
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-RunDir = Annotated[str, typer.Option("--run", metavar="RUN", help="Run directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Metric = Annotated[
-    str, typer.Option("--metric", help="best (recommended by evaluate), paper, auto or a registered metric.")
-]
+from chemscale.cli.siblings import AsJson, Metric, RunDir, export, limits_of, pair, siblings, transform
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the app."""
     verbs = typer.Typer(help="Chemical likeness from spectra (RSCA).", no_args_is_help=True)
     app.add_typer(verbs, name="rsca")
-    for verb in (fit, evaluate, siblings, neighbours, nuisance, elements):
+    for verb in (fit, evaluate, siblings, pair, transform, export, neighbours, nuisance, elements):
         verbs.command(verb.__name__)(verb)
 
 
@@ -91,7 +87,7 @@ def fit(
             recipe=how,
             overwrite=overwrite,
             selection={"min_members": min_members} if min_members > 2 else None,
-            where=_limits(where or []),
+            where=limits_of(where or []),
             default_cuts=not no_cuts,
             progress=lambda text: console.print(escape(text), highlight=False),
         )
@@ -166,99 +162,6 @@ def evaluate(
     )
     if json:
         echo_json(result)
-
-
-def _limits(texts: list[str]) -> dict[str, tuple[float, float]]:
-    from chemscale.errors import InputError
-
-    out: dict[str, tuple[float, float]] = {}
-    for text in texts:
-        try:
-            name, rest = text.split("=", 1)
-            low, high = rest.split(":", 1)
-            out[name.strip()] = (float(low) if low else float("-inf"), float(high) if high else float("inf"))
-        except ValueError:
-            raise InputError(f"--where {text!r}", "write LABEL=LOW:HIGH, e.g. teff=4400:4800") from None
-    return out
-
-
-def siblings(
-    star_id: Annotated[str, typer.Argument(metavar="STAR_ID", help="The survey's identifier of a star.")],
-    run: RunDir,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 20,
-    metric: Metric = "best",
-    n_features: Annotated[int | None, typer.Option("--n-features", min=1, help="Dimensions kept.")] = None,
-    max_delta_velocity: Annotated[
-        float | None, typer.Option("--max-delta-velocity", min=0, help="Only stars this close in velocity, km/s.")
-    ] = None,
-    max_delta_extinction: Annotated[
-        float | None, typer.Option("--max-delta-extinction", min=0, help="Only stars this close in extinction, mag.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="LABEL=LOW:HIGH", help="Only stars with a label in a range.")
-    ] = None,
-    prior: Annotated[
-        float | None, typer.Option("--prior", help="Chance that a random star is a sibling: adds a probability.")
-    ] = None,
-    json: AsJson = False,
-) -> None:
-    """The stars chemically nearest to one star, among all stars of the run.
-
-    Example: chemscale rsca siblings 2M19203303+3755558 --run run --n 20 --where teff=4400:4800
-    """
-    from rich.markup import escape
-    from rich.table import Table
-
-    from chemscale.cli import console, echo_json
-    from chemscale.rsca.siblings import siblings as find
-
-    ds = find(
-        star_id,
-        run,
-        n,
-        metric=metric,
-        n_features=n_features,
-        max_delta_velocity=max_delta_velocity,
-        max_delta_extinction=max_delta_extinction,
-        limits=_limits(where or []),
-        prior=prior,
-    )
-    columns = [str(v) for v in ds.data_vars]
-    shown, hidden = _that_fit(ds, columns, console.width)
-    table = Table(box=None)
-    for c in shown:  # an identifier that is cut off cannot be typed again
-        table.add_column(c, no_wrap=True, overflow="fold", justify="left" if ds[c].dtype.kind in "OUT" else "right")
-    for i in range(ds.sizes["sibling"]):
-        table.add_row(*(escape(_cell(ds[c].values[i])) for c in shown))
-    console.print(table)
-    if hidden:
-        console.print(f"also, in a wider terminal or with --json: {', '.join(hidden)}", highlight=False)
-    if json:
-        rows: list[dict[str, Any]] = [
-            {c: ds[c].values[i].item() if hasattr(ds[c].values[i], "item") else str(ds[c].values[i]) for c in columns}
-            for i in range(ds.sizes["sibling"])
-        ]
-        echo_json(
-            {"star": star_id, "metric": ds.attrs["metric"], "n_features": ds.attrs["n_features"], "siblings": rows}
-        )
-
-
-def _that_fit(ds: Any, columns: list[str], width: int) -> tuple[list[str], list[str]]:
-    """Columns that a terminal of `width` characters can show whole, the first ones first; and the others."""
-    shown, hidden = [], []
-    for c in columns:
-        needed = 2 + max(len(c), *(len(_cell(v)) for v in ds[c].values)) if ds.sizes["sibling"] else 2 + len(c)
-        if needed <= width or c == "star_id":
-            shown.append(c)
-            width -= needed
-        else:
-            hidden.append(c)
-    return shown, hidden
-
-
-def _cell(value: Any) -> str:
-    kind = getattr(getattr(value, "dtype", None), "kind", "f" if isinstance(value, float) else "")
-    return f"{value:.4g}" if kind == "f" else str(value)
 
 
 def neighbours(

@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from chemscale.errors import DataError
+from chemscale.errors import DataError, InputError
+from chemscale.rsca.detrending import LabelDetrending, SelfDetrending, stored_detrending
 from chemscale.rsca.likeness import sample_pairs
 from chemscale.rsca.moments import check_freedom
 from chemscale.rsca.pair_model import PairDistances
@@ -58,6 +60,8 @@ class AutoMetric:
     matrix : (n_names * k, d)
         Maps centred, stacked coordinates to features; squared distances are the committee's mean.
     committee : list of Candidate
+    detrendings : dict of str to LabelDetrending or SelfDetrending
+        How each representation but "plain" is made of coordinates and labels.
     """
 
     names: tuple[str, ...]
@@ -65,6 +69,63 @@ class AutoMetric:
     mean: np.ndarray
     matrix: np.ndarray
     committee: list[Candidate] = field(default_factory=list)
+    detrendings: dict[str, LabelDetrending | SelfDetrending] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of a star that its features depend on."""
+        return tuple(dict.fromkeys(n for d in self.detrendings.values() for n in d.names_))
+
+    def features(
+        self, coords: np.ndarray, labels: Mapping[str, np.ndarray], n_features: int | None = None
+    ) -> np.ndarray:
+        """Features (n, d) of coordinates (n, K) and labels; a label that is not given is estimated from coordinates."""
+        forms = {"plain": coords}
+        nothing = np.full(len(coords), np.nan)
+        for name, detrending in self.detrendings.items():
+            forms[name] = detrending.transform(coords, {n: labels.get(n, nothing) for n in detrending.names_})
+        return self.transform(forms, n_features)
+
+    def to_dataset(self) -> xr.Dataset:
+        """The metric as a Dataset, for :meth:`from_dataset`."""
+        ds = xr.Dataset(
+            {"mean": (("representation", "component"), self.mean), "matrix": (("stacked", "feature"), self.matrix)}
+        )
+        ds.attrs = {
+            "model": "committee",
+            "representations": list(self.names),
+            "committee": [c.label() for c in self.committee],
+        }
+        for number, (name, detrending) in enumerate(self.detrendings.items()):
+            state = detrending.to_dict()
+            arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
+            ds.attrs[f"detrending_{number}"] = {"name": name, **{k: v for k, v in state.items() if k not in arrays}}
+            for k, v in arrays.items():
+                ds[f"detrending_{number}_{k}"] = (tuple(f"{number}_{k}_{i}" for i in range(v.ndim)), v)
+        return ds
+
+    @classmethod
+    def from_dataset(cls, ds: xr.Dataset, committee: Sequence[Candidate] = ()) -> AutoMetric:
+        """Metric written by :meth:`to_dataset`, or by release 0.1.
+
+        Raises
+        ------
+        InputError
+            The Dataset holds something else.
+        """
+        if ds.attrs.get("model") != "committee":
+            raise InputError("the dataset does not hold a searched metric", "pass what AutoMetric.to_dataset gave")
+        names = tuple(str(v) for v in ds.attrs["representations"])
+        detrendings: dict[str, LabelDetrending | SelfDetrending] = {}
+        family = "transport" if "transport_0" in ds.attrs else "detrending"  # the former: release 0.1
+        for number in range(len(names)):
+            prefix = f"{family}_{number}_"
+            state = ds.attrs.get(prefix[:-1])
+            if state is not None:
+                arrays = {str(v)[len(prefix) :]: ds[v].values for v in ds.data_vars if str(v).startswith(prefix)}
+                detrendings[str(state["name"])] = stored_detrending({**state, **arrays})
+        mean = ds["mean"].values
+        return cls(names, mean.shape[1], mean, ds["matrix"].values, list(committee), detrendings)
 
     def transform(self, coords: Mapping[str, Any], n_features: int | None = None) -> np.ndarray:
         """Features (n, d), most telling first, of coordinates by representation, each (n, >= k)."""

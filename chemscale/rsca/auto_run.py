@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
-from chemscale.rsca.detrending import HELD, MIN_FRACTION, REMOVED, LabelDetrending, SelfDetrending, stored_detrending
+from chemscale.rsca.detrending import HELD, MIN_FRACTION, REMOVED, LabelDetrending, SelfDetrending
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.representation import (
     Candidate,
@@ -165,20 +165,8 @@ def fit_auto(run: Run, stars: RunStars | None = None) -> tuple[AutoResult, Detre
 def save_auto(run: Run, result: AutoResult, detrendings: Detrendings) -> None:
     """Write ``auto.zarr`` (the map, for use) and ``auto.json`` (rates and choices)."""
     m = result.metric
-    ds = xr.Dataset(
-        {
-            "mean": (("representation", "component"), m.mean),
-            "matrix": (("stacked", "feature"), m.matrix),
-        },
-    )
-    ds.attrs = {"model": "committee", "representations": list(m.names), "committee": [c.label() for c in m.committee]}
-    for number, (name, detrending) in enumerate(detrendings.items()):
-        state = detrending.to_dict()
-        arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
-        ds.attrs[f"detrending_{number}"] = {"name": name, **{k: v for k, v in state.items() if k not in arrays}}
-        for k, v in arrays.items():
-            ds[f"detrending_{number}_{k}"] = (tuple(f"{number}_{k}_{i}" for i in range(v.ndim)), v)
-    run.save_dataset("auto.zarr", ds)
+    m.detrendings = detrendings
+    run.save_dataset("auto.zarr", m.to_dataset())
     run.save_json(
         "auto.json",
         {
@@ -202,18 +190,9 @@ def _likeness(result: AutoResult) -> dict[str, Any]:
 def load_auto(run: Run) -> tuple[AutoMetric, Detrendings]:
     """The better metric of a run and the detrendings its forms need."""
     ds = run.open_dataset("auto.zarr").load()
-    mean = ds["mean"].values
-    names = tuple(str(v) for v in ds.attrs["representations"])
     committee = [Candidate(**c) for c in run.load_json("auto.json")["committee"]] if run.has("auto.json") else []
-    detrendings: Detrendings = {}
-    family = "transport" if "transport_0" in ds.attrs else "detrending"  # the former: written by chemscale 0.1
-    for number in range(len(names)):
-        prefix = f"{family}_{number}_"
-        state = ds.attrs.get(prefix[:-1])
-        if state is not None:
-            arrays = {str(v)[len(prefix) :]: ds[v].values for v in ds.data_vars if str(v).startswith(prefix)}
-            detrendings[str(state["name"])] = stored_detrending({**state, **arrays})
-    return AutoMetric(names, mean.shape[1], mean, ds["matrix"].values, committee), detrendings
+    metric = AutoMetric.from_dataset(ds, committee)
+    return metric, metric.detrendings
 
 
 def auto_features(
@@ -225,9 +204,6 @@ def auto_features(
     n_features: int | None = None,
 ) -> np.ndarray:
     """Features of stars under the better metric: (n, d), from their coordinates and their labels."""
-    forms = {"plain": coords}
-    nothing = np.full(len(rows), np.nan)
-    for name, detrending in detrendings.items():
-        labels = {n: nothing if (v := stars.label(n)) is None else v[rows] for n in detrending.names_}
-        forms[name] = detrending.transform(coords, labels)
-    return metric.transform(forms, n_features)
+    labels = {n: v[rows] for d in detrendings.values() for n in d.names_ if (v := stars.label(n)) is not None}
+    applied = replace(metric, detrendings=detrendings)
+    return applied.features(coords, labels, n_features)

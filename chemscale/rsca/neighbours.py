@@ -117,6 +117,20 @@ class SiblingIndex:
             return self._nearest_in_float64(row, n, allowed)
         return rows, distance
 
+    def within(self, row: int, radius: float, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """All stars at most `radius` from star `row`, as :meth:`nearest` gives them."""
+        if self._bad[row]:
+            raise InputError(f"star {self.star_id[row]} has no valid spectrum", "choose another star")
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        usable = ~self._bad if allowed is None else ~self._bad & allowed
+        for start in range(0, len(usable), SCAN):
+            inside = np.flatnonzero(usable[start : start + SCAN]) + start
+            rows, distance = self._nearest_of(inside[inside != row], row, SCAN)
+            found.append((rows[distance <= radius], distance[distance <= radius]))
+        rows, distance = (np.concatenate(v) for v in zip(*found, strict=True))
+        order = np.lexsort((rows, distance))
+        return rows[order], distance[order]
+
     def _nearest_of(self, found: np.ndarray, row: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The `n` nearest of the rows `found`, by float64 differences."""
         delta = self._exact[found].astype(np.float64) - self._exact[row].astype(np.float64)

@@ -96,30 +96,32 @@ class SiblingSearch:
             start += len(z)
         features = np.concatenate(parts)
         index = SiblingIndex(features, text(stars.embedding["star_id"]))
-        likeness = None
-        source = "auto.json" if metric == "auto" else "evaluation.json"
-        found = run.load_json(source).get("likeness") if run.has(source) else None
-        if (amplitude is not None or metric == "auto") and found and "model" in found:
-            likeness = Likeness.from_json(found)
-            likeness = likeness if likeness.n_features == features.shape[1] else None
+        found = stored_likeness(run, metric) if amplitude is not None or metric == "auto" else None
+        likeness = Likeness.from_json(found) if found and found["n_features"] == features.shape[1] else None
         return cls(index, stars, metric, features.shape[1], amplitude, likeness)
 
     def siblings(
         self,
         star_id: str,
-        n: int = 20,
+        n: int | None = 20,
         *,
+        within: float | None = None,
         max_delta_velocity: float | None = None,
         max_delta_extinction: float | None = None,
         limits: Mapping[str, tuple[float, float]] | None = None,
         prior: float | None = None,
     ) -> xr.Dataset:
         """The `n` stars most alike `star_id`; arguments and result as :func:`siblings`."""
-        if n < 1:
+        if n is not None and n < 1:
             raise InputError(f"n is {n}", "ask for at least one sibling")
+        if n is None and within is None:
+            raise InputError("neither a number nor a distance is given", "ask for n stars, or those within a distance")
         row = self.index.row_of(star_id)
         allowed = self._allowed(row, max_delta_velocity, max_delta_extinction, limits or {})
-        rows, distance = self.index.nearest(row, n, allowed)
+        if within is None:
+            rows, distance = self.index.nearest(row, int(n or 1), allowed)
+        else:
+            rows, distance = (v[:n] for v in self.index.within(row, within, allowed))
         ds = xr.Dataset(
             {
                 "star_id": ("sibling", self.index.star_id[rows]),
@@ -203,6 +205,13 @@ def recommended(run: Run) -> dict[str, Any]:
     return {"metric": "auto" if run.has("auto.zarr") else "paper"}
 
 
+def stored_likeness(run: Run, metric: str) -> dict[str, Any] | None:
+    """Likeness of pairs under the searched metric or the paper's, where it was measured."""
+    source = "auto.json" if metric == "auto" else "evaluation.json"
+    found = run.load_json(source).get("likeness") if run.has(source) else None
+    return found if found and "model" in found else None
+
+
 @lru_cache(maxsize=2)
 def _opened(path: str, stamp: float, metric: str, n_features: int | None) -> SiblingSearch:
     return SiblingSearch.open(path, metric=metric, n_features=n_features)
@@ -211,8 +220,9 @@ def _opened(path: str, stamp: float, metric: str, n_features: int | None) -> Sib
 def siblings(
     star_id: str,
     run: str | os.PathLike[str] | Run,
-    n: int = 20,
+    n: int | None = 20,
     *,
+    within: float | None = None,
     metric: str = "best",
     n_features: int | None = None,
     max_delta_velocity: Any = None,
@@ -229,8 +239,10 @@ def siblings(
     star_id : str
     run : path or Run
         Run directory of ``chemscale rsca fit``.
-    n : int
-        How many.
+    n : int, optional
+        How many; None for all `within` a distance.
+    within : float, optional
+        Only stars at most this far, in the metric.
     metric : str
         "best" (recommended by ``rsca evaluate``), "paper", "auto" or the name of a registered metric.
     n_features : int, optional
@@ -254,6 +266,23 @@ def siblings(
     ------
     InputError
         Unknown star (similar names are suggested), or a cut on a label that is missing.
+
+    Examples
+    --------
+    The three stars most like the first one of a small simulated survey:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from chemscale import ingest, open_embedding, siblings
+    >>> from chemscale.rsca.pipeline import fit_run
+    >>> from chemscale.survey.sources.simulated import SimulatedSource
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = ingest(SimulatedSource(300, clusters=6, seed=3, grid="lowres"), folder / "survey.zarr", progress=False)
+    >>> run = fit_run(str(folder / "survey.zarr"), folder / "run", components=6)
+    >>> star = open_embedding(folder / "run" / "embedding.zarr")["star_id"].values[0]
+    >>> near = siblings(str(star), run, n=3)
+    >>> near.sizes["sibling"], bool((near["distance"].diff("sibling") >= 0).all())
+    (3, True)
     """
     run = run.path if isinstance(run, Run) else run
     manifest = os.path.join(os.fspath(run), "manifest.json")
@@ -262,6 +291,7 @@ def siblings(
     return search.siblings(
         star_id,
         n,
+        within=within,
         max_delta_velocity=plain(max_delta_velocity, "km/s", "max_delta_velocity"),
         max_delta_extinction=plain(max_delta_extinction, "mag", "max_delta_extinction"),
         limits={k: (_in_units(k, low), _in_units(k, high)) for k, (low, high) in (limits or {}).items()},
@@ -284,11 +314,11 @@ def write_neighbours(
     *,
     metric: str = "best",
     method: str = "exact",
-    piece: int | None = None,
+    rows_at_once: int | None = None,
 ) -> str:
     """Write ``siblings.zarr``: the `k` nearest stars of every star of a run (rows of the survey and distances).
 
-    Memory: the features and one piece of the table (by default all of it up to 2 GiB).
+    Memory: the features and `rows_at_once` rows of the table (by default all of it up to 2 GiB).
     """
     run = Run.open(run_path)
     with run.stage("neighbours", settings={"k": k, "metric": metric, "method": method}) as stage:
@@ -298,8 +328,8 @@ def write_neighbours(
             raise InputError(f"k is {k}", f"choose between 1 and {n - 1}")
         import dask.array as da
 
-        piece = piece or max(65_536, (2 << 30) // (16 * k))
-        chunk = min(65_536, piece, n)
+        step = rows_at_once or max(65_536, (2 << 30) // (16 * k))
+        chunk = min(65_536, step, n)
         template = xr.Dataset(
             {
                 "row": (("star", "neighbour"), da.full((n, k), -1, chunks=(chunk, k), dtype=np.int64)),
@@ -313,10 +343,10 @@ def write_neighbours(
         product = ResumableProduct(run.file("siblings.zarr"), {})
         product.restart(lambda path: template.to_zarr(path, compute=False, zarr_format=3, consolidated=False))
         group = zarr.open_group(product.folder, mode="r+")
-        for start in range(0, n, piece):
-            part = slice(start, min(start + piece, n))
-            rows, distances = search.index.all_nearest(k, method=method, rows=part)
-            group["row"][part], group["distance"][part] = rows, distances  # type: ignore[index]
+        for start in range(0, n, step):
+            written = slice(start, min(start + step, n))
+            rows, distances = search.index.all_nearest(k, method=method, rows=written)
+            group["row"][written], group["distance"][written] = rows, distances  # type: ignore[index]
         product.finish(run.inputs("siblings.zarr"))
         stage.note(stars=n)
     return run.file("siblings.zarr")

@@ -205,7 +205,7 @@ def test_approximate_neighbours_are_nearly_all_of_the_exact_ones():
 
 
 def test_neighbour_table(run):
-    ds = xr.open_zarr(write_neighbours(run.path, 3, metric="paper", piece=100), consolidated=False)
+    ds = xr.open_zarr(write_neighbours(run.path, 3, metric="paper", rows_at_once=100), consolidated=False)
     search = SiblingSearch.open(run.path, metric="paper")
     rows, distance = search.index.nearest(40, 3)
     np.testing.assert_array_equal(ds["row"].values[40], rows)
