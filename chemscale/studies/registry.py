@@ -45,6 +45,7 @@ MODULES = {
     "per_cluster": "per_cluster",
     "likeness": "likeness",
     "controls": "controls",
+    "vae_population": "vae_population",
     "vae_latents": "vae_latents",
     "vae_catalogues": "vae_catalogues",
     "vae_spectra": "vae_spectra",

@@ -45,8 +45,20 @@ def held(run):
     return ds["mean"].values[out], survey.isel(star=np.flatnonzero(out)), out
 
 
+def test_population_lies_over_the_halos_density(run):
+    summary = run_study("vae_population", run)
+    survey = open_survey(pipeline.Run.open(run).store)
+    table = {r["label"]: r for r in rows(run, "vae_population")}
+    assert float(table["c_fe"]["mean"]) == pytest.approx(float(survey["c_fe"].mean()), abs=1e-4)
+    assert float(table["c_fe"]["paper_mean"]) == 0.62
+    assert 0 < summary["numbers"]["fraction_cemp"] < 1
+    assert summary["numbers"]["against"] == "labels"
+
+
 def test_latents_and_corruption(run):
     assert run_study("vae_latents", run)["numbers"]["r_fe_h"] > 0.8
+    own = [r for r in rows(run, "vae_latents") if r["label"] == "fe_h" and r["latent"] == "metal"]
+    assert len({np.sign(float(own[0][k])) for k in ("slope_cool", "slope_middle", "slope_hot")}) == 1
     summary = run_study("vae_corruption", run, {"false_alarm": 0.1})
     assert summary["numbers"]["auc_noise_30_percent"] > 0.95
     assert rows(run, "vae_corruption")

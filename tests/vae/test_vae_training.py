@@ -79,7 +79,7 @@ def test_w_is_fixed_until_the_axes_have_settled(toy):
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.head))
     trainer.train(max_steps=1)
     assert not any(torch.equal(a, b) for a, b in zip(before, trainer.head))
-    assert config.late(0.4) == LatePhase()
+    assert config.late(0.4) == LatePhase(settled=False)
     assert config.late(1.0) == LatePhase(config.late_reconstruction_factor, True, False)
     assert replace(config, late_label_weight=0.0, late_rest_weight=0.5).late(1.0) == LatePhase(
         config.late_reconstruction_factor, False, True
