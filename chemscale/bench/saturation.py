@@ -19,7 +19,7 @@ import psutil
 
 from chemscale.bench.scaling import provenance
 from chemscale.errors import ClusterError
-from chemscale.runtime.blocks import group
+from chemscale.runtime.blocks import group_size
 from chemscale.runtime.shards import map_shards
 
 #: Ways to give a scheduler its work: shards whose results stay with the workers, shards with results, a graph (a tree).
@@ -32,24 +32,24 @@ BLOCK_STARS, SHARD_STARS = 1024, 4608
 INFER_BLOCKS, INFER_SHARDS = 8, 8192
 #: Blocks of the subsample of a fit, and passes over it at most (:mod:`chemscale.statistics.ppca`).
 SAMPLE_BLOCKS, SAMPLE_PASSES = 14, 8
-#: Tasks of a pass of the fit for each lot of blocks: the lot, and its share of a tree of fan-in four.
-TASKS_PER_LOT = 4 / 3
+#: Tasks of a pass of the fit for each group of blocks: the group, and its share of a tree of fan-in four.
+TASKS_PER_GROUP = 4 / 3
 
 
 def graph_tasks(stars: int, passes: int = 6, block: int = BLOCK_STARS, shard: int = SHARD_STARS) -> dict[str, int]:
     """Tasks of each stage for `stars` stars, and the most that are in the scheduler at once.
 
-    Passes of a fit follow each other, a graph each, of lots of blocks (:mod:`.lots`). Ingestion, embedding and
-    inference go through their shards, a few ahead of the workers: what is in the scheduler does not grow with
-    the survey.
+    Passes of a fit follow each other, a graph each, of groups of blocks (:mod:`chemscale.runtime.blocks`).
+    Ingestion, embedding and inference go through their shards, a few ahead of the workers: what is in the
+    scheduler does not grow with the survey.
     """
     blocks, shards = -(-stars // block), -(-stars // shard)
-    parts = -(-blocks // group(blocks))
-    one_pass = int(parts * TASKS_PER_LOT) + 3  # the tree's incomplete branches, and what the lots share
-    # the first keeps its lots, asks each for its counts, and joins their pieces of the subsample
+    parts = -(-blocks // group_size(blocks))
+    one_pass = int(parts * TASKS_PER_GROUP) + 3  # the tree's incomplete branches, and what the groups share
+    # the first keeps its groups, asks each for its counts, and joins their pieces of the subsample
     first_pass = parts + one_pass + SAMPLE_BLOCKS
     return {
-        "stars in a lot": group(blocks) * block,
+        "stars in a group": group_size(blocks) * block,
         "ingest": shards,
         "fit (a pass)": one_pass,
         "fit (the first pass)": first_pass,
@@ -170,7 +170,7 @@ def _nothing(x: Any) -> Any:
 
 
 async def _graph(client: Any, tasks: int) -> None:
-    """As a pass of the fit: independent lots, their sums added by a tree of four."""
+    """As a pass of the fit: independent groups, their sums added by a tree of four."""
     import dask
 
     leaves = [dask.delayed(_nothing, pure=False)(i) for i in range(tasks * 3 // 4)]

@@ -23,7 +23,7 @@ import zarr
 from chemscale.embedding.fit import missing_bits, survey_pixels
 from chemscale.embedding.found import OUTLIER_BIT, Found, embed_found
 from chemscale.errors import InputError, ResumeError, StoreError
-from chemscale.runtime import blocks as lots
+from chemscale.runtime.blocks import Reader, group_size, readers_of, split_at_blocks
 from chemscale.runtime.cluster import current_client
 from chemscale.runtime.files import Folder
 from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, done_parts
@@ -101,7 +101,7 @@ def embed_survey(
         )
     n, rows = flux.shape[0], flux.chunks[0]
     edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
-    size = max(rows) * lots.group(len(rows))
+    size = max(rows) * group_size(len(rows))
     parts = [(start, min(start + size, n)) for start in range(0, n, size)]
     root = os.fspath(path)
     root = root if "://" in root else os.path.abspath(root)  # workers were started elsewhere
@@ -128,12 +128,12 @@ def embed_survey(
     )
     target = _Target(product.folder, fingerprint, model.n_components)
     marks = _Marks(product, done, parts, progress)
-    readers, client = lots.readers([flux, bits, ivar]), current_client()
+    readers, client = readers_of([flux, bits, ivar]), current_client()
     if readers is not None and client is not None:
         job = _Job(readers, edges, load, target)
         todo = {i: part for i, part in enumerate(parts) if i not in done}
         map_shards(
-            _embed_lot,
+            _embed_part,
             todo,
             client,
             shared=job,
@@ -185,16 +185,16 @@ class _Target:
 class _Job:
     """What every part needs; sent to each worker once."""
 
-    readers: list[lots.Reader]
+    readers: list[Reader]
     edges: np.ndarray
     load: Callable[..., Found]
     target: _Target
 
 
-def _embed_lot(part: tuple[int, int], job: _Job) -> None:
+def _embed_part(part: tuple[int, int], job: _Job) -> None:
     """Read, embed and write one part; runs on a worker."""
     found = []
-    for start, stop in lots.cut(*part, job.edges):
+    for start, stop in split_at_blocks(*part, job.edges):
         everyone = np.ones((stop - start, 1), dtype=bool)
         read = (reader.read(start, stop, reuse=True) for reader in job.readers)
         found.append(blocks.call(everyone, *read, function=job.load))

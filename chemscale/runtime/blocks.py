@@ -1,13 +1,13 @@
-"""Runs of blocks as one task, read by the worker itself: what keeps graphs small at any number of stars.
+"""Groups of blocks as one task, read by the worker itself: what keeps graphs small at any number of stars.
 
-A Dask graph with a task for each block makes the scheduler the slowest part of a large cluster. A *lot* is a run of
-neighbouring blocks that one task reads, works through one after the other and adds up, so that its memory is
+A Dask graph with a task for each block makes the scheduler the slowest part of a large cluster. A *group* of
+neighbouring blocks is read by one task, which works through one after the other and adds up, so that its memory is
 that of a block and its result that of a block, and a pass over 10^8 stars takes some five thousand tasks. What
 every task of a pass needs (the model, the store's description) is one object of the graph, sent to each
 worker once and passed on from worker to worker.
 
 Only arrays that are rows of a store, as :func:`chemscale.open_survey` makes them, can be read that way:
-:func:`readers` tells.
+:func:`readers_of` tells.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from chemscale.runtime.liveness import AGAIN, Liveness
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Lots a pass is made of at most: a few for each of a thousand workers, so that uneven ones even out.
-MOST_LOTS = 4096
+#: Groups a pass is made of at most: a few for each of a thousand workers, so that uneven ones even out.
+MAX_GROUPS = 4096
 #: Seconds between looks at the cluster while a pass goes on.
-LOOK = 5.0
+POLL_SECONDS = 5.0
 
 
 class Reader(Protocol):
-    """What a lot reads from: rows of a variable of a store."""
+    """What a group reads from: rows of a variable of a store."""
 
     shape: tuple[int, ...]
 
@@ -45,7 +45,7 @@ class Reader(Protocol):
         ...
 
 
-def readers(arrays: Sequence[Any]) -> list[Reader] | None:
+def readers_of(arrays: Sequence[Any]) -> list[Reader] | None:
     """The stores' rows behind Dask arrays; None unless every array is nothing but such rows."""
     found = [_reader(a) for a in arrays]
     return None if any(r is None for r in found) else found  # type: ignore[return-value]
@@ -62,28 +62,28 @@ def _reader(array: Any) -> Reader | None:
     return rows if hasattr(rows, "read") and getattr(rows, "shape", None) == array.shape else None
 
 
-def group(n: int, most: int = MOST_LOTS) -> int:
-    """Blocks in a lot, of `n` in all. Depends on nothing else, so that results do not depend on the cluster."""
+def group_size(n: int, most: int = MAX_GROUPS) -> int:
+    """Blocks in a group, of `n` in all. Depends on nothing else, so that results do not depend on the cluster."""
     return max(1, -(-n // most))
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What the lots of a pass have in common."""
+class SharedInputs:
+    """What the groups of a pass have in common."""
 
     function: Callable[..., Any]
     combine: Callable[[Any, Any], Any]
     readers: list[Reader]
 
 
-def map_lots(
+def map_groups(
     function: Callable[..., Any],
     combine: Callable[[Any, Any], Any],
     sources: list[Reader],
     rows: Sequence[int],
     stars: np.ndarray,
 ) -> list[Delayed]:
-    """Delayed sums over lots of blocks; lots without a chosen star are left out.
+    """Delayed sums over groups of blocks; groups without a chosen star are left out.
 
     Parameters
     ----------
@@ -94,12 +94,12 @@ def map_lots(
     rows : sequence of int
         Stars of each block.
     stars : ndarray of bool (star, columns)
-        Travels with the lots; the first column says which stars are chosen.
+        Travels with the groups; the first column says which stars are chosen.
     """
-    shared = dask.delayed(_keep, pure=False)(Shared(function, combine, sources))
-    call = dask.delayed(run_lot, pure=False, traverse=False)
+    shared = dask.delayed(_keep, pure=False)(SharedInputs(function, combine, sources))
+    call = dask.delayed(run_group, pure=False, traverse=False)
     edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
-    size, parts = group(len(rows)), []
+    size, parts = group_size(len(rows)), []
     for first in range(0, len(rows), size):
         inner = edges[first : first + size + 1]
         marks = stars[inner[0] : inner[-1]]
@@ -113,13 +113,13 @@ def map_lots(
     return parts
 
 
-def compute(total: Delayed) -> Any:
-    """The value of a sum over lots.
+def compute_sum(total: Delayed) -> Any:
+    """The value of a sum over groups.
 
     Raises
     ------
     ClusterError
-        A lot whose workers died again and again (its stars are named), or the scheduler is gone.
+        A group whose workers died again and again (its stars are named), or the scheduler is gone.
     """
     from concurrent.futures import CancelledError
 
@@ -154,7 +154,7 @@ def _on_cluster(client: Client, total: Delayed) -> Any:
     try:
         while not future.done():
             try:
-                wait(future, timeout=LOOK)
+                wait(future, timeout=POLL_SECONDS)
             except TimeoutError:
                 watch.slots("it was in the middle of a pass over the survey")
             except CancelledError:
@@ -168,7 +168,7 @@ def _keep(thing: Any) -> Any:
     return thing
 
 
-def run_lot(shared: Shared, edges: tuple[int, ...], packed: np.ndarray | None, columns: int) -> Any:
+def run_group(shared: SharedInputs, edges: tuple[int, ...], packed: np.ndarray | None, columns: int) -> Any:
     """Work through the blocks between `edges`; runs on a worker."""
     n = edges[-1] - edges[0]
     if packed is None:
@@ -184,7 +184,7 @@ def run_lot(shared: Shared, edges: tuple[int, ...], packed: np.ndarray | None, c
     return total
 
 
-def cut(start: int, stop: int, edges: np.ndarray) -> Iterator[tuple[int, int]]:
+def split_at_blocks(start: int, stop: int, edges: np.ndarray) -> Iterator[tuple[int, int]]:
     """Ranges of rows between `start` and `stop`, cut where blocks of the store begin."""
     inner = edges[(edges > start) & (edges < stop)]
     bounds = [start, *(int(e) for e in inner), stop]

@@ -306,6 +306,8 @@ class ResumableProduct:
             zarr.open_group(self.target, mode="r+").attrs.update(dict(attributes or {}))
             self.partial.remove_tree()
             return
+        for left in Path(self.folder).rglob(f"*{PARTIAL}"):  # of a worker that was killed while it wrote a chunk
+            left.unlink()
         seal(Path(self.folder), made_from, self.plan, attributes)
         switch(Path(self.folder), Path(self.target))
         shutil.rmtree(self.partial.root)

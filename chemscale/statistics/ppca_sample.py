@@ -13,7 +13,7 @@ import dask
 import numpy as np
 from dask.delayed import Delayed
 
-from chemscale.runtime import blocks as lots
+from chemscale.runtime.blocks import compute_sum
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca_arrays import (
     ArraySource,
@@ -62,7 +62,7 @@ class ClusterSample:
     def reduce(self, kernel: Kernel) -> Stats:
         """Sum of `kernel` over the blocks."""
         shared, call = dask.delayed(kernel, pure=False), dask.delayed(on_compact, pure=False)
-        return lots.compute(blocks.tree([call(block, shared) for block in self._blocks], add_stats))
+        return compute_sum(blocks.tree([call(block, shared) for block in self._blocks], add_stats))
 
     def few(self, size: int) -> ArraySource:
         """At most `size` stars, evenly spread, in this process."""
@@ -70,7 +70,7 @@ class ClusterSample:
         take = dask.delayed(_take, pure=False)
         owner = index // self.step
         found = [take(self._blocks[b], index[owner == b] - b * self.step) for b in np.unique(owner)]
-        pieces = lots.compute(dask.delayed(list, pure=False)(found))
+        pieces = compute_sum(dask.delayed(list, pure=False)(found))
         return ArraySource(*(join_arrays([piece[i] for piece in pieces]) for i in range(3)))
 
 

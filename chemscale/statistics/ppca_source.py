@@ -17,7 +17,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from chemscale.errors import InputError
-from chemscale.runtime import blocks as lots
+from chemscale.runtime.blocks import compute_sum, map_groups, readers_of
 from chemscale.runtime.cluster import current_client
 from chemscale.statistics import blocks, pixel_loops
 from chemscale.statistics.ppca_arrays import (
@@ -72,7 +72,7 @@ class Source(Protocol):
 class DaskSource:
     """Dask arrays, chunked along stars in any way; pixels are merged into one chunk.
 
-    A pass over a store is one graph of one task per lot of blocks (:mod:`chemscale.runtime.blocks`), over other Dask
+    A pass over a store is one graph of one task per group of blocks (:mod:`chemscale.runtime.blocks`), over other Dask
     arrays of one per block, plus 1/3 of an adding task (see :mod:`.blocks`). Nothing is kept between passes unless
     :meth:`cache` is called.
 
@@ -131,7 +131,7 @@ class DaskSource:
     ) -> list[Delayed]:
         """Delayed ``function(flux, missing, ivar[, extra])`` of every block with a chosen star; `extra` is per star.
 
-        With `combine` (total or None, result) the blocks of a store are added up lot by lot, each lot by one task.
+        With `combine` (total or None, result) the blocks of a store are added up group by group, each by one task.
         """
         rows = self.flux.chunks[0]
         chosen = np.ones(self.flux.shape[0], dtype=bool) if self.chosen is None else self.chosen
@@ -145,9 +145,9 @@ class DaskSource:
             keep=self.keep,
             weighted=self.weighted,
         )
-        readers = lots.readers(arrays) if combine is not None else None
+        readers = readers_of(arrays) if combine is not None else None
         if combine is not None and readers is not None:
-            return lots.map_lots(partial(blocks.call, function=load), combine, readers, rows, stars)
+            return map_groups(partial(blocks.call, function=load), combine, readers, rows, stars)
         parts = blocks.map_blocks(load, [stars, *arrays], rows)
         starts = np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)
         return [p for p, s, n in zip(parts, starts, rows) if chosen[s : s + n].any()]
@@ -161,7 +161,7 @@ class DaskSource:
             parts = self._parts(kernel, combine=add_into)
         if not parts:
             raise InputError("no star is selected", "check the selection")
-        return lots.compute(blocks.tree(parts, add_stats))
+        return compute_sum(blocks.tree(parts, add_stats))
 
     def filled(self, mean: np.ndarray, unit: float) -> da.Array:
         rows = self.flux.chunks[0]
@@ -189,9 +189,9 @@ class DaskSource:
         parts = self._parts(count_and_sample, wanted, fold_samples)
         if current_client() is not None:
             kept, look = list(dask.persist(*parts)), dask.delayed(head, pure=False)
-            total, sizes = lots.compute(blocks.tree([look(part) for part in kept], merge_heads))
+            total, sizes = compute_sum(blocks.tree([look(part) for part in kept], merge_heads))
             return total, lambda used: ClusterSample(kept, sizes, used, self.dtype)
-        total, pieces = lots.compute(blocks.tree(parts, merge_samples))
+        total, pieces = compute_sum(blocks.tree(parts, merge_samples))
         sample = tuple(join_arrays([piece[i] for piece in pieces]) for i in range(3))  # sorted, like `index`
         return total, lambda used: ArraySource(*select(sample, used))
 

@@ -25,7 +25,7 @@ import zarr
 from dask.system import CPU_COUNT
 
 from chemscale.errors import DataError, InputError
-from chemscale.runtime.blocks import readers
+from chemscale.runtime.blocks import readers_of
 from chemscale.runtime.product import ResumableProduct, mark_done
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
@@ -98,7 +98,7 @@ class ShardRunner:
     def __init__(self, ds: xr.Dataset, model: ChemicalVAE, threads: int, shards: Sequence[Shard] = ()):
         self.ds, self.model = ds, model
         #: None where the survey is not a store's own chunks: then Dask reads
-        self.readers = readers([ds[n].data for n in ("flux", "ivar", "flags")])
+        self.readers = readers_of([ds[n].data for n in ("flux", "ivar", "flags")])
         on_cpu = model.mean.device.type == "cpu"
         self.engine = Engine(model) if on_cpu else None
         self.pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chemscale-vae")

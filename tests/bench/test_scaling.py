@@ -58,7 +58,7 @@ def test_tasks_of_a_fit_are_counted_right(tmp_path):
         counts.append((blocks, model.n_passes_, fit.n))
     (small, passes, few), (large, same, many) = counts
     assert passes == same
-    assert (many - few) / (large - small) / passes <= saturation.TASKS_PER_LOT + 0.1
+    assert (many - few) / (large - small) / passes <= saturation.TASKS_PER_GROUP + 0.1
 
 
 def test_relative_rates():

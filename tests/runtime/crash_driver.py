@@ -40,7 +40,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     if root is None or event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link"):
         return
     if event == "open":
-        path, mode, flags = args
+        path, _, flags = args
         if not isinstance(path, str | bytes | os.PathLike) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
     path = os.fsdecode(args[0]) if not isinstance(args[0], int) else ""
@@ -62,7 +62,7 @@ def child(
     if pid == 0:
         os.close(reading)
         out: dict[str, Any] = {}
-        sys.stderr = open(os.devnull, "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         if root is not None:
             sys.addaudithook(_hook)
             _STATE.update(root=str(root), at=at, how=how)
@@ -138,7 +138,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], str, Callable[[Path], Any]]] = 
 def prepare(folder: Path, command: str) -> None:
     """Stores and the run as it is before the command: with an older product, but for a first fit."""
     if command in ("infer", "anomalies", "flags"):
-        write_survey(toy_survey(200), folder / "v.zarr")
+        write_survey(toy_survey(320), folder / "v.zarr")
         settings = {**FAST, "epochs": 2, "late_label_weight": 0.0}
         options = {"model": FAST_MODEL, "settings": settings, "regions": TOY_REGIONS, "scale": False}
         vae.train(str(folder / "v.zarr"), folder / "vae", **options)

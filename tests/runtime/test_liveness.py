@@ -8,7 +8,7 @@ import dask
 import pytest
 
 from chemscale.errors import ClusterError
-from chemscale.runtime import blocks as lots
+from chemscale.runtime import blocks as block_groups
 from chemscale.runtime.liveness import Liveness
 
 
@@ -78,15 +78,15 @@ def test_a_closed_client_and_no_worker():
 
 def test_a_pass_without_workers_ends(client, monkeypatch):
     """Dask itself would wait for ever."""
-    monkeypatch.setattr(lots, "LOOK", 0.2)
-    monkeypatch.setattr(lots, "Liveness", lambda c: Liveness(c, stall_after=0.5))
+    monkeypatch.setattr(block_groups, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(block_groups, "Liveness", lambda c: Liveness(c, stall_after=0.5))
     nobody = dask.delayed(sum, pure=False)([1, 2])
     with dask.annotate(workers=["tls://127.0.0.1:1"], allow_other_workers=False):
         stuck = dask.delayed(sum, pure=False)([1, 2])
-    assert lots.compute(nobody) == 3
+    assert block_groups.compute_sum(nobody) == 3
     monkeypatch.setattr(Liveness, "_count", lambda self, info: 0)
     begun = time.monotonic()
     with pytest.raises(ClusterError, match="no worker for"):
-        lots.compute(stuck)
+        block_groups.compute_sum(stuck)
     assert time.monotonic() - begun < 10
-    assert lots.compute(dask.delayed(sum, pure=False)([3, 4])) == 7
+    assert block_groups.compute_sum(dask.delayed(sum, pure=False)([3, 4])) == 7

@@ -130,8 +130,10 @@ def test_a_part_counts_by_its_mark_not_by_its_data(tmp_path):
     with pytest.raises(ResumeError, match=r"another model.*\(model\)"):
         ResumableProduct(tmp_path / "p.zarr", {"model": 2}).carry_on()
     assert not again.is_finished() and not (tmp_path / "p.zarr").exists()
+    (tmp_path / "p.zarr.partial/product/a/c/0.12ab.partial").write_bytes(b"half")  # Zarr's, of a killed worker
     again.finish({})
     assert again.is_finished() and os.listdir(tmp_path) == ["p.zarr"]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_product_whose_beginning_was_interrupted_was_never_begun(tmp_path):

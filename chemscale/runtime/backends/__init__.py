@@ -57,8 +57,8 @@ def _dask_config(settings: ClusterSettings) -> dict[str, Any]:
         # how long a worker that stopped answering is waited for before its tasks go elsewhere
         "distributed.scheduler.worker-ttl": "120s",
         **({"distributed.deploy.lost-worker-timeout": "30 days"} if nannies else {}),
-        # a pass's tasks go to workers that are idle, none waits at a busy one: lots last long beside the trip (with
-        # the default 1.1 two workers shared sixteen lots as nine and seven)
+        # a pass's tasks go to workers that are idle, none waits at a busy one: they last long beside the trip (with
+        # the default 1.1 two workers shared sixteen as nine and seven)
         "distributed.scheduler.worker-saturation": 1.0,
     }
 

@@ -9,12 +9,12 @@ import pytest
 from helpers import make_survey
 
 from chemscale import open_survey, write_survey
-from chemscale.runtime import blocks as lots
+from chemscale.runtime import blocks as block_groups
 
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory):
-    path = tmp_path_factory.mktemp("lots") / "s.zarr"
+    path = tmp_path_factory.mktemp("groups") / "s.zarr"
     write_survey(make_survey(500, 4, 5, n_pixels=40), path)
     return open_survey(path, chunk_stars=64)
 
@@ -30,14 +30,14 @@ def fold(before, part):
 
 @pytest.mark.parametrize("most", [1, 3, 4096])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_sums_over_lots(survey, monkeypatch, most, share):
-    monkeypatch.setattr(lots, "group", lambda n: -(-n // most))
+def test_sums_over_groups(survey, monkeypatch, most, share):
+    monkeypatch.setattr(block_groups, "group_size", lambda n: -(-n // most))
     flux, flags = survey["flux"].data, survey["flags"].data
-    readers = lots.readers([flux, flags])
+    readers = block_groups.readers_of([flux, flags])
     n = flux.shape[0]
     chosen = np.random.default_rng(0).random(n) < share
     stars = np.stack([chosen, np.arange(n) % 2 == 0], axis=1)
-    parts = lots.map_lots(total, fold, readers, flux.chunks[0], stars)
+    parts = block_groups.map_groups(total, fold, readers, flux.chunks[0], stars)
     assert len(parts) <= min(most, len(flux.chunks[0]))
     if not share:
         assert parts == []
@@ -50,17 +50,17 @@ def test_sums_over_lots(survey, monkeypatch, most, share):
 
 def test_only_rows_of_a_store_are_read_by_the_worker(survey):
     flux = survey["flux"].data
-    assert lots.readers([flux]) is not None
+    assert block_groups.readers_of([flux]) is not None
     for other in (flux[:100], flux + 1, flux.rechunk((50, -1)), da.ones((5, 3)), np.ones((5, 3))):
-        assert lots.readers([other]) is None
-        assert lots.readers([flux, other]) is None
+        assert block_groups.readers_of([other]) is None
+        assert block_groups.readers_of([flux, other]) is None
 
 
 def test_ranges_are_cut_where_blocks_begin():
     edges = np.array([0, 10, 20, 30])
-    assert list(lots.cut(5, 25, edges)) == [(5, 10), (10, 20), (20, 25)]
-    assert list(lots.cut(10, 20, edges)) == [(10, 20)]
+    assert list(block_groups.split_at_blocks(5, 25, edges)) == [(5, 10), (10, 20), (20, 25)]
+    assert list(block_groups.split_at_blocks(10, 20, edges)) == [(10, 20)]
 
 
-def test_lots_depend_on_the_survey_alone():
-    assert [lots.group(n) for n in (1, 4096, 4097, 97_657)] == [1, 1, 2, 24]
+def test_groups_depend_on_the_survey_alone():
+    assert [block_groups.group_size(n) for n in (1, 4096, 4097, 97_657)] == [1, 1, 2, 24]
