@@ -91,9 +91,9 @@ def _take(path: Path, what: str) -> None:
         if holder is None:
             continue  # it has just been given back
         if not is_gone(holder):
+            pid, host, since, command = (_inert(holder.get(k)) for k in ("pid", "host", "since", "command"))
             raise StoreError(
-                f"{what} is being written by process {holder.get('pid')} on {holder.get('host')} since "
-                f"{holder.get('since')} ({holder.get('command')})",
+                f"{what} is being written by process {pid} on {host} since {since} ({command})",
                 f"wait for it; if that process is gone for good (another host, a lost node), remove {path}",
             )
         _remove_stale(path, holder)
@@ -121,6 +121,11 @@ def _remove_stale(path: Path, holder: dict[str, Any]) -> None:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
             aside.unlink()
+
+
+def _inert(value: Any) -> str:
+    """Text of a lock file as a terminal may show it: no control characters, not long."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))[:200]
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:

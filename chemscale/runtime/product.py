@@ -193,6 +193,9 @@ def faults(path: Path, *, everything: bool = False) -> list[str]:
     found = []
     for name, (size, crc) in files.items():
         file = path / name
+        if not _is_inside(name) or file.is_symlink():
+            found.append(f"{path}: damaged (the record names {name!r}, which leads out of the product)")
+            continue
         try:
             is_now = size_and_checksum(file) if compare else (os.stat(file).st_size, crc)
         except OSError:
@@ -203,6 +206,10 @@ def faults(path: Path, *, everything: bool = False) -> list[str]:
     if everything:
         found += [f"{path / name}: does not belong to the product" for name in ledger(path) if name not in files]
     return found
+
+
+def _is_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/") and name.isprintable()
 
 
 def write_dataset(path: Path, ds: Any, made_from: Mapping[str, str | None], **options: Any) -> None:
