@@ -165,13 +165,34 @@ def main() -> None:
     except ChemscaleError as err:
         _fail(err.message, err.remedy, err.exit_code)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted[/]: what was finished is kept; the same command carries on (see --resume)")
+        console.print(f"[yellow]interrupted[/]: {_plain(kept(sys.argv[1:]))}", highlight=False, soft_wrap=True)
         sys.exit(130)
     except Exception as err:
         known = of_the_machine(err)
         if known is None:
             raise
         _fail(known.message, known.remedy, known.exit_code)
+
+
+def kept(words: list[str]) -> str:
+    """What an interrupted command leaves behind, and the command that carries on."""
+    import shlex
+
+    from chemscale.runtime.run import Run
+
+    again = ["chemscale", *words]
+    if words[:2] == ["vae", "train"] or words[:1] == ["ingest"]:
+        again += [] if "--resume" in words else ["--resume"]
+    told = f"carry on with: {shlex.join(again)}"
+    if "--run" in words[:-1]:
+        run = words[words.index("--run") + 1]
+        try:
+            stages = Run.open(run).manifest["stages"]
+        except ChemscaleError:
+            return told
+        done = [name for name, entry in stages.items() if entry.get("status") == "done"]
+        return f"{run} keeps {', '.join(done) or 'no finished stage'}; {told}"
+    return f"what was finished is kept; {told}"
 
 
 def _fail(message: str, remedy: str, code: int) -> None:

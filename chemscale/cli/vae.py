@@ -58,7 +58,9 @@ def train(
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
+    from chemscale.results.verdict import record, training_verdict
     from chemscale.runtime.observe import progress_bar
+    from chemscale.runtime.run import Run
     from chemscale.vae import pipeline
     from chemscale.vae.devices import choose_device
     from chemscale.vae.presets import recipe
@@ -96,6 +98,9 @@ def train(
         console.print("this training is done; nothing was changed", highlight=False)
     for warning in summary.get("alignment", {}).get("warnings", ()):
         console.print(f"[yellow]the axes may be led astray:[/] {escape(warning)}", highlight=False)
+    opened = Run.open(run)
+    told = record(opened, "vae.train", training_verdict(opened.load_json("vae/curves.json")))
+    console.print(f"[{'yellow' if 'falling' in told or 'overfits' in told else 'green'}]{told}[/]", highlight=False)
     console.print(
         f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out; "
         f"next: chemscale vae infer {escape(store)} --run {escape(run)}",

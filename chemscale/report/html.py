@@ -22,6 +22,7 @@ from PIL import Image
 
 from chemscale._version import __version__
 from chemscale.report import charts, explore, findings, products
+from chemscale.results.verdict import verdicts
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.files import write_file
 from chemscale.runtime.run import Run
@@ -275,9 +276,10 @@ class _Page:
         }
 
     def _stages(self) -> list[dict[str, Any]]:
-        rows = []
+        rows, told = [], verdicts(self.run)
         for name, entry in self.run.manifest.get("stages", {}).items():
-            facts = {k: v for k, v in (entry.get("facts") or {}).items() if not isinstance(v, dict | list)}
+            given = (entry.get("facts") or {}).items()
+            facts = {k: v for k, v in given if not isinstance(v, dict | list) and k != "verdict"}
             text = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in facts.items())
             rows.append(
                 {
@@ -287,6 +289,7 @@ class _Page:
                     "time": f"{entry['wall_s']:.1f} s" if entry.get("wall_s") is not None else "–",
                     "memory": f"{entry['peak_memory_mb'] / 1024:.2f} GiB" if entry.get("peak_memory_mb") else "–",
                     "facts": entry.get("error") or text,
+                    "verdict": told.get(name, ""),
                 }
             )
         return rows

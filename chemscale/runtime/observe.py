@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+#: Seconds between two lines of progress where there is no terminal.
+LINE_SECONDS = 30.0
 #: Share of a worker's memory limit the work may plan for; the rest is for imports and the unforeseen.
 PLANNED_SHARE = 0.6
 
@@ -111,6 +114,14 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, total=total)
 
+    def line(self) -> str:
+        """How far the work is: description, units done, time taken and left."""
+        done = f"{self.done:,.0f}" + (f" of {self.total:,.0f}" if self.total else "")
+        told = f"{self.description or 'working'}: {done} {self.unit}, {human_seconds(self.seconds)} so far"
+        if self.total and 0 < self.done < self.total:
+            told += f", about {human_seconds((self.total - self.done) * self.seconds / self.done)} left"
+        return told
+
     @property
     def seconds(self) -> float:
         """Since the bar was started."""
@@ -123,13 +134,39 @@ class Progress:
 
 
 @contextmanager
+def _lines(handle: Progress) -> Iterator[None]:
+    """Say on stderr every :data:`LINE_SECONDS` how far the work is, also while nothing advances."""
+    stop = threading.Event()
+
+    def say() -> None:
+        while not stop.wait(LINE_SECONDS):
+            sys.stderr.write(handle.line() + "\n")
+            sys.stderr.flush()
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
 def progress_bar(
     total: float | None, description: str = "", *, unit: str = "it", show: bool | None = None
 ) -> Iterator[Progress]:
-    """A bar on stderr with rate and time left; silent when stderr is not a terminal (or `show` is False)."""
+    """A bar on stderr with rate and time left; without a terminal, a line every :data:`LINE_SECONDS`.
+
+    `show`: True for a bar, False for silence, whatever stderr is.
+    """
     handle = Progress(total, description, unit)
-    if not (sys.stderr.isatty() if show is None else show):
+    if show is False:
         yield handle
+        return
+    if show is None and not sys.stderr.isatty():
+        with _lines(handle):
+            yield handle
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
