@@ -27,7 +27,7 @@ $(TESTED): $(STAMP)
 demo: $(STAMP) ## simulate a survey, fit, evaluate, show the report (under 4 minutes on 2 cores)
 	$(BIN)/chemscale demo --out $(DEMO)
 
-test: $(TESTED) ## the default test suite
+test: $(TESTED) ## the default test suite, the examples of public names among it (tests/docs/test_doctests.py)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not slurm and not browser"
 
 test-slurm: $(TESTED) ## on a Slurm node of their own (root; skips, with the reason, without)

@@ -30,7 +30,14 @@ PAPER_SUBSET = ("Fe", "Mg", "Ni", "Si", "Al", "C", "N")
 
 
 class Flag(IntFlag):
-    """Reasons why a pixel is not used. A pixel is used where ``flags & selected == 0``."""
+    """Reasons why a pixel is not used. A pixel is used where ``flags & selected == 0``.
+
+    Examples
+    --------
+    >>> from chemscale import Flag
+    >>> list(Flag(9))
+    [<Flag.GAP: 1>, <Flag.SURVEY_BAD: 8>]
+    """
 
     GAP = 1
     NON_FINITE = 2
@@ -228,6 +235,16 @@ def validate(ds: xr.Dataset, *, ids: bool = True) -> xr.Dataset:
         A survey in the layout of the data contract.
     ids : bool
         Also read `star_id` and check that it is unique and non-empty.
+
+    Examples
+    --------
+    >>> import chemscale, xarray
+    >>> chemscale.validate(xarray.Dataset({"star_id": ("star", ["A", "A"])}))
+    Traceback (most recent call last):
+    ...
+    chemscale.schema.SchemaError: the dataset breaks the survey contract:
+      - flux: missing (required...
+      - star_id: 1 duplicate identifier(s), e.g. 'A'...
     """
     problems = check(ds, ids=ids)
     if problems:

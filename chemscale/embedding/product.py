@@ -383,6 +383,14 @@ def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
     ------
     StoreError
         Nothing there, not an embedding, or one whose run was interrupted.
+
+    Examples
+    --------
+    >>> import chemscale
+    >>> chemscale.open_embedding("nowhere/embedding.zarr")
+    Traceback (most recent call last):
+    ...
+    chemscale.errors.StoreError: no embedding at nowhere/embedding.zarr...
     """
     root = os.fspath(path)
     attrs = _attributes(root)

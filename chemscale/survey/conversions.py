@@ -222,6 +222,19 @@ def from_spectra(
         Flux with a unit, no uncertainty, different grids, no medium or identifiers, labels that do not match.
     SchemaError
         Duplicate identifiers and other breaches of the contract.
+
+    Examples
+    --------
+    >>> import chemscale, numpy as np
+    >>> from astropy import units as u
+    >>> from astropy.nddata import StdDevUncertainty
+    >>> from specutils import Spectrum
+    >>> wave = np.linspace(5000, 5100, 50) * u.AA
+    >>> one = Spectrum(
+    ...     flux=np.ones((2, 50)) * u.one, spectral_axis=wave, uncertainty=StdDevUncertainty(np.full((2, 50), 0.01))
+    ... )
+    >>> chemscale.from_spectra(one, star_id=["a", "b"], medium="air").sizes["star"]
+    2
     """
     from chemscale.survey.ingest.censoring import censor
 

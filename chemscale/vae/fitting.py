@@ -114,6 +114,14 @@ def train(
     DataError, InputError, ResumeError
         See :func:`~chemscale.vae.prepare.look_at`, :func:`~chemscale.vae.prepare.build`,
         :meth:`~chemscale.vae.training.Trainer.resume`.
+
+    Examples
+    --------
+    >>> import chemscale
+    >>> chemscale.train_vae("nowhere.zarr", "run", preset="quick")
+    Traceback (most recent call last):
+    ...
+    chemscale.errors.StoreError: no survey store at ...nowhere.zarr...
     """
     ds, path = open_source(store)
     model_config, config, preset_regions = recipe(preset, model, settings)

@@ -50,6 +50,14 @@ def infer(
     """Latents and scores of every star of a survey into ``latents.zarr`` of the run; one pass, resumable.
 
     Parameters as in :func:`~chemscale.vae.inference.infer_survey`.
+
+    Examples
+    --------
+    >>> import chemscale
+    >>> chemscale.infer_vae("nowhere.zarr", "run")
+    Traceback (most recent call last):
+    ...
+    chemscale.errors.StoreError: no survey store at ...nowhere.zarr...
     """
     ds, path = open_source(store)
     where = run_of(run)

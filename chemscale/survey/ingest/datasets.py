@@ -47,6 +47,15 @@ def write_survey(
         `ds` breaks the contract.
     StoreError
         `path` exists, or cannot be written.
+
+    Examples
+    --------
+    >>> import chemscale
+    >>> from chemscale.survey.sources.simulated import SimulatedSource
+    >>> summary = chemscale.ingest(SimulatedSource(40, 2, seed=1, grid="lowres"), "many.zarr")
+    >>> ten = chemscale.open_survey("many.zarr").isel(star=slice(0, 10))
+    >>> chemscale.open_survey(chemscale.write_survey(ten, "ten.zarr")).sizes["star"]
+    10
     """
     problems = check(ds)
     if ds.sizes.get("star", 0) == 0:

@@ -159,6 +159,14 @@ def ingest(
         Configuration or inputs differ from those the store was begun with.
     DataError
         Nothing could be read, or `max_bad` was passed.
+
+    Examples
+    --------
+    >>> import chemscale
+    >>> from chemscale.survey.sources.simulated import SimulatedSource
+    >>> summary = chemscale.ingest(SimulatedSource(40, 2, seed=1, grid="lowres"), "ingested.zarr")
+    >>> summary.complete, chemscale.open_survey("ingested.zarr").sizes["star"] >= 40
+    (True, True)
     """
 
     begun = time.monotonic()

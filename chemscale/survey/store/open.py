@@ -51,6 +51,15 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
     ------
     StoreError
         No store at `path`, an unfinished one, or one of another version.
+
+    Examples
+    --------
+    >>> import chemscale
+    >>> from chemscale.survey.sources.simulated import SimulatedSource
+    >>> summary = chemscale.ingest(SimulatedSource(40, 2, seed=1, grid="lowres"), "opened.zarr")
+    >>> survey = chemscale.open_survey("opened.zarr")
+    >>> survey["flux"].dims, bool((survey["cluster"] != "").any())
+    (('star', 'wavelength'), True)
     """
     folder = Folder(path)
     record = RootRecord.read(folder)
