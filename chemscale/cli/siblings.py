@@ -14,6 +14,7 @@ Metric = Annotated[
 
 
 def limits_of(texts: list[str]) -> dict[str, tuple[float, float]]:
+    """Ranges of labels from ``LABEL=LOW:HIGH``; an open end is infinite."""
     from chemscale.errors import InputError
 
     out: dict[str, tuple[float, float]] = {}
@@ -218,17 +219,20 @@ def export(
     run: RunDir,
     out: Annotated[str, typer.Option("--out", metavar="MODEL", help="File, such as model.safetensors.")],
     metric: Annotated[str, typer.Option("--metric", help="best (recommended by evaluate), paper or auto.")] = "best",
+    json: AsJson = False,
 ) -> None:
     """Write basis, metric and likeness as one file (safetensors with a JSON header), for use elsewhere.
 
     Example: chemscale rsca export --run run --out model.safetensors
     """
-    from chemscale.cli import console
+    from chemscale.cli import console, echo_json
     from chemscale.rsca.applied import LikenessModel
     from chemscale.runtime.run import Run
 
     LikenessModel.of_run(Run.open(run), metric).save(out)
     console.print(f"wrote {out}; use: chemscale rsca transform STORE --run {out} --out TABLE", highlight=False)
+    if json:
+        echo_json({"file": out, "metric": metric})
 
 
 def _that_fit(ds: Any, columns: list[str], width: int) -> tuple[list[str], list[str]]:
