@@ -273,15 +273,18 @@ def velocity_windows(
     high: float = 80.0,
     n_components: int = 30,
     max_basis: int = 6000,
+    both_signs: bool = True,
     **selection: Any,
 ) -> tuple[list[tuple[int, int]], xr.Dataset]:
     """Pixels whose residual depends on radial velocity (appendix B): \\|v\\| < `low` against \\|v\\| > `high` km/s.
 
-    Uses absolute residuals, as telluric residuals have either sign. Arguments and results as
-    :func:`interstellar_windows`.
+    The paper's Figure 7 takes v > `high` alone: ``both_signs=False``. Uses absolute residuals, as telluric residuals
+    have either sign. Arguments and results as :func:`interstellar_windows`.
     """
-    speed = np.abs(_label(survey, "radial_velocity"))
-    ds = residual_spectrum(survey, speed < low, speed > high, n_components=n_components, max_basis=max_basis)
+    velocity = _label(survey, "radial_velocity")
+    speed = np.abs(velocity)
+    fast = (speed if both_signs else velocity) > high
+    ds = residual_spectrum(survey, speed < low, fast, n_components=n_components, max_basis=max_basis)
     excess = ds["absolute_residual"].values - np.nan_to_num(ds["absolute_control"].values)
     return _finish(ds, excess, {"sign": 1, **selection})
 

@@ -85,16 +85,23 @@ def encoder(ppca: Any) -> np.ndarray:
     """Matrix (K, n_pixels) that takes a complete spectrum less the mean to its PPCA coordinates.
 
     Shared noise: the posterior mean of Tipping & Bishop (1999), which shrinks axis i of model variance lambda_i by
-    ``(lambda_i - sigma^2) / lambda_i``. Per-pixel noise: the projection on the components, which the posterior mean
-    tends to for small errors. Pixels that the basis never saw have weight zero.
+    ``(lambda_i - sigma^2) / lambda_i``. Per-pixel noise: the posterior mean that small errors tend to, with the
+    variance that the model gives each pixel beyond its error; the projection on the components where there is none.
+    Pixels that the basis never saw have weight zero.
 
     Parameters
     ----------
     ppca : MaskedPPCA
-        Fitted: `components_` (K, P), `explained_variance_` (K,), `noise_variance_`.
+        Fitted: `components_` (K, P), `explained_variance_` and `latent_scale_` (K,), `noise_variance_`.
     """
     basis = np.nan_to_num(np.asarray(ppca.components_, dtype=float))
     if getattr(ppca, "noise", "shared") != "shared":
-        return basis
+        extra = np.broadcast_to(np.nan_to_num(np.asarray(ppca.noise_variance_, dtype=float)), basis.shape[1])
+        if not extra.any():
+            return basis
+        weight = 1 / np.maximum(extra, 1e-6 * extra.max())
+        weighted = basis * weight
+        prior = np.diag(1 / np.square(np.asarray(ppca.latent_scale_, dtype=float)))
+        return np.linalg.solve(prior + weighted @ basis.T, weighted)
     variance = np.asarray(ppca.explained_variance_, dtype=float)
     return basis * ((variance - float(ppca.noise_variance_)) / variance)[:, None]

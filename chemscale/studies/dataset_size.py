@@ -36,8 +36,34 @@ def held_out_rate(evaluation: Evaluation, chosen: np.ndarray, k: int) -> float:
         return np.nan
 
 
+def own_rate(evaluation: Evaluation, chosen: np.ndarray, k: int) -> float:
+    """Global rate of the clusters in `chosen`, each under a metric trained on the others of them (the paper's curve).
+
+    NaN where one of these metrics has fewer than k degrees of freedom.
+    """
+    names = [evaluation.names[j] for j in chosen]
+    inside = np.isin(evaluation.clusters, names)
+    matrices = {}
+    for name in names:
+        train = inside & (evaluation.clusters != name)
+        if train.sum() - (len(names) - 1) < k:
+            return np.nan
+        matrices[name] = evaluation.fit(RSCA, k=k, train=train).matrix()
+    try:
+        return evaluation.rates(k=k, matrices=matrices).overall
+    except DataError:  # no pair of these clusters passes the cuts
+        return np.nan
+
+
+#: The two curves: which clusters a metric that a subset trained is rated on.
+CURVES = {
+    "own": (own_rate, "the subset's own, each left out in turn"),
+    "others": (held_out_rate, "those outside the subset"),
+}
+
+
 def compute(context: StudyContext) -> StudyResult:
-    """Random subsets of 1 .. N-1 clusters for several K."""
+    """Random subsets of 1 .. N clusters for several K, rated on their own clusters and on the others."""
     settings = context.settings
     evaluation = thin(context, int(settings["max_field"]))
     n_clusters, repeats = len(evaluation.names), int(settings["repeats"])
@@ -50,44 +76,57 @@ def compute(context: StudyContext) -> StudyResult:
     sizes = np.arange(1, n_clusters)
     subsets = {n: [rng.choice(n_clusters, n, replace=False) for _ in range(repeats)] for n in sizes}
     rows = []
-    for k in ks:
-        for n in sizes:
-            rates = np.array([held_out_rate(evaluation, chosen, k) for chosen in subsets[n]])
-            good = rates[np.isfinite(rates)]
-            if len(good) >= max(2, repeats // 2):  # fewer would be a choice of the richest subsets
-                rows.append((k, n, good.mean(), good.std(ddof=1), good.std(ddof=1) / np.sqrt(len(good)), len(good)))
-    if not rows:
-        raise DataError("no subset of clusters has enough members to fit a metric", "lower dataset_size.components")
-    keys = ("components", "clusters", "rate", "scatter", "rate_error", "n_subsets")
+    for curve, (rate, _) in CURVES.items():
+        for k in ks:
+            for n in (*sizes, n_clusters) if curve == "own" else sizes:
+                drawn = subsets[n] if n < n_clusters else [np.arange(n_clusters)]
+                rates = np.array([rate(evaluation, chosen, k) for chosen in drawn])
+                good = rates[np.isfinite(rates)]
+                mean = good.mean() if len(good) else np.nan
+                scatter = good.std(ddof=1) if len(good) > 1 else np.nan
+                rows.append((curve, k, n, mean, scatter, scatter / np.sqrt(max(len(good), 1)), len(good), len(drawn)))
+    keys = ("curve", "components", "clusters", "rate", "scatter", "rate_error", "n_subsets", "n_drawn")
     table = {key: np.array([r[i] for r in rows]) for i, key in enumerate(keys)}
-    fig, ax = style.figure(aspect=0.78)
-    for i, k in enumerate(ks):
-        mine = table["components"] == k
-        x, y, e = (table[key][mine] for key in ("clusters", "rate", "rate_error"))
-        look = {"color": style.CYCLE[i], "marker": style.MARKERS[i], "ls": style.DASHES[i]}
-        ax.plot(x, y, label=f"K = {k}", **look)
-        ax.fill_between(x, np.maximum(y - e, 1e-5), y + e, color=style.CYCLE[i], alpha=0.2, lw=0)
-    style.rate_axis(ax.yaxis)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlabel("clusters the metric is trained on")
-    ax.set_ylabel("doppelganger rate of the others")
-    ax.legend()
-    last = {k: float(table["rate"][table["components"] == k][-1]) for k in ks if (table["components"] == k).any()}
+    if not np.isfinite(table["rate"]).any():
+        raise DataError("no subset of clusters has enough members to fit a metric", "lower dataset_size.components")
+    fig, axes = style.figure("page", 0.42, 1, 2, sharey=True)
+    for ax, (curve, (_, what)) in zip(axes, CURVES.items(), strict=True):
+        for i, k in enumerate(ks):
+            mine = (table["curve"] == curve) & (table["components"] == k) & (table["n_subsets"] >= 1)
+            x, y, e = (table[key][mine] for key in ("clusters", "rate", "rate_error"))
+            look = {"color": style.CYCLE[i], "marker": style.MARKERS[i], "ls": style.DASHES[i]}
+            ax.plot(x, y, label=f"K = {k}", **look)
+            e = np.nan_to_num(e)
+            ax.fill_between(x, np.maximum(y - e, 1e-5), y + e, color=style.CYCLE[i], alpha=0.2, lw=0)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_xlabel("clusters in the subset")
+        ax.set_title(f"rated: {what}")
+    style.rate_axis(axes[0].yaxis)
+    axes[0].set_ylabel("doppelganger rate")
+    axes[0].legend()
+    numbers: dict[str, float] = {}
+    for k in ks:
+        for curve, n in (("own", n_clusters), ("others", n_clusters - 1)):
+            row = (table["curve"] == curve) & (table["components"] == k) & (table["clusters"] == n)
+            numbers[f"rate_K{k}_{curve}_with_{n}_clusters"] = float(table["rate"][row][0])
     return StudyResult(
         figure=fig,
         table=table,
         columns={
+            "curve": "own: the subset's clusters, each rated by the others of it (the paper); others: those outside",
             "components": "PPCA components K",
-            "clusters": "clusters in the training subset",
-            "rate": "mean over subsets of the global rate of the clusters left out",
+            "clusters": "clusters in the subset",
+            "rate": "mean over subsets of the global rate; empty where no subset could be fitted",
             "scatter": "standard deviation over subsets (clusters rated differ too)",
             "rate_error": "standard error of the mean over subsets",
             "n_subsets": "random subsets that could be fitted (K degrees of freedom or more)",
+            "n_drawn": "random subsets drawn",
         },
-        numbers={f"rate_K{k}_with_{n_clusters - 1}_clusters": v for k, v in last.items()},
+        numbers=numbers,
         caption=(
-            f"Rate of clusters the metric has not seen, against the number of clusters it was trained on ({repeats} "
-            "random subsets each). A curve starts where subsets hold at least K degrees of freedom. "
+            f"Rates against the number of clusters in random subsets ({repeats} of each size). Left, as in the paper: "
+            "the subset's own clusters, each under a metric trained on the others of it. Right: clusters outside the "
+            "subset. Subsets with fewer than K degrees of freedom cannot be fitted; the table counts them. "
             "Bands: standard error of the mean over subsets."
         ),
     )
@@ -98,5 +137,5 @@ STUDY = Study(
     "What more clusters would bring",
     "de Mijolla & Ness 2021, Figure 5",
     compute,
-    {"components": "10,20,30,50", "repeats": 50, "max_field": 30000, "seed": 0},
+    {"components": "10,20,30,50,60", "repeats": 50, "max_field": 30000, "seed": 0},
 )

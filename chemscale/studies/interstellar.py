@@ -18,7 +18,7 @@ Finder = Callable[..., tuple[list[tuple[int, int]], xr.Dataset]]
 def residual_figure(context: StudyContext, find: Finder, variable: str, control: str, what: str) -> dict[str, Any]:
     """Figure, table and numbers shared by the interstellar and the velocity study."""
     s = context.settings
-    keys = ("low", "high", "seed", "grow", "merge", "pad")
+    keys = tuple(k for k in ("low", "high", "seed", "grow", "merge", "pad", "both_signs") if k in s)
     windows, ds = find(
         context.survey,
         n_components=int(s["components"]),

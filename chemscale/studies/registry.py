@@ -35,6 +35,7 @@ from chemscale.runtime.run import Run, versions
 MODULES = {
     "dimensionality": "dimensionality",
     "features": "features",
+    "linear_map": "linear_map",
     "ablation": "ablation",
     "abundances": "abundances",
     "kept_dimensions": "kept_dimensions",

@@ -10,11 +10,12 @@ from chemscale.studies.registry import Study, StudyContext, StudyResult
 def compute(context: StudyContext) -> StudyResult:
     """Residual spectrum and windows of appendix B."""
     s = context.settings
-    parts = residual_figure(context, velocity_windows, "absolute_residual", "absolute_control", "fast stars")
+    fast = "fast stars, either way" if s["both_signs"] else "fast receding stars"
+    found = residual_figure(context, velocity_windows, "absolute_residual", "absolute_control", fast)
     return StudyResult(
-        **parts,
+        **found,
         caption=(
-            f"Mean absolute residual of stars faster than {s['high']} km/s on the basis of stars slower than "
+            f"Mean absolute residual of {fast} (beyond {s['high']} km/s) on the basis of stars slower than "
             f"{s['low']} km/s. Yellow: pixels whose excess over slow stars stands out, where telluric or instrument "
             "residuals move with the star's velocity."
         ),
@@ -26,5 +27,5 @@ STUDY = Study(
     "Systematics that follow radial velocity",
     "de Mijolla & Ness 2021, Figure 7 (Appendix B)",
     compute,
-    {"low": 5.0, "high": 80.0, **SELECTION},
+    {"low": 5.0, "high": 80.0, "both_signs": False, **SELECTION},
 )

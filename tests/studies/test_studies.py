@@ -15,7 +15,8 @@ from chemscale.cli import build
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.pipeline import fit_run
 from chemscale.rsca.uncertainty import bootstrap
-from chemscale.studies import controls, dataset_size, likeness, registry, style, together
+from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.studies import controls, dataset_size, likeness, linear_map, registry, style, together
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.features import correlation
 from chemscale.studies.sample import Sample
@@ -25,7 +26,7 @@ SETTINGS = {
     "kept_dimensions": {"restarts": 2, "restart_stars": 300},
     "dataset_size": {"components": "3,6", "repeats": 4},
     "interstellar": {"low": 0.15, "high": 0.3, "components": 6},
-    "velocity": {"low": 20.0, "high": 50.0, "components": 6},
+    "velocity": {"low": 20.0, "high": 50.0, "components": 6, "both_signs": True},
     "abundances": {"max_species": 3},
     "together": {"draws": 100},
     "controls": {"repeats": 4},
@@ -97,6 +98,37 @@ def test_dataset_size_rates_only_clusters_it_was_not_trained_on(run):
     expected = e.rates(matrices={e.names[-1]: rsca.matrix()}).overall
     assert dataset_size.held_out_rate(e, chosen, 6) == pytest.approx(expected)
     assert np.isnan(dataset_size.held_out_rate(e, chosen[:1], 6))  # 5 degrees of freedom for 6 components
+
+
+def test_dataset_size_rates_the_subsets_own_clusters_as_the_paper_does(run, done):
+    e = Sample.read(run).evaluation
+    everyone = np.arange(len(e.names))
+    assert dataset_size.own_rate(e, everyone, 6) == pytest.approx(e.rates("rsca").overall)
+    pair = everyone[:2]
+    assert np.isnan(dataset_size.own_rate(e, pair, 6)) and np.isfinite(dataset_size.own_rate(e, pair, 3))
+    rows = table(run, "dataset_size")
+    whole = [r for r in rows if r["curve"] == "own" and int(r["clusters"]) == len(everyone) and r["components"] == "6"]
+    assert float(whole[0]["rate"]) == pytest.approx(e.rates("rsca").overall, rel=1e-6)
+    counted = {(r["curve"], int(r["components"]), int(r["clusters"])) for r in rows}
+    assert len(counted) == len(rows) == 2 * (2 * len(everyone) - 1)  # every size of every curve and K has its row
+    assert all(int(r["n_subsets"]) <= int(r["n_drawn"]) for r in rows)
+
+
+def test_linear_map_gives_the_features_of_complete_spectra(run, done):
+    rows = table(run, "linear_map")
+    sample = Sample.read(run)
+    weights = np.array([[float(r["weight_1"] or "nan")] for r in rows])[:, 0]
+    ppca = MaskedPPCA.from_dataset(run.open_dataset("ppca.zarr").load())
+    rng = np.random.default_rng(0)
+    used = ppca.pixel_used_
+    change = np.where(used, rng.normal(size=used.size) * 1e-3, 0.0)  # below what counts as an outlier
+    spectra = np.nan_to_num(ppca.mean_) + np.array([np.zeros_like(change), change])
+    errors = {"ivar": np.full(spectra.shape, 1e12)} if ppca.noise == "per-pixel" else {}
+    z = ppca.transform(spectra, np.broadcast_to(~used, spectra.shape), **errors)
+    x = sample.evaluation.fit("rsca").transform(np.asarray(z), 1)[:, 0]
+    assert np.nansum(weights * change) == pytest.approx(x[1] - x[0], rel=0.02)
+    lines = linear_map.strong_lines(15140.0, 16960.0, "vacuum", 12)
+    assert len(lines) == 12 and all(15140 < w < 16960 for _, w in lines)
 
 
 def test_likeness_falls_with_distance_and_bins_are_right(run, done):
