@@ -5,20 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from chemscale.cli.options import AsJson, Cluster, Workers, client_for
 from chemscale.cli.summary import show_plan, show_summary
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")]
-Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Worker processes; 0 = none, work in this process.")
-]
-Cluster = Annotated[
-    str | None, typer.Option("--cluster", metavar="SPEC", help="Dask cluster: an address, or a TOML with [cluster].")
-]
 Spectra = Annotated[
     list[str], typer.Option("--spectra", metavar="DIR", help="Folder of spectra, searched below; repeatable.")
 ]
@@ -249,16 +242,3 @@ def n_workers(workers: int | None, n_stars: int) -> int:
     if workers is not None:
         return workers
     return (os.cpu_count() or 1) if n_stars >= _MANY else 0
-
-
-@contextmanager
-def client_for(workers: int | None, cluster: str | None, *, threads: int = 2) -> Any:
-    """A Dask client for --cluster or --workers (of so many threads); None to work in this process."""
-    if cluster is None and not workers:
-        yield None
-        return
-    from chemscale.runtime.cluster import connect
-
-    overrides: dict[str, Any] = {} if cluster else {"threads": threads}
-    with connect(cluster or "local", workers=workers, **overrides) as client:
-        yield client

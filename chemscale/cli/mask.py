@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from chemscale.cli.options import AsJson, Cluster, client_for
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the app."""
@@ -30,10 +32,8 @@ def mask(
     components: Annotated[int, typer.Option("--components", min=1, help="Components of the clean basis.")] = 30,
     clear: Annotated[bool, typer.Option("--clear", help="Take the mask off.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be masked; change nothing.")] = False,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="SPEC", help="Dask cluster: an address, or a TOML.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
 ) -> None:
     """Mask wavelengths that show something other than the star, by default interstellar bands.
 
@@ -42,14 +42,11 @@ def mask(
 
     Example: chemscale mask apogee.zarr --find extinction --window 15260:15285
     """
-    from contextlib import nullcontext
-
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
     from chemscale.errors import InputError
     from chemscale.quality.masking import mask_survey
-    from chemscale.runtime.cluster import connect
 
     given = [n for n, v in (("--find", find), ("--window", window), ("--max-error", max_error)) if v]
     if clear and given:
@@ -60,7 +57,7 @@ def mask(
     if len(effects) > 1 and (low is not None or high is not None):
         raise InputError("--low and --high are limits of one effect", "give one --find, or leave them out")
     limits = {k: v for k, v in (("low", low), ("high", high)) if v is not None}
-    with connect(cluster) if cluster else nullcontext():
+    with client_for(None, cluster):
         found = mask_survey(
             store,
             find=effects,

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-RunDir = Annotated[str, typer.Option("--run", metavar="RUN", help="Run directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+from chemscale.cli.options import AsJson
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chemscale.cli.options import Cluster, Workers, client_for
 from chemscale.cli.siblings import AsJson, Metric, RunDir, export, limits_of, pair, siblings, transform
 
 
@@ -55,13 +56,8 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start a run on another store, or a basis that is there, anew.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Worker processes; by default threads of this process.")
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", metavar="SPEC", help="Dask cluster: an address, or a TOML with [cluster]."),
-    ] = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     json: AsJson = False,
 ) -> None:
     """Fit the basis, embed every star and learn the metric from the clusters.
@@ -71,7 +67,6 @@ def fit(
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
-    from chemscale.cli.ingest import client_for
     from chemscale.rsca.pipeline import fit_run
     from chemscale.rsca.recipes import OUTLIER_SIGMAS, chosen_recipe
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Cluster = Annotated[str | None, typer.Option("--cluster", metavar="SPEC", help="local, an address, or a TOML.")]
+from chemscale.cli.options import AsJson, Cluster
+
 Tls = Annotated[str, typer.Option("--tls", metavar="DIR", help="Directory with cert.pem and key.pem.")]
 SchedulerFile = Annotated[
     str, typer.Option("--scheduler-file", metavar="FILE", help="Where the scheduler leaves its address (shared disk).")

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-RunDir = Annotated[str, typer.Option("--run", metavar="RUN", help="Run directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+from chemscale.cli.options import AsJson, RunDir
+
 Metric = Annotated[
     str, typer.Option("--metric", help="best (recommended by evaluate), paper, auto or a registered metric.")
 ]

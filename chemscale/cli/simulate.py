@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from chemscale.cli.options import AsJson, Cluster, Workers, client_for
+
 Clusters = Annotated[
     int | None,
     typer.Option("--clusters", min=0, help="Open clusters, with 185 members in 22; by default 22 in a disc, else 0."),
@@ -40,13 +42,9 @@ def simulate(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Carry on with an unfinished store.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Worker processes; 0 = work in this process.")
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="SPEC", help="Dask cluster: an address, or a TOML.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate a survey: giants of a disc, open clusters, spectra from physics, an instrument.
 
@@ -91,7 +89,7 @@ def _store(
 ) -> None:
     import os
 
-    from chemscale.cli.ingest import client_for, n_workers
+    from chemscale.cli.ingest import n_workers
     from chemscale.cli.summary import show_summary
     from chemscale.errors import StoreError
     from chemscale.simulation.truth import truth_path, write_truth

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from chemscale.cli import ingest
-from chemscale.cli.ingest import AsJson, Cluster, Workers, client_for
+from chemscale.cli.options import AsJson, Cluster, Workers, client_for
 from chemscale.cli.summary import show_summary
 from chemscale.errors import InputError
 
