@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
-
 from chemscale.errors import DataError
 
 if TYPE_CHECKING:
@@ -223,18 +221,6 @@ def human_seconds(value: float) -> str:
     return f"{value:.1f} s"
 
 
-def peak_memory(children: bool = True) -> int:
-    """Resident memory of this process now, and of its children (local workers), in bytes."""
-    me = psutil.Process()
-    total = me.memory_info().rss
-    for child in me.children(recursive=True) if children else []:
-        try:
-            total += child.memory_info().rss
-        except psutil.Error:
-            continue
-    return total
-
-
 def _own_peak() -> int:
     """Largest resident memory of this process, since :func:`_forget_peak` where the system can tell."""
     try:
@@ -331,28 +317,6 @@ def estimate_memory(
         Bytes a pixel: flux and ivar float32, flags uint8.
     """
     return Estimate(int(stars * pixels * itemsize * copies), threads, fixed)
-
-
-def clamp_workers(workers: int, need: Estimate, memory: int | None = None) -> int:
-    """As many of `workers` as fit into `memory` (this machine's limit by default), at least one.
-
-    Raises
-    ------
-    DataError
-        Not even one fits.
-    """
-    from distributed.system import MEMORY_LIMIT
-
-    memory = memory or MEMORY_LIMIT
-    fit = int(memory // need.bytes_per_worker)
-    if fit < 1:
-        raise DataError(
-            f"one worker needs {human_bytes(need.bytes_per_worker)}, and there are {human_bytes(memory)}",
-            "use smaller chunks (fewer stars each) or a machine with more memory",
-        )
-    if fit < workers:
-        logger.warning("%d workers rather than %d: memory (%s each)", fit, workers, human_bytes(need.bytes_per_worker))
-    return min(workers, fit)
 
 
 def check_worker_memory(client: Client, need: Estimate) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from chemscale.errors import StoreError
+from chemscale.runtime.contents import MADE_FROM
 from chemscale.runtime.jsonio import digest, read_json
 from chemscale.runtime.product import faults, leftovers, plain_files, record_of, size_and_checksum
-from chemscale.runtime.run import MADE_FROM, MANIFEST, Run
+from chemscale.runtime.run import MANIFEST, Run
 
 #: Product -> the stage that makes it.
 MADE_IN = {"ppca.zarr": "ppca", "embedding.zarr": "embed", "rsca.zarr": "metric", "latents.zarr": "vae.infer"}

@@ -130,7 +130,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], Any], str, Callable[[Path], Any]]] = 
     "evaluate": (lambda f: evaluate_run(f / "run", n_features=2) and None, "run", _rates),
     "neighbours": (lambda f: write_neighbours(f / "run", 4) and None, "run", _neighbours),
     "infer": (lambda f: vae.infer(str(f / "v.zarr"), f / "vae", overwrite=True) and None, "vae", _latents),
-    "anomalies": (lambda f: vae.anomalies(f / "vae", false_alarm=0.05) and None, "vae", _anomalies),
+    "anomalies": (lambda f: vae.anomalies(f / "vae", false_alarm=0.1) and None, "vae", _anomalies),
     "flags": (lambda f: vae.flags(f / "vae", survey_labels=False) and None, "vae", _flags),
 }
 
