@@ -9,17 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from chemscale.cli import surveys
 from chemscale.cli.options import AsJson, Cluster, Workers, client_for
 from chemscale.cli.summary import show_plan, show_summary
-
-Spectra = Annotated[
-    list[str], typer.Option("--spectra", metavar="DIR", help="Folder of spectra, searched below; repeatable.")
-]
-Members = Annotated[str | None, typer.Option("--members", metavar="FILE", help="Membership table, FITS or CSV.")]
-MinProbability = Annotated[
-    float | None, typer.Option("--min-probability", help="Smallest membership probability that counts.")
-]
-ProbabilityColumn = Annotated[str | None, typer.Option("--probability-column", help="Column with it.")]
 
 #: A process's: one is read, one compressed, one written or read back.
 SHARDS_IN_HAND = 3
@@ -31,138 +23,78 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the app."""
     verbs = typer.Typer(help="Survey files -> store.", no_args_is_help=True)
     app.add_typer(verbs, name="ingest")
-    for name, source in _OWN.items():
-        verbs.command(name)(_verb(source))
-    for name in _third_parties():
-        example = f"Example: chemscale ingest {name} --option KEY=VALUE --out survey.zarr"
-        verbs.command(name, help=f"Ingest with the source {name!r} (arguments of its class by --option).\n\n{example}")(
-            _verb(_generic(name))
-        )
+    for name in sorted(installed(), key=lambda n: (n not in _FIRST, _FIRST.index(n) if n in _FIRST else 0, n)):
+        verbs.command(name)(_verb(name))
 
 
-def _third_parties() -> list[str]:
+def installed() -> list[str]:
+    """Names of the registered sources, without importing any."""
     from importlib.metadata import entry_points
 
-    return sorted({e.name for e in entry_points(group="chemscale.surveys")} - set(_OWN))
+    return sorted({e.name for e in entry_points(group="chemscale.surveys")})
 
 
-def _verb(make_source: Callable[..., Any]) -> Callable[..., None]:
-    """The verb of a source: the options of `make_source`, which builds it, and those of every ingestion."""
-    own = inspect.signature(make_source, eval_str=True).parameters
+#: Order of the verbs; others follow by name.
+_FIRST = ("apogee", "sdss-v", "lamost", "lamost-mrs", "boss", "desi", "galah", "gaia-xp", "table")
+
+
+def _verb(name: str) -> Callable[..., None]:
+    """The verb of a source: its own options, those of catalogues, and those of every ingestion."""
+    own = getattr(surveys, name.replace("-", "_"), None)
+    functions = [own, surveys.joins, _options] if own is not None else [_options]
+    parts = [(f, inspect.signature(f, eval_str=True).parameters) for f in functions]
     shared = {n: p for n, p in inspect.signature(_run, eval_str=True).parameters.items() if n != "source"}
 
     def verb(**values: Any) -> None:
-        _run(make_source(**{n: values[n] for n in own}), **{n: values[n] for n in shared})
+        arguments: dict[str, Any] = {}
+        for function, parameters in parts:
+            arguments |= function(**{n: values[n] for n in parameters})
+        _run(make_source(name, arguments), **{n: values[n] for n in shared})
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own.values(), *shared.values())]
+    every = [p for _, parameters in parts for p in parameters.values()] + list(shared.values())
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in every]
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {p.name: p.annotation for p in parameters}
-    verb.__doc__ = make_source.__doc__
+    verb.__doc__ = (
+        own.__doc__
+        if own is not None
+        else (
+            f"Ingest with the source {name!r} (arguments of its class by --option).\n\n"
+            f"Example: chemscale ingest {name} --option KEY=VALUE --out survey.zarr"
+        )
+    )
     return verb
 
 
-def _apogee(
-    spectra: Spectra,
-    allstar: Annotated[str | None, typer.Option("--allstar", metavar="FILE", help="The release's allStar.")] = None,
-    members: Members = None,
-    member_key: Annotated[str, typer.Option("--member-key", help="Identifier column of --members.")] = "APOGEE_ID",
-    member_column: Annotated[str, typer.Option("--member-column", help="Cluster column of --members.")] = "CLUSTER",
-    probability_column: ProbabilityColumn = None,
-    min_probability: MinProbability = None,
-    product: Annotated[str, typer.Option("--product", help="aspcapStar or apStar.")] = "aspcapStar",
-) -> Any:
-    """Ingest APOGEE spectra (DR13 to DR17 layouts).
+def make_source(name: str, arguments: dict[str, Any]) -> Any:
+    """The source registered as `name`, built from those of `arguments` that are given.
 
-    Example: chemscale ingest apogee --spectra dr17/ --allstar allStar.fits --members occam.fits --out apogee.zarr
+    Raises
+    ------
+    InputError
+        An argument is missing or not known.
     """
-    from chemscale.survey.sources.apogee import ApogeeSource
+    from chemscale.errors import InputError
+    from chemscale.survey.sources.base import get_source
 
-    return ApogeeSource(
-        [str(full_path(s)) for s in spectra],
-        full_path(allstar),
-        full_path(members),
-        member_key=member_key,
-        member_column=member_column,
-        probability_column=probability_column,
-        min_probability=min_probability,
-        product=product,
-    )
+    given = {key: value for key, value in arguments.items() if value is not None}
+    make = get_source(name)
+    try:
+        inspect.signature(make).bind(**given)
+        return make(**given)
+    except TypeError as err:
+        raise InputError(f"source {name!r}: {err}", "give its options, or arguments by --option key=value") from err
 
 
-def _lamost(
-    spectra: Spectra,
-    labels: Annotated[list[str] | None, typer.Option("--labels", metavar="CSV", help="Labels; repeatable.")] = None,
-    members: Members = None,
-    member_key: Annotated[str, typer.Option("--member-key", help="Identifier column of --members.")] = "file",
-    member_column: Annotated[str, typer.Option("--member-column", help="Group column of --members.")] = "group",
-    probability_column: ProbabilityColumn = None,
-    min_probability: MinProbability = None,
-    wavelength_min: Annotated[float, typer.Option("--wavelength-min", help="First wavelength, Angstrom.")] = 4000.0,
-    wavelength_max: Annotated[float, typer.Option("--wavelength-max", help="Last wavelength, Angstrom.")] = 8900.0,
-    continuum: Annotated[str, typer.Option("--continuum", help="running-quantile or survey.")] = "running-quantile",
-) -> Any:
-    """Ingest LAMOST low-resolution spectra (DR1 to DR10 layouts).
-
-    Example: chemscale ingest lamost --spectra dr10/ --labels labels.csv --out lamost.zarr
-    """
-    from chemscale.survey.sources.lamost import LamostSource
-
-    return LamostSource(
-        [str(full_path(s)) for s in spectra],
-        [str(full_path(t)) for t in labels or []],
-        full_path(members),
-        member_key=member_key,
-        member_column=member_column,
-        probability_column=probability_column,
-        min_probability=min_probability,
-        wavelength_range=(wavelength_min, wavelength_max),
-        continuum=continuum,
-    )
-
-
-def _table(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="NPZ, HDF5, FITS table or Zarr.")],
-    mapping: Annotated[
-        str | None, typer.Option("--mapping", "--columns", metavar="TOML", help="Which column is what.")
+def _options(
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Any argument of the source; repeatable (TOML values)."),
     ] = None,
-    medium: Annotated[str | None, typer.Option("--medium", help="vacuum or air, where the file does not say.")] = None,
-) -> Any:
-    """Ingest a table of spectra: flux, error (or ivar) and wavelength, columns mapped by a small TOML.
+) -> dict[str, Any]:
+    from chemscale.config import parse_assignment
 
-    Example: chemscale ingest table spectra.npz --out survey.zarr
-    """
-    from chemscale.survey.sources.table import TableSource
-
-    return TableSource(str(full_path(file)), full_path(mapping), medium=medium)
-
-
-def _generic(name: str) -> Callable[..., Any]:
-    def generic(
-        option: Annotated[
-            list[str] | None,
-            typer.Option("--option", metavar="KEY=VALUE", help="Argument of the source; repeatable (TOML values)."),
-        ] = None,
-    ) -> Any:
-        from chemscale.config import parse_assignment
-        from chemscale.errors import InputError
-        from chemscale.survey.sources.base import get_source
-
-        options = dict(parse_assignment(text) for text in option or [])
-        try:
-            return get_source(name)(**options)
-        except TypeError as err:
-            raise InputError(f"source {name!r}: {err}", "name its arguments by --option key=value") from err
-
-    return generic
-
-
-#: Sources with options of their own; any other registered one gets the generic verb.
-_OWN: dict[str, Callable[..., Any]] = {"apogee": _apogee, "lamost": _lamost, "table": _table}
-
-
-def full_path(path: str | None) -> str | None:
-    """Absolute, so that the store can be resumed and repaired from any directory."""
-    return path if path is None or "://" in path else os.path.abspath(os.path.expanduser(path))
+    return dict(parse_assignment(text) for text in option or [])
 
 
 def _run(

@@ -72,7 +72,7 @@ def simulate(
 
 
 def _full(path: str | None) -> str | None:
-    from chemscale.cli.ingest import full_path as full
+    from chemscale.cli.surveys import full_path as full
 
     return full(path)
 

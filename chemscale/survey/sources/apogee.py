@@ -24,6 +24,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.survey.sources import apogee_labels as labelling
+from chemscale.survey.sources.apogee_match import Found, match_star, signal_to_noise
 from chemscale.survey.sources.apogee_pixels import (
     BAD_PIXMASK,
     CHIPS,
@@ -43,14 +44,12 @@ from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.kernels import REASONS
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.members import Membership
-from chemscale.survey.sources.missing import measured_one
 
 PRODUCTS = ("aspcapStar", "apStar")
 
 _NAME = re.compile(
     r"^(?P<product>aspcapStar|ap1mStar|apStar|asStar)-(?P<apred>[A-Za-z0-9.]+)"
-    r"(?:-(?P<aspcap>l\d[A-Za-z0-9.]*))?(?:-(?:apo25m|lco25m|apo1m))?-(?P<id>.+?)(?:\.fits|\.fits\.gz)$",
+    r"(?:-(?P<aspcap>l\d[A-Za-z0-9.]*))?(?:-(?P<telescope>apo25m|lco25m|apo1m))?-(?P<id>.+?)(?:-(?P<mjd>5\d{4}|6\d{4}))?\.fits(?:\.gz)?$",
     re.DOTALL,
 )
 
@@ -64,16 +63,10 @@ class ApogeeSource(FolderSource):
         Folder(s) holding the files at any depth; fsspec URLs work.
     allstar : str, optional
         The release's allStar file. Without it labels come from each file's own table.
-    members : str, optional
-        Membership table, FITS or CSV. Stars in it above `min_probability` get its cluster.
-    member_key, member_column : str
-        Columns with the identifier and the cluster.
-    probability_column : str, optional
-        Column with the membership probability; ``CG_PROB`` where the table has it.
-    min_probability : float, optional
-        Default 0.8 (paper, section 4.1) when there is a probability column.
     product : {"aspcapStar", "apStar"}
         apStar spectra are not continuum normalised: a running quantile is applied chip by chip.
+    **joins
+        Labels and members, as for :class:`~chemscale.survey.sources.folders.JoiningSource`.
 
     Notes
     -----
@@ -82,6 +75,10 @@ class ApogeeSource(FolderSource):
     """
 
     name = "apogee"
+    title = "APOGEE (DR13 to DR17)"
+    file_names = ("aspcapStar-", "apStar-", "asStar-", "ap1mStar-")
+    default_member_key = "APOGEE_ID"
+    default_member_column = "CLUSTER"
 
     def __init__(
         self,
@@ -89,22 +86,12 @@ class ApogeeSource(FolderSource):
         allstar: str | None = None,
         members: str | None = None,
         *,
-        member_key: str = "APOGEE_ID",
-        member_column: str = "CLUSTER",
-        probability_column: str | None = None,
-        min_probability: float | None = None,
         product: str = "aspcapStar",
+        **joins: Any,
     ):
         if product not in PRODUCTS:
             raise InputError(f"product is {product!r}", f"use one of {', '.join(PRODUCTS)}")
-        super().__init__(
-            spectra,
-            members,
-            member_key=member_key,
-            member_column=member_column,
-            probability_column=probability_column,
-            min_probability=min_probability,
-        )
+        super().__init__(spectra, members=members, **joins)
         self.allstar = str(allstar) if allstar else None
         self.product = product
 
@@ -114,13 +101,11 @@ class ApogeeSource(FolderSource):
         """List the stars; read catalogues, and of the spectra only those needed to settle duplicates."""
         rejected: list[Rejection] = []
         files = self._files(rejected)
-        membership = self._membership()
         if self.allstar:
-            items, elements, names, notes = self._items_from_catalogue(files, membership, rejected)
+            items, elements, names, notes = self._items_from_catalogue(files, rejected)
         else:
-            items, elements, names, notes = self._items_from_files(files, membership, rejected)
+            items, elements, names, notes = self._items_from_files(files, rejected)
         catalogued = notes.pop("catalogue_ids", ())
-        rejected += self._absent(membership, {item.star_id for item in items}, catalogued)
         attrs = {
             "survey": "APOGEE",
             "product": self.product,
@@ -131,33 +116,33 @@ class ApogeeSource(FolderSource):
             "chips": [list(c) for c in CHIPS],
             "interstellar_windows": [list(w) for w in INTERSTELLAR_WINDOWS],
             "quality": "ASPCAPFLAG; bit 23 is STAR_BAD",
-            "membership": {
-                "rows": membership.n_rows,
-                "below_minimum": membership.n_below,
-                "repeated": membership.n_repeated,
-                "probability_column": membership.probability_column,
-            },
             **notes,
         }
-        labels = contract_labels([*names, "source_file", "abundance", "abundance_error", "cluster_probability"])
-        return SurveyPlan("apogee", wavelength_grid(), "vacuum", items, tuple(elements), labels, attrs, rejected)
+        abundances = ("abundance", "abundance_error") if elements else ()
+        names = [n for n in names if not n.startswith("abundance")]
+        labels = contract_labels([*names, "source_file", *abundances])
+        grid = wavelength_grid()
+        plan = SurveyPlan("apogee", grid, "vacuum", items, tuple(elements), labels, attrs, rejected)
+        ids = {"apogee_id": lambda: [item.star_id for item in items]}
+        return self._complete(plan, self._keys(items, ids, catalogued=catalogued))
 
-    def _files(self, rejected: list[Rejection]) -> dict[str, list[tuple[str, str]]]:
-        """Star id -> [(full path, path relative to the release), ...]."""
+    def _files(self, rejected: list[Rejection]) -> dict[str, list[Found]]:
+        """Star id -> its files."""
         prefixes = ("aspcapStar-",) if self.product == "aspcapStar" else ("apStar-", "asStar-", "ap1mStar-")
 
         def accept(name: str) -> bool:
             return name.startswith(prefixes) and name.endswith((".fits", ".fits.gz"))
 
-        files: dict[str, list[tuple[str, str]]] = {}
+        files: dict[str, list[Found]] = {}
         for root in self.spectra:
             for path, relative in find_files(root, accept, broken=rejected):
-                star = star_id_of(relative.rsplit("/", 1)[-1])
+                named = _NAME.match(relative.rsplit("/", 1)[-1])
+                star = named["id"] if named else ""
                 problem = id_problem(star) if star else "file name does not follow <product>-<version>-<id>.fits"
                 if problem:
                     rejected.append(Rejection(printable(path), problem, star_id=printable(star), stage="plan"))
                 else:
-                    files.setdefault(star, []).append((path, relative))
+                    files.setdefault(star, []).append(Found(path, relative, named["telescope"] if named else ""))
         if not files:
             raise InputError(
                 f"no {self.product} files under {', '.join(map(printable, self.spectra))}"
@@ -167,16 +152,11 @@ class ApogeeSource(FolderSource):
             )
         return files
 
-    def _probability(self) -> tuple[str | None, float | None]:
-        column, minimum = super()._probability()
-        if column is None and self.members:
-            column = labelling.default_probability_column(self.members)
-        return column, 0.8 if minimum is None and column else minimum
-
     def _items_from_catalogue(
-        self, files: dict[str, list[tuple[str, str]]], membership: Membership, rejected: list[Rejection]
+        self, files: dict[str, list[Found]], rejected: list[Rejection]
     ) -> tuple[list[Item], tuple[str, ...], list[str], dict[str, Any]]:
         catalogue = labelling.read_allstar(str(self.allstar))
+        places = catalogue.places()
         items: list[Item] = []
         absent = 0
         for star, rows in catalogue.rows.items():  # rows of a star: best S/N first
@@ -184,54 +164,55 @@ class ApogeeSource(FolderSource):
             if not found:
                 absent += 1
                 continue
-            row, (path, relative) = _match(catalogue, rows, found)
-            extra = membership.labels(star) | {"source_file": printable(relative)}
-            items.append(Item(star, path, RowLabels(catalogue.columns, row, extra)))
-            for other, _ in found:
-                if other != path:
-                    reason = "duplicate: another file of this star belongs to the allStar entry of highest S/N"
-                    rejected.append(Rejection(printable(other), reason, star_id=star, stage="plan"))
+            row, file, refused = match_star(catalogue, rows, found, places)
+            rejected += [Rejection(printable(f.path), why, star_id=star, stage="plan") for f, why in refused]
+            if file is not None:
+                extra = {"source_file": printable(file.relative)}
+                items.append(Item(star, file.path, RowLabels(catalogue.columns, row, extra)))
         unlisted = sorted(files.keys() - catalogue.rows.keys())
         for star in unlisted:
             # a spectrum without catalogue entry keeps the labels of its own table
-            path, relative = self._best_file(star, files[star], rejected)
-            items.append(Item(star, path, membership.labels(star) | {"source_file": printable(relative)}))
+            file = self._best_file(star, files[star], rejected)
+            items.append(Item(star, file.path, {"source_file": printable(file.relative)}))
         notes = {
             "allstar_rows": catalogue.n_rows,
             "allstar_repeated": catalogue.n_rows - len(catalogue.rows),
             "allstar_without_spectrum": absent,
             "spectra_without_allstar": len(unlisted),
             "catalogue_ids": catalogue.rows.keys(),
+            "ignored": [f"{c} of allStar" for c in catalogue.ignored],
         }
         return items, catalogue.elements, list(catalogue.columns), notes
 
     def _items_from_files(
-        self, files: dict[str, list[tuple[str, str]]], membership: Membership, rejected: list[Rejection]
+        self, files: dict[str, list[Found]], rejected: list[Rejection]
     ) -> tuple[list[Item], tuple[str, ...], list[str], dict[str, Any]]:
         items = []
         for star, found in files.items():
-            path, relative = self._best_file(star, found, rejected)
-            items.append(Item(star, path, membership.labels(star) | {"source_file": printable(relative)}))
+            file = self._best_file(star, found, rejected)
+            items.append(Item(star, file.path, {"source_file": printable(file.relative)}))
         elements: tuple[str, ...] = APOGEE_ELEMENTS
+        notes: dict[str, Any] = {}
         for item in items[:20]:  # the first readable table tells which release this is
             try:
                 unit = labelling.table_unit(scan(read_bytes(item.path)))
-                named = labelling.species_of(unit.layout(), unit.table()) if unit is not None else ()
             except (FitsError, InputError):
                 continue  # read() will say what is wrong with this file
-            if named:
-                elements = named
-                break
-        return items, elements, list(labelling.FILE_LABELS), {}
+            if unit is None:
+                continue
+            elements = labelling.species_of(unit.layout(), unit.table())
+            notes["ignored"] = labelling.unused_columns(unit.layout(), elements)
+            break
+        return items, elements, list(labelling.FILE_LABELS), notes
 
-    def _best_file(self, star: str, found: list[tuple[str, str]], rejected: list[Rejection]) -> tuple[str, str]:
+    def _best_file(self, star: str, found: list[Found], rejected: list[Rejection]) -> Found:
         """The file of highest S/N among those of one star (read only when there is a choice)."""
         if len(found) == 1:
             return found[0]
-        ranked = sorted(found, key=lambda f: (-_signal_to_noise(f[0]), f[1]))
-        for path, _ in ranked[1:]:
-            reason = f"duplicate of {printable(ranked[0][1])}, which has the higher S/N"
-            rejected.append(Rejection(printable(path), reason, star_id=star, stage="plan"))
+        ranked = sorted(found, key=lambda f: (-signal_to_noise(f.path), f.relative))
+        for other in ranked[1:]:
+            reason = f"duplicate of {printable(ranked[0].relative)}, which has the higher S/N"
+            rejected.append(Rejection(printable(other.path), reason, star_id=star, stage="plan"))
         return ranked[0]
 
     # ------------------------------------------------------------------ read
@@ -274,7 +255,7 @@ class ApogeeSource(FolderSource):
                     copy_spectrum(units, 3, "mask", mask)
                     np.not_equal(mask & BAD_PIXMASK, 0, out=bad[row])
                 # the catalogue's labels count; a file's own are read where it has none
-                said = None if "teff" in item.labels else labelling.FileLabels.of(units)
+                said = None if self.allstar and _catalogued(item) else labelling.FileLabels.of(units)
             except FitsError as problem:
                 rejected.append(Rejection(printable(item.path), str(problem), item.star_id))
                 continue
@@ -291,6 +272,11 @@ class ApogeeSource(FolderSource):
         return Batch(kept, labelling.file_labels(own, elements), flux, ivar, flags, rejected)
 
 
+def _catalogued(item: Item) -> bool:
+    """Whether a star's labels come from allStar rather than from its own file."""
+    return isinstance(item.labels, RowLabels) and item.labels.row_known(("teff", "snr", "ra"))
+
+
 _NORMALISATION = {
     "aspcapStar": "pseudo-continuum, as normalised by ASPCAP",
     "apStar": "running quantile of each detector: 90 % of 10-Angstrom means over 100 Angstrom",
@@ -301,31 +287,3 @@ def star_id_of(name: str) -> str:
     """Star identifier in a file name; '' where the name does not follow the survey's pattern."""
     match = _NAME.match(name)
     return match["id"] if match else ""
-
-
-def _match(
-    catalogue: labelling.AllStar, rows: Sequence[int], found: list[tuple[str, str]]
-) -> tuple[int, tuple[str, str]]:
-    """The allStar row of highest S/N that has a spectrum, and that spectrum.
-
-    Where the tree is `<telescope>/<field>/<file>` row and file must agree; in a flat folder
-    any file of the star serves the best row.
-    """
-    for row in rows:
-        telescope, field = catalogue.place(row)
-        for path, relative in found:
-            parts = relative.split("/")
-            if telescope and field and parts[-3:-1] == [telescope, field]:
-                return row, (path, relative)
-    return rows[0], found[0]
-
-
-def _signal_to_noise(path: str) -> float:
-    try:
-        units = scan(read_bytes(path))
-        snr = measured_one("snr", units[0].header.get("SNR"))
-        if snr != snr:
-            snr = float(labelling.file_labels([labelling.FileLabels.of(units)], ()).get("snr", [np.nan])[0])
-        return snr if snr == snr else -1.0
-    except FitsError:
-        return -np.inf

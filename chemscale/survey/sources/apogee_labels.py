@@ -14,7 +14,6 @@ from chemscale.survey.sources.formats.fits import HDU
 from chemscale.survey.sources.formats.fits_columns import TableLayout
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns
-from chemscale.survey.sources.members import read_csv_columns
 from chemscale.survey.sources.missing import measured, measured_one, words
 
 #: DR17's 20 species (HDU3 `ELEM_SYMBOL` of allStar-dr17).
@@ -48,27 +47,28 @@ class AllStar:
     """
 
     columns: dict[str, np.ndarray]
+    ids: np.ndarray
     rows: dict[str, list[int]]
     elements: tuple[str, ...]
     telescope: np.ndarray
     field: np.ndarray
+    location: np.ndarray
     n_rows: int
+    #: columns that are not needed, or cannot be read
+    ignored: tuple[str, ...] = ()
 
-    def place(self, row: int) -> tuple[str, str]:
-        """(telescope, field) of a row, '' where the catalogue does not say."""
-        return str(self.telescope[row]), str(self.field[row])
+    def place(self, row: int) -> tuple[str, tuple[str, ...]]:
+        """Telescope and the names of the field (FIELD, LOCATION_ID) of a row; empty where not said."""
+        names = (str(self.field[row]), str(self.location[row]))
+        return str(self.telescope[row]), tuple(n for n in names if n)
 
+    def rows_of(self, row: int) -> list[int]:
+        """All rows of the star that a row is of."""
+        return self.rows[str(self.ids[row])]
 
-def default_probability_column(members: str) -> str | None:
-    """``CG_PROB`` when the membership table is an OCCAM table, else None."""
-    if members.lower().endswith((".csv", ".csv.gz", ".txt")):
-        names = tuple(read_csv_columns(members))
-    else:
-        try:
-            names = table_columns(members)
-        except FitsError as error:
-            raise InputError(f"{members}: {error}", "give a FITS table (HDU 1) or a .csv file") from error
-    return next((n for n in names if n.upper() == "CG_PROB"), None)
+    def places(self) -> frozenset[str]:
+        """Names of all fields: what a folder may be called."""
+        return frozenset(np.unique(self.field).tolist()) | frozenset(np.unique(self.location).tolist()) - {""}
 
 
 def read_allstar(path: str) -> AllStar:
@@ -81,7 +81,7 @@ def read_allstar(path: str) -> AllStar:
     InputError
         Not a FITS table, no APOGEE_ID, or an X_H array whose species nobody names.
     """
-    wanted = ["APOGEE_ID", "TELESCOPE", "FIELD", "ASPCAPFLAG", "VISITS", "X_H", "X_H_ERR"]
+    wanted = ["APOGEE_ID", "TELESCOPE", "FIELD", "LOCATION_ID", "ASPCAPFLAG", "VISITS", "X_H", "X_H_ERR"]
     wanted += [name for names in _COLUMNS.values() for name in names]
     try:
         blocks = list(iter_table(path, wanted))
@@ -111,7 +111,9 @@ def read_allstar(path: str) -> AllStar:
         if ids[row]:
             rows[str(ids[row])].append(row)
     blank = np.full(len(ids), "")
-    return AllStar(columns, rows, elements, raw.get("TELESCOPE", blank), raw.get("FIELD", blank), len(ids))
+    place = [np.array(words(raw[c]), str) if c in raw else blank for c in ("TELESCOPE", "FIELD", "LOCATION_ID")]
+    ignored = tuple(c for c in table_columns(path) if c.upper() not in wanted)
+    return AllStar(columns, ids, rows, elements, place[0], place[1], place[2], len(ids), ignored)
 
 
 def _labels(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,6 +156,17 @@ def species_of(layout: TableLayout, table: np.ndarray) -> tuple[str, ...]:
         if len(symbols) == count:
             return symbols
     return known_elements(count)
+
+
+def unused_columns(layout: TableLayout, elements: Sequence[str]) -> list[str]:
+    """Columns of a file's own table that become no label, with the reason where there is one."""
+    used = {"PARAM", "ASPCAPFLAG", "VISITS", "FILE", "ELEM_SYMBOL", *(c for names in _COLUMNS.values() for c in names)}
+    why = {c.name: c.why_not for c in layout.columns.values()}
+    if elements:
+        used |= {"X_H", "X_H_ERR"}
+    else:
+        why |= dict.fromkeys(("X_H", "X_H_ERR"), "its species are not named")
+    return [f"{n} ({why[n]})" if why[n] else n for n in layout.columns if n not in used]
 
 
 def split_symbols(values: np.ndarray) -> tuple[str, ...]:
@@ -295,7 +308,7 @@ def _file_abundances(layout: TableLayout, table: np.ndarray, elements: Sequence[
         errors = layout.values(table, "X_H_ERR").reshape(n, -1)
         if errors.shape == values.shape:
             out["abundance_error"] = _pick(measured("abundance_error", errors), columns)
-    if len(species) == 26 and "FILE" in names and table.dtype["FILE"].kind == "S":
+    if species == APOGEE_ELEMENTS and "FILE" in names and table.dtype["FILE"].kind == "S":
         old = [f.decode("latin-1").split("-")[1:2] in _OLD_REDUCTIONS for f in table["FILE"].tolist()]
         moved = [k for k, e in enumerate(elements) if e in APOGEE_ELEMENTS[22:]]
         for name in ("abundance", "abundance_error"):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.base import Rejection
+from chemscale.survey.sources.base import Rejection, file_names
 from chemscale.survey.sources.formats.paths import is_remote, printable
 
 MAX_ID = 128
@@ -73,14 +74,6 @@ def find_files(
     yield from _walk(root, "", accept, broken, {_identity(root)})
 
 
-#: How the files of each survey are called, and the verb that reads them.
-_NAMES = {
-    "apogee": ("aspcapStar-", "apStar-", "asStar-"),
-    "lamost": ("spec-",),
-    "sdss-v": ("mwmStar-",),
-}
-
-
 def other_survey(roots: Iterable[str], mine: str) -> str:
     """A hint for a folder without files of the survey `mine`: whose files lie there instead, else ""."""
     for root in roots:
@@ -93,11 +86,13 @@ def other_survey(roots: Iterable[str], mine: str) -> str:
 
 
 def of_another_survey(names: Iterable[str], mine: str) -> str:
-    """The hint of :func:`other_survey` from file names (paths will do)."""
+    """The hint of :func:`other_survey` from file names (paths will do), by what the sources say of theirs."""
+    patterns = file_names()
     for name in names:
-        for survey, starts in _NAMES.items():
-            if survey != mine.lower() and os.path.basename(name).startswith(starts):
-                return f"; {printable(os.path.basename(name))} looks like {survey}: try `chemscale ingest {survey}`"
+        base = os.path.basename(name)
+        for survey, known in patterns.items():
+            if survey != mine.lower() and any(re.match(p, base) for p in known):
+                return f"; {printable(base)} looks like {survey}: try `chemscale ingest {survey}`"
     return ""
 
 

@@ -1,13 +1,19 @@
-"""What the surveys of one file a star have in common: folders of spectra and a membership table."""
+"""What the sources have in common: catalogues a user hands over, and folders with one file (or a few) a star."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from chemscale.survey.sources.base import Rejection, absent_member
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.members import Membership, read_members
+import numpy as np
+
+from chemscale.errors import InputError
+from chemscale.survey.sources.base import Item, SurveyPlan
+from chemscale.survey.sources.formats.fits import read_bytes, scan
+from chemscale.survey.sources.formats.fits_header import FitsError
+from chemscale.survey.sources.joining import Joins, StarKeys, complete
+from chemscale.survey.sources.missing import measured_one
 
 
 def as_list(value: Any) -> list[str]:
@@ -19,63 +25,138 @@ def as_list(value: Any) -> list[str]:
     return [str(v) for v in value]
 
 
-class FolderSource:
-    """Settings of a source whose stars lie in folders and may be members of clusters.
+def stem_of(name: str) -> str:
+    """``folder/spec-1-a.fits.gz`` -> ``spec-1-a``: what catalogues call a file, with or without folder and suffix."""
+    stem = name.strip().rsplit("/", 1)[-1]
+    return stem.removesuffix(".gz").removesuffix(".fits")
+
+
+class JoiningSource:
+    """A source whose stars get labels from catalogues and clusters from a membership table.
 
     Parameters
     ----------
-    spectra : str or sequence of str
-        Folder(s).
-    members : str or None
-        Membership table.
-    member_key, member_column : str
-        Its columns with the identifier and the cluster.
+    labels : str or sequence of str
+        Catalogues: FITS, CSV, Parquet, VOTable, ECSV.
+    label_key : str, optional
+        Column with the identifier, or "coordinates"; by default the survey's own keys are looked for.
+    match_radius : float
+        Of a match by coordinates, arc seconds.
+    members : str, optional
+        Membership table, in any of these forms.
+    member_key, member_column : str, optional
+        Its columns with the identifier and the cluster; the survey's own names by default.
     probability_column, min_probability : optional
         As for :func:`~chemscale.survey.sources.members.read_members`.
     """
 
     name = ""
+    #: what the survey is called in messages and verbs
+    title = ""
+    #: regular expressions that the names of its files begin with
+    file_names: tuple[str, ...] = ()
+    default_member_key: str | None = None
+    default_member_column = "cluster"
 
     def __init__(
         self,
-        spectra: str | Sequence[str],
-        members: str | None,
         *,
-        member_key: str,
-        member_column: str,
-        probability_column: str | None,
-        min_probability: float | None,
+        labels: str | Sequence[str] = (),
+        label_key: str | None = None,
+        match_radius: float = 1.0,
+        members: str | None = None,
+        member_key: str | None = None,
+        member_column: str | None = None,
+        probability_column: str | None = None,
+        min_probability: float | None = None,
     ):
-        self.spectra = as_list(spectra)
+        if match_radius <= 0:
+            raise InputError(f"the radius of a match is {match_radius}", "give arc seconds above 0")
+        self.labels, self.label_key, self.match_radius = as_list(labels), label_key, float(match_radius)
         self.members = str(members) if members else None
-        self.member_key, self.member_column = member_key, member_column
+        self.member_key = member_key or self.default_member_key
+        self.member_column = member_column or self.default_member_column
         self.probability_column, self.min_probability = probability_column, min_probability
 
     def describe(self) -> dict[str, Any]:
         """Settings, JSON-able."""
-        return {"source": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return {"source": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
-    def _probability(self) -> tuple[str | None, float | None]:
-        """Column and limit of the membership probability; a survey may know better than its user's silence."""
-        return self.probability_column, self.min_probability
-
-    def _membership(self) -> Membership:
-        if not self.members:
-            return Membership()
-        column, minimum = self._probability()
-        return read_members(
+    def _complete(self, plan: SurveyPlan, keys: StarKeys) -> SurveyPlan:
+        """`plan` with the catalogues' labels and clusters."""
+        joins = Joins(
+            tuple(self.labels),
+            self.label_key,
+            self.match_radius,
             self.members,
-            key=self.member_key,
-            column=self.member_column,
-            probability_column=column,
-            min_probability=minimum,
+            self.member_key,
+            self.member_column,
+            self.probability_column,
+            self.min_probability,
+        )
+        return complete(plan, joins, keys)
+
+
+class FolderSource(JoiningSource):
+    """Settings of a source whose stars lie in folders.
+
+    Parameters
+    ----------
+    spectra : str or sequence of str
+        Folder(s).
+    **joins
+        As for :class:`JoiningSource`.
+    """
+
+    def __init__(self, spectra: str | Sequence[str], **joins: Any):
+        super().__init__(**joins)
+        self.spectra = as_list(spectra)
+
+    def _keys(
+        self,
+        items: Sequence[Item],
+        names: Mapping[str, Callable[[], Sequence[str]]],
+        *,
+        spelled: Mapping[str, Callable[[str], str]] | None = None,
+        composed: Mapping[tuple[str, ...], tuple[str, Callable[..., str]]] | None = None,
+        catalogued: Collection[str] = (),
+        redshift: str = "",
+    ) -> StarKeys:
+        """What catalogues may call these stars: the survey's names, the file's, and where they stand on the sky."""
+        files = {"file": lambda: [stem_of(item.path.partition("#")[0]) for item in items]}
+        ids = {"star_id": lambda: [item.star_id for item in items]}
+        return StarKeys(
+            {**names, **{k: v for k, v in (files | ids).items() if k not in names}},
+            {"file": stem_of} | dict(spelled or {}),
+            composed or {},
+            partial(positions, items),
+            catalogued,
+            redshift,
         )
 
-    def _absent(self, membership: Membership, held: Collection[str], known: Collection[str] = ()) -> list[Rejection]:
-        """Members without a spectrum; with `known`, those that are not even in the catalogue are told apart."""
-        table, out = printable(str(self.members)), []
-        for star, (cluster, _) in membership.stars.items():
-            if star not in held:
-                lacks = "not in allStar" if known and star not in known else "without a spectrum"
-                out.append(absent_member(table, printable(star), cluster, lacks))
-        return out
+
+def positions(items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """(ra, dec) of stars in degrees: from their labels, else from the primary headers of their files."""
+    out = np.full((2, len(items)), np.nan)
+    for i, item in enumerate(items):
+        found = [measured_one(k, item.labels.get(k)) for k in ("ra", "dec")]
+        if np.isnan(found).any() and "#" not in item.path:
+            header = header_of(item.path)
+            found = [measured_one(k, header.get(k.upper())) for k in ("ra", "dec")] if header else found
+        out[:, i] = found
+    return out[0], out[1]
+
+
+def header_of(path: str) -> Any:
+    """Primary header of a file; None where it cannot be read (reading the star will say why)."""
+    try:
+        return scan(read_bytes(path))[0].header
+    except FitsError:
+        return None
+
+
+def header_texts(items: Sequence[Item], key: str) -> list[str]:
+    """A keyword of every star's primary header as text, '' where it has none: one read a file."""
+    headers = [header_of(item.path) for item in items]
+    return [h.text(key) if h is not None else "" for h in headers]

@@ -29,6 +29,10 @@ class RowLabels(Mapping[str, Any]):
             return self._extra[name]
         return self._columns[name][self._row].tolist()
 
+    def row_known(self, names: Iterable[str]) -> bool:
+        """Whether the shared columns know any of these numbers for this star."""
+        return any(n in self._columns and self._columns[n][self._row] == self._columns[n][self._row] for n in names)
+
     def __iter__(self) -> Iterator[str]:
         yield from self._extra
         yield from (name for name in self._columns if name not in self._extra)

@@ -22,36 +22,19 @@ from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
+from chemscale.survey.sources.arms import INTERSTELLAR_WINDOWS, MAX_REDSHIFT, TELLURIC_WINDOWS
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.files import find_files, id_problem, other_survey
-from chemscale.survey.sources.folders import FolderSource, as_list
+from chemscale.survey.sources.folders import FolderSource, header_texts, stem_of
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.lamost_labels import read_labels, stem_of
-from chemscale.survey.sources.members import Membership
+from chemscale.survey.sources.joining import SPEED_OF_LIGHT, StarKeys
+from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured_one, word
 
-SPEED_OF_LIGHT = 299_792.458  # km/s
 LOG_STEP = 1e-4
-#: Beyond this |z| a "star" is a galaxy or a failed fit: no bound star moves at 3000 km/s.
-MAX_REDSHIFT = 0.01
-#: Strong telluric absorption, O2 (gamma, B, A) and H2O, and the 5577 A airglow line; observed
-#: frame, vacuum Angstrom, with margin for the heliocentric shift (30 km/s) and the resolution.
-TELLURIC_WINDOWS = (
-    (5571.0, 5587.0),
-    (6272.0, 6318.0),
-    (6862.0, 6967.0),
-    (7160.0, 7345.0),
-    (7590.0, 7710.0),
-    (8125.0, 8355.0),
-    (8930.0, 9900.0),
-)
-#: Interstellar Na D (vacuum 5891.6, 5897.6), observed frame, +- 300 km/s and the resolution.
-#: The night-sky sodium lines fall into it too.
-INTERSTELLAR_WINDOWS = ((5882.0, 5907.0),)
 NORMALISATIONS = ("running-quantile", "survey")
 
 
@@ -62,21 +45,16 @@ class LamostSource(FolderSource):
     ----------
     spectra : str or sequence of str
         Folders with ``spec-*.fits`` or ``spec-*.fits.gz`` at any depth; fsspec URLs work.
-    labels : str or sequence of str, optional
-        CSV tables keyed by `file` (with or without ``.gz``): teff, logg, feh, ra, dec, z,
-        snrg, subclass, or the contract's own names.
-    members : str, optional
-        Membership table, CSV or FITS.
-    member_key, member_column : str
-        Columns with the file name (with or without folder and suffix) and the cluster or group.
-    probability_column, min_probability : optional
-        As for :func:`~chemscale.survey.sources.members.read_members`.
     wavelength_range : (float, float)
         Rest-frame ends of the grid, vacuum Angstrom.
     continuum : {"running-quantile", "survey"}
         ``survey`` divides by what DR10's NORMALIZATION column implies and rejects other layouts.
     bin_width, window, quantile : float
         Of :func:`~chemscale.survey.continuum.running_quantile`.
+    **joins
+        Labels and members, as for :class:`~chemscale.survey.sources.folders.JoiningSource`. Catalogues are keyed by
+        `file` (with or without ``.gz``), `obsid`, or lmjd, planid, spid and fiberid, which make up a file's name;
+        `z` becomes a radial velocity.
 
     Notes
     -----
@@ -86,6 +64,10 @@ class LamostSource(FolderSource):
     """
 
     name = "lamost"
+    title = "LAMOST low resolution (DR1 to DR10)"
+    file_names = (r"spec-.*_sp\d+-\d+\.fits",)
+    default_member_key = "file"
+    default_member_column = "group"
 
     def __init__(
         self,
@@ -93,30 +75,19 @@ class LamostSource(FolderSource):
         labels: str | Sequence[str] = (),
         members: str | None = None,
         *,
-        member_key: str = "file",
-        member_column: str = "group",
-        probability_column: str | None = None,
-        min_probability: float | None = None,
         wavelength_range: tuple[float, float] = (4000.0, 8900.0),
         continuum: str = "running-quantile",
         bin_width: float = 10.0,
         window: float = 300.0,
         quantile: float = 0.8,
+        **joins: Any,
     ):
         low, high = (float(w) for w in wavelength_range)
         if not 3000 < low < high < 12000:
             raise InputError(f"wavelength range is {wavelength_range}", "give two rest wavelengths in Angstrom")
         if continuum not in NORMALISATIONS:
             raise InputError(f"continuum is {continuum!r}", f"use one of {', '.join(NORMALISATIONS)}")
-        super().__init__(
-            spectra,
-            members,
-            member_key=member_key,
-            member_column=member_column,
-            probability_column=probability_column,
-            min_probability=min_probability,
-        )
-        self.labels = as_list(labels)
+        super().__init__(spectra, labels=labels, members=members, **joins)
         self.wavelength_range = (low, high)
         self.continuum = continuum
         self.bin_width, self.window, self.quantile = bin_width, window, quantile
@@ -131,8 +102,6 @@ class LamostSource(FolderSource):
     def plan(self) -> SurveyPlan:
         """List the spectra and join labels and members; reads tables, no spectrum."""
         rejected: list[Rejection] = []
-        table = read_labels(self.labels)
-        membership = self._membership()
         items: list[Item] = []
         seen: dict[str, str] = {}
         for root in self.spectra:
@@ -147,19 +116,13 @@ class LamostSource(FolderSource):
                     rejected.append(Rejection(printable(path), problem, star_id=printable(star), stage="plan"))
                     continue
                 seen[star] = path
-                extra = membership.labels(star) | {"source_file": printable(relative)}
-                row = table.rows.get(star)
-                items.append(Item(star, path, extra if row is None else RowLabels(table.columns, row, extra)))
+                items.append(Item(star, path, {"source_file": printable(relative)}))
             if not found_here:
                 raise InputError(
                     f"no LAMOST spectra under {printable(root)}",
                     "expected spec-*.fits or spec-*.fits.gz" + other_survey([root], "lamost"),
                 )
-        rejected += self._absent(membership, seen)
-        names = [*table.columns, "ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits"]
-        names.append("quality")
-        if membership.probability_column:
-            names.append("cluster_probability")
+        names = ["ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits", "quality"]
         attrs = {
             "survey": "LAMOST LRS",
             "resolution": 1800,
@@ -170,21 +133,10 @@ class LamostSource(FolderSource):
             "interstellar_windows_observed": [list(w) for w in INTERSTELLAR_WINDOWS],
             "extinction": "none given by the survey",
             "quality": "FIB_MASK / FIBERMAS: fibre bits of SDSS spPixMask, -1 = not known",
-            "labels_without_spectrum": len(table.rows.keys() - seen.keys()),
-            "spectra_without_labels": len(seen.keys() - table.rows.keys()) if table.rows else len(seen),
-            "membership": {
-                "rows": membership.n_rows,
-                "below_minimum": membership.n_below,
-                "repeated": membership.n_repeated,
-            },
         }
         grid = self.wavelength_grid()
-        return SurveyPlan("lamost", grid, "vacuum", items, (), contract_labels(names), attrs, rejected)
-
-    def _membership(self) -> Membership:
-        found = super()._membership()
-        found.stars = {stem_of(star): value for star, value in found.stars.items()}
-        return found
+        plan = SurveyPlan("lamost", grid, "vacuum", items, (), contract_labels(names), attrs, rejected)
+        return self._complete(plan, lamost_keys(self, items, "spec"))
 
     def _normalisation(self) -> str:
         if self.continuum == "survey":
@@ -244,6 +196,23 @@ class LamostSource(FolderSource):
         )[2]
 
 
+def lamost_keys(source: FolderSource, items: Sequence[Item], prefix: str) -> StarKeys:
+    """What LAMOST's catalogues call a spectrum: by obsid, or by the numbers its file name is made of."""
+
+    def name_of(lmjd: str, planid: str, spid: str, fiberid: str) -> str:
+        return f"{prefix}-{lmjd}-{planid}_sp{spid.zfill(2)}-{fiberid.zfill(3)}"
+
+    return source._keys(
+        items,
+        {
+            "file": lambda: [item.star_id for item in items],
+            "obsid": lambda: header_texts(items, "OBSID"),
+        },
+        composed={("lmjd", "planid", "spid", "fiberid"): ("file", name_of)},
+        redshift="z",
+    )
+
+
 class _Spectrum:
     """One file's vectors on its own, observed-frame vacuum grid."""
 
@@ -274,9 +243,13 @@ class _Spectrum:
         self.flux, self.ivar, self.and_mask, self.or_mask = rows[0], rows[1], rows[3], rows[4]
 
     def _from_table(self, units: list[HDU]) -> None:
-        unit = next((u for u in units[1:] if u.kind == "BINTABLE"), None)
+        unit = next((u for u in units[1:] if u.kind == "BINTABLE" and u.shape[1]), None)
         if unit is None:
             raise FitsError("neither a (5, N) primary image nor a COADD table")
+        if unit.layout().find("LOGLAM") and unit.shape[0] > 1 and not unit.header.text("EXTNAME").startswith("COADD_"):
+            raise FitsError("an SDSS/BOSS spec file, one row a pixel: use `chemscale ingest boss`")
+        if unit.header.text("EXTNAME").startswith(("COADD_", "B-", "R-")):
+            raise FitsError("a LAMOST medium-resolution file: use `chemscale ingest lamost-mrs`")
         if unit.shape[0] < 1:
             raise FitsError("COADD table has no rows")
         vectors = {}
@@ -284,6 +257,7 @@ class _Spectrum:
             column = unit.column(name)
             if column is None:
                 raise FitsError(f"COADD table has no column {name}")
+            column = np.ma.filled(column, 1 if name.endswith("MASK") else 0)  # an undefined pixel is not good
             vectors[name] = np.ravel(column[0]) if column.ndim == 2 else column
             if vectors[name].dtype.kind not in "fiub":
                 raise FitsError(f"column {name} holds {vectors[name].dtype}, expected numbers")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.fits_tables import read_table, table_columns
-from chemscale.survey.sources.missing import cluster_name
+from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
+from chemscale.survey.sources.formats.paths import printable
+from chemscale.survey.sources.missing import cluster_name, identifiers, measured, numbers
+
+#: Columns that hold a membership probability from 0 to 1 (OCCAM, Cantat-Gaudin), whatever their case.
+PROBABILITIES = ("cg_prob", "proba", "membership_probability", "cluster_probability")
+#: Rows must be above it where the table has such a column and the user says nothing (RSCA paper, section 4.1).
+MIN_PROBABILITY = 0.8
+_REMEDY = "name the columns with --member-key, --member-column"
 
 
 @dataclass
@@ -29,62 +33,9 @@ class Membership:
     n_below: int = 0
     n_repeated: int = 0
     probability_column: str = ""
-
-    def labels(self, star: str) -> dict[str, Any]:
-        """Contract labels `cluster` and `cluster_probability` of `star` ('' for the field)."""
-        cluster, probability = self.stars.get(star, ("", math.nan))
-        return {"cluster": cluster, "cluster_probability": probability}
-
-
-def read_csv_columns(path: str, columns: Iterable[str] | None = None) -> dict[str, list[str]]:
-    """Columns of a CSV file as text, names matched without case; all of them for None.
-
-    Raises
-    ------
-    InputError
-        Unreadable, not UTF-8, without a header line, or a row with fewer fields.
-    """
-    import fsspec
-
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8-sig", newline="", compression="infer") as stream:
-            reader = csv.reader(line for line in stream if not line.startswith("#"))
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise InputError(f"{path}: empty table", "give a CSV file with a header line")
-            lookup = {name.lower(): i for i, name in enumerate(header)}
-            names = header if columns is None else list(columns)
-            at = {name: lookup[name.lower()] for name in names if name.lower() in lookup}
-            out: dict[str, list[str]] = {name: [] for name in at}
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) < len(header):
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}",
-                        "repair or remove the line",
-                    )
-                for name, i in at.items():
-                    out[name].append(row[i].strip())
-            return out
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}", "give a readable CSV file in UTF-8") from error
-
-
-def read_columns(path: str, columns: list[str] | None = None) -> dict[str, Any]:
-    """Columns of a FITS table (HDU 1) or, by its suffix, of a CSV file."""
-    if path.lower().endswith((".csv", ".csv.gz", ".txt")):
-        return read_csv_columns(path, columns)
-    try:
-        return read_table(path, columns)
-    except FitsError as error:
-        raise InputError(f"{path}: {error}", "give a FITS table (HDU 1) or a .csv file") from error
-
-
-def _known_columns(path: str) -> tuple[str, ...]:
-    if path.lower().endswith((".csv", ".csv.gz", ".txt")):
-        return tuple(read_csv_columns(path))
-    return table_columns(path)
+    min_probability: float | None = None
+    #: columns that were not needed
+    ignored: list[str] = field(default_factory=list)
 
 
 def read_members(
@@ -100,14 +51,14 @@ def read_members(
     Parameters
     ----------
     path : str
-        FITS table or CSV.
+        FITS, CSV, Parquet, VOTable, ECSV or another text table.
     key, column : str
         Columns holding the star's identifier and the cluster's name (case does not matter).
     probability_column : str, optional
         Membership probability; required when `min_probability` is given.
     min_probability : float, optional
-        Rows must be *above* it (the RSCA paper, section 4.1: ``CG_PROB > 0.8``). A sentinel
-        or NaN is not above anything.
+        Rows must be *above* it. A sentinel or NaN is not above anything. Sources cut at 0.8 where a table has a
+        probability column (RSCA paper, section 4.1).
 
     Returns
     -------
@@ -117,25 +68,29 @@ def read_members(
     Raises
     ------
     InputError
-        Unreadable table, or a column it does not have (the message lists those it has).
+        Unreadable table, a column it does not have (the message lists those it has), identifiers
+        whose last digits were lost, or probabilities in per cent.
     """
-    wanted = [key, column] + ([probability_column] if probability_column else [])
-    table = read_columns(path, wanted)
-    for name in wanted:
-        if name not in table:
-            raise InputError(
-                f"{path}: no column {name!r}; it has {', '.join(_known_columns(path))}",
-                "name the columns with --member-key, --member-column",
-            )
-    if min_probability is not None and not probability_column:
-        raise InputError("a minimum membership probability needs a probability column", "name it, or drop the minimum")
-    ids, names = [str(s).strip() for s in table[key]], [cluster_name(c) for c in table[column]]
-    if probability_column:
-        probability = np.array([_probability(p) for p in table[probability_column]])
-    else:
-        probability = np.full(len(ids), math.nan)
-    found = Membership(n_rows=len(ids), probability_column=probability_column or "")
-    for star, name, p in zip(ids, names, probability.tolist()):
+    table = open_catalogue(path, "give a membership table: FITS, CSV, VOTable, ECSV or Parquet")
+    names = [table.need(key, _REMEDY), table.need(column, _REMEDY)]
+    chosen = table.need(probability_column, "name it with --probability-column") if probability_column else None
+    if chosen is None and min_probability is not None:
+        raise InputError(
+            f"{printable(path)}: a minimum membership probability needs a probability column",
+            "name it with --probability-column, or drop the minimum",
+        )
+    values = table.read([*dict.fromkeys(names), *([chosen] if chosen else [])])
+    ids = identifiers(values[names[0]])
+    if ids is None:
+        raise InputError(
+            f"{printable(path)}: identifiers in {names[0]} went through floating point: their last digits are lost",
+            "write them as 64-bit integers or as text",
+        )
+    clusters = _cluster_names(values[names[1]])
+    probability = _probabilities(values[chosen], path, chosen) if chosen else np.full(len(ids), math.nan)
+    found = Membership(n_rows=len(ids), probability_column=chosen or "", min_probability=min_probability)
+    found.ignored = [c for c in table.columns if c not in values]
+    for star, name, p in zip(ids, clusters, probability.tolist()):
         if min_probability is not None and not p > min_probability:
             found.n_below += 1
             continue
@@ -150,12 +105,26 @@ def read_members(
     return found
 
 
-def _probability(value: Any) -> float:
-    try:
-        p = float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return p if 0.0 <= p <= 1.0 else math.nan
+def default_probability(table: Catalogue) -> str | None:
+    """The table's probability column, where it has one of the known names."""
+    return next((found for name in PROBABILITIES if (found := table.find(name))), None)
+
+
+def _cluster_names(values: np.ndarray) -> list[str]:
+    hidden = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else np.zeros(len(values), bool)
+    plain = np.asarray(np.ma.getdata(values))
+    return ["" if h else cluster_name(v) for v, h in zip(plain.tolist(), hidden.tolist())]
+
+
+def _probabilities(values: np.ndarray, path: str, column: str) -> np.ndarray:
+    raw = numbers(values)
+    sensible = raw[(raw >= 0) & (raw <= 100)]
+    if len(sensible) and np.mean(sensible > 1) > 0.1:
+        raise InputError(
+            f"{printable(path)}: {column} runs to {sensible.max():g}: probabilities in per cent",
+            "divide them by 100",
+        )
+    return measured("cluster_probability", values)
 
 
 def count_by_cluster(members: Mapping[str, tuple[str, float]]) -> dict[str, int]:

@@ -23,10 +23,8 @@ Other names and units are mapped by a small TOML file::
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,31 +35,31 @@ from chemscale.schema import VARIABLES, Flag
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import BATCH, Batch, read_in_batches
 from chemscale.survey.sources.files import id_problem
+from chemscale.survey.sources.folders import JoiningSource, positions
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.formats.pixels import inverse_variance, usable
+from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.formats.tables import TableFile, open_table
+from chemscale.survey.sources.joining import StarKeys
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.missing import identifiers, measured
+from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
+from chemscale.survey.sources.table_mapping import ALIASES, TEXT_KEYS, read_mapping
 from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, label_words
+from chemscale.survey.sources.units import converter
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
-_TEXT_KEYS = ("survey", "medium", "normalisation", "frame")
-_ALIASES = {
-    "spectra": "flux",
-    "wave": "wavelength",
-    "id": "star_id",
-    "feh": "fe_h",
-    "alpha_fe": "alpha_m",
-    "cfe": "c_fe",
-    "e_teff": "teff_error",
-    "e_logg": "logg_error",
+#: Stars whose flux is looked at before anything is read, to see whether it is normalised.
+_SAMPLE = 64
+_NORMALISED = {
+    "running-quantile": "running quantile of means in narrow bins",
+    "median": "divided by the median of each star's usable pixels",
 }
 #: Rows of a two-dimensional wavelength array that are compared at once.
 _GRID_ROWS = 512
 
 
-class TableSource:
+class TableSource(JoiningSource):
     """Spectra in one NPZ, HDF5, FITS or Zarr file.
 
     Parameters
@@ -74,6 +72,12 @@ class TableSource:
         TOML file as in the module's docstring; an unknown key is an error.
     medium : {"vacuum", "air"}, optional
         Overrides what file and mapping say.
+    continuum : {"as-given", "running-quantile", "median"}
+        What flux is divided by. Flux that is not normalised to its continuum is refused unless it is divided here.
+    window : float
+        Of the running quantile, Angstrom.
+    **joins
+        Labels and members, as for :class:`~chemscale.survey.sources.folders.JoiningSource`.
 
     Notes
     -----
@@ -84,24 +88,38 @@ class TableSource:
     """
 
     name = "table"
+    title = "any table of spectra"
     #: rows read at once: a compressed chunk of the file is decoded for every run of rows that touches it
     read_stars = BATCH
 
-    def __init__(self, path: str, mapping: str | None = None, *, medium: str | None = None):
+    def __init__(
+        self,
+        path: str,
+        mapping: str | None = None,
+        *,
+        medium: str | None = None,
+        continuum: str = "as-given",
+        window: float = 300.0,
+        **joins: Any,
+    ):
+        super().__init__(**joins)
         self.path = str(path) if "://" in str(path) else os.path.abspath(str(path))
         self.mapping = str(mapping) if mapping else None
-        self.medium = medium
-        self._settings = _read_mapping(self.mapping)
+        self.medium, self.continuum, self.window = medium, continuum, float(window)
+        self._settings = read_mapping(self.mapping)
         if medium not in (None, "vacuum", "air"):
             raise InputError(f"medium is {medium!r}", "use 'vacuum' or 'air'")
+        if continuum not in CONTINUA:
+            raise InputError(f"continuum is {continuum!r}", f"use one of {', '.join(CONTINUA)}")
         self._file: TableFile | None = None
+        self._wave: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}  # open files stay where they are
 
     def describe(self) -> dict[str, Any]:
         """Settings, JSON-able; the mapping by content, so that editing it is noticed."""
-        return {"source": self.name, "path": self.path, "mapping": self._settings, "medium": self.medium}
+        return super().describe() | {"mapping": self._settings}
 
     # ------------------------------------------------------------------ plan
 
@@ -113,7 +131,7 @@ class TableSource:
         n_stars, n_pixels = self._check_shapes(names, shapes)
         contract_flags(self._pixels(file, names, slice(0, 1)).get("flags", np.zeros(1, np.uint8)))
         wavelength = self._wavelength(file, names["wavelength"], n_pixels)
-        text = {key: self._text(file, key, shapes) for key in _TEXT_KEYS}
+        text = {key: self._text(file, key, shapes) for key in TEXT_KEYS}
         stated = self.medium or text["medium"] or file.medium(names["wavelength"])
         medium = stated or "vacuum"
         if medium not in {"vacuum", "air"}:
@@ -123,14 +141,31 @@ class TableSource:
         items, rejected = self._items(file, names, n_stars, columns)
         attrs: dict[str, Any] = {
             "survey": text["survey"] or "table",
-            "normalisation": text["normalisation"] or "as given in the file",
+            "normalisation": _NORMALISED.get(self.continuum) or text["normalisation"] or "as given in the file",
             "frame": text["frame"] or "as given in the file; taken to be at rest",
             "medium_stated": bool(stated),
             "columns": dict(sorted(names.items())),
             "ignored": self._ignored(file, shapes, names),
         }
+        if self.continuum == "as-given":
+            self._check_normalised(file, names)
         labels = contract_labels(columns)
-        return SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
+        plan = SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
+        ids = {names["star_id"].lower(): [item.star_id for item in items]} if "star_id" in names else {}
+        return self._complete(plan, self._keys(items, ids))
+
+    def _keys(self, items: list[Item], ids: dict[str, list[str]]) -> StarKeys:
+        names: dict[str, Callable[[], list[str]]] = {k: partial(list, v) for k, v in ids.items()}
+        names.setdefault("star_id", lambda: [item.star_id for item in items])
+        return StarKeys(names, position=partial(positions, items))
+
+    def _check_normalised(self, file: TableFile, names: dict[str, str]) -> None:
+        """Refuse flux in physical units, and flux whose typical value is far from the 1 of a continuum."""
+        stated = self._settings.get("units", {}).get("flux") or file.units(names["flux"])
+        rows = file.shapes()[names["flux"]][0]
+        chosen = np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLE)).astype(int))
+        raw = self._pixels(file, names, chosen)
+        check_normalised(raw["flux"], raw.get("ivar"), raw.get("error"), stated, printable(self.path))
 
     def _open(self) -> TableFile:
         if self._file is None:
@@ -139,7 +174,7 @@ class TableSource:
 
     def _ignored(self, file: TableFile, shapes: dict[str, tuple[int, ...]], names: dict[str, str]) -> list[str]:
         """What of the file is not stored, with the reason where it is not that the contract has no place for it."""
-        plain = [printable(s) for s in shapes.keys() - set(names.values()) - set(_TEXT_KEYS)]
+        plain = [printable(s) for s in shapes.keys() - set(names.values()) - set(TEXT_KEYS)]
         return sorted(plain + [f"{printable(name)} ({why})" for name, why in file.left_out().items()])
 
     def _names(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
@@ -157,7 +192,7 @@ class TableSource:
         for name in (*VARIABLES, "error", "mask"):
             if name not in chosen and name in lower and lower[name] not in chosen.values():
                 chosen[name] = lower[name]
-        for alias, name in _ALIASES.items():
+        for alias, name in ALIASES.items():
             if name not in chosen and alias in lower:
                 chosen[name] = lower[alias]
         for name in ("flux", "wavelength"):
@@ -201,7 +236,7 @@ class TableSource:
                 )
         return shape[0], shape[1]
 
-    def _wavelength(self, file: TableFile, name: str, n_pixels: int) -> np.ndarray:
+    def _wavelength(self, file: TableFile, name: str, n_pixels: int, *, compare: bool = True) -> np.ndarray:
         shape = file.shapes()[name]
         values = file.rows(name) if len(shape) == 1 else file.rows(name, slice(0, 1))[0]
         if values.shape != (n_pixels,) or values.dtype.kind not in "fiu":
@@ -209,7 +244,7 @@ class TableSource:
                 f"{printable(self.path)}: wavelength has shape {values.shape} ({values.dtype}) for {n_pixels} pixels",
                 "give one number a pixel, in Angstrom",
             )
-        if len(shape) == 2:
+        if len(shape) == 2 and compare:
             for start in range(0, shape[0], _GRID_ROWS):
                 differ = np.any(file.rows(name, slice(start, start + _GRID_ROWS)) != values, axis=1)
                 if differ.any():
@@ -225,20 +260,8 @@ class TableSource:
     def _convert(self, file: TableFile, name: str, column: str, values: np.ndarray) -> np.ndarray:
         """`values` in the contract's unit, from the mapping's unit or the file's own."""
         stated = self._settings.get("units", {}).get(name) or file.units(column)
-        wanted = VARIABLES[name].units
-        if not stated or stated == wanted or not wanted:
-            return values
-        from astropy import units
-
-        try:
-            return (values * units.Unit(stated)).to_value(units.Unit("1" if wanted == "dex" else wanted))
-        except (ValueError, TypeError, units.UnitsError) as error:
-            if wanted == "dex":  # 'dex', '[Fe/H]', 'dex(cm/s**2)': all the same number
-                return values
-            raise InputError(
-                f"{printable(self.path)}: {name} is in {stated!r}, which cannot be turned into {wanted}: {error}",
-                "state the unit under [units] of the mapping",
-            ) from error
+        convert = converter(name, stated, printable(self.path))
+        return values if convert is None else convert(values)
 
     def _text(self, file: TableFile, key: str, shapes: dict[str, tuple[int, ...]]) -> str:
         if self._settings.get(key):
@@ -346,24 +369,27 @@ class TableSource:
                     f"{printable(self.path)}: {name} holds {raw[name].dtype}, expected numbers", "store plain numbers"
                 )
             if name in ("flux", "ivar", "error") and isinstance(raw.get(name), np.ma.MaskedArray):
-                raw[name] = raw[name].astype(np.float64).filled(np.nan)
+                raw[name] = np.ma.filled(raw[name].astype(np.float64), np.nan)
         return raw
+
+    def _grid(self, file: TableFile, names: dict[str, str]) -> np.ndarray:
+        """The wavelength grid, read once a copy of this source."""
+        if self._wave is None:
+            n_pixels = file.shapes()[names["flux"]][1]
+            self._wave = self._wavelength(file, names["wavelength"], n_pixels, compare=False)
+        return self._wave
 
     def _read_batch(self, items: Sequence[Item], file: TableFile, names: dict[str, str]) -> Batch:
         wanted = np.array([int(item.path.rsplit("#", 1)[1]) for item in items])
         consecutive = len(wanted) > 0 and np.array_equal(wanted, np.arange(wanted[0], wanted[0] + len(wanted)))
         rows = slice(int(wanted[0]), int(wanted[0]) + len(wanted)) if consecutive else wanted
         raw = self._pixels(file, names, rows)
-        with np.errstate(over="ignore", invalid="ignore"):
-            flux = raw["flux"].astype(np.float32)
-            if "ivar" in raw:
-                ivar = raw["ivar"].astype(np.float32)
-                ivar[~(np.isfinite(ivar) & (ivar > 0))] = 0.0
-            else:
-                ivar = inverse_variance(raw["error"])
+        flux, ivar = as_given(raw) if self.continuum == "as-given" else weighted(raw)
         flags = contract_flags(raw["flags"]) if "flags" in raw else np.zeros(flux.shape, np.uint8)
         if "mask" in raw:
             flags[np.ma.filled(raw["mask"], 1) != 0] |= np.uint8(Flag.SURVEY_BAD)  # undefined is not good
+        if self.continuum != "as-given":
+            flux, ivar = divide_by(self.continuum, self._grid(file, names), flux, ivar, flags, self.window)
         kept: list[int] = []
         rejected: list[Rejection] = []
         for i, item in enumerate(items):
@@ -375,41 +401,3 @@ class TableSource:
         ivar[~np.isfinite(flux)] = 0.0
         chosen = [items[i] for i in kept]
         return Batch(chosen, [{}] * len(chosen), flux[kept], ivar[kept], flags[kept], rejected)
-
-
-def _read_mapping(path: str | None) -> dict[str, Any]:
-    """Contents of the mapping file, every key checked."""
-    if path is None:
-        return {}
-    try:
-        with open(path, "rb") as stream:
-            settings = tomllib.load(stream)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{printable(path)}: cannot be read as TOML: {error}", "see the table source's docs"
-        ) from error
-    for key, value in settings.items():
-        if key in _TEXT_KEYS and isinstance(value, str):
-            continue
-        if key not in {"columns", "units"} or not isinstance(value, dict):
-            known = ", ".join([*_TEXT_KEYS, "[columns]", "[units]"])
-            raise InputError(
-                f"{printable(path)}: {key!r} is not a setting (or not of the right kind)",
-                f"known: {known}" + _nearest(key, [*_TEXT_KEYS, "columns", "units"]),
-            )
-        for name, text in value.items():
-            if name not in VARIABLES and name not in {"error", "mask"}:
-                raise InputError(
-                    f"{printable(path)}: [{key}] {name!r} is not in the contract",
-                    "the names are those of the data contract (docs/reference/schema.md)"
-                    + _nearest(name, [*VARIABLES, "error", "mask", *_ALIASES]),
-                )
-            if not isinstance(text, str):
-                raise InputError(f"{printable(path)}: [{key}] {name} is {text!r}", "give text")
-    return settings
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """A hint at what was meant, '' where nothing is near."""
-    found = difflib.get_close_matches(word.lower(), known, 1)
-    return f"; did you mean {_ALIASES.get(found[0], found[0])!r}?" if found else ""

@@ -153,7 +153,8 @@ def test_members_not_in_the_survey_are_listed(tmp_path):
         "2M2": "member of M 67 in the membership table, but without a spectrum",
         "2M3": "member of M 67 in the membership table, but not in allStar",
     }
-    assert plan.attrs["membership"] == {"rows": 5, "below_minimum": 1, "repeated": 1, "probability_column": "P"}
+    noted = {"rows": 5, "below_minimum": 1, "min_probability": 0.8, "repeated": 1, "probability_column": "P"}
+    assert plan.attrs["membership"] == noted
     with pytest.raises(InputError, match="it has ID, Group, P"):
         ApogeeSource(str(tmp_path / "s"), members=str(members)).plan()
 

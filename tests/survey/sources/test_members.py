@@ -66,8 +66,14 @@ def test_what_is_no_table(tmp_path):
     path.write_text("")
     with pytest.raises(InputError, match="empty table"):
         read_members(str(path), key="star", column="group")
-    path.write_bytes(b"star,group\n\xff\xfe,X\n")
-    with pytest.raises(InputError, match="cannot be read as CSV"):
+    path.write_text("star,group\na,X\nb,Y,Z,1\n")
+    with pytest.raises(InputError, match="line 3: 4 fields, the header has 2"):
+        read_members(str(path), key="star", column="group")
+    path.write_text("star,group,note\na,X,1\nb,Y\n")
+    with pytest.raises(InputError, match="line 3: 2 fields, the header has 3"):
+        read_members(str(path), key="star", column="group")
+    path.write_bytes("star,group\na,X\n".encode("utf-16"))
+    with pytest.raises(InputError, match="not a table"):
         read_members(str(path), key="star", column="group")
     for name in ("none.csv", "none.fits"):
         with pytest.raises(InputError, match=name.replace(".", r"\.")):

@@ -212,7 +212,7 @@ def test_ivar_counts_before_error_and_names_in_any_case(tmp_path):
 def test_big_archives_are_read_by_rows(tmp_path, compressed, order):
     """Values right, in every order of rows; memory of a few rows (Fortran order compressed: of the array)."""
     n, p = 3000, 1500
-    flux = np.asarray(np.arange(n * p, dtype="f4").reshape(n, p) % 997 + 1, order=order)
+    flux = np.asarray(np.arange(n * p, dtype="f4").reshape(n, p) % 997 / 997 + 0.5, order=order)
     data = {"flux": flux, "error": np.full((n, p), 0.5, "f4"), "wavelength": np.linspace(5000, 6000, p)}
     (np.savez_compressed if compressed else np.savez)(tmp_path / "big.npz", **data)
     source = TableSource(str(tmp_path / "big.npz"))

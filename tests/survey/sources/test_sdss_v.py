@@ -110,10 +110,10 @@ def test_catalogue_and_members(tmp_path):
     fits.HDUList([fits.PrimaryHDU(), empty, fits.BinTableHDU.from_columns(columns)]).writeto(summary)
     (tmp_path / "m.csv").write_text("sdss_id,cluster\n43,M_67\n99,M_67\n")
     plan, block = read_all(SdssVSource(str(tmp_path / "s"), str(summary), str(tmp_path / "m.csv")))
-    assert plan.elements == ("Mg", "Fe")
+    assert plan.elements == ("Fe", "Mg")
     assert block.star_id == ["42", "43"] and block.labels["cluster"].tolist() == ["", "M 67"]
     np.testing.assert_array_equal(block.labels["teff"], np.array([np.nan, 4700], "f4"))
-    np.testing.assert_allclose(block.labels["abundance"][1], [-0.2, -0.3], rtol=1e-6)
+    np.testing.assert_allclose(block.labels["abundance"][1], [-0.3, -0.2], rtol=1e-6)
     assert block.labels["quality"].tolist() == [0, 2**33]
     assert [r.star_id for r in plan.rejected] == ["99"]
     for wrong in (tmp_path / "m.csv", tmp_path / "none.fits"):

@@ -173,7 +173,7 @@ def pixel_format(raw: bytes) -> tuple[np.dtype, float, float, int | None]:
 def pixels(stored: np.ndarray, scale: float, zero: float, blank: int | None) -> np.ndarray:
     """Physical values of stored pixels; NaN where they are undefined."""
     values = physical(stored, scale, zero, blank)
-    return values.astype(np.float64).filled(np.nan) if isinstance(values, np.ma.MaskedArray) else values
+    return np.ma.filled(values.astype(np.float64), np.nan) if isinstance(values, np.ma.MaskedArray) else values
 
 
 def describe(index: int, header: Header) -> tuple[str, tuple[int, ...], int]:

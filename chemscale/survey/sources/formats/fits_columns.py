@@ -156,7 +156,7 @@ def _layout(raw: bytes, width: int) -> TableLayout:
         if at > width:
             raise FitsError(f"columns need {at} bytes and more, a row has {width}")
     read = [c for c in columns.values() if not c.why_not]
-    fields_of = {
+    fields_of: Any = {
         "names": [c.name for c in read],
         "formats": [c.dtype for c in read],
         "offsets": [c.offset for c in read],

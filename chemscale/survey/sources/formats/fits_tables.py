@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from chemscale.survey.sources.formats.fits import BLOCK, END_CARD, HDU, MAX_HDUS, describe, header_at
-from chemscale.survey.sources.formats.fits_columns import concatenate, layout_of
+from chemscale.survey.sources.formats.fits_columns import TableLayout, concatenate, layout_of
 from chemscale.survey.sources.formats.fits_header import CARD, FitsError, Header
 from chemscale.survey.sources.formats.paths import GZIP, open_raw
 
@@ -56,6 +56,40 @@ def table_columns(path: str, *, hdu: int = 1) -> tuple[str, ...]:
     with _Opened(path) as stream:
         header, shape = _seek_hdu(stream, hdu)
         return tuple(layout_of(header, shape[1]).dtype.names or ())
+
+
+def first_table(path: str) -> tuple[int, TableLayout]:
+    """Number and layout of the first binary table that has rows (of the first one where none has).
+
+    Raises
+    ------
+    FitsError
+        No FITS file, or one without binary tables.
+    """
+    first: tuple[int, TableLayout] | None = None
+    ascii_table = False
+    with _Opened(path) as stream:
+        for index in range(MAX_HDUS):
+            try:
+                raw = _read_header(stream, index)
+            except FitsError:
+                if index == 0:
+                    raise
+                break
+            if index and not raw.startswith(b"XTENSION"):
+                break
+            header, _ = header_at(raw, 0, index)
+            kind, shape, size = describe(index, header)
+            ascii_table |= kind == "TABLE"
+            if kind == "BINTABLE" and header.get("ZIMAGE") is not True:
+                found = index, layout_of(header, shape[1])
+                if shape[0]:
+                    return found
+                first = first or found
+            stream.seek(-(-size // BLOCK) * BLOCK, 1)
+    if first is None:
+        raise FitsError("it holds an ASCII table only" if ascii_table else "no HDU holds a binary table")
+    return first
 
 
 def scan_mapped(path: str, n_bytes: int) -> list[HDU]:

@@ -1,0 +1,62 @@
+"""The mapping file of the table source: which array of a stranger's file is what, in which unit."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+from chemscale.errors import InputError
+from chemscale.schema import VARIABLES
+from chemscale.survey.sources.formats.paths import printable
+
+TEXT_KEYS = ("survey", "medium", "normalisation", "frame")
+ALIASES = {
+    "spectra": "flux",
+    "wave": "wavelength",
+    "id": "star_id",
+    "feh": "fe_h",
+    "alpha_fe": "alpha_m",
+    "cfe": "c_fe",
+    "e_teff": "teff_error",
+    "e_logg": "logg_error",
+}
+
+
+def read_mapping(path: str | None) -> dict[str, Any]:
+    """Contents of the mapping file, every key checked."""
+    if path is None:
+        return {}
+    try:
+        with open(path, "rb") as stream:
+            settings = tomllib.load(stream)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{printable(path)}: cannot be read as TOML: {error}", "see the table source's docs"
+        ) from error
+    for key, value in settings.items():
+        if key in TEXT_KEYS and isinstance(value, str):
+            continue
+        if key not in {"columns", "units"} or not isinstance(value, dict):
+            known = ", ".join([*TEXT_KEYS, "[columns]", "[units]"])
+            raise InputError(
+                f"{printable(path)}: {key!r} is not a setting (or not of the right kind)",
+                f"known: {known}" + _nearest(key, [*TEXT_KEYS, "columns", "units"]),
+            )
+        for name, text in value.items():
+            if name not in VARIABLES and name not in {"error", "mask"}:
+                raise InputError(
+                    f"{printable(path)}: [{key}] {name!r} is not in the contract",
+                    "the names are those of the data contract (docs/reference/schema.md)"
+                    + _nearest(name, [*VARIABLES, "error", "mask", *ALIASES]),
+                )
+            if not isinstance(text, str):
+                raise InputError(f"{printable(path)}: [{key}] {name} is {text!r}", "give text")
+    return settings
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """A hint at what was meant, '' where nothing is near."""
+    found = difflib.get_close_matches(word.lower(), known, 1)
+    return f"; did you mean {ALIASES.get(found[0], found[0])!r}?" if found else ""

@@ -1,0 +1,295 @@
+"""DESI, SDSS/BOSS, LAMOST MRS, GALAH and Gaia XP: made-up files in the public layouts, from disk to block."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from chemscale import open_survey
+from chemscale.errors import InputError
+from chemscale.schema import Flag
+from chemscale.survey.ingest.ingestion import ingest
+from chemscale.survey.sources.desi import DesiSource
+from chemscale.survey.sources.gaia_xp import SAMPLING, GaiaXpSource
+from chemscale.survey.sources.galah import CAMERAS, GalahSource
+from chemscale.survey.sources.joining import SPEED_OF_LIGHT
+from chemscale.survey.sources.lamost_mrs import LamostMrsSource
+from chemscale.survey.sources.sdss_spec import SdssSpecSource
+
+
+def with_line(wave, at, velocity, depth=0.5, width=2.0):
+    """A continuum of 1 with an absorption line at rest wavelength `at`, shifted by `velocity` km/s."""
+    centre = at * (1 + velocity / SPEED_OF_LIGHT)
+    return 1 - depth * np.exp(-0.5 * ((wave - centre) / width) ** 2)
+
+
+def read_all(source):
+    source = pickle.loads(pickle.dumps(source))
+    plan = source.plan()
+    return plan, pickle.loads(pickle.dumps(source)).read(plan.items, plan.wavelength, plan.elements)
+
+
+def line_at(plan, block, row, near, half=40):
+    """Wavelength of the deepest usable pixel near `near`."""
+    good = (np.abs(plan.wavelength - near) < half) & (block.ivar[row] > 0)
+    return plan.wavelength[good][np.argmin(block.flux[row][good])]
+
+
+# ---------------------------------------------------------------- DESI
+
+B, R, Z = np.arange(3600, 5800.1, 0.8), np.arange(5760, 7620.1, 0.8), np.arange(7520, 9824.1, 0.8)
+
+
+def desi_coadd(path, ids, velocities, *, compressed=False, kinds=None):
+    n = len(ids)
+    fibres = Table({"TARGETID": ids, "TARGET_RA": np.full(n, 10.0), "TARGET_DEC": np.full(n, 20.0)})
+    fibres["OBJTYPE"] = np.array(kinds or ["TGT"] * n)
+    fibres["COADD_FIBERSTATUS"], fibres["EBV"] = np.zeros(n, "i4"), np.full(n, 0.03, "f4")
+    units = [fits.PrimaryHDU(), fits.table_to_hdu(fibres)]
+    units[1].name = "FIBERMAP"
+    for arm, wave in (("B", B), ("R", R), ("Z", Z)):
+        flux = np.array([5e-3 * with_line(wave, 6562.8, v) * (1 + (wave - 6000) / 2e4) for v in velocities])
+        mask = np.zeros((n, len(wave)), np.uint32)
+        mask[:, 100:103] = 2**30
+        make = fits.CompImageHDU if compressed else fits.ImageHDU
+        units += [
+            fits.ImageHDU(wave, name=f"{arm}_WAVELENGTH"),
+            fits.ImageHDU(flux.astype("f4"), name=f"{arm}_FLUX"),
+            fits.ImageHDU(np.full(flux.shape, 1 / 1e-4**2, "f4"), name=f"{arm}_IVAR"),
+            make(mask.astype(np.int32) if compressed else mask, name=f"{arm}_MASK"),
+        ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fits.HDUList(units).writeto(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_desi_targets_come_to_rest_with_their_masks(tmp_path, compressed):
+    ids = np.array([39627652591521544, 39627652591521545, 39627652591521546])
+    desi_coadd(tmp_path / "d" / "coadd-main-bright-1.fits", ids, (150, -80, 0), compressed=compressed)
+    Table({"TARGETID": ids[:2], "VRAD": [150.0, -80.0], "TEFF": [5000.0, -9999.0], "FEH": [-0.5, 0.1]}).write(
+        tmp_path / "d" / "rvtab-main-bright-1.fits"
+    )
+    plan, block = read_all(DesiSource(str(tmp_path / "d")))
+    assert block.star_id == [str(i) for i in ids[:2]]
+    assert "no velocity" in block.rejected[0].reason and "--labels" in block.rejected[0].reason
+    for row in (0, 1):
+        assert abs(line_at(plan, block, row, 6562.8) - 6562.8) < 1.0
+    used = (block.flags == 0) & (block.ivar > 0)
+    assert used.mean() > 0.97
+    assert (block.flags & Flag.SURVEY_BAD != 0).any(axis=1).all()
+    assert abs(np.median(block.flux[used]) - 1) < 0.02
+    np.testing.assert_array_equal(block.labels["teff"], np.array([5000, np.nan], "f4"))
+    np.testing.assert_allclose(block.labels["radial_velocity"], [150, -80], rtol=1e-5)
+
+
+def test_desi_sky_fibres_and_galaxies_are_no_stars(tmp_path):
+    ids = np.array([1, 2, 3])
+    desi_coadd(tmp_path / "coadd-x.fits", ids, (0, 0, 0), kinds=["TGT", "SKY", "TGT"])
+    Table({"TARGETID": ids, "Z": [1e-4, 0.0, 0.3], "SPECTYPE": ["STAR", "STAR", "GALAXY"]}).write(
+        tmp_path / "redrock-x.fits"
+    )
+    plan, block = read_all(DesiSource(str(tmp_path)))
+    assert block.star_id == ["1"]
+    assert [r.reason for r in plan.rejected] == ["a sky fibre, no target"]
+    assert "GALAXY" in block.rejected[0].reason
+    assert block.labels["radial_velocity"][0] == pytest.approx(1e-4 * SPEED_OF_LIGHT, rel=1e-5)
+
+
+def test_the_real_desi_coadd_is_usable_all_but_its_empty_fibres(shared_data):
+    path = shared_data / "wild" / "desi-coadd.fits"
+    if not path.exists():
+        pytest.skip("no DESI coadd here")
+    _, block = read_all(DesiSource(str(path), frame="observed"))
+    assert len(block.star_id) == 1 and len(block.rejected) == 4
+    assert ((block.flags == 0) & (block.ivar > 0)).mean() > 0.98
+
+
+# ---------------------------------------------------------------- SDSS/BOSS
+
+
+def sdss_spec(path, velocity=60.0, kind="STAR", mask=0):
+    loglam = 3.56 + 1e-4 * np.arange(4000)
+    flux = 30 * with_line(10**loglam, 6562.8, velocity)
+    bad = np.zeros(4000, "i4")
+    bad[2000:2004] = mask
+    columns = [("flux", "E", flux), ("loglam", "E", loglam), ("ivar", "E", np.full(4000, 9.0))]
+    columns += [("and_mask", "J", bad), ("or_mask", "J", np.full(4000, 2**23))]
+    coadd = fits.BinTableHDU.from_columns([fits.Column(n, f, array=v) for n, f, v in columns], name="COADD")
+    labels = Table({"Z": [velocity / SPEED_OF_LIGHT], "CLASS": [kind], "SUBCLASS": ["K1"], "PLUG_RA": [10.0]})
+    labels["PLUG_DEC"], labels["SN_MEDIAN_ALL"], labels["ZWARNING"] = [20.0], [90.0], [4]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fits.HDUList([fits.PrimaryHDU(), coadd, fits.table_to_hdu(labels)]).writeto(path)
+
+
+def test_sdss_spectra_come_to_rest_and_galaxies_are_refused(tmp_path):
+    sdss_spec(tmp_path / "spec-1234-55555-0042.fits", mask=2**24)
+    sdss_spec(tmp_path / "spec-1234-55555-0043.fits", kind="GALAXY")
+    labels = tmp_path / "l.csv"
+    labels.write_text("plate|mjd|fiberid|teff|feh\n1234|55555|42|4900|-0.3\n")
+    plan, block = read_all(SdssSpecSource(str(tmp_path), str(labels)))
+    assert block.star_id == ["spec-1234-55555-0042"] and "GALAXY" in block.rejected[0].reason
+    assert abs(line_at(plan, block, 0, 6562.8) - 6562.8) < 1.0
+    assert 3 <= (block.flags[0] & Flag.SURVEY_BAD != 0).sum() <= 8  # and-mask only: the or-mask is of single exposures
+    assert block.labels["teff"][0] == 4900 and block.labels["quality"][0] == 4
+    assert block.labels["visits"].tolist() == ["1234-55555"]
+
+
+def test_the_real_sdss_spectrum_is_read(shared_data):
+    if not (shared_data / "wild").exists():
+        pytest.skip("no SDSS spectrum here")
+    _, block = read_all(SdssSpecSource(str(shared_data / "wild")))
+    assert block.star_id == ["spec-0266-51602-0031"]
+    assert ((block.flags == 0) & (block.ivar > 0)).mean() > 0.9
+
+
+# ---------------------------------------------------------------- LAMOST MRS
+
+
+def lamost_mrs(path, *, rows=False, velocity=40.0, arms=("B", "R"), damaged=""):
+    units = [fits.PrimaryHDU()]
+    units[0].header.update({"RA": 10.0, "DEC": 20.0, "OBSID": 77})
+    for arm, start, at in (("B", 3.6942, 5184.0), ("R", 3.7993, 6563.0)):
+        if arm not in arms:
+            continue
+        wave = 10 ** (start + 1e-5 * np.arange(3430))
+        flux = 800 * with_line(wave, at, velocity, width=0.5)
+        if arm == damaged:
+            flux[:] = np.nan
+        columns = {"FLUX": flux, "IVAR": np.full(3430, 1 / 8.0**2), "ANDMASK": np.zeros(3430), "ORMASK": np.zeros(3430)}
+        columns["LOGLAM" if rows else "WAVELENGTH"] = np.log10(wave) if rows else wave
+        made = [fits.Column(k, "D" if rows else "3430D", array=v if rows else [v]) for k, v in columns.items()]
+        for name in (f"COADD_{arm}", f"{arm}-84420148"):
+            unit = fits.BinTableHDU.from_columns(made, name=name)
+            unit.header.update({"RV": velocity, "SNR": 100.0})
+            units.append(unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fits.HDUList(units).writeto(path)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_mrs_arms_share_a_grid_at_rest(tmp_path, rows):
+    lamost_mrs(tmp_path / "med-58025-P_sp01-021.fits", rows=rows)
+    lamost_mrs(tmp_path / "med-58025-P_sp01-022.fits.gz", rows=rows, damaged="B")
+    plan, block = read_all(LamostMrsSource(str(tmp_path)))
+    assert block.star_id == ["med-58025-P_sp01-021", "med-58025-P_sp01-022"]
+    assert abs(line_at(plan, block, 0, 5184.0) - 5184.0) < 0.2
+    assert abs(line_at(plan, block, 0, 6563.0) - 6563.0) < 0.2
+    blue = plan.wavelength < 5400
+    assert (block.ivar[1][blue] == 0).all() and (block.ivar[1][~blue] > 0).any()
+    _, single = read_all(LamostMrsSource(str(tmp_path), product="exposure"))
+    assert single.star_id[0] == "med-58025-P_sp01-021:84420148"
+
+
+def test_mrs_files_are_not_taken_for_low_resolution(tmp_path):
+    from chemscale.survey.sources.lamost import LamostSource
+
+    lamost_mrs(tmp_path / "med-58025-P_sp01-021.fits")
+    _, block = read_all(LamostSource(str(tmp_path)))
+    assert "ingest lamost-mrs" in block.rejected[0].reason
+
+
+# ---------------------------------------------------------------- GALAH
+
+
+def galah(folder, star, velocity, *, cameras=(1, 2, 3, 4), dr4=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    for camera in cameras:
+        low, high = CAMERAS[camera - 1]
+        n = 4096
+        step = (high - low + 40) / n
+        wave = low - 20 + step * np.arange(n)
+        shape = with_line(wave, (low + high) / 2, velocity, width=0.3)
+        raw = 500 * (1 + (wave - low) / 500) * shape
+
+        def image(data, name, kind=fits.ImageHDU, low=low, step=step):
+            unit = kind(data.astype("f4"))
+            unit.header.update({"CRVAL1": low - 20, "CDELT1": step, "CRPIX1": 1})
+            if kind is fits.ImageHDU:
+                unit.name = name
+            return unit
+
+        error = np.full(n, 0.01)
+        if dr4:
+            units = [image(raw, "", fits.PrimaryHDU), image(shape, "normalized"), image(error, "relative_error")]
+        else:
+            others = [image(raw, "no_sky"), image(error, "no_sky_sigma")]
+            units = [image(raw, "", fits.PrimaryHDU), image(error, "input_sigma"), *others, image(shape, "normalised")]
+        fits.HDUList(units).writeto(folder / f"{star}{camera}.fits")
+
+
+@pytest.mark.parametrize("dr4", [True, False])
+@pytest.mark.parametrize("continuum", ["survey", "running-quantile"])
+def test_galah_cameras_share_a_grid_at_rest_with_the_catalogues_species(tmp_path, dr4, continuum):
+    star, other = "170418003701205", "170418003701206"
+    galah(tmp_path / "s", star, 55.0, dr4=dr4)
+    galah(tmp_path / "s", other, 0.0, cameras=(1, 3), dr4=dr4)
+    catalogue = Table({"sobject_id": [int(star), int(other)], "rv_comp_1": [55.0, 0.0], "teff": [5100.0, np.nan]})
+    catalogue["fe_h"], catalogue["Mg_fe"], catalogue["e_Mg_fe"] = [-0.2, 0.1], [0.1, np.nan], [0.02, np.nan]
+    catalogue.write(tmp_path / "dr4.fits")
+    plan, block = read_all(GalahSource(str(tmp_path / "s"), str(tmp_path / "dr4.fits"), continuum=continuum))
+    assert block.star_id == [star, other]
+    for low, high in CAMERAS:
+        assert abs(line_at(plan, block, 0, (low + high) / 2) - (low + high) / 2) < 0.15
+    missing = (plan.wavelength > 5600) & (plan.wavelength < 5900)
+    assert (block.ivar[1][missing] == 0).all() and (block.flags[1][missing] & Flag.GAP != 0).all()
+    used = block.ivar > 0
+    assert abs(np.median(block.flux[used]) - 1) < 0.01
+    assert abs(np.median(block.ivar[used] ** -0.5) - 0.01) < 0.003
+    assert plan.elements == ("Fe", "Mg") and plan.medium == "air"
+    np.testing.assert_allclose(block.labels["abundance"][0], [-0.2, -0.1], atol=1e-6)
+
+
+def test_galah_without_a_velocity_is_refused(tmp_path):
+    galah(tmp_path, "170418003701205", 0.0)
+    _, block = read_all(GalahSource(str(tmp_path)))
+    assert "no velocity" in block.rejected[0].reason
+
+
+# ---------------------------------------------------------------- Gaia XP
+
+
+def xp_rows(n=5):
+    rng = np.random.default_rng(2)
+    shape = 1e-16 * (1 + 0.3 * np.sin(np.linspace(0, 4, len(SAMPLING))))
+    flux = shape * (1 + rng.normal(0, 0.01, (n, len(SAMPLING))))
+    ids = 4295806720000000000 + 64 * np.arange(n)
+    return ids, flux, np.full(flux.shape, 1e-18)
+
+
+@pytest.mark.parametrize("form", ["csv", "csv.gz", "brackets", "parquet"])
+def test_xp_spectra_are_read_in_every_form_and_normalised(tmp_path, form):
+    ids, flux, error = xp_rows()
+    if form == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        table = pa.table({"source_id": ids, "flux": list(flux), "flux_error": list(error), "ra": np.full(5, 10.0)})
+        pq.write_table(table, tmp_path / "XpSampledMeanSpectrum_1.parquet")
+    else:
+        left, right = ("[", "]") if form == "brackets" else ("(", ")")
+        cell = lambda row: '"' + left + ", ".join(map(str, row)) + right + '"'  # noqa: E731
+        lines = ["# a comment", "source_id,ra,dec,flux,flux_error"]
+        lines += [f"{i},10.0,-20.0,{cell(f)},{cell(e)}" for i, f, e in zip(ids, flux, error)]
+        text = ("\n".join(lines) + "\n").encode()
+        name = f"XpSampledMeanSpectrum_1.{'csv' if form == 'brackets' else form}"
+        (tmp_path / name).write_bytes(gzip.compress(text) if form == "csv.gz" else text)
+    plan, block = read_all(GaiaXpSource(str(tmp_path)))
+    assert block.star_id == [str(i) for i in ids] and len(plan.wavelength) == 343
+    assert plan.wavelength[0] == 3360 and plan.wavelength[-1] == 10200
+    used = block.ivar > 0
+    assert used.mean() > 0.95 and abs(np.median(block.flux[used]) - 1) < 0.05
+    signal = np.median((block.flux * np.sqrt(block.ivar))[used])
+    assert signal == pytest.approx(np.median(flux / error), rel=0.1)
+    assert block.labels["ra"][0] == 10
+    ingest(GaiaXpSource(str(tmp_path), continuum="median"), tmp_path / "s.zarr", progress=False)
+    assert ((open_survey(tmp_path / "s.zarr").flags.values == 0).mean(axis=1) > 0.95).all()
+
+
+def test_xp_coefficients_are_refused_with_what_to_do(tmp_path):
+    (tmp_path / "XpContinuousMeanSpectrum_1.csv").write_text('source_id,bp_coefficients\n1,"(1, 2)"\n')
+    with pytest.raises(InputError, match="no column 'flux'"):
+        GaiaXpSource(str(tmp_path)).plan()
