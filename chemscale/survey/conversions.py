@@ -6,7 +6,6 @@ others.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,9 @@ from chemscale.arrays import missing_pixels
 from chemscale.errors import InputError, MissingExtra
 from chemscale.schema import STAR_VARIABLES, VARIABLES, Flag, validate, variable_attrs
 from chemscale.suggest import close_names
+from chemscale.survey.python_labels import as_columns, contract_variables, identifiers_of
 from chemscale.survey.resample import Rebinner
+from chemscale.survey.sources.normalising import NORMAL_FLUX, typical
 
 #: Spectra converted in one call at most: a collection lies in memory, 17 bytes a pixel.
 MAX_SPECTRA = 20_000
@@ -149,6 +150,7 @@ def to_spectrum(survey: xr.Dataset, stars: Any, *, flags: int = 255) -> Any:
         uncertainty=InverseVariance(ivar),
         mask=mask,
         meta=_meta(survey, part, single),
+        spectral_axis_index=flux.ndim - 1,  # not to be guessed where there are as many stars as pixels
     )
 
 
@@ -245,37 +247,62 @@ def from_spectra(
     if medium not in ("vacuum", "air"):
         raise InputError("the wavelength medium is not known", 'pass medium="vacuum" or medium="air"')
     grid, flux, ivar, flags = _on_one_grid(parts, wavelength)
-    table = _as_columns(labels)
+    table = as_columns(labels)
     if star_id is None:
         meta = [str(m["star_id"]) for *_, m in parts if m.get("star_id")]
         star_id = meta if len(meta) == len(parts) else table.get("star_id")
         if star_id is None:
             raise InputError("the spectra have no identifiers", "pass star_id=, or labels with a column star_id")
-    ids = np.array([str(s) for s in star_id], dtype=object)
+    ids = np.array(identifiers_of(star_id), dtype=object)
+    if not all(ids):
+        raise InputError(f"spectrum {ids.tolist().index('')} has no identifier", "give every star one")
     if len(ids) != len(parts):
         raise InputError(f"{len(ids)} identifiers for {len(parts)} spectra", "pass one a spectrum")
+    level = typical(flux, ivar, None)
+    if np.isfinite(level) and not NORMAL_FLUX[0] <= level <= NORMAL_FLUX[1]:
+        raise InputError(
+            f"flux is not continuum-normalised: it is typically {level:.3g}, where a continuum is 1",
+            "divide it by its continuum first, e.g. with chemscale.survey.continuum.running_quantile",
+        )
     pixels = {"flux": flux, "ivar": ivar, "flags": censor(flux, ivar, flags, max_error=max_error)}
     variables: dict[str, Any] = {k: (("star", "wavelength"), v, variable_attrs(k)) for k, v in pixels.items()}
     variables["star_id"] = ("star", ids, variable_attrs("star_id"))
-    variables |= _labels(table, columns or {}, ids)
+    variables |= contract_variables(table, columns or {}, ids)
     axis = ("wavelength", grid, {**variable_attrs("wavelength"), "medium": medium})
     attrs = {"survey": survey, "normalisation": normalisation, "provenance": {"source": "specutils"}}
     return validate(xr.Dataset(variables, coords={"wavelength": axis}, attrs=attrs))
 
 
 def _singles(spectra: Any) -> Iterable[Any]:
-    """One-dimensional spectra out of whatever holds them."""
+    """Spectra one by one, whatever they come in; of a two-dimensional one the axis that is not spectral is the star."""
     if hasattr(spectra, "flux") and spectra.flux.ndim == 2:
-        many = {k: v for k, v in (spectra.meta or {}).items() if np.ndim(v) == 1 and len(v) == len(spectra.flux)}
-        for k in range(len(spectra.flux)):
-            one = spectra[k]
+        axis = getattr(spectra, "spectral_axis_index", None)
+        flux = spectra.flux if axis in (None, 1) else spectra.flux.T
+        many = {k: v for k, v in (spectra.meta or {}).items() if np.ndim(v) == 1 and len(v) == len(flux)}
+        for k in range(len(flux)):
+            one = spectra[k] if axis is None else _row(spectra, k, axis)
             one.meta = {**(spectra.meta or {}), **{name: v[k] for name, v in many.items()}}
             yield one
+    elif hasattr(spectra, "flux") and spectra.flux.ndim > 2:
+        raise InputError(f"flux has {spectra.flux.ndim} dimensions", "pass (stars, pixels), or one spectrum a star")
     elif hasattr(spectra, "flux"):
         yield spectra
     else:
         for one in spectra:
             yield from _singles(one)
+
+
+def _row(spectra: Any, k: int, axis: int) -> Any:
+    """One spectrum out of a two-dimensional one, by the axis that holds stars."""
+    at = (k, slice(None)) if axis == 1 else (slice(None), k)
+    uncertainty = spectra.uncertainty
+    return _specutils().Spectrum(
+        flux=spectra.flux[at],
+        spectral_axis=spectra.spectral_axis,
+        uncertainty=None if uncertainty is None else type(uncertainty)(uncertainty.array[at], unit=uncertainty.unit),
+        mask=None if spectra.mask is None else np.asarray(spectra.mask)[at],
+        spectral_axis_index=0,
+    )
 
 
 def _arrays(one: Any, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Mapping[str, Any]]:
@@ -326,54 +353,3 @@ def _on_one_grid(parts: list[Any], wavelength: Any) -> tuple[np.ndarray, ...]:
             y, w, bits = rebinners[key](y, np.where(bits != 0, 0.0, w), bits)
         flux[k], ivar[k], flags[k] = np.where(np.isfinite(y), y, np.nan), w, bits
     return grid, flux, ivar, flags
-
-
-def _as_columns(labels: Any) -> dict[str, Any]:
-    if labels is None:
-        return {}
-    names = labels.colnames if hasattr(labels, "colnames") else list(labels)
-    return {str(n): labels[n] for n in names}
-
-
-def _labels(table: Mapping[str, Any], columns: Mapping[str, str], ids: np.ndarray) -> dict[str, Any]:
-    """Contract variables out of a table, matched by identifier where it has one."""
-    import astropy.units as u
-
-    absent = [c for c in columns if c not in table]
-    if absent:
-        raise InputError(f"labels have no column {absent[0]!r}", f"columns: {', '.join(table)}")
-    order = np.arange(len(ids))
-    if "star_id" in table:
-        row = {str(s): i for i, s in enumerate(table["star_id"])}
-        lost = [s for s in ids if s not in row]
-        if lost:
-            raise InputError(f"{len(lost)} star(s) have no row in labels, e.g. {lost[0]!r}", "add them, as NaN")
-        order = np.array([row[s] for s in ids])
-    out, left_out = {}, []
-    for name, values in table.items():
-        target = columns.get(name, name)
-        spec = VARIABLES.get(target)
-        if target == "star_id":
-            continue
-        if spec is None or spec.dims != ("star",):
-            left_out.append(name)
-            continue
-        values = np.ma.filled(values, np.nan) if isinstance(values, np.ma.MaskedArray) else values
-        if spec.dtype.startswith("float") and getattr(values, "unit", None) is not None:
-            try:
-                values = u.Quantity(values).to_value(u.Unit(spec.units or ""))
-            except u.UnitConversionError as err:
-                raise InputError(f"labels: column {name!r}: {err}", f"{target} is in {spec.units}") from err
-        values = np.asarray(values)
-        if len(values) < len(ids) or ("star_id" not in table and len(values) != len(ids)):
-            raise InputError(f"labels: column {name!r} has {len(values)} rows for {len(ids)} spectra", "one a star")
-        text = spec.dtype == "str"
-        chosen = values[order]
-        kept = np.array([str(v) for v in chosen], dtype=object) if text else chosen.astype(spec.dtype)
-        out[target] = ("star", kept, variable_attrs(target))
-    if left_out:
-        warnings.warn(
-            f"labels not of the survey contract were left out: {', '.join(left_out)} (map them with columns=)",
-            stacklevel=3,
-        )
-    return out

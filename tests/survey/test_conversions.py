@@ -149,3 +149,69 @@ def test_missing_extra_is_named(survey, monkeypatch):
     with pytest.raises(MissingExtra) as err:
         conversions.to_spectrum(survey, 0)
     assert "chemscale[spectra]" in err.value.remedy
+
+
+def plain_spectra(n=5, p=50):
+    wave = np.linspace(5000, 5100, p) * u.AA
+    rng = np.random.default_rng(0)
+    flux = rng.normal(1, 0.01, (n, p))
+    return wave, flux, StdDevUncertainty(np.full((n, p), 0.01))
+
+
+def test_as_many_stars_as_pixels_are_neither_exchanged_nor_refused():
+    for n in (49, 50, 51):
+        wave, flux, error = plain_spectra(n, 50)
+        ids = [f"s{i}" for i in range(n)]
+        made = specutils.Spectrum(flux * u.one, wave, uncertainty=error, spectral_axis_index=1)
+        survey = chemscale.from_spectra(made, star_id=ids, medium="air")
+        np.testing.assert_array_equal(survey.flux.values, flux.astype("f4"))
+        again = conversions.to_spectrum(survey, ids)
+        assert again.spectral_axis_index == 1
+        np.testing.assert_array_equal(again.flux.value, flux.astype("f4"))
+
+
+@pytest.mark.parametrize("n", [5, 50])
+def test_a_spectrum_with_its_spectral_axis_first_is_turned(n):
+    wave, flux, _ = plain_spectra(n, 50)
+    error = StdDevUncertainty(np.full((50, n), 0.01))
+    made = specutils.Spectrum(flux.T * u.one, wave, uncertainty=error, spectral_axis_index=0)
+    survey = chemscale.from_spectra(made, star_id=[f"s{i}" for i in range(n)], medium="air")
+    np.testing.assert_array_equal(survey.flux.values, flux.astype("f4"))
+
+
+def test_labels_in_python_mean_what_they_mean_in_files():
+    import pandas as pd
+    from astropy.table import MaskedColumn, QTable, Table
+    from astropy.utils.masked import Masked
+
+    wave, flux, error = plain_spectra()
+    spectra = specutils.Spectrum(flux * u.one, wave, uncertainty=error, spectral_axis_index=1)
+    gone = np.array([False, True, False, True, False])
+    table = QTable({"star_id": np.array([b"a", b"b", b"c", b"d", b"e"])})
+    table["cluster"] = np.array([b"M67", b"", b"nan", b"-1", b"M_67"])
+    table["teff"] = Masked(np.where(gone, -9999.0, 5000.0) * u.K, mask=gone)
+    table["radial_velocity"] = np.array([-250e3, 250e3, -9999.0, np.nan, 1e3]) * u.m / u.s
+    table["logg"] = MaskedColumn(np.full(5, 4), mask=gone)
+    table["quality"] = MaskedColumn(np.full(5, 3), mask=gone)
+    survey = chemscale.from_spectra(spectra, labels=table, medium="air")
+    assert survey.star_id.values.tolist() == ["a", "b", "c", "d", "e"]
+    assert survey.cluster.values.tolist() == ["M67", "", "", "", "M 67"]
+    np.testing.assert_array_equal(survey.teff.values, np.where(gone, np.nan, 5000).astype("f4"))
+    np.testing.assert_array_equal(survey.radial_velocity.values, np.array([-250, 250, np.nan, np.nan, 1], "f4"))
+    assert np.isnan(survey.logg.values[gone]).all() and (survey.logg.values[~gone] == 4).all()
+    assert survey.quality.values.tolist() == [3, 0, 3, 0, 3]
+    frame = pd.DataFrame({"star_id": list("abcde"), "teff": pd.array([5000, None, 4000, 1, None], dtype="Int64")})
+    frame["cluster"] = pd.array(["M67", None, "N/A", "x", pd.NA], dtype="string")
+    survey = chemscale.from_spectra(spectra, labels=frame, medium="air")
+    np.testing.assert_array_equal(survey.teff.values, np.array([5000, np.nan, 4000, 1, np.nan], "f4"))
+    assert survey.cluster.values.tolist() == ["M67", "", "", "x", ""]
+    doubles = Table({"star_id": 4295806720000000000.0 + 64 * np.arange(5), "teff": np.ones(5)})
+    with pytest.raises(InputError, match="last digits are lost"):
+        chemscale.from_spectra(spectra, labels=doubles, medium="air")
+
+
+def test_counts_are_refused_with_what_to_do():
+    wave, flux, error = plain_spectra()
+    counts = specutils.Spectrum(1e4 * flux * u.one, wave, uncertainty=error, spectral_axis_index=1)
+    with pytest.raises(InputError, match="not continuum-normalised"):
+        chemscale.from_spectra(counts, star_id=list("abcde"), medium="air")

@@ -1,0 +1,234 @@
+"""Labels and members from catalogues of any form, by any key, alike for every source."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+from astropy.table import MaskedColumn, Table
+from releases import write_aspcap
+
+from chemscale import open_survey
+from chemscale.errors import InputError
+from chemscale.survey.ingest.ingestion import ingest
+from chemscale.survey.sources.apogee import ApogeeSource
+from chemscale.survey.sources.catalogues import open_catalogue
+from chemscale.survey.sources.joining import StarKeys, join_labels
+from chemscale.survey.sources.members import read_members
+from chemscale.survey.sources.missing import cluster_name, identifiers, measured, words
+from chemscale.survey.sources.species import abundances, species_columns
+from chemscale.survey.sources.table import TableSource
+
+IDS = ["2M00000000+0000000", "2M00000001+0000001", "2M00000002+0000002"]
+
+
+def catalogue(path, kind, ids=IDS, clusters=("NGC 1", "NGC 2", "")):
+    table = Table({"APOGEE_ID": ids, "CLUSTER": clusters, "teff": [4000.0, -9999.0, 5000.0]})
+    if kind == "fits":
+        table.write(path, format="fits")
+    elif kind == "fits.gz":
+        table.write(path.with_suffix(".tmp"), format="fits")
+        path.write_bytes(gzip.compress(path.with_suffix(".tmp").read_bytes()))
+    elif kind == "ascii table":
+        from astropy.io import fits
+
+        columns = [fits.Column(n, "A18", array=np.array(table[n])) for n in ("APOGEE_ID", "CLUSTER")]
+        columns.append(fits.Column("teff", "E15.7", array=np.array(table["teff"])))
+        fits.HDUList([fits.PrimaryHDU(), fits.TableHDU.from_columns(columns)]).writeto(path)
+    elif kind == "parquet":
+        pytest.importorskip("pyarrow")
+        table.to_pandas().to_parquet(path)
+    elif kind in ("votable", "ascii.ecsv"):
+        table.write(path, format=kind)
+    elif kind == "stilts":
+        rows = [f'  {i} "{c}" {t}' for i, c, t in zip(ids, clusters, table["teff"])]
+        path.write_text("# APOGEE_ID   CLUSTER  teff\n" + "\n".join(rows) + "\n")
+    else:
+        rows = [f"{i}{kind}{c}{kind}{t}" for i, c, t in zip(ids, clusters, table["teff"])]
+        path.write_text(f"# made up\nAPOGEE_ID{kind}CLUSTER{kind}teff\n" + "\n".join(rows) + "\n")
+    return str(path)
+
+
+KINDS = ["fits", "fits.gz", "ascii table", "parquet", "votable", "ascii.ecsv", "stilts", ",", "|", ";", "\t"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_of_table_gives_the_same_members_and_labels(tmp_path, kind):
+    path = catalogue(tmp_path / "table.dat", kind)
+    found = read_members(path, key="apogee_id", column="cluster")
+    assert found.stars == {
+        IDS[0]: ("NGC 1", pytest.approx(np.nan, nan_ok=True)),
+        IDS[1]: ("NGC 2", pytest.approx(np.nan, nan_ok=True)),
+    }
+    keys = StarKeys({"apogee_id": lambda: [*IDS[::-1], "2M9"]})
+    joined = join_labels(path, keys, 4)
+    np.testing.assert_array_equal(joined.columns["teff"], np.array([5000, np.nan, 4000, np.nan], "f4"))
+    assert joined.note["matched"] == 3 and joined.note["stars_without_labels"] == 1
+    assert joined.note["ignored"] == ["CLUSTER"]
+
+
+def test_the_verbs_of_two_sources_take_the_same_catalogues(tmp_path):
+    for star in IDS:
+        write_aspcap(tmp_path / "s" / f"aspcapStar-dr17-{star}.fits", star, table=False)
+    path = catalogue(tmp_path / "t.csv", ",")
+    plan = ApogeeSource(str(tmp_path / "s"), members=path, labels=path).plan()
+    assert {i.star_id: i.labels["cluster"] for i in plan.items} == dict(zip(IDS, ("NGC 1", "NGC 2", "")))
+    assert [i.labels["teff"] for i in plan.items if i.star_id == IDS[0]] == [4000]
+    np.savez(
+        tmp_path / "t.npz",
+        flux=np.ones((3, 50)),
+        error=np.full((3, 50), 0.01),
+        wavelength=5000.0 + np.arange(50),
+        star_id=IDS,
+    )
+    source = TableSource(
+        str(tmp_path / "t.npz"), members=path, member_key="apogee_id", labels=path, label_key="apogee_id"
+    )
+    ingest(source, tmp_path / "s.zarr", progress=False)
+    survey = open_survey(tmp_path / "s.zarr")
+    assert survey.cluster.values.astype(str).tolist() == ["NGC 1", "NGC 2", ""]
+    np.testing.assert_array_equal(survey.teff.values, np.array([4000, np.nan, 5000], "f4"))
+
+
+def test_identifiers_match_whatever_their_case(tmp_path):
+    for star in IDS:
+        write_aspcap(tmp_path / "s" / f"aspcapStar-dr17-{star}.fits", star, table=False)
+    path = catalogue(tmp_path / "t.csv", ",", [i.lower() for i in IDS])
+    plan = ApogeeSource(str(tmp_path / "s"), members=path, labels=path).plan()
+    assert {i.labels["cluster"] for i in plan.items} == {"NGC 1", "NGC 2", ""} and not plan.rejected
+
+
+def test_stars_match_by_position_within_the_radius_and_the_nearest_row_counts(tmp_path):
+    ra, dec = np.array([10.0, 359.99999, 50.0, np.nan]), np.array([20.0, -60.0, 89.9999, 0.0])
+    rows = Table({"RA": [10.0 + 3e-4, 10.0 + 1e-4, 0.00001, 50.0, 200.0], "DEC": [20.0, 20.0, -60.0, 89.9999, 5.0]})
+    rows["teff"] = [1000.0, 4000.0, 5000.0, 6000.0, 7000.0]
+    rows.write(tmp_path / "c.fits")
+    keys = StarKeys({"star_id": lambda: list("abcd")}, position=lambda: (ra, dec))
+    joined = join_labels(str(tmp_path / "c.fits"), keys, 4, key="coordinates", radius=2.0)
+    np.testing.assert_array_equal(joined.columns["teff"], np.array([4000, 5000, 6000, np.nan], "f4"))
+    near = join_labels(str(tmp_path / "c.fits"), keys, 4, key="coordinates", radius=0.1)
+    assert near.note["matched"] == 2  # across ra = 0 it is 0.04 arc seconds
+
+
+def test_identifiers_of_19_digits_are_refused_where_digits_were_lost(tmp_path):
+    ids = 4295806720000000000 + 64 * np.arange(3)
+    keys = StarKeys({"source_id": lambda: [str(i) for i in ids]})
+    Table({"source_id": ids, "teff": [1.0, 2.0, 3.0]}).write(tmp_path / "int.fits")
+    assert join_labels(str(tmp_path / "int.fits"), keys, 3).note["matched"] == 3
+    Table({"source_id": ids.astype(float), "teff": [1.0, 2.0, 3.0]}).write(tmp_path / "float.fits")
+    (tmp_path / "float.csv").write_text("source_id,teff\n" + "".join(f"{float(i)},5000\n" for i in ids))
+    for name in ("float.fits", "float.csv"):
+        with pytest.raises(InputError, match="last digits"):
+            join_labels(str(tmp_path / name), keys, 3)
+    with pytest.raises(InputError, match="last digits"):
+        read_members(str(tmp_path / "float.fits"), key="source_id", column="teff")
+
+
+def test_a_catalogue_without_a_single_match_is_refused_with_both_spellings(tmp_path):
+    path = catalogue(tmp_path / "t.csv", ",")
+    with pytest.raises(InputError, match=r"none of its 3 rows.*says '2M00000000\+0000000', here stars are called 'x'"):
+        join_labels(path, StarKeys({"apogee_id": lambda: ["x"]}), 1)
+
+
+def test_undefined_integers_of_a_catalogue_are_nan(tmp_path):
+    table = Table({"id": ["a", "b"], "teff": MaskedColumn([4800, 1], mask=[False, True]), "rv": [-250.0, -9999.0]})
+    table.write(tmp_path / "m.fits")
+    joined = join_labels(str(tmp_path / "m.fits"), StarKeys({"id": lambda: ["a", "b"]}), 2)
+    np.testing.assert_array_equal(joined.columns["teff"], np.array([4800, np.nan], "f4"))
+    np.testing.assert_array_equal(joined.columns["radial_velocity"], np.array([-250, np.nan], "f4"))
+
+
+def test_units_of_a_catalogue_are_converted_before_sentinels_are_looked_for(tmp_path):
+    import astropy.units as u
+
+    table = Table({"id": list("abcd"), "radial_velocity": np.array([-250e3, 250e3, -9999.0, -1e3]) * u.m / u.s})
+    table.write(tmp_path / "v.fits")
+    joined = join_labels(str(tmp_path / "v.fits"), StarKeys({"id": lambda: list("abcd")}), 4)
+    np.testing.assert_array_equal(joined.columns["radial_velocity"], np.array([-250, 250, np.nan, -1], "f4"))
+
+
+@pytest.mark.parametrize("name", ["CG_Prob", "cg_prob", "Proba"])
+def test_one_cut_in_probability_for_every_source(tmp_path, name):
+    Table({"id": list("abc"), "cluster": ["X"] * 3, name: [0.9, 0.8, -99.0]}).write(tmp_path / "m.fits")
+    wave = 5000.0 + np.arange(50)
+    np.savez(
+        tmp_path / "t.npz", flux=np.ones((3, 50)), error=np.full((3, 50), 0.01), wavelength=wave, star_id=list("abc")
+    )
+    plan = TableSource(str(tmp_path / "t.npz"), members=str(tmp_path / "m.fits"), member_key="id").plan()
+    assert [i.labels["cluster"] for i in plan.items] == ["X", "", ""]
+    assert plan.attrs["membership"]["min_probability"] == 0.8 and plan.attrs["membership"]["below_minimum"] == 2
+
+
+def test_probabilities_in_per_cent_are_refused(tmp_path):
+    (tmp_path / "m.csv").write_text("id,cluster,proba\na,X,99\nb,X,80\n")
+    with pytest.raises(InputError, match="per cent"):
+        read_members(
+            str(tmp_path / "m.csv"), key="id", column="cluster", probability_column="proba", min_probability=0.8
+        )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "",
+        "nan",
+        "None",
+        "null",
+        "--",
+        "-",
+        "-1",
+        "field",
+        "<NA>",
+        "NA",
+        "N/A",
+        "n/a",
+        "NULL",
+        "masked",
+        "-1.0",
+        "-9999",
+        "noise",
+        b"nan",
+        None,
+        float("nan"),
+        -1,
+        -1.0,
+        np.ma.masked,
+        "-2.5",
+    ],
+)
+def test_no_cluster_however_it_is_written(word):
+    assert cluster_name(word) == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "name"), [("0", "0"), (7, "7"), (7.0, "7"), ("7.0", "7"), (b"M67 ", "M67"), ("M_67", "M 67")]
+)
+def test_a_cluster_keeps_its_name(word, name):
+    assert cluster_name(word) == name
+
+
+def test_sentinels_are_exact_and_ranges_are_the_contracts():
+    values = [-9999.0, -9999.99, -999.99, np.float32(-9999.99), -9998.0, -150.0, 150.0, 1e30]
+    known = measured("radial_velocity", np.array(values))
+    np.testing.assert_array_equal(np.isnan(known), [True, True, True, True, False, False, False, True])
+    assert np.isnan(measured("dec", np.array([-9999.0, 91.0]))).all()
+    assert np.isnan(measured("teff", np.array(["N/A", "", "abc"]))).all()
+    assert words(np.ma.array([1, 2], mask=[0, 1])) == ["1", ""]
+    assert identifiers(np.array([2.0**60])) is None and identifiers(np.array([12.0, np.nan])) == ["12", ""]
+
+
+def test_species_of_a_catalogue_by_name():
+    names = ["fe_h", "e_fe_h", "c_1_h", "e_c_1_h", "ti_2_h", "Mg_fe", "mg_h", "c_12_13", "al_h_flags", "O_fe", "teff"]
+    found = species_columns(names)
+    assert [(s.species, s.over_iron) for s in found] == [
+        ("Fe", False), ("CI", False), ("TiII", False), ("Mg", False), ("O", True),
+    ]  # fmt: skip
+    table = {n: np.array([0.25]) for n in names}
+    np.testing.assert_allclose(abundances(found, table, 1)["abundance"], [[0.25, 0.25, 0.25, 0.25, 0.5]])
+
+
+def test_a_catalogue_says_what_it_has(tmp_path):
+    path = catalogue(tmp_path / "t.csv", ",")
+    with pytest.raises(InputError, match="no column 'star'; it has APOGEE_ID, CLUSTER, teff"):
+        open_catalogue(path).need("star", "")
