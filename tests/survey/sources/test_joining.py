@@ -168,35 +168,29 @@ def test_probabilities_in_per_cent_are_refused(tmp_path):
         )
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "",
-        "nan",
-        "None",
-        "null",
-        "--",
-        "-",
-        "-1",
-        "field",
-        "<NA>",
-        "NA",
-        "N/A",
-        "n/a",
-        "NULL",
-        "masked",
-        "-1.0",
-        "-9999",
-        "noise",
-        b"nan",
-        None,
-        float("nan"),
-        -1,
-        -1.0,
-        np.ma.masked,
-        "-2.5",
-    ],
-)
+NO_CLUSTER = [
+    "",
+    "nan",
+    "None",
+    "null",
+    "--",
+    "-",
+    "-1",
+    "field",
+    "<NA>",
+    "NA",
+    "N/A",
+    "n/a",
+    "NULL",
+    "masked",
+    "-1.0",
+    "-9999",
+    "noise",
+    "-2.5",
+]
+
+
+@pytest.mark.parametrize("word", [*NO_CLUSTER, b"nan", None, float("nan"), -1, -1.0, np.ma.masked])
 def test_no_cluster_however_it_is_written(word):
     assert cluster_name(word) == ""
 
