@@ -8,11 +8,14 @@ import numpy as np
 import xarray as xr
 from helpers import make_survey
 
+from chemscale.embedding.product import open_embedding
 from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.pipeline import fit_run
 from chemscale.runtime.run import Run
 from chemscale.schema import variable_attrs
 from chemscale.survey.ingest.datasets import write_survey
+from chemscale.vae import flags
+from chemscale.vae.anomalies import write_columns
 
 ELEMENTS = ("Fe", "Mg", "Ni", "Si", "Al", "C", "N", "Ca")
 
@@ -70,3 +73,32 @@ def make_latents_run(folder: Path, ds: xr.Dataset) -> Run:
     latents.to_zarr(out.file("latents.zarr"), zarr_format=3, consolidated=False)
     out.save_json("vae/curves.json", [{"epoch": e, "phase": "main", "reconstruction": 1 / (e + 1)} for e in range(5)])
     return out
+
+
+def add_latents(run, n):
+    """Products of the autoencoder beside a run's embedding: random latents, one label to calibrate them on."""
+    rng = np.random.default_rng(0)
+    ids = np.asarray(open_embedding(run.file("embedding.zarr"))["star_id"].values, dtype=object)
+    latents = xr.Dataset(
+        {
+            "star_id": ("star", ids),
+            "mean": (("star", "latent"), rng.normal(size=(n, 2)).astype("f4")),
+            "covariance": (("star", "latent", "latent_"), np.tile(0.04 * np.eye(2, dtype="f4"), (n, 1, 1))),
+            "auxiliary": (("star", "auxiliary"), rng.normal(size=(n, 2)).astype("f4")),
+            "label": (("star", "label_name"), rng.normal(4500, 100, (n, 1)).astype("f4")),
+            "norm": ("star", rng.random(n).astype("f4")),
+            "chi2": (("star", "part"), rng.random((n, 1)).astype("f4")),
+            "latent": ("latent", np.array(["metal", "alpha"], dtype=object)),
+            "label_name": ("label_name", np.array(["teff"], dtype=object)),
+            "part": ("part", np.array(["all"], dtype=object)),
+        },
+        attrs={"complete": True},
+    )
+    latents.to_zarr(run.file("latents.zarr"), zarr_format=3, consolidated=False)
+    known = {"metal": 0.3 * latents["mean"].values[:, 0] - 0.1 + rng.normal(0, 0.05, n)}
+    flags.save(run.path / "flags.zarr", latents, flags.apply(latents, ("metal", "alpha"), abundances=known))
+    score = rng.random(n)
+    cause = np.where(score > 0.9, "window", "").astype(object)
+    write_columns(
+        run.path / "anomalies.zarr", ids, {"score": score, "anomalous": score > 0.9, "cause": cause}, "vae anomalies"
+    )

@@ -70,7 +70,7 @@ PANELS = {
     "Start": ("demo", "doctor", "config", "schema"),
     "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask"),
     "Models": ("rsca", "vae"),
-    "Results": ("study", "anomalies", "flags", "export", "report"),
+    "Results": ("study", "anomalies", "flags", "export", "compare", "report"),
     "Many machines": ("run", "cluster", "bench"),
 }
 

@@ -1,4 +1,4 @@
-"""`chemscale export | schema`: what a run found as a table, and the contract that surveys keep."""
+"""`chemscale export | compare | schema`: what a run found as a table, two runs side by side, the contract."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from chemscale.cli.options import AsJson
 def register(app: typer.Typer) -> None:
     """Add the verbs to the app."""
     app.command("export")(export)
+    app.command("compare")(compare)
     app.command("schema")(schema)
 
 
@@ -47,6 +48,51 @@ def export(
     if json:
         columns = {c.name: {"unit": c.unit, "ucd": c.ucd, "description": c.description} for c in table.columns}
         echo_json({"file": out, "stars": table.n_stars, "bytes": size, "columns": columns, "left_out": table.left_out})
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Run directory.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    json: AsJson = False,
+) -> None:
+    """Two runs side by side: settings that differ, rates with paired differences, shared neighbours, latents.
+
+    Example: chemscale compare run better
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from chemscale.cli import echo_json
+    from chemscale.results.compare import compare as side_by_side
+
+    found = side_by_side(a, b)
+    if json:
+        echo_json(found)
+        return
+    page = Console(width=None if sys.stdout.isatty() else 140)  # the page is what was asked for: stdout
+    settings = Table("setting", "A", "B", box=None)
+    for key, (one, other) in found["settings"].items():
+        settings.add_row(escape(key), escape(str(one)), escape(str(other)))
+    page.print(settings if found["settings"] else "no setting differs")
+    if "rates" in found:
+        rates = Table("rate", "A", "B", "B - A, mean over clusters", "clusters", box=None)
+        for method, r in found["rates"].items():
+            error = "" if r["error"] is None else f" +- {r['error']:.4f}"
+            change = "" if r["difference"] is None else f"{r['difference']:+.4f}{error}"
+            rates.add_row(method, *("" if r[k] is None else f"{r[k]:.4f}" for k in "ab"), change, str(r["clusters"]))
+        page.print(rates)
+    if "neighbours" in found:
+        n = found["neighbours"]
+        page.print(
+            f"{n['shared']:.0%} of the {n['neighbours']} nearest stars are the same (chance: {n['chance']:.1%}; "
+            f"{n['stars']} stars asked)",
+            highlight=False,
+        )
+    for name, r in found.get("latents", {}).items():
+        page.print(f"latent {escape(name)}: correlation {r:+.3f}", highlight=False)
+    for part, reason in found["absent"].items():
+        page.print(f"[yellow]{part} not compared:[/] {escape(reason)}", highlight=False)
 
 
 def schema(json: AsJson = False) -> None:

@@ -6,11 +6,10 @@ import json
 
 import numpy as np
 import pytest
-import xarray as xr
 import zarr
 from astropy.io import fits
 from astropy.table import Table
-from toyrun import make_run, toy_survey
+from toyrun import add_latents, make_run, toy_survey
 from typer.testing import CliRunner
 
 import chemscale
@@ -18,39 +17,8 @@ from chemscale.cli import build
 from chemscale.errors import DataError, InputError, StoreError
 from chemscale.results import columns
 from chemscale.results.export import export
-from chemscale.vae import flags
-from chemscale.vae.anomalies import write_columns
 
 FORMATS = ("fits", "vot", "parquet", "csv")
-
-
-def add_latents(run, n):
-    """Products of the autoencoder beside a run's embedding: random latents, one label to calibrate them on."""
-    rng = np.random.default_rng(0)
-    ids = np.asarray(chemscale.open_embedding(run.file("embedding.zarr"))["star_id"].values, dtype=object)
-    latents = xr.Dataset(
-        {
-            "star_id": ("star", ids),
-            "mean": (("star", "latent"), rng.normal(size=(n, 2)).astype("f4")),
-            "covariance": (("star", "latent", "latent_"), np.tile(0.04 * np.eye(2, dtype="f4"), (n, 1, 1))),
-            "auxiliary": (("star", "auxiliary"), rng.normal(size=(n, 2)).astype("f4")),
-            "label": (("star", "label_name"), rng.normal(4500, 100, (n, 1)).astype("f4")),
-            "norm": ("star", rng.random(n).astype("f4")),
-            "chi2": (("star", "part"), rng.random((n, 1)).astype("f4")),
-            "latent": ("latent", np.array(["metal", "alpha"], dtype=object)),
-            "label_name": ("label_name", np.array(["teff"], dtype=object)),
-            "part": ("part", np.array(["all"], dtype=object)),
-        },
-        attrs={"complete": True},
-    )
-    latents.to_zarr(run.file("latents.zarr"), zarr_format=3, consolidated=False)
-    known = {"metal": 0.3 * latents["mean"].values[:, 0] - 0.1 + rng.normal(0, 0.05, n)}
-    flags.save(run.path / "flags.zarr", latents, flags.apply(latents, ("metal", "alpha"), abundances=known))
-    score = rng.random(n)
-    cause = np.where(score > 0.9, "window", "").astype(object)
-    write_columns(
-        run.path / "anomalies.zarr", ids, {"score": score, "anomalous": score > 0.9, "cause": cause}, "vae anomalies"
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,45 @@
+"""Comparing two runs: what differs is named, what is the same agrees."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from toyrun import make_run, toy_survey
+from typer.testing import CliRunner
+
+from chemscale.cli import build
+from chemscale.errors import StoreError
+from chemscale.results.compare import compare
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder, ds = tmp_path_factory.mktemp("compare"), toy_survey(n_field=250, n_pixels=60)
+    a = make_run(folder, ds, k=6)
+    b = make_run(folder, ds.isel(star=slice(0, None)), k=4, store="again.zarr", run="other")
+    return a.path, b.path
+
+
+def test_a_run_is_like_itself(runs):
+    found = compare(runs[0], runs[0])
+    assert found["settings"] == {} and found["neighbours"]["shared"] == 1.0
+    assert all(r["difference"] == 0 for r in found["rates"].values())
+    assert "latents" in found["absent"]
+
+
+def test_what_differs_is_named_with_its_size(runs):
+    found = compare(*runs)
+    assert found["settings"]["ppca.components"] == [6, 4]
+    assert found["neighbours"]["chance"] < 0.1 < found["neighbours"]["shared"] < 1
+    rate = found["rates"]["raw"]
+    assert rate["clusters"] == 8 and rate["error"] > 0
+
+
+def test_the_command_line_shows_it(runs, tmp_path):
+    shown = CliRunner().invoke(build(), ["compare", *map(str, runs)])
+    assert shown.exit_code == 0 and "ppca.components" in shown.stdout and "nearest stars" in shown.stdout
+    found = json.loads(CliRunner().invoke(build(), ["compare", *map(str, runs), "--json"]).stdout)
+    assert found["rates"]["rsca"]["clusters"] == 8
+    with pytest.raises(StoreError, match="not a chemscale run"):
+        compare(runs[0], tmp_path)

@@ -1,0 +1,74 @@
+"""What people come for, each in at most three commands on a run that is there."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from astropy.table import Table, join
+from toyrun import add_latents, make_run, toy_survey
+from typer.testing import CliRunner
+
+from chemscale.cli import build
+from chemscale.survey.ingest.datasets import write_survey
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    ds = toy_survey(n_field=250, n_pixels=60)
+    out = make_run(tmp_path_factory.mktemp("jobs"), ds)
+    add_latents(out, ds.sizes["star"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def ids(run):
+    import chemscale
+
+    survey = chemscale.open_survey(run.store)
+    return survey["star_id"].values.astype(str)[survey["cluster"].values.astype(str) != ""]
+
+
+def chemscale(*words):
+    done = CliRunner().invoke(build(), [str(w) for w in words])
+    assert done.exit_code == 0, f"{words}: {done.output}\n{done.exception!r}"
+    return done
+
+
+def test_two_stars_how_similar_and_how_sure(run, ids):
+    found = json.loads(chemscale("rsca", "pair", ids[0], ids[1], "--run", run.path, "--json").stdout)
+    assert found["distance"] > 0
+
+
+def test_all_stars_within_a_distance_as_a_table(run, ids, tmp_path):
+    chemscale("rsca", "siblings", ids[0], "--run", run.path, "--within", 5, "--out", tmp_path / "near.fits")
+    near = Table.read(tmp_path / "near.fits", unit_parse_strict="silent")
+    assert len(near) and near["distance"].max() <= 5
+
+
+def test_which_star_of_my_list_has_the_most_siblings(run, ids, tmp_path):
+    (tmp_path / "list.txt").write_text("\n".join(ids[:6]) + "\n")
+    words = ("--stars", tmp_path / "list.txt", "--within", 5, "--out", tmp_path / "near.csv")
+    chemscale("rsca", "siblings", "--run", run.path, *words)
+    near = Table.read(tmp_path / "near.csv")
+    column = next(c for c in near.colnames if c in ("of", "star", "query"))
+    stars, counts = np.unique(near[column], return_counts=True)
+    assert set(stars) <= set(ids[:6]) and counts.max() >= 1
+
+
+def test_features_of_new_stars(run, tmp_path):
+    store = write_survey(toy_survey(n_field=20, n_clusters=2, n_pixels=60), tmp_path / "new.zarr")
+    chemscale("rsca", "transform", store, "--run", run.path, "--out", tmp_path / "features.fits")
+    assert len(Table.read(tmp_path / "features.fits", unit_parse_strict="silent")) == 32
+
+
+def test_latent_abundances_joined_to_my_catalogue(run, ids, tmp_path):
+    chemscale("export", run.path, "--out", tmp_path / "stars.vot")
+    mine = Table({"star_id": ids[:5], "age": np.arange(5.0)})
+    both = join(mine, Table.read(tmp_path / "stars.vot"), keys="star_id")
+    assert len(both) == 5 and np.isfinite(both["vae_fe_h"]).all() and (both["vae_fe_h_error"] > 0).all()
+
+
+def test_two_runs_compared(run):
+    assert json.loads(chemscale("compare", run.path, run.path, "--json").stdout)["settings"] == {}
