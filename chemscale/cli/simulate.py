@@ -40,6 +40,10 @@ def simulate(
     noise_free: Annotated[
         bool, typer.Option("--noise-free", help="Keep the spectra without noise in the store of the truth.")
     ] = False,
+    hits: Annotated[
+        float,
+        typer.Option("--hits", metavar="RATE", min=0, help="Fraction of pixels with an unflagged hit or bad sky line."),
+    ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Carry on with an unfinished store.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     workers: Workers = None,
@@ -63,7 +67,7 @@ def simulate(
         grid = Emulator(file).grid_name if file else "hband"
     if clusters is None:
         clusters = 22 if population == "disc" else 0
-    simulation = Simulation(stars, clusters, seed, grid, population, instrument, file)
+    simulation = Simulation(stars, clusters, seed, grid, population, instrument, file, hits)
     if as_release is not None:
         _release(simulation, as_release, overwrite, workers, as_json)
     else:

@@ -57,6 +57,8 @@ class Simulation:
         ``auto`` is ``full`` for H-band spectra and ``noise`` for low resolution.
     emulator : str or None
         Emulator file that gives the spectra instead of the built-in lines.
+    hits : float
+        Fraction of pixels with an unflagged cosmic-ray hit or bad sky line (:mod:`chemscale.simulation.artefacts`).
 
     Raises
     ------
@@ -71,6 +73,7 @@ class Simulation:
     population: str = "disc"
     instrument: str = "auto"
     emulator: str | None = None
+    hits: float = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return self.settings()  # what a worker needs; templates and bases are made there again
@@ -87,6 +90,8 @@ class Simulation:
             raise InputError("a survey without field stars and without clusters", "give --stars or --clusters")
         if self.seed < 0:
             raise InputError(f"seed {self.seed} is negative", "choose a seed of 0 or more")
+        if not 0 <= self.hits < 0.5:
+            raise InputError(f"hits in a fraction {self.hits} of the pixels", "choose 0 to 0.5; 1e-4 is typical")
         if self.grid not in RANGES:
             raise InputError(f"no grid {self.grid!r}", f"choose one of {', '.join(RANGES)}")
         if self.population not in POPULATIONS:
@@ -113,7 +118,7 @@ class Simulation:
     @cached_property
     def optics(self) -> Instrument:
         """The instrument."""
-        return Instrument(self.wavelengths, self.level)
+        return Instrument(self.wavelengths, self.level, self.hits)
 
     @cached_property
     def spectra(self) -> LineSpectra | Emulator:
@@ -146,8 +151,9 @@ class Simulation:
         return self.stars + self.n_members
 
     def settings(self) -> dict[str, Any]:
-        """JSON-able settings."""
-        return asdict(self)
+        """JSON-able settings; `hits` only where there are some, as in surveys made before there were."""
+        made = asdict(self)
+        return made if self.hits else {k: v for k, v in made.items() if k != "hits"}
 
     # ----------------------------------------------------------------------------- rows
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import Flag
+from chemscale.simulation.artefacts import add_artefacts
 from chemscale.simulation.atomic import LIGHT_KM_S, rows, vacuum_to_air
 from chemscale.simulation.lines import Grid
 from chemscale.simulation.population import SimulatedStars
@@ -58,12 +59,14 @@ class Instrument:
         Wavelength grid.
     level : {"full", "noise", "none"}
         Which effects to apply.
+    hits : float
+        Fraction of pixels with an unflagged hit or bad sky line, on top of the few that ``full`` has anyway.
     """
 
-    def __init__(self, grid: Grid, level: str = "full"):
+    def __init__(self, grid: Grid, level: str = "full", hits: float = 0.0):
         if level not in LEVELS:
             raise InputError(f"no instrument level {level!r}", f"choose one of {', '.join(LEVELS)}")
-        self.grid, self.level = grid, level
+        self.grid, self.level, self.hits = grid, level, hits
         self.n_pixels = grid.wavelength.size
         self.chips = CHIPS if grid.name == "hband" else ((0, self.n_pixels),)
         self.gap = np.ones(self.n_pixels, bool)
@@ -106,6 +109,16 @@ class Instrument:
     # --------------------------------------------------------------------------- observe
 
     def observe(self, flux: np.ndarray, stars: SimulatedStars, rng: np.random.Generator) -> Observed:
+        """Observed spectra of noise-free ones, with unflagged artefacts at the rate `hits`.
+
+        Parameters as in :meth:`measure`.
+        """
+        seen = self.measure(flux, stars, rng)
+        if self.hits > 0:  # drawn last: without them a survey is the same
+            add_artefacts(seen.flux, self.gap if self.level == "full" else np.zeros_like(self.gap), self.hits, rng)
+        return seen
+
+    def measure(self, flux: np.ndarray, stars: SimulatedStars, rng: np.random.Generator) -> Observed:
         """Observed spectra of noise-free ones.
 
         Parameters

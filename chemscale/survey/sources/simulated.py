@@ -28,7 +28,7 @@ class SimulatedSource:
 
     Parameters
     ----------
-    stars, clusters, seed, grid, population, instrument, emulator
+    stars, clusters, seed, grid, population, instrument, emulator, hits
         See :class:`chemscale.simulation.Simulation`.
 
     Notes
@@ -48,6 +48,7 @@ class SimulatedSource:
         population: str = "disc",
         instrument: str = "auto",
         emulator: str | None = None,
+        hits: float = 0.0,
     ):
         self.simulation = Simulation(
             int(stars),
@@ -57,6 +58,7 @@ class SimulatedSource:
             population,
             instrument,
             None if emulator is None else str(emulator),
+            float(hits),
         )
 
     def __getstate__(self) -> dict[str, Any]:
