@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import DataError, InputError
+from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.vae.calibrate import DEGREES, fit_calibration
 from chemscale.vae.flags import apply
 
@@ -54,11 +55,23 @@ def boosted_r2(z: np.ndarray, target: np.ndarray, seed: int = 0) -> float:
     return float(max(0.0, 1.0 - residual / dummy))
 
 
-def label_columns(survey: xr.Dataset) -> dict[str, np.ndarray]:
+def label_of(latent: str) -> str:
+    """Name of the abundance a latent stands for in the results; '' for one that stands for none.
+
+    >>> label_of("carbon"), label_of("Mg"), label_of("Fe"), label_of("speed")
+    ('c_fe', 'mg_fe', 'fe_h', '')
+    """
+    if latent in LABELS:
+        return LABELS[latent][1]
+    return ("fe_h" if latent == "Fe" else f"{latent.lower()}_fe") if latent in APOGEE_ELEMENTS else ""
+
+
+def label_columns(survey: xr.Dataset, latents: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Per-star labels of a survey under the names of the results; those it has.
 
     [Fe/H], [alpha/Fe] and [C/Fe] come from `abundance` ([X/H]) where the survey has no such
-    label: alpha is the mean of the :data:`ALPHA` species a star has.
+    label: alpha is the mean of the :data:`ALPHA` species a star has. Latents named after an element add its
+    [X/Fe].
     """
     found = {}
     for variable, name in [*LABELS.values(), ("teff", "teff"), ("logg", "logg"), ("snr", "snr")]:
@@ -74,6 +87,8 @@ def label_columns(survey: xr.Dataset) -> dict[str, np.ndarray]:
             found.setdefault("fe_h", iron)
             if "C" in species:
                 found.setdefault("c_fe", table[:, species.index("C")] - iron)
+            for element in (n for n in latents if n in species and label_of(n) not in found):
+                found[label_of(element)] = table[:, species.index(element)] - iron
             columns = [species.index(e) for e in ALPHA if e in species]
             known = np.isfinite(table[:, columns])
             if known.any():
@@ -83,7 +98,7 @@ def label_columns(survey: xr.Dataset) -> dict[str, np.ndarray]:
     return {k: v for k, v in found.items() if np.isfinite(v).any()}
 
 
-def truth_columns(store: str | None, star_id: np.ndarray) -> dict[str, np.ndarray] | None:
+def truth_columns(store: str | None, star_id: np.ndarray, latents: Sequence[str] = ()) -> dict[str, np.ndarray] | None:
     """True labels of a simulated survey in the order of `star_id`; None where the store has no truth beside it.
 
     Raises
@@ -98,13 +113,14 @@ def truth_columns(store: str | None, star_id: np.ndarray) -> dict[str, np.ndarra
     truth = read_truth(store, star_id)
     fe_h = np.asarray(truth["fe_h"].values, dtype=np.float64)
     species = [str(e) for e in truth["element"].values]
-    carbon = np.asarray(truth["abundance"].values, dtype=np.float64)[:, species.index("C")]
+    table = np.asarray(truth["abundance"].values, dtype=np.float64)
+    elements = {label_of(n): table[:, species.index(n)] - fe_h for n in latents if n in species and n != "Fe"}
     same = {k: np.asarray(truth[k].values, dtype=np.float64) for k in ("alpha_fe", "teff", "logg", "snr")}
-    return {"fe_h": fe_h, "c_fe": carbon - fe_h, **same}
+    return {"fe_h": fe_h, "c_fe": table[:, species.index("C")] - fe_h, **elements, **same}
 
 
 def judged_against(
-    survey: xr.Dataset, store: str | None, star_id: np.ndarray, against: str = ""
+    survey: xr.Dataset, store: str | None, star_id: np.ndarray, against: str = "", latents: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], str]:
     """What latents are judged by, and its name: the truth of a simulated survey where there is one, else its labels.
 
@@ -114,6 +130,8 @@ def judged_against(
         Path of the survey's store.
     against : {'', 'truth', 'labels'}
         '' takes the truth where there is one.
+    latents : sequence of str
+        Names of the latents: elements among them are added.
 
     Raises
     ------
@@ -122,10 +140,10 @@ def judged_against(
     """
     if against not in ("", "truth", "labels"):
         raise InputError(f"against {against!r}", "use truth or labels")
-    found = None if against == "labels" else truth_columns(store, star_id)
+    found = None if against == "labels" else truth_columns(store, star_id, latents)
     if found is None and against == "truth":
         raise InputError(f"{store} has no truth beside it", "only simulated surveys have one; use --against labels")
-    return (label_columns(survey), "labels") if found is None else (found, "truth")
+    return (label_columns(survey, latents), "labels") if found is None else (found, "truth")
 
 
 def precision_recall(flagged: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -197,9 +215,9 @@ def evaluate(
         raise DataError(f"{n} latents, {survey.sizes.get('star')} stars in the survey", "run inference on this survey")
     if not held_out.any():
         raise DataError("no held-out stars", "train with a held-out fraction above 0")
-    labels = label_columns(survey)
-    judged = labels if judged is None else judged
     names = [str(x) for x in ds["latent"].values]
+    labels = label_columns(survey, names)
+    judged = labels if judged is None else judged
     z = np.asarray(ds["mean"].values, dtype=np.float64)
     chi2 = np.asarray(ds["chi2"].values)
     l2 = np.asarray(ds["relative_l2"].values)
@@ -216,9 +234,9 @@ def evaluate(
     variance = np.diagonal(np.asarray(ds["covariance"].values, dtype=np.float64), axis1=1, axis2=2)
     given: dict[str, np.ndarray] = {}
     for k, latent in enumerate(names):
-        if latent not in LABELS or LABELS[latent][1] not in labels:
+        name = label_of(latent)
+        if name not in labels or name not in judged:
             continue
-        name = LABELS[latent][1]
         result[f"r_{name}"] = abs(pearson(z[held_out, k], judged[name][held_out]))
         given[latent] = np.where(held_out, np.nan, labels[name])
         if np.isfinite(given[latent]).sum() < 2:
@@ -246,9 +264,10 @@ def evaluate(
 
 def label_correlations(ds: xr.Dataset, survey: xr.Dataset, held_out: np.ndarray) -> dict[str, float]:
     """Absolute correlation of each latent with the survey's own label, over held-out stars."""
-    labels = label_columns(survey)
+    names = [str(x) for x in ds["latent"].values]
+    labels = label_columns(survey, names)
     z = np.asarray(ds["mean"].values, dtype=np.float64)
-    pairs = [(k, LABELS[n][1]) for k, n in enumerate(str(x) for x in ds["latent"].values) if n in LABELS]
+    pairs = [(k, label_of(n)) for k, n in enumerate(names)]
     return {name: abs(pearson(z[held_out, k], labels[name][held_out])) for k, name in pairs if name in labels}
 
 

@@ -23,6 +23,7 @@ from chemscale.vae.checkpoint import load_model, read_record, save_model
 from chemscale.vae.config import RENAMED, ModelConfig, TrainConfig
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.distributed import run_on_workers, run_processes
+from chemscale.vae.groups import read_groups
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import Survey, build, choose_regions, look_at, training_data
@@ -61,6 +62,7 @@ def train(
     model: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     regions: str | RegionSet | None = None,
+    groups: str | Path | None = None,
     held_out: float = HELD_OUT,
     split_seed: int = 0,
     resume: bool = False,
@@ -88,6 +90,8 @@ def train(
         :class:`~chemscale.vae.objective.TrainConfig`.
     regions : str or RegionSet, optional
         Name or JSON file; default by the grid (the preset's for ``paper``).
+    groups : path, optional
+        TOML file of a dependency table with its windows, see :mod:`~chemscale.vae.groups`; not with `regions`.
     held_out : float
         Fraction of the stars never trained on.
     resume : bool
@@ -124,6 +128,11 @@ def train(
     chemscale.errors.StoreError: no survey store at ...nowhere.zarr...
     """
     ds, path = open_source(store)
+    if groups is not None:
+        if regions is not None:
+            raise InputError("regions and a groups file, which has its own", "give one of the two")
+        table, regions = read_groups(groups)
+        model = {**table, **dict(model or {})}
     model_config, config, preset_regions = recipe(preset, model, settings)
     survey = look_at(ds, held_out, split_seed)
     chosen = choose_regions(survey, regions if regions is not None else preset_regions)

@@ -201,10 +201,11 @@ def _survey_abundances(where: Run, names: tuple[str, ...], held_out: np.ndarray)
     ds, _ = open_source(where.store)
     if ds.sizes.get("star") != len(held_out):
         return {}
-    known = evaluation.label_columns(ds)
+    known = evaluation.label_columns(ds, names)
     found = {}
-    for latent, (_, label) in evaluation.LABELS.items():
-        if latent in names and label in known:
+    for latent in names:
+        label = evaluation.label_of(latent)
+        if label in known:
             values = np.where(held_out, np.nan, known[label])
             if np.isfinite(values).sum() >= 2:
                 found[latent] = values
@@ -253,8 +254,8 @@ def evaluate(
     with where.stage("vae.evaluate") as stage:
         ds, _, out = latents(where, product)
         survey, path = open_source(store if store is not None else where.store)
-        judged, kind = evaluation.judged_against(survey, path, identifiers(ds), against)
         network, _ = load_model(where.path / FOLDER)
+        judged, kind = evaluation.judged_against(survey, path, identifiers(ds), against, network.config.latents)
         ids, noise_free, errors = identifiers(ds), None, None
         if truth is not None:
             noise_free = read_truth(truth, ids, network.mean.numel())
