@@ -68,8 +68,12 @@ def build_report(
     """
     run = run_dir if isinstance(run_dir, Run) else Run.open(run_dir)
     target = Path(out) if out is not None else run.path / "report.html"
-    write_file(target, _Page(run, n_stars, n_spectra).render().encode())
-    if target.absolute().is_relative_to(run.path.absolute()):
+    page = _Page(run, n_stars, n_spectra).render().encode()
+    if not target.absolute().is_relative_to(run.path.absolute()):
+        write_file(target, page)
+        return target
+    with run.locked():
+        write_file(target, page)
         run.seal_file(target)
     return target
 

@@ -370,6 +370,13 @@ def plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(folder).as_posix(), path
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers of plain files left in a run; for whoever holds its lock."""
+    for left in leftovers(folder):
+        if ".partial-" in left.name and left.is_file():
+            left.unlink(missing_ok=True)
+
+
 def leftovers(folder: Path) -> list[Path]:
     """What interrupted commands left in a run directory: partial products and old ones."""
     found = []

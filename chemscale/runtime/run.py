@@ -32,6 +32,7 @@ from chemscale.runtime.product import (
     discard,
     identity_of,
     plain_files,
+    remove_partials,
     size_and_checksum,
     with_record,
     write_dataset,
@@ -317,6 +318,7 @@ class Run(Shown):
         if (self.path / MANIFEST).exists():  # another command may have written since this one opened the run
             there = read_json(self.path / MANIFEST)
             self.manifest |= {k: there[k] for k in ("stages", "files") if k in there}
+        remove_partials(self.path)
         self.manifest["stages"][name] = entry
         self.save()
         sampler = PeakMemory()
