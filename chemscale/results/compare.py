@@ -101,7 +101,10 @@ def _neighbours(a: RunResults, b: RunResults) -> dict[str, float]:
     rows = [np.array([i.row_of(str(s)) for s in common]) for i in indexes]
     both = [SiblingIndex(i.features[r], common) for i, r in zip(indexes, rows)]
     sample = np.unique(np.linspace(0, len(common) - 1, min(SAMPLE, len(common))).astype(int))
-    shared = [len(np.intersect1d(*(i.nearest(int(s), k, None)[0] for i in both))) / k for s in sample]
+    first, second = both
+    shared = [
+        len(np.intersect1d(first.nearest(int(s), k, None)[0], second.nearest(int(s), k, None)[0])) / k for s in sample
+    ]
     return {"shared": float(np.mean(shared)), "chance": k / (len(common) - 1), "neighbours": k, "stars": len(sample)}
 
 

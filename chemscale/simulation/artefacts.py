@@ -37,7 +37,7 @@ def add_artefacts(flux: np.ndarray, gap: np.ndarray, rate: float, rng: np.random
     shape = np.array([0.5, 1.0, 1.0, 0.5], dtype=flux.dtype)
     for first in lines:
         hit = rng.random(n) < chance
-        size = rng.normal(0, LINE_HEIGHT, n).astype(flux.dtype)[hit]
+        size = np.asarray(rng.normal(0, LINE_HEIGHT, n), dtype=flux.dtype)[hit]
         flux[hit, first : first + LINE_PIXELS] += size[:, None] * shape
         affected[hit, first : first + LINE_PIXELS] = True
     return affected

@@ -413,14 +413,14 @@ def _finder(table: Catalogue, keys: StarKeys, n: int, key: str | None, radius: f
         name = key.lower() if key.lower() in keys.names else next(iter(keys.names))
         return _name_finder(table, keys, column, name)
     names = list(keys.names)
-    for columns, (name, compose) in keys.composed.items():
+    for columns, (kind, compose) in keys.composed.items():
         held = [c for c in map(table.find, columns) if c]
         if len(held) == len(columns) and not table.find(names[0]):
             texts = partial(_composed_texts, held, compose)
-            return _ByName(held, keys.names[name](), texts)
-    for name in names:
-        if column := table.find(name):
-            return _name_finder(table, keys, column, name)
+            return _ByName(held, keys.names[kind](), texts)
+    for candidate in names:
+        if found := table.find(candidate):
+            return _name_finder(table, keys, found, candidate)
     by_position = " or coordinates" if keys.position else ""
     raise InputError(
         f"{printable(table.path)}: no column names the stars; looked for {', '.join(keys.names)}"

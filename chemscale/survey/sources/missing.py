@@ -80,9 +80,10 @@ def word(value: Any) -> str:
     if isinstance(value, (bytes, np.bytes_)):
         return value.decode("utf-8", "replace").strip()
     if isinstance(value, (float, np.floating)):
-        return (
-            "" if value != value else f"{value:.0f}" if value == np.floor(value) and abs(value) < 2**53 else str(value)
-        )
+        number = float(value)
+        if np.isnan(number):
+            return ""
+        return f"{number:.0f}" if number.is_integer() and abs(number) < 2**53 else str(value)
     text = str(value).strip()
     return "" if text.lower() in NO_VALUE else text
 

@@ -163,7 +163,7 @@ class SdssSpecSource(ArmSource):
         absent = [name for name, values in columns.items() if values is None and name != "and_mask"]
         if absent:
             raise FitsError(f"COADD table has no column {absent[0]}")
-        flux, loglam, ivar = (
+        flux, loglam, ivar = (  # type: ignore[var-annotated]
             np.ravel(np.ma.filled(np.ma.asarray(columns[n]), np.nan)) for n in ("flux", "loglam", "ivar")
         )
         if len(loglam) < 100 or not (3.4 < loglam[0] < loglam[-1] < 4.1):

@@ -160,8 +160,9 @@ def _layout(raw: bytes, width: int) -> TableLayout:
         "names": [c.name for c in read],
         "formats": [c.dtype for c in read],
         "offsets": [c.offset for c in read],
+        "itemsize": width,
     }
-    return TableLayout(np.dtype({**fields_of, "itemsize": width}), columns)
+    return TableLayout(np.dtype(fields_of), columns)
 
 
 def _dimensions(given: Any) -> tuple[int, ...]:
