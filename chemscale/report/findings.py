@@ -38,13 +38,33 @@ class Section:
 
 def sections(run: Run) -> list[Section]:
     """Every section the run has something for."""
-    made = (_flags(run), _vae_quality(run), _metric_choice(run), _nuisance(run))
+    made = (_basis(run), _flags(run), _vae_quality(run), _metric_choice(run), _nuisance(run))
     return [s for s in made if s is not None and s.tables]
 
 
 def words(key: str) -> str:
     """A key of a product as a reader would say it."""
     return key.replace("_", " ")
+
+
+def _basis(run: Run) -> Section | None:
+    """Whether the bases converged, what the data determine of them, and the outliers that were left out."""
+    rows = []
+    for stage, title in (("ppca", "basis"), ("ppca_auto", "basis of the searched metric")):
+        facts = run.manifest.get("stages", {}).get(stage, {}).get("facts", {})
+        if not facts.get("verdict"):
+            continue
+        rows.append([title, str(facts["verdict"])])
+        if facts.get("outliers"):
+            stars = (
+                f"{number(int(facts['outliers']))} pixels in {number(int(facts.get('stars_with_outliers', 0)))} stars"
+            )
+            rows.append(["outliers left out", stars])
+            rows.append(["stars whose whole spectrum does not fit", number(int(facts.get("anomalous_stars", 0)))])
+    if not rows:
+        return None
+    note = "Components beyond the determined ones are noise: another sample of as many stars would give others."
+    return Section("basis", "The basis", note, [Table("How the fit ended", ["", ""], rows)])
 
 
 def _flags(run: Run) -> Section | None:
