@@ -102,4 +102,9 @@ def of_the_machine(err: BaseException) -> ChemscaleError | None:
         return ChemscaleError(f"not allowed to touch {err.filename or text}", "use another path, or change its mode")
     if isinstance(err, OSError) and err.errno == errno.ENOSPC:
         return ChemscaleError(f"no space left: {err.filename or text}", "free some; what was finished is kept")
+    if isinstance(err, OSError) and err.errno in (errno.EIO, errno.EDQUOT, errno.EROFS):
+        return ChemscaleError(
+            f"the disk does not take or give the data ({err.strerror}): {err.filename or text}",
+            "look at the disk or the quota, then run the command again; what was finished is kept",
+        )
     return None

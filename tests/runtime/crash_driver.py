@@ -91,8 +91,13 @@ def products(run: Path) -> dict[str, str]:
     found = {}
     for file in sorted(run.rglob("*")):
         name = file.relative_to(run).as_posix()
-        books = name in ("manifest.json", ".lock.json") or "checkpoint" in name or name.endswith("summary.json")
-        if file.is_file() and not books:
+        books = (
+            name == "manifest.json"
+            or name.startswith(".lock.json")
+            or "checkpoint" in name
+            or name.endswith("summary.json")
+        )
+        if file.is_file() and not books and "checkpoint" not in name:
             found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
 
@@ -104,7 +109,7 @@ def _siblings(folder: Path) -> Any:
 
 
 def _rates(folder: Path) -> Any:
-    return Run.open(folder / "run").load_json("evaluation.json")["rsca"]
+    return Run.open(folder / "run").load_json("evaluation.json")["rsca_top"]
 
 
 def _neighbours(folder: Path) -> Any:
