@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chemscale.statistics import pixel_loops
+from chemscale.statistics import pixel_loops, weighted_loops
 from chemscale.statistics.outliers import Outliers, Rejection, find_outliers
-from chemscale.statistics.pixel_loops import Weighting
 from chemscale.statistics.ppca_kernels import (
     LOG_2PI,
     Model,
@@ -23,6 +22,7 @@ from chemscale.statistics.ppca_kernels import (
     packed_size,
     subtract_product,
 )
+from chemscale.statistics.weighted_loops import Weighting
 
 _lock = threading.Lock()
 _last: tuple[np.ndarray, np.ndarray] | None = None
@@ -84,9 +84,9 @@ def weighted_block(
     noise = np.broadcast_to(np.asarray(model.noise, dtype=dtype), (p,)).copy()
     large = (pixel_loops.scratch(name, (n, p), dtype) for name in ("centred", "weight", "weighted"))
     arrays = Weighting(*large, *np.zeros((3, n)))
-    pixel_loops.weigh(flux, ivar, missing, 1.0 / unit, model.mean.astype(dtype), noise, residuals, arrays)
+    weighted_loops.weigh(flux, ivar, missing, 1.0 / unit, model.mean.astype(dtype), noise, residuals, arrays)
     system = np.empty((n, len(model.scale), len(model.scale)))
-    pixel_loops.prior_system((arrays.weight @ _outer(basis)).astype(np.float64), model.scale, system)
+    weighted_loops.prior_system((arrays.weight @ _outer(basis)).astype(np.float64), model.scale, system)
     right = (arrays.weighted @ basis).astype(np.float64) * model.scale
     covariance, logdet = invert_spd(system)
     latent = np.einsum("nij,nj->ni", covariance, right)
@@ -115,7 +115,9 @@ def _reject(
     if not rows.size:
         return
     loadings = basis.astype(np.float64) * model.scale
-    block.rejected_log = pixel_loops.drop_weights(block.outliers.listed, loadings, block.latent, arrays, right, system)
+    block.rejected_log = weighted_loops.drop_weights(
+        block.outliers.listed, loadings, block.latent, arrays, right, system
+    )
     covariance, logdet = invert_spd(system[rows])
     latent = np.einsum("nij,nj->ni", covariance, right[rows])
     residual = arrays.x[rows]
@@ -147,11 +149,11 @@ def weighted_stats(
     arrays = block.arrays
     valid = arrays.seen > 0
     rows = pixel_loops.scratch("moments", (len(flux), packed_size(k) + k + 1), dtype)
-    pixel_loops.second_moments(block.latent, block.covariance, valid, rows)
+    weighted_loops.second_moments(block.latent, block.covariance, valid, rows)
     sums = (arrays.weight.T @ rows).astype(np.float64)
     cross = (arrays.weighted.T @ rows[:, packed_size(k) :]).astype(np.float64)
     # The product of weight and flux is done with: its memory takes that of weight and residual.
-    chi2, power, w2r2, w2 = pixel_loops.weighted_residuals(arrays.x, arrays.weight, arrays.weighted)
+    chi2, power, w2r2, w2 = weighted_loops.weighted_residuals(arrays.x, arrays.weight, arrays.weighted)
     chi2 += np.sum(block.latent**2, axis=1)
     loglike = -0.5 * (arrays.seen * LOG_2PI - arrays.logsum + block.logdet + chi2)
     z, covariance, strength = block.latent[valid], block.covariance[valid], arrays.strength
