@@ -338,13 +338,27 @@ def _write_once(task: ShardTask) -> dict[str, Any]:
 
 
 def _refuse_empty(folder: Folder, job: Job) -> None:
-    markers = [read_marker(folder, s) for s in range(job.header.n_shards)]
-    if any(m and m["statistics"]["n_stars"] for m in markers):
+    """Refuse a survey none of whose inputs could be read, or none of whose pixels can be used; nothing stays."""
+    markers = [m for s in range(job.header.n_shards) if (m := read_marker(folder, s))]
+    n_stars = sum(m["statistics"]["n_stars"] for m in markers)
+    if n_stars and any(m["statistics"]["n_used"] for m in markers):
         return
-    some = [r for m in markers if m for r in m["rejected"][:5]][:5]
-    reasons = [f"{r['path']}: {r['reason']}" for r in some]
     folder.remove(PLAN)
     folder.remove_tree()
+    if n_stars:
+        spans = [m["statistics"]["flux_range"] for m in markers if m["statistics"]["flux_range"]]
+        low, high = min(r[0] for r in spans), max(r[1] for r in spans)
+        noisy = sum(m["statistics"]["flagged"].get("large_error", 0) for m in markers)
+        share = noisy / (n_stars * job.header.n_pixels)
+        limit = job.header.settings["max_error"]
+        raise DataError(
+            f"no pixel of the {n_stars:,} stars can be used: {share:.0%} have an error above {limit}, and flux runs"
+            f" from {low:.3g} to {high:.3g}, where a continuum is 1",
+            "nothing was written; flux that is not continuum-normalised has to be divided by its continuum first"
+            " (--continuum running-quantile where the survey has it); of normalised flux, raise --max-error",
+        )
+    some = [r for m in markers for r in m["rejected"][:5]][:5]
+    reasons = [f"{r['path']}: {r['reason']}" for r in some]
     raise DataError(
         f"none of {job.header.n_rows} inputs could be read: " + "; ".join(reasons),
         "nothing was written; check that these files belong to this survey"

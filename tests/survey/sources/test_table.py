@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from chemscale.errors import InputError
+from chemscale import open_survey
+from chemscale.errors import DataError, InputError
 from chemscale.schema import Flag
+from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.base import Source
 from chemscale.survey.sources.table import TableSource
 
@@ -304,3 +306,30 @@ def test_a_long_fits_table_is_read_in_pieces(tmp_path, monkeypatch):
     np.testing.assert_array_equal(file.rows("flux"), table["flux"])
     assert file.rows("star_id").tolist() == [f"s{i}" for i in range(11)]
     np.testing.assert_array_equal(file.rows("flux", slice(3, 9)), table["flux"][3:9])
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-16, 1e4, 1e30])
+@pytest.mark.parametrize("kind", ["error", "ivar"])
+def test_flux_that_is_not_normalised_is_refused_or_divided_by_its_continuum(tmp_path, scale, kind):
+    rng = np.random.default_rng(0)
+    wave = 5000.0 + np.arange(300)
+    flux = (1 + 0.2 * np.sin(wave / 400)) * rng.normal(1, 0.01, (9, 300)) * scale
+    weight = np.full(flux.shape, 0.01 * scale)
+    np.savez(tmp_path / "t.npz", flux=flux, wavelength=wave, **{kind: weight if kind == "error" else weight**-2.0})
+    with pytest.raises(InputError, match=r"not continuum-normalised(.|\n)*--continuum"):
+        ingest(TableSource(str(tmp_path / "t.npz")), tmp_path / "s.zarr", progress=False)
+    for continuum in ("running-quantile", "median"):
+        source = TableSource(str(tmp_path / "t.npz"), continuum=continuum)
+        ingest(source, tmp_path / "s.zarr", overwrite=True, progress=False)
+        survey = open_survey(tmp_path / "s.zarr")
+        assert ((survey.flags.values == 0) & (survey.ivar.values > 0)).mean() > 0.95
+        assert abs(np.median(survey.flux.values) - 1) < 0.1
+        assert abs(np.median(survey.ivar.values**-0.5) - 0.01) < 0.003
+
+
+def test_a_survey_without_a_usable_pixel_is_an_error_that_says_why(tmp_path):
+    wave = 5000.0 + np.arange(60)
+    np.savez(tmp_path / "t.npz", flux=np.ones((4, 60)), error=np.full((4, 60), 0.5), wavelength=wave)
+    with pytest.raises(DataError, match=r"no pixel of the 4 stars can be used: 100% have an error above 0.05"):
+        ingest(TableSource(str(tmp_path / "t.npz")), tmp_path / "s.zarr", progress=False)
+    assert not (tmp_path / "s.zarr").exists()
