@@ -35,7 +35,7 @@ def test_real_lamost_repeats_are_siblings(shared_data, tmp_path):
     )
     assert summary["n_stars"] + summary["n_rejected"] == 900 + 109 + 10
     chemscale("verify", "lamost.zarr", cwd=tmp_path)
-    chemscale("rsca", "fit", "lamost.zarr", "--run", "run", "--components", "20", cwd=tmp_path)
+    chemscale("rsca", "fit", "lamost.zarr", "--run", "run", "--components", "20", "--recipe", "paper", cwd=tmp_path)
     rates = json.loads(chemscale("rsca", "evaluate", "--run", "run", "--json", cwd=tmp_path))
     assert rates["n_clusters"] == 50
     assert rates["rsca"] < 0.7 * rates["raw"]
