@@ -94,6 +94,10 @@ def _append(
     ledger = Ledger.of(top, record, record.groups[0])
     first = ledger.header()
     job = _fit(plan_ingest(source, layout=first.layout, max_error=max_error), first, ledger)
+    last = top.sub(record.groups[-1].path)
+    if resume and record.groups[-1].path and StoreHeader.read(last).fingerprint == job.header.fingerprint:
+        tidy(last)  # it was published, and interrupted after that
+        return replace(summarise(last, job, begun, kept=job.header.n_shards), path=top.root, complete=True)
     existing = _existing(top, record)
     known = [i.star_id for i in job.items if i.star_id in existing]
     if known and not replace_existing:

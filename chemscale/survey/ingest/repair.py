@@ -91,6 +91,7 @@ def repair(
         report = verify(path, deep=deep, client=client, progress=progress)
         if report.faults:
             repair_store(Folder(path), report)
+        Folder(path).remove_partials()
     return report
 
 

@@ -7,6 +7,7 @@ of its own, and everybody else waits for all of them. Readers take no lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.locks import is_gone, lock, this_process
 
+#: What a disk says no with.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 #: Objects that this process holds as locks.
 _HELD: set[str] = set()
 
@@ -42,7 +45,15 @@ def writing(folder: Folder, *, partition: str = "") -> Iterator[None]:
             stands_in_the_way = name == whole if partition else name.startswith(f"{whole}-")
             if stands_in_the_way and (holder := _holder(beside, name)):
                 raise _refused(beside, name, folder.root, holder)
-        yield
+        try:
+            yield
+        except OSError as err:
+            if err.errno not in _OF_THE_DISK:
+                raise
+            raise StoreError(
+                f"cannot write {err.filename or folder.root}: {err.strerror}",
+                "make room (or mend the disk or the permissions), then run again with --resume",
+            ) from err
 
 
 @contextlib.contextmanager

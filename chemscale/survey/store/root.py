@@ -170,6 +170,7 @@ def publish_mask(folder: Folder, mask: dict[str, Any]) -> int:
         if record.mask != mask:
             record = replace(record, mask=mask, revision=record.revision + 1)
             record.write(folder)
+        folder.sub(LEDGER).remove_partials()
     return record.revision
 
 
