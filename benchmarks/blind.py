@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def hide(stars: RunStars, names: tuple[str, ...]) -> RunStars:
     return stars
 
 
-def auto_without(run_path: str, n_features: int = 3) -> dict[str, dict[str, float]]:
+def auto_without(run_path: str, choices: Iterable[str], n_features: int = 3) -> dict[str, dict[str, float]]:
     """`auto` with labels hidden from it: nested rate, standard error over clusters, leak of the kept features."""
     run = Run.open(run_path)
     out = {}
-    for choice, hidden in HIDDEN.items():
+    for choice in choices:
+        hidden = HIDDEN[choice]
         start = time.perf_counter()
         stars = hide(RunStars.read(run, "embedding_auto.zarr", max_field=AUTO_FIELD), hidden)
         result, detrendings, _ = fit_auto(run, stars)

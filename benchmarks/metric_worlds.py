@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blind import auto_without, command, fit_and_evaluate
+from blind import HIDDEN, auto_without, command, fit_and_evaluate
 from worlds import WORLDS, make
 
 RESULTS = Path(__file__).parent / "results" / "metric_worlds.json"
@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--stars", type=int, default=12_000, help="Field stars.")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--mask", action="store_true", help="Mask interstellar windows before the fit.")
-    parser.add_argument("--brief", action="store_true", help="Rates alone: no hidden labels, windows or nuisances.")
+    parser.add_argument("--brief", action="store_true", help="Rates alone: no windows or nuisances; the run goes.")
+    parser.add_argument("--without", nargs="*", choices=sorted(HIDDEN), default=[], help="Brief: labels hidden too.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,9 @@ def main() -> None:
         Path(table).unlink()
         if args.brief:
             record = {"world": world, "seed": seed, "stars": args.stars, **fit_and_evaluate(store, run)}
+            record["without"] = auto_without(run, args.without)
             shutil.rmtree(store)
+            shutil.rmtree(run)
             remember(args.out, record)
             continue
         dry = () if args.mask else ("--dry-run",)
@@ -84,7 +87,7 @@ def main() -> None:
             "masked": args.mask,
             **fit_and_evaluate(store, run),
         }
-        record |= {"without": auto_without(run), "interstellar": window_quality(found["windows"], bands)}
+        record |= {"without": auto_without(run, HIDDEN), "interstellar": window_quality(found["windows"], bands)}
         for covariate in ("radial_velocity", "extinction"):
             words = ("rsca", "nuisance", "--run", run, "--covariate", covariate, "--json")
             record[f"nuisance_{covariate}"] = json.loads(command("chemscale", *words))

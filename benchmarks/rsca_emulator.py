@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from blind import auto_without, command, fit_and_evaluate
+from blind import HIDDEN, auto_without, command, fit_and_evaluate
 
 RESULTS = Path(__file__).parent / "results" / "rsca_emulator.json"
 RATES = ("raw", "scaled", "rsca", "rsca_top", "rsca_without_cross_validation", "auto")
@@ -46,7 +46,7 @@ def main() -> None:
         store, run = str(args.work / f"e{seed}.zarr"), str(args.work / f"r{seed}")
         size = ("--stars", "12000", "--clusters", "22", "--seed", str(seed))
         command("chemscale", "simulate", *size, "--emulator", args.emulator, "--out", store, "--overwrite")
-        record = {"seed": seed, **fit_and_evaluate(store, run), "without": auto_without(run)}
+        record = {"seed": seed, **fit_and_evaluate(store, run), "without": auto_without(run, HIDDEN)}
         known = sorted([s for s in known if s["seed"] != seed] + [record], key=lambda s: s["seed"])
         print(json.dumps(record), flush=True)
         if not args.keep:

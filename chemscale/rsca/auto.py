@@ -178,13 +178,14 @@ class Search:
     def __init__(self, forms: Mapping[str, Representation], ks: Sequence[int]):
         first = next(iter(forms.values()))
         self.sizes = first.sizes
+        freedom = training_freedom(self.sizes)
         self.fold = folds_of(len(self.sizes))
         n_folds = int(self.fold.max()) + 1
         inside = [np.flatnonzero(self.fold == f).tolist() for f in range(n_folds)]
         self.candidates: list[Candidate] = []
         tables: list[np.ndarray] = []
         for name, form in forms.items():
-            plans = [(k, *choice) for k in ks for choice in choices(form)]
+            plans = [(k, *choice) for k in ks for choice in choices(form) if choice[0] or k <= freedom]
             kept = {k: sorted({min(f, k) for f in KEPT}) for k in ks}
             mine = [np.full((len(kept[k]), n_folds, len(self.sizes)), np.nan) for k, *_ in plans]
             for a in range(n_folds):
@@ -215,6 +216,12 @@ class Search:
         if not good.any():
             raise DataError("no cluster has field stars within its pair cuts", "widen or drop the cuts")
         return values[:, good] @ (self.sizes[rated][good] / self.sizes[rated][good].sum())
+
+
+def training_freedom(sizes: np.ndarray) -> int:
+    """Degrees of freedom (members less clusters) of the fewest training clusters: all but two folds of `sizes`."""
+    of_fold = np.sort(np.bincount(folds_of(len(sizes)), weights=sizes - 1.0))
+    return int(of_fold[:-2].sum())
 
 
 def folds_of(n_clusters: int) -> np.ndarray:
@@ -313,9 +320,9 @@ def choose_metric(
     names = evaluation.names
     check_clusters(len(names))
     k_max = evaluation.members.shape[1]
-    of_fold = np.sort(np.bincount(folds_of(len(names)), weights=first.sizes - 1.0))
-    freedom = int(of_fold[:-2].sum())
-    ks = [k for k in (ks or default_ks(k_max)) if k <= min(k_max, freedom)]
+    freedom = training_freedom(first.sizes)
+    shrunk = freedom > 0 and any(form.targets for form in forms.values())
+    ks = [k for k in (ks or default_ks(k_max)) if k <= (k_max if shrunk else min(k_max, freedom))]
     if not ks:
         check_freedom(evaluation.clusters, k_max)
         raise DataError(

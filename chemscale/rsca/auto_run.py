@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 #: Field stars that the better metric is learned and rated on, at most.
 AUTO_FIELD = 200_000
-#: Components of its basis where stars, pixels and clusters allow: more than the paper's 30, as the search picks its K.
+#: Components of its basis where stars and pixels allow: more than the paper's 30, as the search picks its K.
 AUTO_COMPONENTS = 40
 
 #: Field stars that self-detrending needs at least.
@@ -36,9 +36,9 @@ SELF_DETRENDING_FIELD = 500
 Detrendings = dict[str, LabelDetrending | SelfDetrending]
 
 
-def auto_components(components: int, n_field: int, n_pixels: int, freedom: int) -> int:
-    """Components of the better metric's basis: at least `components`."""
-    return max(components, min(AUTO_COMPONENTS, n_field // 50, n_pixels // 20, freedom // 2))
+def auto_components(components: int, n_field: int, n_pixels: int) -> int:
+    """Components of the better metric's basis: at least `components`, however few the members (covariances shrink)."""
+    return max(components, min(AUTO_COMPONENTS, n_field // 50, n_pixels // 20))
 
 
 def auto_forms(stars: RunStars) -> tuple[dict[str, np.ndarray], dict[str, LabelDetrending], str]:

@@ -157,8 +157,7 @@ def _fit(
         stage.note(scale=fitted.scale_, informative=int(np.sum(fitted.scale_ > 0)))
     run.forget("evaluation.json", "auto.json", "auto.zarr")
     if metric == "auto":
-        freedom = int(chosen.members.sum()) - len(chosen.clusters)
-        more = auto_components(components, int(chosen.field.sum()), n_pixels, freedom)
+        more = auto_components(components, int(chosen.field.sum()), n_pixels)
         _basis(run, ds, chosen.keep, role, more, replace(recipe, noise="per-pixel"), "_auto", say, token)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:

@@ -161,6 +161,20 @@ def test_shuffled_clusters_give_a_half(seed):
     assert result.rates.overall == pytest.approx(0.5, abs=0.12)
 
 
+def test_fewer_degrees_of_freedom_than_components_are_enough_for_shrunk_covariances():
+    """Three of five clusters of three leave 6 degrees of freedom: too few for a sample covariance of 8 components."""
+    forms = forms_of(4, n=1000, n_clusters=5, size=3)
+    search = Search(forms, [4, 8])
+    assert {c.k for c in search.candidates if c.shrinkage} == {4, 8}
+    assert {c.k for c in search.candidates if not c.shrinkage} == {4}
+    result = choose_metric(forms, ks=[4, 8])
+    assert result.rates.overall < 0.05
+    bare = {name: Representation(form.evaluation) for name, form in forms.items()}
+    assert {c.k for c in choose_metric(bare, ks=[4, 8]).metric.committee} == {4}
+    with pytest.raises(DataError, match="degrees of freedom"):
+        choose_metric(bare, ks=[8])
+
+
 def test_too_few_clusters():
     with pytest.raises(DataError, match="four clusters"):
         choose_metric(forms_of(n=500, n_clusters=3))
