@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from dask import compute, delayed
 from scipy.ndimage import gaussian_filter1d, median_filter
+from scipy.stats import median_abs_deviation
 
 from chemscale.errors import DataError
 from chemscale.schema import ALL_FLAGS, Flag
@@ -174,7 +175,7 @@ def score(excess: np.ndarray, *, smooth: float = 4.0, baseline: int = 601) -> np
     filled[good] = x
     with np.errstate(invalid="ignore"):
         y = (gaussian_filter1d(filled, smooth) / gaussian_filter1d(weight, smooth))[good]
-    scatter = 1.4826 * np.median(np.abs(y - np.median(y)))
+    scatter = median_abs_deviation(y, scale="normal")
     out[good] = y / (scatter or np.inf)
     return out
 

@@ -2,7 +2,7 @@
 
 A study is one module with a constant ``STUDY``::
 
-    from .registry import Study, StudyContext, StudyResult
+    from chemscale.studies.registry import Study, StudyContext, StudyResult
 
     def compute(context: StudyContext) -> StudyResult: ...
 
@@ -31,35 +31,35 @@ from chemscale.display import Shown, table
 from chemscale.errors import ChemscaleError, InputError
 from chemscale.runtime.run import Run, versions
 
-#: Modules of this package that define a ``STUDY``, by the study's name, in the order of the papers.
-MODULES = {
-    "dimensionality": "dimensionality",
-    "features": "features",
-    "linear_map": "linear_map",
-    "ablation": "ablation",
-    "abundances": "abundances",
-    "kept_dimensions": "kept_dimensions",
-    "dataset_size": "dataset_size",
-    "interstellar": "interstellar",
-    "velocity": "velocity",
-    "together": "together",
-    "per_cluster": "per_cluster",
-    "likeness": "likeness",
-    "controls": "controls",
-    "vae_population": "vae_population",
-    "vae_latents": "vae_latents",
-    "vae_catalogues": "vae_catalogues",
-    "vae_spectra": "vae_spectra",
-    "vae_independence": "vae_independence",
-    "vae_flags": "vae_flags",
-    "vae_snr": "vae_snr",
-    "vae_corruption": "vae_corruption",
-    "vae_gradient_flow": "vae_gradient_flow",
-    "vae_cannon": "vae_cannon",
-    "vae_training_size": "vae_training_size",
-    "vae_worst": "vae_worst",
-    "vae_outliers": "vae_outliers",
-}
+#: Modules of this package, each named like the study that it defines, in the order of the papers.
+MODULES = [
+    "dimensionality",
+    "features",
+    "linear_map",
+    "ablation",
+    "abundances",
+    "kept_dimensions",
+    "dataset_size",
+    "interstellar",
+    "velocity",
+    "together",
+    "per_cluster",
+    "likeness",
+    "controls",
+    "vae_population",
+    "vae_latents",
+    "vae_catalogues",
+    "vae_spectra",
+    "vae_independence",
+    "vae_flags",
+    "vae_snr",
+    "vae_corruption",
+    "vae_gradient_flow",
+    "vae_cannon",
+    "vae_training_size",
+    "vae_worst",
+    "vae_outliers",
+]
 ENTRY_POINT_GROUP = "chemscale.studies"
 
 
@@ -179,7 +179,7 @@ def get(name: str) -> Study:
         No such study; the message names the nearest one.
     """
     if name in MODULES:
-        return importlib.import_module(f"{__package__}.{MODULES[name]}").STUDY
+        return importlib.import_module(f"{__package__}.{name}").STUDY
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             return entry.load()

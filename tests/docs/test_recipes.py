@@ -54,7 +54,7 @@ def test_add_a_metric(run, tmp_path, monkeypatch):
 
 def test_add_a_study(run, tmp_path, monkeypatch):
     module("Add a study", tmp_path, "chemscale.studies.cluster_sizes")
-    monkeypatch.setitem(studies.MODULES, "cluster_sizes", "cluster_sizes")
+    monkeypatch.setattr(studies, "MODULES", [*studies.MODULES, "cluster_sizes"])
     done = CliRunner().invoke(
         build(), ["study", "cluster_sizes", "--run", str(run.path), "--option", "cluster_sizes.least=9"]
     )
