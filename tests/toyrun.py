@@ -15,7 +15,7 @@ from chemscale.runtime.run import Run
 from chemscale.schema import variable_attrs
 from chemscale.survey.ingest.datasets import write_survey
 from chemscale.vae import flags
-from chemscale.vae.anomalies import write_columns
+from chemscale.vae.columns import write_columns
 
 ELEMENTS = ("Fe", "Mg", "Ni", "Si", "Al", "C", "N", "Ca")
 
@@ -96,7 +96,8 @@ def add_latents(run, n):
     )
     latents.to_zarr(run.file("latents.zarr"), zarr_format=3, consolidated=False)
     known = {"metal": 0.3 * latents["mean"].values[:, 0] - 0.1 + rng.normal(0, 0.05, n)}
-    flags.save(run.path / "flags.zarr", latents, flags.apply(latents, ("metal", "alpha"), abundances=known))
+    found = flags.apply(latents, ("metal", "alpha"), abundances=known)
+    write_columns(run.path / "flags.zarr", ids, found.columns(), "vae flags")
     score = rng.random(n)
     cause = np.where(score > 0.9, "window", "").astype(object)
     write_columns(

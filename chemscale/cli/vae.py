@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from chemscale.cli.options import Cluster, Workers, client_for
+
 _RUN = typer.Option(..., "--run", metavar="RUN", help="Run directory.")
 _JSON = typer.Option(False, "--json", help="Print the result as JSON on stdout.")
 _CLUSTER = typer.Option(
@@ -208,6 +210,8 @@ def anomalies(
     run: str = _RUN,
     false_alarm: float = typer.Option(0.01, "--false-alarm", help="Fraction of clean stars that may be flagged."),
     top: int = typer.Option(1000, "--top", help="Stars in the ranked table."),
+    workers: Workers = None,
+    cluster: Cluster = None,
     json: bool = _JSON,
 ) -> None:
     """Spectra the model has not seen the like of: scores, causes, a ranked table (RUN/anomalies.json).
@@ -220,7 +224,8 @@ def anomalies(
     from chemscale.cli import console, echo_json
     from chemscale.vae import pipeline
 
-    result = pipeline.anomalies(run, false_alarm=false_alarm, top=top)
+    with client_for(workers, cluster) as client:
+        result = pipeline.anomalies(run, false_alarm=false_alarm, top=top, client=client)
     table = Table("star", "score", "cause", "chi2", "relative L2", box=None)
     blank = result["causes"].get("no data", 0)
     for row in [r for r in result["ranked"] if r["cause"] != "no data"][:10]:
@@ -253,6 +258,8 @@ def flags(
         help="Without --labels, calibrate on abundances the survey itself has; --no-labels: plain cuts in sigma.",
     ),
     purity: float = typer.Option(0.0, "--purity", help="Wanted fraction of true members; 0 = each class's own."),
+    workers: Workers = None,
+    cluster: Cluster = None,
     json: bool = _JSON,
 ) -> None:
     """Chemically enhanced and depleted stars (RUN/flags.json): CEMP, alpha-poor metal-poor, k-sigma outliers.
@@ -265,9 +272,9 @@ def flags(
     from chemscale.vae import pipeline
     from chemscale.vae.flags import read_labels
 
-    result = pipeline.flags(
-        run, labels=read_labels(labels) if labels else None, survey_labels=survey_labels, purity=purity or None
-    )
+    given = read_labels(labels) if labels else None
+    with client_for(workers, cluster) as client:
+        result = pipeline.flags(run, labels=given, survey_labels=survey_labels, purity=purity or None, client=client)
     for name, count in result["counts"].items():
         console.print(
             f"{name}: {count:,} stars (cuts in {result['class_units'][name]}, calibrated on {result['calibrated_on']}; "

@@ -12,16 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 
 from chemscale.errors import DataError, InputError
-from chemscale.runtime.product import ResumableProduct
 
 #: Fewest held-out stars a false-alarm rate of p needs: this many over p.
 TAIL_STARS = 5
@@ -98,10 +94,15 @@ def calibrate(ds: xr.Dataset, reference: np.ndarray, false_alarm: float = 0.01) 
     DataError
         Too few reference stars for that rate.
     """
+    chosen = np.asarray(reference)
+    return calibrate_scores({k: v[chosen] for k, v in raw_scores(ds).items()}, false_alarm)
+
+
+def calibrate_scores(raw: Mapping[str, np.ndarray], false_alarm: float = 0.01) -> ScoreCalibration:
+    """:func:`calibrate` from the scores (of :func:`raw_scores`) of the reference stars alone."""
     if not 0 < false_alarm < 0.5:
         raise InputError(f"false-alarm rate {false_alarm}", "give a fraction between 0 and 0.5, such as 0.01")
-    raw = raw_scores(ds)
-    usable = np.asarray(reference) & np.isfinite(np.stack([raw[k] for k in SCORES])).all(0)
+    usable = np.isfinite(np.stack([raw[k] for k in SCORES])).all(0)
     usable &= _within(raw, usable)
     n = int(usable.sum())
     if n < TAIL_STARS / false_alarm:
@@ -191,7 +192,6 @@ def count_causes(table: Mapping[str, np.ndarray]) -> dict[str, int]:
 def ranked(
     ds: xr.Dataset,
     table: Mapping[str, np.ndarray],
-    calibration: ScoreCalibration,
     top: int,
     windows: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
@@ -199,7 +199,7 @@ def ranked(
     order = np.lexsort([-table["score"], table["cause"] == "no data"])
     order = order[table["anomalous"][order]][:top]
     ids = np.asarray(ds["star_id"].values)
-    window = np.asarray(ds["local_window"].values)
+    window, norm = np.asarray(ds["local_window"].values), np.asarray(ds["norm"].values)
     chi2, l2 = np.asarray(ds["chi2"][:, 0].values), np.asarray(ds["relative_l2"][:, 0].values)
     rows = []
     for i in order:
@@ -209,7 +209,7 @@ def ranked(
             "cause": str(table["cause"][i]),
             "chi2": float(chi2[i]),
             "relative_l2": float(l2[i]),
-            "norm": float(ds["norm"][i].values),
+            "norm": float(norm[i]),
             **{k: float(table[f"unit_{k}"][i]) for k in SCORES},
         }
         if windows is not None and 0 <= window[i] < len(windows):
@@ -218,45 +218,46 @@ def ranked(
     return rows
 
 
-def save(
-    path: Path, ds: xr.Dataset, table: Mapping[str, np.ndarray], made_from: Mapping[str, str | None] | None = None
-) -> None:
-    """Write per-star scores as a Zarr product aligned with ``latents.zarr``."""
-    write_columns(path, np.asarray(ds["star_id"].values), table, "vae anomalies", made_from)
+class AnomalyTally:
+    """Counts and the strangest stars over blocks of stars; blocks may come in any order.
 
+    Parameters
+    ----------
+    top : int
+        Stars of the ranked table.
+    """
 
-def text_type() -> Any:
-    """Zarr's type of text of any length."""
-    from zarr.dtype import VariableLengthUTF8
+    def __init__(self, top: int):
+        self.top, self.n, self.flagged = top, 0, 0
+        self.held_out, self.held_out_flagged = 0, 0
+        self.causes: Counter[str] = Counter()
+        self._ranked: list[tuple[bool, float, int, dict[str, Any]]] = []
 
-    return VariableLengthUTF8()
+    @staticmethod
+    def of(table: Mapping[str, np.ndarray], rows: list[dict[str, Any]], out: np.ndarray) -> dict[str, Any]:
+        """What a tally wants to know of a block: its scores, its ranked stars, which stars were held out."""
+        return {
+            "n": len(out),
+            "flagged": int(table["anomalous"].sum()),
+            "held_out": int(out.sum()),
+            "held_out_flagged": int(table["anomalous"][out].sum()),
+            "causes": count_causes(table),
+            "ranked": rows,
+        }
 
+    def add(self, block: Mapping[str, Any], start: int) -> None:
+        """Take in the block whose first star is `start`."""
+        self.n += block["n"]
+        self.flagged += block["flagged"]
+        self.held_out += block["held_out"]
+        self.held_out_flagged += block["held_out_flagged"]
+        self.causes.update(block["causes"])
+        self._ranked += [
+            (row["cause"] == "no data", -row["score"], start + i, row) for i, row in enumerate(block["ranked"])
+        ]
+        self._ranked = sorted(self._ranked, key=lambda r: r[:3])[: self.top]
 
-def write_columns(
-    path: Path,
-    star_id: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    product: str,
-    made_from: Mapping[str, str | None] | None = None,
-) -> None:
-    """A small per-star Zarr product, made from the products named; replaces what was there when it is whole."""
-    new = ResumableProduct(path, {})
-    new.restart(partial(_create_columns, star_id=star_id, columns=columns, product=product))
-    new.finish(made_from or {})
-
-
-def _create_columns(path: str, *, star_id: np.ndarray, columns: Mapping[str, np.ndarray], product: str) -> None:
-    group = zarr.create_group(path, attributes={"product": product})
-    chunk = max(1, min(len(star_id), 262_144))
-    for name, values in ({"star_id": star_id} | dict(columns)).items():
-        values = np.asarray(values)
-        text = values.dtype.kind in "OUS"
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=(chunk, *values.shape[1:]),
-            dtype=text_type() if text else values.dtype,
-            dimension_names=("star", *[f"dim_{k}" for k in range(1, values.ndim)]),
-            fill_value="" if text else None,
-        )
-        array[...] = values.astype(object) if text else values
+    @property
+    def ranked(self) -> list[dict[str, Any]]:
+        """The strangest stars, see :func:`ranked`."""
+        return [row for *_, row in self._ranked]

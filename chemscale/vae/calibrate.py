@@ -28,6 +28,8 @@ DEGREES = (0, 1, 2, 3, 4, 5)
 CONFIDENCE = 0.9
 #: Stars a map is fitted to, at most.
 MOST_STARS = 30_000
+#: Stars whose polynomial terms are in memory at a time.
+BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ class AbundanceCalibration:
     slope : float
         Mean change of the abundance with the latent, dex a unit; its sign is the latent's orientation.
     n_stars : int
-    residual : ndarray (n,)
-        Abundance minus what a fit without that star gives, of the stars fitted to; NaN for the others.
+    rows : ndarray (n_stars,)
+        The stars fitted to, in ascending order.
+    residual : ndarray (n_stars,)
+        Abundance minus what a fit without that star gives.
     """
 
     latent: int
@@ -61,12 +65,17 @@ class AbundanceCalibration:
     own: float
     slope: float
     n_stars: int
+    rows: np.ndarray
     residual: np.ndarray
 
     def apply(self, mean: np.ndarray, auxiliary: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Abundance and its error (n,), dex, of posterior means (n, d), w (n, a) and variances (n, d)."""
-        x = _inputs(mean, auxiliary, self.latent, self.degree)
-        value = _terms((x - self.centre) / self.scale, max(self.degree, 1)) @ self.coefficients
+        x = (_inputs(mean, auxiliary, self.latent, self.degree) - self.centre) / self.scale
+        value = np.empty(len(x))
+        for start in range(0, len(x), BATCH):
+            terms = _terms(x[start : start + BATCH], max(self.degree, 1))
+            # a sum for each row, in an order that does not depend on how many rows there are
+            value[start : start + BATCH] = (terms * self.coefficients).sum(1)
         own = variance[:, self.latent]
         if not self.n_stars or self.common + self.own == 0:
             return value, np.abs(self.slope) * np.sqrt(own)
@@ -112,7 +121,7 @@ def fit_calibration(
     if known.size < 2 or np.ptp(mean[known, latent]) < 1e-9:
         raise InputError(f"{known.size} labelled star(s) with different latents", "give at least two, far apart")
     if known.size > MOST_STARS:
-        known = np.random.default_rng(0).choice(known, MOST_STARS, replace=False)
+        known = np.sort(np.random.default_rng(0).choice(known, MOST_STARS, replace=False))
     y, v = np.asarray(abundance, np.float64)[known], variance[known, latent]
     slope = float(np.polyfit(mean[known, latent], y, 1)[0])
     best: tuple[float, AbundanceCalibration] | None = None
@@ -126,13 +135,11 @@ def fit_calibration(
         score = float(np.mean(residual**2))
         if best is None or score < best[0]:
             common, own = _error_model(residual, v) if known.size > STARS_A_TERM else (0.0, 0.0)
-            left_out = np.full(len(abundance), np.nan)
-            left_out[known] = residual
             n, errors = int(known.size), (common, own)
-            best = (
-                score,
-                AbundanceCalibration(latent, degree, centre, scale, coefficients, *errors, slope, n, left_out),
+            found = AbundanceCalibration(
+                latent, degree, centre, scale, coefficients, *errors, slope, n, known, residual
             )
+            best = score, found
     assert best is not None  # the line is always tried
     return best[1]
 
@@ -143,10 +150,11 @@ def _inputs(mean: np.ndarray, auxiliary: np.ndarray, latent: int, degree: int) -
 
 def _terms(x: np.ndarray, degree: int) -> np.ndarray:
     """Monomials up to `degree` of the columns of x; (n, terms), the constant first."""
-    columns = [np.ones(len(x))]
-    for k in range(1, degree + 1):
-        columns += [np.prod(x[:, c], axis=1) for c in combinations_with_replacement(range(x.shape[1]), k)]
-    return np.stack(columns, 1)
+    powers = [c for k in range(1, degree + 1) for c in combinations_with_replacement(range(x.shape[1]), k)]
+    terms = np.ones((len(x), 1 + len(powers)))
+    for j, chosen in enumerate(powers, start=1):
+        terms[:, j] = np.prod(x[:, chosen], axis=1)
+    return terms
 
 
 def _leave_one_out(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +165,7 @@ def _leave_one_out(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nd
         inverse = np.linalg.pinv(design)
         coefficients, leverage = inverse @ y, np.einsum("ij,ji->i", design, inverse)
     else:
-        coefficients, leverage = np.linalg.solve(r, q.T @ y), (q**2).sum(1)
+        coefficients, leverage = np.linalg.solve(r, q.T @ y), np.einsum("ij,ij->i", q, q)
     return coefficients, (y - design @ coefficients) / np.clip(1 - leverage, 0.05, 1.0)
 
 

@@ -87,10 +87,14 @@ def held_out(star_id: Sequence[str] | np.ndarray, fraction: float = 0.3, seed: i
     """
     if not 0 <= fraction < 1:
         raise InputError(f"held-out fraction {fraction}", "give a number from 0 up to (not including) 1")
-    salt = str(seed).encode()
-    limit = int(fraction * 2**32)
-    draws = (int.from_bytes(hashlib.blake2b(str(i).encode(), digest_size=4, key=salt).digest(), "big") for i in star_id)
-    return np.fromiter((d < limit for d in draws), dtype=bool, count=len(star_id))
+    return draws(star_id, str(seed)) < int(fraction * 2**32)
+
+
+def draws(star_id: Sequence[str] | np.ndarray, salt: str) -> np.ndarray:
+    """A random number of each star that depends on its identifier and `salt` only; (n,) uint32."""
+    key = salt.encode()
+    found = (hashlib.blake2b(str(i).encode(), digest_size=4, key=key).digest() for i in star_id)
+    return np.frombuffer(b"".join(found), dtype=">u4").astype(np.uint32)
 
 
 def clean(

@@ -8,6 +8,9 @@ purity counted on labelled stars holds for others.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 #: Labelled members (and others) from which trees are grown.
@@ -18,10 +21,56 @@ FOLDS = 5
 REPEATS = 4
 
 
-def learn(
-    features: np.ndarray, chance: np.ndarray, inside: np.ndarray, known: np.ndarray, seed: int = 0
-) -> np.ndarray | None:
-    """Probability of every star; None where labelled members are too few.
+@dataclass(frozen=True)
+class Trees:
+    """Trees of every division of the labelled stars into folds, and every fold left out.
+
+    Attributes
+    ----------
+    grown : tuple of tuple
+        Classifiers by division and by the fold that they have not seen.
+    """
+
+    grown: tuple[tuple[Any, ...], ...]
+
+    def probability(self, features: np.ndarray, chance: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Probability of every star, alike for labelled stars and others.
+
+        The mean over the divisions of the trees that have not seen the star's fold. A star without a label has a
+        fold too, so that its probability is as good, and no better, than those of the labelled stars on which purity
+        is counted.
+
+        Parameters
+        ----------
+        features, chance, draws : ndarray (n, k), (n,), (n,)
+            As for :func:`grow`.
+
+        Returns
+        -------
+        ndarray (n,)
+        """
+        candidate = np.flatnonzero(chance > CANDIDATE)
+        result = chance.copy()
+        result[candidate] = 0.0
+        for repeat, trees in enumerate(self.grown):
+            fold = _folds(draws[candidate], repeat, len(trees))
+            for k, tree in enumerate(trees):
+                rows = candidate[fold == k]
+                if rows.size:
+                    result[rows] += tree.predict_proba(features[rows])[:, 1] / len(self.grown)
+        return result
+
+
+def _folds(draws: np.ndarray, repeat: int, folds: int) -> np.ndarray:
+    """Fold of each star in one of the divisions."""
+    mixed = draws.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * repeat + 1)
+    return ((mixed >> np.uint64(33)) % np.uint64(folds)).astype(np.int64)
+
+
+def grow(
+    features: np.ndarray, chance: np.ndarray, inside: np.ndarray, known: np.ndarray, draws: np.ndarray
+) -> Trees | None:
+    """Trees grown from labelled stars; None where labelled members are too few.
 
     Parameters
     ----------
@@ -33,35 +82,23 @@ def learn(
         Members; read where `known` only.
     known : ndarray of bool (n,)
         Labelled stars.
-
-    Returns
-    -------
-    ndarray (n,) or None
-        Mean over :data:`REPEATS` divisions into folds, of trees that have not seen the star. Stars without
-        labels are asked of one fold's trees a time too, so that their probabilities are as good, and no
-        better, than those of the labelled stars on which purity is counted.
+    draws : ndarray (n,) uint32
+        A random number of each star's own, which decides its folds.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    candidate = chance > CANDIDATE
-    taught = np.flatnonzero(candidate & known)
+    taught = np.flatnonzero((chance > CANDIDATE) & known)
     if min(int(inside[taught].sum()), int((~inside[taught]).sum())) < MEMBERS:
         return None
-    asked = np.flatnonzero(candidate & ~known)
-    result = chance.copy()
-    result[candidate] = 0.0
-    rng = np.random.default_rng(seed)
-    for _ in range(REPEATS):
-        fold = np.empty(taught.size, dtype=int)
-        for kind in (True, False):  # the same share of members in every fold
-            rows = rng.permutation(np.flatnonzero(inside[taught] == kind))
-            fold[rows] = np.arange(rows.size) % FOLDS
-        turn = rng.integers(0, FOLDS, asked.size)
-        for k in range(FOLDS):
-            trees = HistGradientBoostingClassifier(
-                max_iter=120, learning_rate=0.05, max_leaf_nodes=15, l2_regularization=1.0, random_state=seed
-            ).fit(features[taught[fold != k]], inside[taught[fold != k]])
-            for rows in (taught[fold == k], asked[turn == k]):
-                if rows.size:
-                    result[rows] += trees.predict_proba(features[rows])[:, 1] / REPEATS
-    return result
+    grown = []
+    for repeat in range(REPEATS):
+        fold = _folds(draws[taught], repeat, FOLDS)
+        grown.append(
+            tuple(
+                HistGradientBoostingClassifier(
+                    max_iter=120, learning_rate=0.05, max_leaf_nodes=15, l2_regularization=1.0, random_state=0
+                ).fit(features[taught[fold != k]], inside[taught[fold != k]])
+                for k in range(FOLDS)
+            )
+        )
+    return Trees(tuple(grown))

@@ -18,15 +18,14 @@ from chemscale.errors import DataError, InputError
 from chemscale.runtime.run import Run
 from chemscale.simulation.truth import read_noise_free
 from chemscale.vae import alignment
-from chemscale.vae import anomalies as anomaly
 from chemscale.vae import evaluate as evaluation
-from chemscale.vae import flags as flagging
 from chemscale.vae.checkpoint import load_model, read_record
 from chemscale.vae.data import identifiers
 from chemscale.vae.devices import choose_device
 from chemscale.vae.fitting import FOLDER, fit, open_source, run_of, train
 from chemscale.vae.inference import infer_survey
 from chemscale.vae.product import PRODUCT, open_latents
+from chemscale.vae.star_tables import Latents, find_anomalies, find_flags
 from chemscale.vae.truth import noise_free_l2, read_truth
 
 if TYPE_CHECKING:
@@ -79,10 +78,8 @@ def infer(
     return summary
 
 
-def latents(run: Run | str | Path, product: str = PRODUCT) -> tuple[xr.Dataset, dict[str, Any], np.ndarray]:
-    """Finished latents of a run, the model's record, and which stars were held out."""
-    from chemscale.vae.data import held_out
-
+def finished_latents(run: Run | str | Path, product: str = PRODUCT) -> tuple[Latents, dict[str, Any]]:
+    """Finished latents of a run, to be read block by block, and the model's record."""
     where = run_of(run)
     record = read_record(where.path / FOLDER / "model.json")
     if where.has(f"{product}.partial") and not where.has(product):
@@ -96,40 +93,58 @@ def latents(run: Run | str | Path, product: str = PRODUCT) -> tuple[xr.Dataset, 
             f"{where.path / product} was made with other weights than {FOLDER}/model.safetensors",
             "run `chemscale vae infer STORE --overwrite` again",
         )
-    out = held_out(np.asarray(ds["star_id"].values), record["held_out"], record["split_seed"])
-    return ds, record, out
+    path = str((where.path / product).absolute())
+    return Latents(path, int(ds.sizes["star"]), record["held_out"], record["split_seed"]), record
+
+
+def latents(run: Run | str | Path, product: str = PRODUCT) -> tuple[xr.Dataset, dict[str, Any], np.ndarray]:
+    """Finished latents of a run (lazy), the model's record, and which stars were held out."""
+    found, record = finished_latents(run, product)
+    ds = open_latents(Path(found.path))
+    return ds, record, found.held_out(np.asarray(ds["star_id"].values))
 
 
 def anomalies(
-    run: Run | str | Path, *, false_alarm: float = 0.01, top: int = 1000, product: str = PRODUCT
+    run: Run | str | Path,
+    *,
+    false_alarm: float = 0.01,
+    top: int = 1000,
+    product: str = PRODUCT,
+    client: Client | None = None,
 ) -> dict[str, Any]:
     """Ranked anomalous stars of a run, calibrated on held-out stars; writes ``anomalies.json`` and ``anomalies.zarr``.
 
-    See :func:`chemscale.vae.anomalies.calibrate` for scores and causes.
+    See :func:`chemscale.vae.anomalies.calibrate` for scores and causes. Two passes over the latents, in blocks, on
+    the workers of `client` where there is one.
     """
     where = run_of(run)
     with where.stage("anomalies", {"false_alarm": false_alarm, "top": top}) as stage:
-        ds, record, out = latents(where, product)
-        calibration = anomaly.calibrate(ds, out, false_alarm)
-        table = anomaly.score(ds, calibration)
-        anomaly.save(where.path / "anomalies.zarr", ds, table, where.inputs("anomalies.zarr"))
-        ranked = anomaly.ranked(ds, table, calibration, top, _windows(where, record))
+        found, _ = finished_latents(where, product)
+        calibration, tally = find_anomalies(
+            found,
+            where.path / "anomalies.zarr",
+            false_alarm=false_alarm,
+            top=top,
+            windows=_windows(where),
+            client=client,
+            made_from=where.inputs("anomalies.zarr"),
+        )
         summary = {
             "false_alarm": false_alarm,
-            "stars": int(ds.sizes["star"]),
-            "flagged": int(table["anomalous"].sum()),
-            "flagged_held_out": float(np.mean(table["anomalous"][out])) if out.any() else None,
+            "stars": found.stars,
+            "flagged": tally.flagged,
+            "flagged_held_out": tally.held_out_flagged / tally.held_out if tally.held_out else None,
             "calibrated_on": calibration.n_stars,
             "thresholds": calibration.thresholds,
-            "causes": anomaly.count_causes(table),
-            "ranked": ranked,
+            "causes": dict(tally.causes),
+            "ranked": tally.ranked,
         }
         where.save_json("anomalies.json", summary)
         stage.note(**{k: v for k, v in summary.items() if k != "ranked"})
     return summary
 
 
-def _windows(where: Run, record: Mapping[str, Any]) -> np.ndarray | None:
+def _windows(where: Run) -> np.ndarray | None:
     """Central wavelengths of the windows of the local score, from the run's survey."""
     from chemscale.vae.scores import WINDOW
 
@@ -150,8 +165,12 @@ def flags(
     survey_labels: bool = True,
     purity: float | None = None,
     product: str = PRODUCT,
+    client: Client | None = None,
 ) -> dict[str, Any]:
     """Chemically enhanced or depleted stars; writes ``flags.json`` and ``flags.zarr``.
+
+    Two passes over the latents, in blocks, on the workers of `client` where there is one. Calibrations and thresholds
+    are learned from a sample of at most :data:`~chemscale.vae.star_tables.SAMPLE_STARS` stars and all labelled ones.
 
     Parameters
     ----------
@@ -170,59 +189,46 @@ def flags(
     """
     where = run_of(run)
     with where.stage("flags", {"rules": rules, "labelled": len(labels or {}), "purity": purity}) as stage:
-        ds, _, out = latents(where, product)
+        found, _ = finished_latents(where, product)
         network, _ = load_model(where.path / FOLDER)
-        given: dict[str, np.ndarray] = {}
-        if labels:
-            given = flagging.labels_in_order(ds, labels)
-        elif survey_labels:
-            given = _survey_abundances(where, network.config.latents, out)
-        result = flagging.apply(
-            ds,
+        summary, calibrated = find_flags(
+            found,
+            where.path / "flags.zarr",
             network.config.latents,
+            _signs(network, found),
             rules=rules,
-            abundances=given,
-            signs=_signs(network, ds),
+            labels=labels,
+            survey=_survey_of(where, found) if survey_labels and not labels else None,
             purity=purity,
             plain=not labels and not survey_labels,
+            client=client,
+            made_from=where.inputs("flags.zarr"),
         )
-        flagging.save(where.path / "flags.zarr", ds, result, where.inputs("flags.zarr"))
-        summary = result.summary(np.asarray(ds["star_id"].values))
-        summary["calibrated_on"] = "labels" if labels else "survey" if given else "nothing"
+        summary["calibrated_on"] = "labels" if labels else "survey" if calibrated else "nothing"
         where.save_json("flags.json", summary)
         stage.note(**{k: v for k, v in summary.items() if k != "stars"})
     return summary
 
 
-def _survey_abundances(where: Run, names: tuple[str, ...], held_out: np.ndarray) -> dict[str, np.ndarray]:
-    """Abundances of the survey's own stars by latent, those held out left out; empty where it has none."""
+def _survey_of(where: Run, found: Latents) -> str | None:
+    """Path of the run's survey, where it has the stars of the latents."""
     if not where.store:
-        return {}
-    ds, _ = open_source(where.store)
-    if ds.sizes.get("star") != len(held_out):
-        return {}
-    known = evaluation.label_columns(ds, names)
-    found = {}
-    for latent in names:
-        label = evaluation.label_of(latent)
-        if label in known:
-            values = np.where(held_out, np.nan, known[label])
-            if np.isfinite(values).sum() >= 2:
-                found[latent] = values
-    return found
+        return None
+    ds, path = open_source(where.store)
+    return path if ds.sizes.get("star") == found.stars else None
 
 
-def _signs(network: Any, ds: xr.Dataset) -> dict[str, int]:
+def _signs(network: Any, found: Latents) -> dict[str, int]:
     """Sign of each latent by the decoders' response: -1 where more of the latent makes lines shallower."""
     import torch
 
     from chemscale.vae.model import LatentPosterior
 
-    rows = slice(0, min(4096, ds.sizes["star"]))
-    mean = np.asarray(ds["mean"][rows].values)
+    ds = found.read((0, min(4096, found.stars)), "mean", "auxiliary")
+    mean = np.asarray(ds["mean"].values)
     good = np.isfinite(mean).all(1)
     posterior = LatentPosterior(
-        torch.from_numpy(mean[good]), torch.empty(0), torch.from_numpy(np.asarray(ds["auxiliary"][rows].values)[good])
+        torch.from_numpy(mean[good]), torch.empty(0), torch.from_numpy(np.asarray(ds["auxiliary"].values)[good])
     )
     change = network.response(posterior)
     return {name: (-1 if c > 0 else 1) for name, c in zip(network.config.latents, change)}

@@ -13,7 +13,7 @@ import zarr
 from chemscale.errors import DataError, ResumeError
 from chemscale.runtime.jsonio import read_json
 from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, record_of
-from chemscale.vae.anomalies import text_type
+from chemscale.vae.columns import text_type
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW
 

@@ -273,10 +273,10 @@ def test_causes_name_the_region():
         local_window=("star", np.zeros(n, int)),
         relative_l2=(("star", "part"), chi2),
     )
-    rows = anomalies.ranked(ds, table, calibration, top=n)
+    rows = anomalies.ranked(ds, table, top=n)
     scores = [row["score"] for row in rows]
     assert rows[-1]["star_id"] == "s1" and scores[:-1] == sorted(scores[:-1], reverse=True)  # nothing to see: last
-    assert [r["cause"] for r in anomalies.ranked(ds, table, calibration, top=1)] != ["no data"]
+    assert [r["cause"] for r in anomalies.ranked(ds, table, top=1)] != ["no data"]
 
 
 # ------------------------------------------------------------------ flags
@@ -300,8 +300,8 @@ def test_two_stars_calibrate_to_dex_and_fix_the_sign():
     labels = {f"s{i}": {"metal": -1.2 - 0.6 * z[i, 0], "carbon": 0.2 + 0.4 * z[i, 2]} for i in (0, 1)}
     given = flags.labels_in_order(ds, labels)
     result = flags.apply(ds, ("metal", "alpha", "carbon"), abundances=given, signs={"alpha": -1}, purity=0.95)
-    assert result.signs == {"metal": -1, "alpha": -1, "carbon": 1}
-    assert result.calibrations["metal"].slope == pytest.approx(-0.6)
+    assert result.model.signs == {"metal": -1, "alpha": -1, "carbon": 1}
+    assert result.model.calibrations["metal"].slope == pytest.approx(-0.6)
     truth = (-1.2 - 0.6 * z[:, 0] < -1) & (0.2 + 0.4 * z[:, 2] > 0.7)
     quality = precision_recall(result.member["cemp"], truth)
     assert quality["precision"] > 0.95
@@ -324,12 +324,11 @@ def test_a_class_needs_a_calibration_of_every_latent_it_cuts_on():
     iron = {"metal": -1.2 + 0.6 * z[:, 0]}
     result = flags.apply(latents_of(z), names, abundances=iron)
     assert not result.member
-    summary = result.summary(np.arange(1000).astype(str))
-    assert summary["unjudged"]["cemp"] == "cannot be judged: no [C/Fe]"
-    assert summary["unjudged"]["alpha_poor"] == "cannot be judged: no [alpha/Fe]"
+    assert result.model.why_not("cemp") == "cannot be judged: no [C/Fe]"
+    assert result.model.why_not("alpha_poor") == "cannot be judged: no [alpha/Fe]"
     plain = flags.apply(latents_of(z), names, plain=True)
-    assert plain.units == {"cemp": "sigma", "alpha_poor": "sigma"}
-    assert plain.member["cemp"].mean() == pytest.approx(plain.expected["cemp"], abs=0.03)
+    assert {k: c.units for k, c in plain.model.classes.items()} == {"cemp": "sigma", "alpha_poor": "sigma"}
+    assert plain.member["cemp"].mean() == pytest.approx(plain.model.classes["cemp"].expected, abs=0.03)
     assert not plain.suspect
     two = latents_of(np.where(np.arange(1000)[:, None] % 2, 1.0, -1.0) + 0.01 * z)
     assert flags.apply(two, names, rules={"rich": {"sigma": {"carbon": (">", 0.9)}}}, plain=True).suspect == ["rich"]
