@@ -99,18 +99,19 @@ def _cores() -> Check:
 
 def _memory() -> Check:
     import psutil
+    from dask.utils import format_bytes
     from distributed.system import MEMORY_LIMIT
-
-    from chemscale.runtime.observe import human_bytes
 
     free = psutil.virtual_memory().available
     low = min(free, MEMORY_LIMIT) < 2e9
-    text = f"{human_bytes(MEMORY_LIMIT)} may be used, {human_bytes(free)} free"
+    text = f"{format_bytes(MEMORY_LIMIT)} may be used, {format_bytes(free)} free"
     return Check("memory", "note" if low else "ok", text, "use --workers 1" if low else "")
 
 
 def _scratch() -> Check:
-    from chemscale.runtime.observe import human_bytes, human_seconds
+    from dask.utils import format_bytes
+
+    from chemscale.runtime.observe import human_seconds
 
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -120,7 +121,7 @@ def _scratch() -> Check:
         f.flush()
         os.fsync(f.fileno())
     spent = time.perf_counter() - begun
-    text = f"{folder}: {human_bytes(free)} free, 32 MiB written in {human_seconds(spent)}"
+    text = f"{folder}: {format_bytes(free)} free, 32 MiB written in {human_seconds(spent)}"
     return Check("scratch", "note" if free < 5e9 else "ok", text, "set TMPDIR to a larger disk" if free < 5e9 else "")
 
 
@@ -169,9 +170,10 @@ def _bokeh() -> Check:
 
 def _cluster(spec: str) -> Check:
     """Connect, run a task on every worker, compare versions."""
+    from dask.utils import format_bytes
+
     from chemscale.runtime.backends import describe
     from chemscale.runtime.cluster import connect
-    from chemscale.runtime.observe import human_bytes
     from chemscale.runtime.run import versions
 
     with connect(spec) as client:
@@ -183,7 +185,7 @@ def _cluster(spec: str) -> Check:
     other = {k for v in there.values() for k in here if v.get(k) != here[k]}
     text = (
         f"{about['scheduler']}: {about['workers']} worker(s), {about['threads']} thread(s), "
-        f"{human_bytes(about['memory_bytes'])}, {len(about['hosts'])} host(s), answered in {spent:.2f} s"
+        f"{format_bytes(about['memory_bytes'])}, {len(about['hosts'])} host(s), answered in {spent:.2f} s"
     )
     if other:
         return Check(
@@ -195,11 +197,12 @@ def _cluster(spec: str) -> Check:
 
 
 def _store(path: str) -> Check:
-    from chemscale.runtime.observe import human_bytes
+    from dask.utils import format_bytes
+
     from chemscale.survey.store.verify import verify
 
     report = verify(path, deep=False)
-    text = f"{path}: {report.n_stars:,} stars, {report.n_files:,} files, {human_bytes(report.n_bytes)} checked"
+    text = f"{path}: {report.n_stars:,} stars, {report.n_files:,} files, {format_bytes(report.n_bytes)} checked"
     if report.ok:
         return Check("store", "ok", text)
     some = "; ".join(str(f) for f in report.faults[:3])

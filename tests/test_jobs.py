@@ -23,6 +23,17 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with an autoencoder, its latents and its anomalies."""
+    folder = tmp_path_factory.mktemp("trained")
+    chemscale("simulate", "--grid", "lowres", "--stars", 400, "--clusters", 0, "--seed", 1, "--out", folder / "s.zarr")
+    chemscale("vae", "train", folder / "s.zarr", "--run", folder / "vae", "--preset", "quick", "--epochs", 1)
+    chemscale("vae", "infer", folder / "s.zarr", "--run", folder / "vae")
+    chemscale("anomalies", "--run", folder / "vae", "--false-alarm", 0.2)
+    return folder / "vae"
+
+
+@pytest.fixture(scope="module")
 def ids(run):
     import chemscale
 
@@ -43,7 +54,7 @@ def test_two_stars_how_similar_and_how_sure(run, ids):
 
 def test_all_stars_within_a_distance_as_a_table(run, ids, tmp_path):
     chemscale("rsca", "siblings", ids[0], "--run", run.path, "--within", 5, "--out", tmp_path / "near.fits")
-    near = Table.read(tmp_path / "near.fits", unit_parse_strict="silent")
+    near = Table.read(tmp_path / "near.fits")
     assert len(near) and near["distance"].max() <= 5
 
 
@@ -60,7 +71,7 @@ def test_which_star_of_my_list_has_the_most_siblings(run, ids, tmp_path):
 def test_features_of_new_stars(run, tmp_path):
     store = write_survey(toy_survey(n_field=20, n_clusters=2, n_pixels=60), tmp_path / "new.zarr")
     chemscale("rsca", "transform", store, "--run", run.path, "--out", tmp_path / "features.fits")
-    assert len(Table.read(tmp_path / "features.fits", unit_parse_strict="silent")) == 32
+    assert len(Table.read(tmp_path / "features.fits")) == 32
 
 
 def test_latent_abundances_joined_to_my_catalogue(run, ids, tmp_path):
@@ -72,3 +83,16 @@ def test_latent_abundances_joined_to_my_catalogue(run, ids, tmp_path):
 
 def test_two_runs_compared(run):
     assert json.loads(chemscale("compare", run.path, run.path, "--json").stdout)["settings"] == {}
+
+
+def test_outliers_with_their_spectra_as_a_pdf(trained, tmp_path):
+    chemscale("plot", "spectra", trained, "--anomalies", 6, "--out", tmp_path / "outliers.pdf")
+    assert (tmp_path / "outliers.pdf").read_bytes()[:4] == b"%PDF"
+    points = Table.read(tmp_path / "outliers.csv")
+    assert len(np.unique(points["star_id"])) == 6 and np.isfinite(points["reconstruction"]).all()
+
+
+def test_figure_3_with_my_labels(run, tmp_path):
+    words = ("--labels", "fe_h,abundance_Mg,snr", "--out", tmp_path / "figure3.pdf", "--json")
+    numbers = json.loads(chemscale("plot", "features", run.path, *words).stdout)["numbers"]
+    assert (tmp_path / "figure3.pdf").exists() and "rsca_1 abundance_Mg" in numbers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from chemscale.cli.options import AsJson
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the app."""
@@ -13,7 +15,7 @@ def register(app: typer.Typer) -> None:
         out: str = typer.Option("demo", "--out", metavar="DIR", help="Folder for everything the demo makes."),
         tiny: bool = typer.Option(False, "--tiny", help="A quick check of the installation: fewer stars, same steps."),
         seed: int = typer.Option(1, "--seed", min=0, help="Seed of the simulated survey."),
-        json: bool = typer.Option(False, "--json", help="Print the result as JSON on stdout."),
+        json: AsJson = False,
     ) -> None:
         """Simulate a survey, ingest it, find out which stars are alike, write a report. No download.
 

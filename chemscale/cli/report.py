@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import typer
 
+from chemscale.cli.options import AsJson, RunDir
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the app."""
 
     @app.command("report")
     def report(
-        run: str = typer.Option(..., "--run", metavar="RUN", help="Run directory."),
+        run: RunDir,
         out: str = typer.Option("", "--out", metavar="FILE", help="Where to write; RUN/report.html by default."),
         studies: bool = typer.Option(False, "--studies", help="Run every study the run can answer first."),
         stars: int = typer.Option(6000, "--stars", min=100, help="Field stars in the interactive figures."),
         spectra: int = typer.Option(300, "--spectra", min=0, help="Spectra embedded in the page."),
-        json: bool = typer.Option(False, "--json", help="Print the result as JSON on stdout."),
+        json: AsJson = False,
     ) -> None:
         """Write one HTML page with everything the run holds; it needs no network and can be mailed.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from chemscale.cli.options import AsJson, RunDir
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the app."""
@@ -13,11 +15,11 @@ def register(app: typer.Typer) -> None:
         names: list[str] = typer.Argument(
             None, metavar="[NAME...]", help="Studies to run; `all` for every one; none lists them."
         ),
-        run: str = typer.Option("", "--run", metavar="RUN", help="Run directory of `rsca fit` or `vae infer`."),
+        run: RunDir = "",
         option: list[str] = typer.Option(
             [], "--option", metavar="NAME.KEY=VALUE", help="A study's own setting, e.g. dataset_size.repeats=20."
         ),
-        json: bool = typer.Option(False, "--json", help="Print the summaries as JSON on stdout."),
+        json: AsJson = False,
     ) -> None:
         """Run studies: each writes figure.pdf, figure.png, data.csv and summary.json below RUN/studies/NAME.
 

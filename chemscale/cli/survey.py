@@ -68,10 +68,10 @@ def verify(
         _verify_run(run, as_json)
         return
     assert store is not None
+    from dask.utils import format_bytes
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
-    from chemscale.runtime.observe import human_bytes
     from chemscale.survey.ingest.repair import repair as mend
     from chemscale.survey.store.verify import verify as check
 
@@ -81,7 +81,7 @@ def verify(
         echo_json(report.to_dict())
     else:
         console.print(
-            f"{report.n_stars:,} stars: {report.n_files:,} files, {human_bytes(report.n_bytes)} checked",
+            f"{report.n_stars:,} stars: {report.n_files:,} files, {format_bytes(report.n_bytes)} checked",
             highlight=False,
         )
         for fault in report.repaired:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from chemscale.cli.options import Cluster, Workers, client_for
-
-_RUN = typer.Option(..., "--run", metavar="RUN", help="Run directory.")
-_JSON = typer.Option(False, "--json", help="Print the result as JSON on stdout.")
-_CLUSTER = typer.Option(
-    "", "--cluster", metavar="SPEC", help="Dask workers: `local`, a scheduler's address or a TOML file; none = here."
-)
+from chemscale.cli.options import AsJson, Cluster, RunDir, Workers, client_for
 
 
 def register(app: typer.Typer) -> None:
@@ -31,8 +25,8 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    store: str = typer.Argument(..., help="Survey store."),
-    run: str = _RUN,
+    store: Annotated[str, typer.Argument(help="Survey store.")],
+    run: RunDir,
     preset: str = typer.Option("default", "--preset", help="Recipe: default, quick or paper."),
     regions: str = typer.Option("", "--regions", help="Region set by name, or a JSON file; default by the grid."),
     groups: str = typer.Option("", "--groups", metavar="FILE", help="TOML of elements, windows and what each reads."),
@@ -48,7 +42,7 @@ def train(
     processes: int = typer.Option(1, "--processes", help="Data-parallel processes on this machine."),
     resume: bool = typer.Option(False, "--resume", help="Carry on from the last checkpoint, to the step."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished model."),
-    json: bool = _JSON,
+    json: AsJson = False,
 ) -> None:
     """Train on a survey with Teff and log g; labels of chemistry are never used.
 
@@ -115,12 +109,12 @@ def train(
 
 
 def infer(
-    store: str = typer.Argument(..., help="Survey store (the one trained on, or another on its grid)."),
-    run: str = _RUN,
-    cluster: str = _CLUSTER,
+    store: Annotated[str, typer.Argument(help="Survey store (the one trained on, or another on its grid).")],
+    run: RunDir,
+    cluster: Cluster = None,
     device: str = typer.Option("", "--device", help="cpu, cuda, ...; default: a GPU if the worker has one."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of carrying on."),
-    json: bool = _JSON,
+    json: AsJson = False,
 ) -> None:
     """Latents, covariances and scores of every star, into RUN/latents.zarr; carries on where it was stopped.
 
@@ -149,12 +143,12 @@ def infer(
 
 
 def evaluate(
-    run: str = _RUN,
+    run: RunDir,
     truth: str = typer.Option(
         "", "--truth", metavar="FILE", help="Noise-free spectra of a simulation (.npy, or .npz with flux_true)."
     ),
     against: str = typer.Option("", "--against", help="truth or labels; default: a simulated store's truth."),
-    json: bool = _JSON,
+    json: AsJson = False,
 ) -> None:
     """How the latents do against the survey's labels, on held-out stars.
 
@@ -207,12 +201,12 @@ def _name(key: str) -> str:
 
 
 def anomalies(
-    run: str = _RUN,
+    run: RunDir,
     false_alarm: float = typer.Option(0.01, "--false-alarm", help="Fraction of clean stars that may be flagged."),
     top: int = typer.Option(1000, "--top", help="Stars in the ranked table."),
     workers: Workers = None,
     cluster: Cluster = None,
-    json: bool = _JSON,
+    json: AsJson = False,
 ) -> None:
     """Spectra the model has not seen the like of: scores, causes, a ranked table (RUN/anomalies.json).
 
@@ -248,7 +242,7 @@ def anomalies(
 
 
 def flags(
-    run: str = _RUN,
+    run: RunDir,
     labels: str = typer.Option(
         "", "--labels", metavar="CSV", help="star_id and columns named like the latents (dex): two stars or more."
     ),
@@ -260,7 +254,7 @@ def flags(
     purity: float = typer.Option(0.0, "--purity", help="Wanted fraction of true members; 0 = each class's own."),
     workers: Workers = None,
     cluster: Cluster = None,
-    json: bool = _JSON,
+    json: AsJson = False,
 ) -> None:
     """Chemically enhanced and depleted stars (RUN/flags.json): CEMP, alpha-poor metal-poor, k-sigma outliers.
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from typing import Any
 
+from dask.utils import format_bytes
+
 from chemscale.pipeline.execute import store_size
 from chemscale.pipeline.file import MAKES_STORE, Pipeline, Stage, select
-from chemscale.runtime.observe import estimate_memory, human_bytes, human_seconds
+from chemscale.runtime.observe import estimate_memory, human_seconds
 from chemscale.runtime.settings import BatchSettings, ClusterSettings, LocalSettings
 from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout, choose_layout
 from chemscale.survey.store.open import block_stars
@@ -186,8 +188,8 @@ def render(planned: dict[str, Any], console: Any) -> None:
             row["stage"],
             row["status"],
             f"{row['stars']:,}" if "stars" in row else "",
-            human_bytes(row["bytes_in"]) if "bytes_in" in row else "",
+            format_bytes(row["bytes_in"]) if "bytes_in" in row else "",
             _time(row),
-            human_bytes(row["memory_bytes"]) if "memory_bytes" in row else "",
+            format_bytes(row["memory_bytes"]) if "memory_bytes" in row else "",
         )
     console.print(table)

@@ -16,6 +16,8 @@ import xarray as xr
 
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import StoreError
+from chemscale.results.features import RunFeatures
+from chemscale.rsca.siblings import recommended
 from chemscale.rsca.stars import text
 from chemscale.runtime.run import Run
 from chemscale.schema import STAR_VARIABLES, VARIABLES
@@ -138,8 +140,9 @@ def gather(run: Run, *, features: int | None = None) -> RunTable:
         out.columns += _labels(labels)
     if embedding is not None:
         out.columns += [_text("role", text(embedding["role"]), "field, member or unused: the star's part in the fit")]
-        if run.has("rsca.zarr"):
-            out.columns += _features(run, embedding, features)
+        if run.has("rsca.zarr") or run.has("auto.zarr"):
+            out.attrs["metric"] = str(recommended(run)["metric"])
+            out.columns += _features(run, features)
     if latents is not None:
         if _same(latents, ids):
             out.columns += _latents(latents)
@@ -190,44 +193,38 @@ def _labels(ds: xr.Dataset) -> list[Column]:
             columns.append(Column(name, read, spec.dtype, spec.doc, spec.units, UCDS.get(name, "")))
     if "abundance" in ds.variables:
         for variable, suffix, what, ucd in (
-            ("abundance", "_h", "", "phys.abund"),
-            ("abundance_error", "_h_error", "error of ", "stat.error;phys.abund"),
+            ("abundance", "", "", "phys.abund"),
+            ("abundance_error", "_error", "error of ", "stat.error;phys.abund"),
         ):
             if variable not in ds.variables:
                 continue
             read = _lazy(ds[variable], "float32")
             for k, element in enumerate(text(ds["element"])):
                 doc = f"{what}[{element}/H] of the survey"
-                columns.append(Column(f"{element}{suffix}", _pick(read, k), "float32", doc, "dex", ucd))
+                columns.append(Column(f"abundance_{element}{suffix}", _pick(read, k), "float32", doc, "dex", ucd))
     return columns
 
 
-def _features(run: Run, embedding: xr.Dataset, most: int | None) -> list[Column]:
-    """RSCA features and their errors: the metric's linear map of coordinates and of their variances."""
-    from chemscale.rsca.pipeline import load_metric
-
-    rsca = load_metric(run)
-    n = int(np.sum(rsca.scale_ > 0)) if most is None else min(most, len(rsca.scale_))
-    if n < 1:
-        return []
-    matrix = rsca.matrix(n)
-    coords, variance = _lazy(embedding["coords"], "float64"), _lazy(embedding["coords_variance"], "float64")
+def _features(run: Run, most: int | None) -> list[Column]:
+    """Features of the run's recommended metric and their errors."""
+    found = RunFeatures.of_run(run, most=most)
     kept: dict[tuple[str, int, int], np.ndarray] = {}
 
-    def both(what: str, start: int, stop: int) -> np.ndarray:
+    def read(what: str, start: int, stop: int) -> np.ndarray:
         if (what, start, stop) not in kept:
             kept.clear()
-            kept["value", start, stop] = ((coords(start, stop) - rsca.mean_) @ matrix).astype(np.float32)
-            kept["error", start, stop] = np.sqrt(variance(start, stop) @ matrix**2).astype(np.float32)
+            kept["values", start, stop], kept["errors", start, stop] = (
+                found.values(start, stop),
+                found.errors(start, stop),
+            )
         return kept[what, start, stop]
 
     columns = []
-    for k in range(n):
+    for k, told in enumerate(found.titles):
         name = f"rsca_{k + 1}"
-        told = f"RSCA feature {k + 1}; scatter in clusters over that in the field: {rsca.sigma_clust_[k]:.2f}"
         columns += [
-            Column(name, _pick(partial(both, "value"), k), "float32", told),
-            Column(f"{name}_error", _pick(partial(both, "error"), k), "float32", f"error of {name}"),
+            Column(name, _pick(partial(read, "values"), k), "float32", told),
+            Column(f"{name}_error", _pick(partial(read, "errors"), k), "float32", f"error of {name}"),
         ]
     return columns
 

@@ -2,7 +2,7 @@
 
 FITS and VOTable hold the same rows of fixed width, big-endian; they are written as they come. Units, UCDs and
 descriptions travel in each format's own way (TUNIT, TUCD and TCOMM; FIELD; field metadata). FITS knows no unit for
-decades; the column says ``dex`` as catalogues do, and ``Table.read(file, unit_parse_strict="silent")`` takes it calmly.
+decades: such a column has none there, and its description ends with "(dex)".
 """
 
 from __future__ import annotations
@@ -99,14 +99,14 @@ def _write_fits(table: RunTable, path: Path) -> None:
     from astropy.io import fits
 
     columns = [
-        fits.Column(c.name, f"{c.width}A" if c.kind == "text" else _FITS[c.kind], unit=c.unit or None)
+        fits.Column(c.name, f"{c.width}A" if c.kind == "text" else _FITS[c.kind], unit=_fits_unit(c))
         for c in table.columns
     ]
     header = fits.BinTableHDU.from_columns(columns, nrows=0).header
     header["NAXIS2"] = table.n_stars
     header["EXTNAME"] = "STARS"
     for k, c in enumerate(table.columns, start=1):
-        header[f"TCOMM{k}"] = c.description
+        header[f"TCOMM{k}"] = c.description if c.unit != "dex" else f"{c.description} (dex)"
         if c.ucd:
             header[f"TUCD{k}"] = c.ucd
     primary = fits.PrimaryHDU()
@@ -119,6 +119,11 @@ def _write_fits(table: RunTable, path: Path) -> None:
             file.write(raw.tobytes())
             size += raw.size
         file.write(b"\0" * (-size % 2880))
+
+
+def _fits_unit(column: Column) -> str | None:
+    """The unit as the FITS standard allows it: it has none for decades, which the description then says."""
+    return column.unit if column.unit and column.unit != "dex" else None
 
 
 def votable_header(table: RunTable) -> str:

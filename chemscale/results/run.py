@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
 import xarray as xr
 
 from chemscale.errors import StoreError
-from chemscale.rsca.stars import FIT_COMMAND, text
+from chemscale.rsca.stars import text
 from chemscale.runtime.run import Run
 
 if TYPE_CHECKING:
@@ -71,21 +73,28 @@ class RunResults(Run):
         return out
 
     def features(self, n_features: int | None = None) -> xr.DataArray:
-        """RSCA features (star, feature), lazy; ``.sel(star=STAR_ID)`` is one star's.
+        """Features of the recommended metric (star, feature), lazy; ``.sel(star=STAR_ID)`` is one star's.
 
         Parameters
         ----------
         n_features : int, optional
             The most telling ones only; by default all.
         """
-        from chemscale.embedding.product import open_embedding
-        from chemscale.rsca.pipeline import load_metric
+        import dask.array as da
 
-        embedding = open_embedding(self.need("embedding.zarr", FIT_COMMAND))
-        self.need("rsca.zarr", FIT_COMMAND)
-        values = load_metric(self).transform(embedding["coords"].data, n_features)
-        coords = {"star": text(embedding["star_id"]), "feature": np.arange(1, values.shape[1] + 1)}
-        return xr.DataArray(values, dims=("star", "feature"), coords=coords, name="rsca_features")
+        from chemscale.results.features import RunFeatures
+
+        found = RunFeatures.of_run(self, most=10**6 if n_features is None else n_features)
+        starts = np.cumsum([0, *found.stars.embedding["coords"].data.chunks[0]])
+        n = len(found.titles)
+        blocks = [
+            da.from_delayed(dask.delayed(found.values)(a, b), shape=(b - a, n), dtype=np.float32)
+            for a, b in pairwise(starts.tolist())
+        ]
+        coords = {"star": found.star_id, "feature": np.arange(1, n + 1)}
+        values = da.concatenate(blocks)
+        out = xr.DataArray(values, dims=("star", "feature"), coords=coords, name="rsca_features")
+        return out.assign_attrs(metric=found.metric)
 
     def latents(self) -> xr.Dataset:
         """Latents of every star, see :func:`open_latents`."""

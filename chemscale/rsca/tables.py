@@ -50,8 +50,11 @@ def write_table(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
             continue
         for column, values in _columns(str(name), np.asarray(variable.values)).items():
             table[column] = values
-            table[column].unit = _unit(variable.attrs.get("units"))
-            table[column].description = str(variable.attrs.get("long_name", "")) or None
+            unit, told = variable.attrs.get("units"), str(variable.attrs.get("long_name", ""))
+            if unit == "dex" and kind == "fits":  # the standard has no unit for decades
+                unit, told = None, f"{told} (dex)".strip()
+            table[column].unit = _unit(unit)
+            table[column].description = told or None
     if kind == "parquet":
         try:
             import pyarrow  # noqa: F401

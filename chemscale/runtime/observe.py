@@ -205,14 +205,6 @@ def human(value: float) -> str:
     return f"{value:.3g}"
 
 
-def human_bytes(value: float) -> str:
-    """Bytes in powers of 1024: 3.4 GiB."""
-    for limit, letter in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if abs(value) >= limit:
-            return f"{value / limit:.1f} {letter}"
-    return f"{value:.0f} B"
-
-
 def human_seconds(value: float) -> str:
     """A duration: 12 s, 3 min, 2.1 h, 1.4 d."""
     for limit, unit in ((172800, "d"), (5400, "h"), (90, "min")):
@@ -327,13 +319,15 @@ def check_worker_memory(client: Client, need: Estimate) -> None:
     DataError
         Names the smallest worker, its limit and what is needed.
     """
+    from dask.utils import format_bytes
+
     limits = {a: w["memory_limit"] for a, w in client.scheduler_info(n_workers=-1)["workers"].items()}
     small = {a: m for a, m in limits.items() if m and m * PLANNED_SHARE < need.bytes_per_worker}
     if small:
         address, limit = min(small.items(), key=lambda pair: pair[1])
         raise DataError(
-            f"worker {address} may use {human_bytes(limit)}; this work plans for "
-            f"{human_bytes(need.bytes_per_worker)} in each worker",
+            f"worker {address} may use {format_bytes(limit)}; this work plans for "
+            f"{format_bytes(need.bytes_per_worker)} in each worker",
             "fewer and larger workers (workers, memory in [cluster]), or smaller chunks",
         )
 
@@ -363,10 +357,12 @@ def storage_speed(path: str | os.PathLike[str], *, seconds: float = 2.0, sample:
 
 def summary_line(done: str, n: int, unit: str, seconds: float, n_bytes: int = 0, limit: float | None = None) -> str:
     """The line at the end: what was done, how fast, and against the storage's own limit."""
+    from dask.utils import format_bytes
+
     line = f"{done}: {n:,} {unit} in {human_seconds(seconds)} ({human(n / max(seconds, 1e-9))} {unit}/s"
     if n_bytes:
         rate = n_bytes / max(seconds, 1e-9)
-        line += f", {human_bytes(rate)}/s"
+        line += f", {format_bytes(int(rate))}/s"
         if limit:
             line += f", {100 * rate / limit:.0f} % of what the storage gives one reader"
     return line + ")"

@@ -154,12 +154,11 @@ def _number(value: float | None) -> str:
 
 def render(info: dict[str, Any], console: Any) -> None:
     """Print :func:`store_info` for a person."""
+    from dask.utils import format_bytes
     from rich import box
     from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
-
-    from chemscale.runtime.observe import human_bytes
 
     wave = info["wavelength"]
     facts = Table.grid(padding=(0, 2))
@@ -173,7 +172,7 @@ def render(info: dict[str, Any], console: Any) -> None:
         ("usable", f"{100 * info['used_fraction']:.1f} % of all pixels"),
         (
             "on disk",
-            f"{human_bytes(info['size_bytes'])} in {info['n_files']:,} files"
+            f"{format_bytes(info['size_bytes'])} in {info['n_files']:,} files"
             f" ({100 * info['size_bytes'] / max(1, info['uncompressed_bytes']):.0f} % of its size in memory)",
         ),
         (

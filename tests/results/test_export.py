@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -34,8 +35,10 @@ def test_every_format_gives_the_values_of_the_table_in_memory(run, tmp_path, end
     monkeypatch.setattr(columns, "BLOCK_STARS", 100)
     file = tmp_path / f"stars.{ending}"
     export(run, file)
-    options = {"unit_parse_strict": "silent"} if ending == "fits" else {}
-    read, here = Table.read(file, **options), run.table()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no unit that a reader stumbles over
+        read = Table.read(file)
+    here = run.table()
     assert read.colnames == here.colnames and len(read) == len(here)
     for name in here.colnames:
         a = np.asarray(here[name])
@@ -45,8 +48,9 @@ def test_every_format_gives_the_values_of_the_table_in_memory(run, tmp_path, end
         else:
             assert (np.asarray(b).astype(a.dtype) == a).all(), name
     if ending in ("fits", "vot"):
-        assert str(read["teff"].unit) == "K" and str(read["vae_fe_h"].unit) == "dex"
+        assert str(read["teff"].unit) == "K"
     if ending == "vot":
+        assert str(read["vae_fe_h"].unit) == "dex"
         assert read["rsca_1"].description.startswith("RSCA feature 1")
 
 

@@ -1,0 +1,61 @@
+"""The command line answers at once: processor seconds, so that a busy machine does not decide."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from chemscale.cli import command
+
+#: Processor seconds, the bar of half a second and what starting Python under another's load may add.
+LIMIT = 0.5
+
+
+def cpu_seconds(*arguments):
+    """User and system time of the fastest of three starts."""
+    spent = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
+        after = os.times()
+        assert done.returncode == 0, done.stderr
+        spent.append(after.children_user - before.children_user + after.children_system - before.children_system)
+        if spent[-1] <= LIMIT:
+            break
+    return min(spent)
+
+
+def verbs(node=None, path=()):
+    node = command() if node is None else node
+    yield path
+    for name, sub in (getattr(node, "commands", None) or {}).items():
+        yield from verbs(sub, (*path, name))
+
+
+def test_importing_takes_half_a_second_at_most():
+    assert cpu_seconds("-c", "import chemscale") <= LIMIT
+
+
+@pytest.mark.parametrize("words", [(), ("vae", "train"), ("ingest", "table"), ("rsca", "fit"), ("report",)])
+def test_help_takes_half_a_second_at_most(words):
+    assert cpu_seconds("-m", "chemscale", *words, "--help") <= LIMIT
+
+
+def test_help_of_every_verb_imports_nothing_heavy():
+    """One process walks all of them: none may pull in what makes a start slow."""
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from chemscale.cli import build\n"
+        f"paths = {[list(p) for p in verbs()]!r}\n"
+        "for path in paths:\n"
+        "    done = CliRunner().invoke(build(), [*path, '--help'])\n"
+        "    assert done.exit_code == 0, (path, done.output)\n"
+        "print([m for m in ('torch', 'dask', 'xarray', 'astropy', 'plotly', 'matplotlib') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
