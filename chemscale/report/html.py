@@ -301,7 +301,8 @@ class _Page:
     def _provenance(self) -> dict[str, Any]:
         manifest = self.run.manifest
         stages = {k: v.get("settings", {}) for k, v in manifest.get("stages", {}).items()}
-        keep = {k: v for k, v in manifest.items() if k not in {"stages"}}
+        # not the checksums of files: the page would tell its own, and be another one each time it is made
+        keep = {k: v for k, v in manifest.items() if k not in {"stages", "files", "checksum"}}
         return {**keep, "settings by stage": stages, "survey": self.stars.provenance if self.stars else {}}
 
 

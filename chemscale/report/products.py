@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.rsca.stars import read_rows
+from chemscale.runtime.product import PARTIAL
 from chemscale.runtime.run import Run
 from chemscale.schema import STAR_VARIABLES, VARIABLES
 from chemscale.studies.registry import names
@@ -116,6 +117,8 @@ def studies(run: Run) -> list[dict[str, Any]]:
     """Summaries of the studies present, each with the paths of its figure and data."""
     found = []
     for file in sorted(Path(run.file("studies")).glob("*/summary.json")):
+        if file.parent.name.endswith(PARTIAL):
+            continue
         summary = json.loads(file.read_text(encoding="utf-8"))
         summary["folder"] = file.parent
         found.append(summary)

@@ -20,6 +20,7 @@ import numpy as np
 from chemscale._version import __version__
 from chemscale.errors import DataError, InputError
 from chemscale.results.columns import Column, RunTable, gather
+from chemscale.runtime.files import written_beside
 from chemscale.runtime.run import Run
 
 _DTYPES = {"float32": ">f4", "float64": ">f8", "int64": ">i8", "bool": "S1"}
@@ -56,13 +57,8 @@ def export(run: Run | str | os.PathLike[str], out: str | os.PathLike[str], *, fe
     if target.suffix not in WRITERS:
         raise InputError(f"{target}: unknown ending {target.suffix!r}", f"choose one of {', '.join(WRITERS)}")
     table = gather(run, features=features)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        WRITERS[target.suffix](table, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_beside(target) as beside:
+        WRITERS[target.suffix](table, beside)
     return table
 
 

@@ -30,6 +30,7 @@ from chemscale.rsca.pipeline import load_metric
 from chemscale.rsca.siblings import recommended, stored_likeness
 from chemscale.rsca.stars import ABUNDANCE, RunStars
 from chemscale.runtime import jsonio
+from chemscale.runtime.files import write_file
 from chemscale.runtime.run import Run
 from chemscale.statistics.ppca import MaskedPPCA
 
@@ -159,7 +160,7 @@ class LikenessModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as one file: arrays as safetensors, everything else as JSON in its header."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         arrays: dict[str, np.ndarray] = {
             "centre": self.centre,
@@ -171,7 +172,7 @@ class LikenessModel:
         for name, ds in (("basis", self.basis.to_dataset()), ("metric", self.metric.to_dataset())):
             header[name] = {"attrs": jsonio.plain(ds.attrs), "dims": {str(v): list(ds[v].dims) for v in ds.variables}}
             arrays |= {f"{name}.{v}": np.ascontiguousarray(ds[v].values) for v in ds.variables}
-        save_file(arrays, os.fspath(path), metadata={"chemscale": json.dumps(header)})
+        write_file(path, save(arrays, metadata={"chemscale": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LikenessModel:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
+from chemscale.runtime.files import written_beside
 
 #: File ending -> format of astropy's tables.
 FORMATS = {
@@ -30,7 +31,8 @@ def write_table(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     ds : Dataset
         Variables of one dimension become columns; those of two, one column an entry of the second (`features_1`, ...).
     path : path
-        ``.fits``, ``.parquet``, ``.csv``, ``.vot`` or ``.xml``; a file that is there is replaced.
+        ``.fits``, ``.parquet``, ``.csv``, ``.vot`` or ``.xml``; a file that is there is replaced when the new one is
+        whole.
 
     Raises
     ------
@@ -60,7 +62,8 @@ def write_table(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
             import pyarrow  # noqa: F401
         except ImportError:
             raise InputError("writing Parquet needs pyarrow", "pip install pyarrow, or write .fits") from None
-    table.write(target, format=kind, overwrite=True)
+    with written_beside(target) as beside:
+        table.write(beside, format=kind, overwrite=True)
     return target
 
 

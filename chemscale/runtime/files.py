@@ -299,6 +299,33 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) 
     Folder(target.parent).write(target.name, data, sync=sync)
 
 
+@contextlib.contextmanager
+def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name in the folder of a local file, for a writer that wants a path: it takes the file's name, on
+    the disk, when the block ends; after an error nothing is left of it.
+
+    Raises
+    ------
+    StoreError
+        No space left, read-only file system, quota.
+    """
+    target = Path(path)
+    beside = target.with_name(f".{target.stem}{PARTIAL}{uuid.uuid4().hex[:12]}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except OSError as err:
+        raise StoreError(
+            f"cannot write {target}: {err.strerror or err}", "make room (or mend the permissions), then run it again"
+        ) from err
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def _join(base: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}" if name else base
 

@@ -10,7 +10,7 @@ A study is one module with a constant ``STUDY``::
 
 and one line in :data:`MODULES` (or, in another package, an entry point in the group ``chemscale.studies`` that names
 the ``STUDY`` object). Running it writes ``RUN/studies/NAME/`` with ``figure.pdf``, ``figure.png``, ``data.csv`` and
-``summary.json``; the report shows whatever is there.
+``summary.json``, made beside and switched whole; the report shows whatever is there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import difflib
 import html
 import importlib
 import io
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from typing import Any
 
 from chemscale.display import Shown, table
 from chemscale.errors import ChemscaleError, InputError
+from chemscale.runtime.jsonio import write_json
+from chemscale.runtime.product import PARTIAL, switch
 from chemscale.runtime.run import Run, versions
 
 #: Modules of this package, each named like the study that it defines, in the order of the papers.
@@ -230,11 +233,12 @@ def run_study(
         start = time.perf_counter()
         with style.context():
             result = study.compute(StudyContext(run, chosen, cache))
-            folder = run.path / "studies" / name
+            missing = set(result.table) - set(result.columns)
+            if missing:
+                raise ValueError(f"study {name}: columns without a meaning: {sorted(missing)}")
+            folder = run.path / "studies" / f"{name}{PARTIAL}"
+            shutil.rmtree(folder, ignore_errors=True)
             style.save(result.figure, folder)
-        missing = set(result.table) - set(result.columns)
-        if missing:
-            raise ValueError(f"study {name}: columns without a meaning: {sorted(missing)}")
         style.write_csv(folder / "data.csv", result.table)
         summary = {
             "name": name,
@@ -247,7 +251,8 @@ def run_study(
             "seconds": round(time.perf_counter() - start, 2),
             "versions": versions(),
         }
-        run.save_json(f"studies/{name}/summary.json", summary)
+        write_json(folder / "summary.json", summary)
+        switch(folder, run.path / "studies" / name)
         stage.note(**result.numbers)
     return summary
 
