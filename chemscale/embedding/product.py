@@ -28,6 +28,7 @@ from chemscale.runtime.cluster import current_client
 from chemscale.runtime.files import Folder
 from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, done_parts
 from chemscale.runtime.shards import map_shards, per_worker
+from chemscale.runtime.versions import opened_at
 from chemscale.schema import STAR_VARIABLES
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca import MaskedPPCA
@@ -68,7 +69,7 @@ def embed_survey(
     extra : mapping of name to array (star,), optional
         Per-star variables to store as well, such as a star's role in a run.
     overwrite : bool
-        Replace an embedding that is there.
+        Replace an embedding that is there. Readers find it until the new one is whole, in object stores as well.
     resume : bool
         Continue an interrupted run; parts already written are kept. A finished embedding of the same model, survey
         and settings is left as it is.
@@ -366,7 +367,7 @@ def _attributes(root: str) -> dict[str, Any] | None:
     import zarr
 
     try:
-        return dict(zarr.open_group(root, mode="r").attrs)
+        return dict(zarr.open_group(opened_at(root), mode="r").attrs)
     except (FileNotFoundError, zarr.errors.GroupNotFoundError):
         return None
 
@@ -403,7 +404,7 @@ def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
         raise StoreError(
             f"{root}: unfinished embedding, {len(parts)} parts are written", "run the embedding again with resume"
         )
-    return _read(root)
+    return _read(opened_at(root))
 
 
 def _read(root: str) -> xr.Dataset:

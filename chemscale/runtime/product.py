@@ -9,13 +9,10 @@ the same record under one key. Products of release 8de129b have no record and ar
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +21,10 @@ from typing import Any
 import google_crc32c
 
 from chemscale.errors import ResumeError, StoreError
+from chemscale.runtime.exchange import exchange
 from chemscale.runtime.files import Folder, is_remote
 from chemscale.runtime.jsonio import canonical, dump, plain, write_json
+from chemscale.runtime.versions import Versions, opened_at
 
 #: Attribute of a Zarr product's root group, and key of a JSON product, that holds the record.
 RECORD = "chemscale_product"
@@ -43,7 +42,7 @@ def switch(new: Path, target: Path) -> None:
 
     One step where the file system can exchange two names; elsewhere there is a moment without the product.
     """
-    if os.path.lexists(target) and not _exchange(new, target):
+    if os.path.lexists(target) and not exchange(new, target):
         old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:12]}")
         os.rename(target, old)
         os.rename(new, target)
@@ -52,20 +51,6 @@ def switch(new: Path, target: Path) -> None:
         os.rename(new, target)
     else:
         shutil.rmtree(new)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False where that is not possible here."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if call is None:
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(one))
 
 
 def discard(target: Path) -> None:
@@ -232,8 +217,8 @@ class ResumableProduct:
 
     ``NAME.partial/plan.json`` says what is being made and is written once the empty product is whole;
     ``NAME.partial/done/000012.json`` says that a part is written, and is made after its data: the presence of an
-    array says nothing. In an object store, which cannot rename, parts are written in place, and the group's attribute
-    ``complete`` is the one small object that switches.
+    array says nothing. In an object store, which cannot rename, versions lie side by side and one small object
+    switches (:mod:`chemscale.runtime.versions`).
 
     Parameters
     ----------
@@ -248,13 +233,20 @@ class ResumableProduct:
         self.target = os.fspath(target).rstrip("/") if self.remote else os.path.abspath(target)
         self.plan = plain(dict(plan))
         self.partial = Folder(self.target + PARTIAL)
-        #: the group that parts are written to
-        self.folder = self.target if self.remote else self.partial.where("product")
+        self._versions = Versions(self.target) if self.remote else None
+
+    @property
+    def folder(self) -> str:
+        """The group that parts are written to."""
+        if self._versions is None:
+            return self.partial.where("product")
+        return self._versions.where(self.partial.read("version").decode())
 
     def is_finished(self) -> bool:
-        """Whether the finished product was made by this very plan, and is whole."""
-        if self.remote:
-            return False
+        """Whether the finished product was made by this very plan, and is whole (in object stores: there)."""
+        if self._versions is not None:
+            there = self._versions.current()
+            return bool(there) and there["plan"] == self.plan and Folder(opened_at(self.target)).exists("zarr.json")
         record = record_of(Path(self.target))
         return record is not None and record.get("plan") == self.plan and not faults(Path(self.target))
 
@@ -272,9 +264,10 @@ class ResumableProduct:
 
     def restart(self, create: Callable[[str], Any]) -> None:
         """Begin anew: `create` makes the empty product in the folder it is given."""
-        if self.remote:
-            Folder(self.target).remove_tree()
+        if self._versions is not None:
             self.partial.remove_tree()
+            self._versions.clear()
+            self.partial.write("version", self._versions.new().encode())
         else:
             partial = Path(self.partial.root)
             remove_leftovers(Path(self.target))
@@ -307,10 +300,11 @@ class ResumableProduct:
 
     def finish(self, made_from: Mapping[str, str | None], attributes: Mapping[str, Any] | None = None) -> None:
         """Seal the product with `attributes` and put it in its place."""
-        if self.remote:
+        if self._versions is not None:
             import zarr
 
-            zarr.open_group(self.target, mode="r+").attrs.update(dict(attributes or {}))
+            zarr.open_group(self.folder, mode="r+").attrs.update(dict(attributes or {}))
+            self._versions.publish(self.partial.read("version").decode(), self.plan)
             self.partial.remove_tree()
             return
         for left in Path(self.folder).rglob(f"*{PARTIAL}"):  # of a worker that was killed while it wrote a chunk

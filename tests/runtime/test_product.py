@@ -24,7 +24,7 @@ def dataset(value: float) -> xr.Dataset:
 @pytest.fixture(params=["exchange", "two renames"])
 def way(request, monkeypatch):
     if request.param == "two renames":
-        monkeypatch.setattr(products, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(products, "exchange", lambda one, other: False)
     return request.param
 
 

@@ -7,11 +7,10 @@ carried on from wherever it was.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 
 from chemscale.errors import StoreError
+from chemscale.runtime.exchange import exchange
 from chemscale.runtime.files import Folder
 from chemscale.survey.store.manifest import LEDGER, ROOT
 
@@ -60,7 +59,7 @@ def put_in_place(folder: Folder) -> None:
         return
     if not folder.exists():
         os.rename(new.root, folder.root)
-    elif not _exchange(new.root, folder.root):
+    elif not exchange(new.root, folder.root):
         old = Folder(f"{folder.root}.replaced")
         old.remove_tree()
         os.rename(folder.root, old.root)
@@ -76,12 +75,3 @@ def clear(folder: Folder) -> None:
         old.remove(ROOT)
         old.remove_tree()
     folder.remove(REPLACING)
-
-
-def _exchange(a: str, b: str) -> bool:
-    """Let two directories change places in one step (Linux); False where that cannot be done."""
-    with contextlib.suppress(AttributeError, OSError):
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-        here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        return call(here, os.fsencode(a), here, os.fsencode(b), swap) == 0
-    return False
