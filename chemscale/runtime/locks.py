@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +27,15 @@ import psutil
 from chemscale.errors import StoreError
 
 _mutex = threading.Lock()
-#: Locks this process holds: path -> how often they were taken.
-_held: dict[str, int] = {}
+#: Locks this process holds: path -> the thread that holds it, and how often it took it.
+_held: dict[str, list[int]] = {}
+#: Seconds after which an empty file beside a lock is of a writer that died while it made it.
+_LEFT = 60.0
 
 
 @contextmanager
 def lock(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Hold the lock file `path` for the block; taking it again in the same process is fine.
+    """Hold the lock file `path` for the block; taking it again in the same thread is fine.
 
     Parameters
     ----------
@@ -41,21 +45,24 @@ def lock(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     Raises
     ------
     StoreError
-        Another process holds it: the message says which, where, and since when.
+        Another process holds it: the message says which, where, and since when. Or another thread of this one.
     """
-    key = f"{os.getpid()}:{os.path.abspath(path)}"
+    key, me = f"{os.getpid()}:{os.path.abspath(path)}", threading.get_ident()
     with _mutex:
-        if _held.get(key):
-            _held[key] += 1
-        else:
+        holder = _held.get(key)
+        if holder is None:
             _take(Path(path), what)
-            _held[key] = 1
+            _held[key] = [me, 1]
+        elif holder[0] == me:
+            holder[1] += 1
+        else:
+            raise StoreError(f"{what} is being written by another thread of this process", "wait for it")
     try:
         yield
     finally:
         with _mutex:
-            _held[key] -= 1
-            if not _held[key]:
+            _held[key][1] -= 1
+            if not _held[key][1]:
                 del _held[key]
                 Path(path).unlink(missing_ok=True)
 
@@ -79,11 +86,13 @@ def _take(path: Path, what: str) -> None:
         beside.write_bytes(content)
         try:
             os.link(beside, path)
+            _remove_leftovers(path)
             return
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
             if _take_without_links(path, content):
+                _remove_leftovers(path)
                 return
         finally:
             beside.unlink(missing_ok=True)
@@ -98,6 +107,17 @@ def _take(path: Path, what: str) -> None:
             )
         _remove_stale(path, holder)
     raise StoreError(f"{what}: several processes ask for the lock at once", "run the command again")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writers that were killed while they asked for the lock left beside it; for whoever holds it."""
+    name = re.compile(re.escape(path.name) + r"\.(stale-)?[0-9a-f]{12}")
+    for file in path.parent.iterdir():
+        if name.fullmatch(file.name):
+            with contextlib.suppress(OSError):
+                holder = read_holder(file)
+                if (holder and is_gone(holder)) or (holder == {} and time.time() - file.stat().st_mtime > _LEFT):
+                    file.unlink(missing_ok=True)
 
 
 def _take_without_links(path: Path, content: bytes) -> bool:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ with Run.open(sys.argv[1]).stage("long"):
 """
 COUNT = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from chemscale.errors import StoreError
 from chemscale.runtime.locks import lock
@@ -86,3 +88,31 @@ def test_writers_of_several_processes_never_meet(tmp_path: Path, links: bool):
     children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
     assert [c.wait(60) for c in children] == [0, 0, 0]
     assert (tmp_path / "n").read_text() == "75"
+
+
+def test_a_thread_takes_its_lock_again_and_another_thread_of_the_process_is_refused(tmp_path):
+    with lock(tmp_path / "lock", "the run"), ThreadPoolExecutor(1) as other:
+        with lock(tmp_path / "lock", "the run"):
+            pass
+        assert (tmp_path / "lock").exists(), "given back when the outer block ends"
+        with pytest.raises(StoreError, match="the run is being written by another thread"):
+            other.submit(lock(tmp_path / "lock", "the run").__enter__).result()
+
+    def taken() -> bool:
+        with lock(tmp_path / "lock", "the run"):
+            return True
+
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(taken).result()
+
+
+def test_what_killed_writers_left_beside_a_lock_goes_with_the_next_one(tmp_path):
+    dead = json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "since": "then"})
+    alive = json.dumps({"host": "elsewhere", "pid": 1, "since": "then"})
+    left = {"lock.0123456789ab": dead, "lock.stale-0123456789ab": dead, "lock.ba9876543210": ""}
+    stays = {"lock.abcdefabcdef": alive, "lock.aaaaaaaaaaaa": "", "lock.json": "{}", "other": ""}
+    for name, content in (left | stays).items():
+        (tmp_path / name).write_text(content)
+    os.utime(tmp_path / "lock.ba9876543210", (0, 0))
+    with lock(tmp_path / "lock", "the run"):
+        assert {*os.listdir(tmp_path)} == {"lock", *stays}

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def test_an_overwrite_of_nothing_readable_leaves_the_old_store(store, tmp_path):
 @pytest.mark.parametrize("exchange", [True, False], ids=["at once", "two renames"])
 def test_overwriting_gives_what_a_new_store_would_be(store, tmp_path, exchange, monkeypatch):
     if not exchange:
-        monkeypatch.setattr(replace, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(replace, "exchange", lambda a, b: False)
     more = write_files(tmp_path / "more", n=41, seed=8)
     ingest(ToySource(more), tmp_path / "fresh.zarr", layout=SMALL)
     ingest(ToySource(more), store, layout=SMALL, overwrite=True)
@@ -216,31 +215,60 @@ def test_a_lock_of_another_host_is_never_taken(store, files):
 
 
 WRITER = """
-import sys
-from pathlib import Path
+import os, sys
 from toysource import ToySource
 from chemscale.errors import StoreError
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.store.layout import Layout
-try:
-    ingest(ToySource(sys.argv[1]), sys.argv[2], layout=Layout(4, 8, 16), overwrite=True)
-except StoreError as err:
-    assert "is being written by" in str(err), err
-    sys.exit(3)
+if sys.argv[3] == "no links":
+    def no(*args, **kwargs):
+        raise OSError(95, "no hard links, no flock")
+    os.link = no
+print("ready", flush=True)
+for line in sys.stdin:
+    try:
+        ingest(ToySource(sys.argv[1]), sys.argv[2], layout=Layout(4, 8, 16), overwrite=True, progress=False)
+        print("done", flush=True)
+    except StoreError as err:
+        print("refused" if "is being written by" in str(err) else err, flush=True)
 """
 
 
-def test_two_writers_at_once_leave_one_whole_result(store, tmp_path, files):
+def two_writers(store, tmp_path, files, *, rounds: int, links: str) -> None:
     more = write_files(tmp_path / "more", n=41, seed=8)
     for source in (files, more):
         ingest(ToySource(source), tmp_path / f"{source.name}.zarr", layout=SMALL)
     results = [tree(tmp_path / f"{source.name}.zarr") for source in (files, more)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    for _ in range(2):
-        both = [subprocess.Popen([sys.executable, "-c", WRITER, str(s), str(store)], env=env) for s in (files, more)]
-        while any(p.poll() is None for p in both):
-            assert open_survey(store).sizes["star"] in (30, 41), "readers never wait and never see a mixture"
-            time.sleep(0.01)
-        codes = sorted(p.returncode for p in both)
-        assert codes in ([0, 0], [0, 3])
-        assert tree(store) in results
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", WRITER]
+    both = [subprocess.Popen([*command, str(s), str(store), links], env=env, **pipes) for s in (files, more)]
+    try:
+        assert [p.stdout.readline() for p in both] == ["ready\n"] * 2
+        said = set()
+        for _ in range(rounds):
+            for p in both:
+                p.stdin.write("go\n")
+                p.stdin.flush()
+            for _ in range(5):
+                assert open_survey(store).sizes["star"] in (30, 41), "readers never wait and never see a mixture"
+            answers = [p.stdout.readline().strip() for p in both]
+            assert "done" in answers and set(answers) <= {"done", "refused"}, answers
+            assert tree(store) in results
+            assert {p.name for p in store.parent.glob(f"{store.name}*")} == {store.name}
+            said.update(answers)
+        assert "refused" in said or rounds < 5
+    finally:
+        for p in both:
+            p.stdin.close()
+            assert p.wait(60) == 0
+
+
+def test_two_writers_at_once_leave_one_whole_result(store, tmp_path, files):
+    two_writers(store, tmp_path, files, rounds=2, links="links")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("links", ["links", "no links"])
+def test_two_writers_at_once_fifty_times(store, tmp_path, files, links):
+    two_writers(store, tmp_path, files, rounds=50, links=links)
