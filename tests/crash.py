@@ -6,6 +6,7 @@ renamed, linked and removed. A command runs in a fork of the test, so that a kil
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -25,20 +26,25 @@ class Fault:
     Parameters
     ----------
     error : int
-        0: the process ends there. Otherwise that ``errno``, at this operation and all later ones that need space.
+        0: the process ends there. Otherwise that ``errno``.
+    lasting : bool
+        The error comes at all later operations that need space as well.
     """
 
-    def __init__(self, root: Path, at: int = 0, error: int = 0):
-        self.root, self.at, self.error, self.count = str(root), at, error, 0
+    def __init__(self, root: Path, at: int = 0, error: int = 0, *, lasting: bool = True):
+        self.root, self.at, self.error, self.lasting, self.count = str(root), at, error, lasting, 0
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         """The audit hook."""
         if not self._counts(event, args):
             return
         self.count += 1
-        if self.at and self.count == self.at and not self.error:
-            os._exit(KILLED)
-        if self.at and self.count >= self.at and self.error and event in ("open", "os.mkdir", "os.rename"):
+        if not self.at or self.count < self.at:
+            return
+        if not self.error:
+            if self.count == self.at:
+                os._exit(KILLED)
+        elif event in ("open", "os.mkdir", "os.rename") if self.lasting else self.count == self.at:
             raise OSError(self.error, os.strerror(self.error), str(args[0]))
 
     def _counts(self, event: str, args: tuple[Any, ...]) -> bool:
@@ -56,37 +62,58 @@ class Fault:
         return text.startswith(self.root) or (folder >= 0 and not os.path.isabs(text))
 
 
-def run(command: Callable[[], Any], fault: Fault, said: Path) -> int:
-    """Exit status of `command` in a fork; operations done, and the error, in the file `said`."""
-    child = os.fork()
-    if child == 0:
+def child(command: Callable[[], Any], fault: Fault | None = None) -> tuple[int, dict[str, Any]]:
+    """Run `command` in a fork.
+
+    Returns
+    -------
+    (int, dict)
+        Exit status, and ``count`` of operations, ``value`` (what the command returned) or ``error`` in words. An error
+        that is not meant for people begins with ``traceback``.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        said, status = _run(command, fault)
+        os.write(writing, json.dumps(said).encode())
+        os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status, json.loads(text) if text else {"count": None}
+
+
+def _run(command: Callable[[], Any], fault: Fault | None) -> tuple[dict[str, Any], int]:
+    import dask
+
+    from chemscale.errors import ChemscaleError, of_the_machine
+
+    said: dict[str, Any] = {}
+    status = 0
+    if fault is not None:
+        sys.addaudithook(fault)
+    try:
+        with dask.config.set(scheduler="synchronous"):  # a fork has none of the threads of a pool
+            said["value"] = command()
+    except ChemscaleError as err:
+        said["error"], status = str(err), REFUSED
+    except BaseException as err:
+        known = of_the_machine(err)
+        said["error"] = str(known) if known else "traceback: " + "".join(traceback.format_exception(err))
         status = BROKEN
-        try:
-            import dask
-
-            sys.addaudithook(fault)
-            with dask.config.set(scheduler="synchronous"):  # a fork has none of the threads of a pool
-                command()
-            status = 0
-        except BaseException as err:
-            from chemscale.errors import ChemscaleError
-
-            status = REFUSED if isinstance(err, ChemscaleError) else BROKEN
-            fault.at = 0
-            said.write_text("".join(traceback.format_exception(err)))
-        else:
-            fault.at = 0
-            said.write_text(str(fault.count))
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if fault is not None:
+        said["count"], fault.root = fault.count, "\0"
+    return said, status
 
 
-def count(command: Callable[[], Any], root: Path, said: Path) -> int:
+def count(command: Callable[[], Any], root: Path) -> int:
     """File operations of an undisturbed command."""
-    status = run(command, Fault(root), said)
-    assert status == 0, said.read_text()
-    return int(said.read_text())
+    status, said = child(lambda: command() and None, Fault(root))
+    assert status == 0, said
+    return int(said["count"])
 
 
 def sample(n: int, most: int) -> list[int]:
