@@ -211,8 +211,3 @@ def measure(workers: list[int], tasks: int = 5000, report: Callable[[str], None]
     finally:
         logging.getLogger("distributed").setLevel(level)
     return {"scheduler": rows} | provenance()
-
-
-def busy_fraction(stars_per_s_worker: float, workers: int, us_per_task: float, stars_per_task: int) -> float:
-    """Share of its time a scheduler spends when `workers` work at their full rate."""
-    return stars_per_s_worker * workers / stars_per_task * us_per_task * 1e-6

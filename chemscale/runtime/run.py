@@ -72,7 +72,7 @@ def invocation() -> dict[str, Any]:
     return {"command": command, "environment": environment, "settings": SETTINGS.get()}
 
 
-class Stage:
+class StageNotes:
     """Handle given to the body of ``with run.stage(...)``; `note` adds facts to the manifest."""
 
     def __init__(self, name: str):
@@ -299,7 +299,7 @@ class Run(Shown):
             yield
 
     @contextmanager
-    def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[StageNotes]:
         """Run a stage and record its settings, wall time, peak memory and outcome.
 
         Peak memory counts this process and its children (local workers).
@@ -307,8 +307,8 @@ class Run(Shown):
         with self.locked():
             yield from self._stage(name, settings)
 
-    def _stage(self, name: str, settings: Mapping[str, Any] | None) -> Iterator[Stage]:
-        stage = Stage(name)
+    def _stage(self, name: str, settings: Mapping[str, Any] | None) -> Iterator[StageNotes]:
+        stage = StageNotes(name)
         entry: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": plain(dict(settings or {})),

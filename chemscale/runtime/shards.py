@@ -55,9 +55,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 
-#: Shards submitted ahead, as a multiple of the cluster's threads: one in hand and one waiting at every thread, so that
-#: none is idle while a result travels (at 1.5 they were, a tenth of the time), and a dying worker takes few along.
-AHEAD = 2.0
+#: Shards submitted to a thread of the cluster before its results are back: one in hand and one waiting at every
+#: thread, so that none is idle while a result travels (at 1.5 they were, a tenth of the time), and a dying worker takes
+#: few along.
+SHARDS_A_THREAD = 2.0
 #: Seconds between looks at the cluster (size, connection) while results arrive.
 TICK = 1.0
 #: Results are waited for until there are a sixteenth as many as the cluster has threads, or so many seconds: shards
@@ -93,7 +94,7 @@ def map_shards(
     retries: int = 2,
     policy: Literal["finish", "stop"] = "finish",
     resources: Mapping[str, float] | None = None,
-    ahead: float = AHEAD,
+    shards_a_thread: float = SHARDS_A_THREAD,
     stall_timeout: float = STALL_AFTER,
     lost_timeout: float = LOST_AFTER,
     description: str = "",
@@ -127,7 +128,7 @@ def map_shards(
         usually with :meth:`ShardReport.raise_for_failures`), or stop at once.
     resources : mapping, optional
         Worker resources a shard needs, such as ``{"GPU": 1}``.
-    ahead : float
+    shards_a_thread : float
         Shards in flight, as a multiple of the cluster's threads (of the units of `resources`).
     stall_timeout : float
         Seconds without a worker before giving up.
@@ -158,7 +159,7 @@ def map_shards(
         if client is None:
             work.serial(todo)
         else:
-            work.on_cluster(todo, client, resources, ahead, stall_timeout, lost_timeout)
+            work.on_cluster(todo, client, resources, shards_a_thread, stall_timeout, lost_timeout)
     report.seconds = time.monotonic() - start
     return report
 
@@ -242,7 +243,7 @@ class _Work:
         todo: list[Any],
         client: Client,
         resources: Mapping[str, float] | None,
-        ahead: float,
+        shards_a_thread: float,
         stall_timeout: float,
         lost_timeout: float,
     ) -> None:
@@ -253,7 +254,7 @@ class _Work:
             while self.pending or self.flight or self.suspects:
                 if time.monotonic() - looked > TICK or not slots or client.status != "running":
                     slots, looked = watch.slots(f"{self.report.done} shards are done"), time.monotonic()
-                self._submit(client, resources, max(1, int(slots * ahead + 0.999)) if slots else 0)
+                self._submit(client, resources, max(1, int(slots * shards_a_thread + 0.999)) if slots else 0)
                 self._wait(slots // SHARE)
                 fetched = self._fetched(client)
                 while self.ended:

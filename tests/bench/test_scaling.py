@@ -70,7 +70,6 @@ def test_relative_rates():
     out = scaling.relative(rows)
     assert [r["speedup"] for r in out] == [1, 3, 1]
     assert [r["efficiency"] for r in out] == [1, 0.75, 1]
-    assert saturation.busy_fraction(500, 1000, 1000, 5000) == pytest.approx(0.1)
 
 
 def test_unknown_stage_is_refused(tmp_path):
