@@ -14,7 +14,7 @@ from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 
 
-@pytest.fixture(params=["memory", "moto"])
+@pytest.fixture(params=["memory", pytest.param("moto", marks=pytest.mark.slow)])
 def url(request, monkeypatch):
     if request.param == "memory":
         yield f"memory://{uuid.uuid4().hex}/embedding.zarr"
