@@ -96,3 +96,31 @@ def test_figure_3_with_my_labels(run, tmp_path):
     words = ("--labels", "fe_h,abundance_Mg,snr", "--out", tmp_path / "figure3.pdf", "--json")
     numbers = json.loads(chemscale("plot", "features", run.path, *words).stdout)["numbers"]
     assert (tmp_path / "figure3.pdf").exists() and "rsca_1 abundance_Mg" in numbers
+
+
+def test_the_slurm_script_for_four_nodes():
+    script = chemscale("slurm", "--nodes", 4, "--print", "--", "rsca", "fit", "survey.zarr", "--run", "run").stdout
+    assert "#SBATCH --nodes=4" in script and "rsca fit survey.zarr --run run --cluster" in script
+
+
+def test_resume_after_a_break(trained, tmp_path, monkeypatch):
+    """A training that is cut off carries on with the same command and --resume."""
+    from chemscale.runtime.run import Run
+    from chemscale.vae.training import Trainer
+
+    words = ("vae", "train", Run.open(trained).store, "--run", tmp_path / "vae", "--preset", "quick", "--epochs", 2)
+    after, calls = Trainer.save, []
+
+    def cut(self, *a, **k):
+        calls.append(1)
+        out = after(self, *a, **k)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return out
+
+    monkeypatch.setattr(Trainer, "save", cut)
+    broken = CliRunner().invoke(build(), [str(w) for w in words])
+    assert broken.exit_code != 0
+    monkeypatch.setattr(Trainer, "save", after)
+    chemscale(*words, "--resume")
+    assert (tmp_path / "vae" / "vae" / "model.json").exists()

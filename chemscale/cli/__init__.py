@@ -14,7 +14,10 @@ from chemscale.config import ENV_PREFIX
 from chemscale.errors import ChemscaleError, of_the_machine
 
 #: Modules with a `register(app)`, in the order their verbs are listed by `--help`.
-AREAS = ("demo", "simulate", "survey", "mask", "rsca", "vae", "study", "report", "results", "plot", "runtime", "config")
+AREAS = (
+    *("demo", "simulate", "survey", "mask", "rsca", "vae", "study", "report", "results", "plot"),
+    *("runtime", "slurm", "config"),
+)
 
 #: Everything for people goes to stderr; stdout is kept for `--json`.
 console = Console(stderr=True)
@@ -71,7 +74,7 @@ PANELS = {
     "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask"),
     "Models": ("rsca", "vae"),
     "Results": ("study", "anomalies", "flags", "export", "plot", "compare", "report"),
-    "Many machines": ("run", "cluster", "bench"),
+    "Many machines": ("run", "slurm", "cluster", "bench"),
 }
 
 

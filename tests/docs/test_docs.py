@@ -62,7 +62,9 @@ def test_documented_commands_and_options_exist():
         known = {o for p in node.params for o in p.opts} | {"--help", "--install-completion"}
         while rest:
             word = rest.pop(0)
-            if word.startswith("-"):
+            if word == "--":  # a command of chemscale follows
+                node = get_command(build())
+            elif word.startswith("-"):
                 if word.split("=")[0] not in known:
                     problems.append(f"{page}: chemscale {' '.join(words)}: no option {word}")
             elif word in getattr(node, "commands", {}):

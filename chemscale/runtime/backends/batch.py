@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from chemscale.errors import ClusterError
 from chemscale.runtime import credentials
 from chemscale.runtime.backends.common import client_of, missing, quietly
 from chemscale.runtime.settings import BatchSettings
@@ -16,6 +21,16 @@ if TYPE_CHECKING:
 
 #: Module the batch workers run: `dask worker` under a loop that starts it again.
 SUPERVISOR = "chemscale.runtime.supervise"
+#: Command that submits a job, by batch system.
+SUBMIT = {
+    "slurm": "sbatch",
+    "pbs": "qsub",
+    "sge": "qsub",
+    "lsf": "bsub",
+    "htcondor": "condor_submit",
+    "oar": "oarsub",
+    "moab": "msub",
+}
 
 
 @contextmanager
@@ -28,6 +43,7 @@ def batch_client(settings: BatchSettings) -> Iterator[Client]:
     names = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
     names |= {"htcondor": "HTCondorCluster", "oar": "OARCluster", "moab": "MoabCluster"}
     make = getattr(dask_jobqueue, names[settings.kind])
+    check(settings)
     with ExitStack() as stack:
         if isinstance(settings.tls, str):
             security = credentials.read(settings.tls)
@@ -40,7 +56,64 @@ def batch_client(settings: BatchSettings) -> Iterator[Client]:
         minimum = settings.workers if settings.workers is not None else 1
         # adapt() rather than scale(): a job that is cancelled or runs out of walltime is replaced
         cluster.adapt(minimum_jobs=minimum, maximum_jobs=max(minimum, settings.maximum or minimum), interval="5s")
-        yield stack.enter_context(client_of(cluster, security, settings, minimum))
+        waiting = partial(_queued, cluster, settings.kind)
+        yield stack.enter_context(client_of(cluster, security, settings, minimum, waiting))
+
+
+def check(settings: BatchSettings) -> None:
+    """Refuse at once what would only fail after minutes in a queue.
+
+    Raises
+    ------
+    ClusterError
+        The batch system's command is not on the PATH, or this machine has no such network interface.
+    """
+    command = SUBMIT[settings.kind]
+    if shutil.which(command) is None:
+        raise ClusterError(
+            f"{command} is not on the PATH: this machine cannot submit jobs of kind {settings.kind!r}",
+            "run this on a login node, load the module of the batch system, or set another kind in [cluster]",
+        )
+    if settings.kind == "slurm" and shutil.which("scontrol"):
+        _answers()
+    interfaces = [name for _, name in socket.if_nameindex()]
+    if settings.interface and settings.interface not in interfaces:
+        raise ClusterError(
+            f"this machine has no network interface {settings.interface!r}",
+            f"set interface in [cluster] to one of {', '.join(interfaces)}, or leave it out",
+        )
+
+
+def _answers() -> None:
+    """Raise where Slurm's controller does not answer within a few seconds; sbatch would try for minutes."""
+    try:
+        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=8)
+        told = (done.stderr.strip() or done.stdout.strip()) if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        told = "no answer within 8 s"
+    if told:
+        raise ClusterError(
+            f"Slurm's controller cannot be reached: {told.splitlines()[-1]}",
+            "try `scontrol ping` on a login node; or work on this machine with --workers N",
+        )
+
+
+def job_script(settings: BatchSettings) -> str:
+    """The script that is submitted once for each of the `workers` jobs, as text; nothing is started."""
+    try:
+        from dask_jobqueue import slurm
+    except ImportError as err:
+        raise missing("dask-jobqueue", "hpc", err) from err
+    if settings.kind != "slurm":
+        raise ClusterError(f"scripts of kind {settings.kind!r} are not shown", 'kind = "slurm" in [cluster]')
+    left_out = ("scheduler_options", "interface")
+    options = {k: v for k, v in batch_options(settings).items() if k not in left_out}
+    return str(slurm.SLURMJob("tls://SCHEDULER:8786", name="chemscale", **options).job_script())
+
+
+def _queued(cluster: Any, kind: str) -> str:
+    n = len(getattr(cluster, "workers", {})) or len(getattr(cluster, "worker_spec", {}))
+    return f"{n} {kind} job{'s' if n != 1 else ''} queued"
 
 
 def batch_options(settings: BatchSettings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Seconds of silence after which a command says what it waits for.
+TOLD_AFTER = 10.0
+
 
 @contextmanager
-def client_of(cluster: Any, security: Security | None, settings: ClusterSettings, expected: int) -> Iterator[Client]:
-    """A client of `cluster`, once the first of `expected` workers is there; both are closed at the end."""
+def client_of(
+    cluster: Any,
+    security: Security | None,
+    settings: ClusterSettings,
+    expected: int,
+    waiting: Callable[[], str] | None = None,
+) -> Iterator[Client]:
+    """A client of `cluster`, once the first of `expected` workers is there; both are closed at the end.
+
+    `waiting` says what is waited for, see :func:`wait_for_workers`.
+    """
     from distributed import Client
 
     # on one machine results need no detour through the scheduler, which would unpack and pack them again
@@ -32,7 +45,7 @@ def client_of(cluster: Any, security: Security | None, settings: ClusterSettings
         raise
     try:
         if expected:
-            wait_for_workers(client, 1, settings.timeout)
+            wait_for_workers(client, 1, settings.timeout, waiting)
         yield client
     finally:
         _close(client, cluster)
@@ -47,19 +60,33 @@ def _close(client: Client, cluster: Any) -> None:
             logger.debug("closing %r: %s", thing, err)
 
 
-def wait_for_workers(client: Client, n: int, timeout: float) -> None:
-    """Block until `n` workers are there.
+def wait_for_workers(client: Client, n: int, timeout: float, waiting: Callable[[], str] | None = None) -> None:
+    """Block until `n` workers are there; after ten seconds the log says what is being waited for.
+
+    Parameters
+    ----------
+    waiting : callable, optional
+        Says what stands between the cluster and its workers, such as "4 jobs queued".
 
     Raises
     ------
     ClusterError
         They are not, `timeout` seconds later.
     """
+    until = time.monotonic() + timeout
     try:
-        client.wait_for_workers(n, timeout=timeout)
+        try:
+            client.wait_for_workers(n, timeout=min(timeout, TOLD_AFTER))
+        except TimeoutError:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise
+            what = f"{waiting()}, " if waiting else ""
+            logger.warning("%sno worker yet after %.0f s; waiting %.0f s more", what, TOLD_AFTER, left)
+            client.wait_for_workers(n, timeout=left)
     except TimeoutError:
         raise ClusterError(
-            f"no worker joined the cluster within {timeout:.0f} s",
+            f"no worker joined the cluster within {timeout:.0f} s" + (f" ({waiting()})" if waiting else ""),
             "look at the workers' logs (log_directory) or the queue; `timeout` in [cluster] waits longer",
         ) from None
 
