@@ -19,9 +19,11 @@ import itertools
 import json
 import os
 import platform
+import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array as da
@@ -33,6 +35,21 @@ from chemscale.schema import VARIABLES, Flag, variable_attrs
 
 PIXELS, USED, K = 8575, 7514, 30
 BLOCK = 2048
+#: Angle of a reference, and the passes it may take.
+TIGHT, MOST = 1e-4, 80
+#: Fit with another release: only names that both have.
+OTHER = """
+import json, sys, time, dask, chemscale
+dask.config.set(scheduler="threads", num_workers={threads})
+ds = chemscale.open_survey({store!r})
+from chemscale import MaskedPPCA
+flux, gone, ivar = ds["flux"].data, ds["flags"].data != 0, ds["ivar"].data
+MaskedPPCA(5, max_iter=2).fit(flux[:2000], gone[:2000], ivar[:2000])
+start, cpu = time.perf_counter(), time.process_time()
+fit = MaskedPPCA(n_components={k}, random_state=0).fit(flux, gone, ivar)
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+print(json.dumps({{"seconds": seconds, "cpu": cpu, "passes": fit.n_passes_, "version": chemscale.__version__}}))
+"""
 
 
 def axes(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -207,6 +224,67 @@ def measure(args: argparse.Namespace) -> dict:
         out["exact_passes"], out["exact_estimated_angle"] = exact.n_passes_, exact.angle_[-1]
         d = min(fit.n_determined_, exact.n_determined_)
         out["angle_to_exact"] = largest_angle(fit.components_, exact.components_[:d])
+    return out
+
+
+def speed(store: str, settings: dict[str, Any], *, base: str | None = None, reference: bool = False) -> dict[str, Any]:
+    """Fit of all stars, from disk, against bare passes, a tight reference and another release (`base`, its Python).
+
+    Processor time beside wall time: other work on the machine disturbs it less.
+    """
+    import chemscale
+    from chemscale.embedding.fit import fit_survey
+
+    threads = len(os.sched_getaffinity(0)) + 1
+    dask.config.set(scheduler="threads", num_workers=threads)
+    ds = chemscale.open_survey(store)
+    names = ("flux", "ivar", "flags")
+    fit_survey(ds.isel(star=slice(0, 2000)), n_components=5, **settings | {"tol": 0.1})  # imports, file handles
+    bare, fits, laps, found, others = [], [], [], None, []
+    for turn in range(2):
+        bare.append(bare_pass(ds, names))
+        ended: list[float] = []
+        start, cpu = time.perf_counter(), time.process_time()
+        found = fit_survey(ds, n_components=K, progress=lambda *_: ended.append(time.process_time()), **settings)
+        fits.append((time.perf_counter() - start, time.process_time() - cpu))
+        laps += np.diff(ended).tolist()
+        bare.append(bare_pass(ds, names))
+        if base and turn == 0:
+            code = OTHER.format(threads=threads, store=store, k=K)
+            others.append(
+                json.loads(
+                    subprocess.run(
+                        (base, "-c", code), check=True, stdout=subprocess.PIPE, text=True
+                    ).stdout.splitlines()[-1]
+                )
+            )
+    assert found is not None
+    wall, work = (float(np.mean([f[i] for f in fits])) for i in range(2))
+    bare_wall, bare_work = (float(np.median([b[i] for b in bare])) for i in range(2))
+    out = {
+        "stars": int(ds.sizes["star"]),
+        "bare_seconds": [round(b[0], 2) for b in bare],
+        "bare_cpu_seconds": [round(b[1], 2) for b in bare],
+        "fit_seconds": [round(f[0], 1) for f in fits],
+        "fit_cpu_seconds": [round(f[1], 1) for f in fits],
+        "fit_over_bare": wall / bare_wall,
+        "fit_over_bare_cpu": work / bare_work,
+        "pass_over_bare_cpu": float(np.median(laps)) / bare_work,
+        "passes": found.n_passes_,
+        "estimated_angle": [round(a, 5) if np.isfinite(a) else None for a in found.angle_],
+        "verdict": found.verdict,
+    }
+    if others:
+        out |= {"other": others[0], "faster": others[0]["seconds"] / wall, "faster_cpu": others[0]["cpu"] / work}
+    if reference:
+        tight = settings | {"tol": TIGHT, "max_iter": MOST, "random_state": 1, "loglike_tol": 1e-15}
+        exact = fit_survey(ds, n_components=K, **tight)
+        d = min(found.n_determined_, exact.n_determined_)
+        out |= {
+            "reference": exact.verdict,
+            "angle_to_reference": largest_angle(found.components_, exact.components_[:d]),
+            "statistical_error": float(exact.axis_error_[d - 1]),
+        }
     return out
 
 

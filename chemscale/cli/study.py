@@ -57,6 +57,9 @@ def register(app: typer.Typer) -> None:
         for name, summary in summaries.items():
             numbers = ", ".join(f"{k} {_short(v)}" for k, v in summary["numbers"].items())
             console.print(f"[bold]{escape(name)}[/] ({summary['seconds']:.1f} s) {escape(numbers)}", highlight=False)
+        for basis in dict.fromkeys(s["basis"] for s in summaries.values() if s["basis"]):
+            same = ", ".join(name for name, s in summaries.items() if s["basis"] == basis)
+            console.print(f"[dim]basis of {escape(same)}: {escape(basis)}[/]", highlight=False)
         for reason in dict.fromkeys(skipped.values()):
             same = ", ".join(name for name, why in skipped.items() if why == reason)
             console.print(f"[yellow]{escape(same)} left out:[/] {escape(reason)}", highlight=False)

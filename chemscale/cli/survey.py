@@ -32,17 +32,25 @@ def finalise(out: StoreArg, as_json: AsJson = False) -> None:
     show_summary(close(out), as_json)
 
 
-def info(store: StoreArg, as_json: AsJson = False) -> None:
+def info(
+    store: StoreArg,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Also mean, scatter and used share of every pixel: reads all spectra once.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """What is in a store: survey, stars, pixels, coverage, censoring, labels, provenance, size.
 
-    Example: chemscale info apogee.zarr
+    Example: chemscale info apogee.zarr --pixels
     """
     from rich.console import Console
 
     from chemscale.cli import echo_json
-    from chemscale.survey.info import render, store_info
+    from chemscale.survey.info import pixel_statistics, render, store_info
 
     facts = store_info(store)
+    if pixels:
+        facts["pixels"] = pixel_statistics(store)
     if as_json:
         echo_json(facts)
     else:

@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any
 
 import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
 
 from chemscale.embedding.fit import missing_bits, survey_pixels
-from chemscale.embedding.found import OUTLIER_BIT, Found, embed_found
+from chemscale.embedding.found import Found, embed_found
+from chemscale.embedding.layout import PART_STARS, columns_of, create_empty, reading_chunk
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime.blocks import Reader, group_size, readers_of, split_at_blocks
 from chemscale.runtime.cluster import current_client
@@ -29,16 +29,9 @@ from chemscale.runtime.files import Folder
 from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, done_parts
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.runtime.versions import opened_at
-from chemscale.schema import STAR_VARIABLES
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.statistics.ppca_source import load_block
-
-#: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
-#: between two marks a resumed run can start from.
-PART_STARS = 65_536
-#: Version of the product's layout.
-EMBEDDING_VERSION = 1
 
 
 def embed_survey(
@@ -106,12 +99,12 @@ def embed_survey(
     parts = [(start, min(start + size, n)) for start in range(0, n, size)]
     root = os.fspath(path)
     root = root if "://" in root else os.path.abspath(root)  # workers were started elsewhere
-    columns = _columns(ds, extra)
+    columns = columns_of(ds, extra)
     fingerprint = _fingerprint(ds, model, columns, missing_bits(flags), parts)
     product = ResumableProduct(root, {"fingerprint": fingerprint})
     if resume and product.is_finished():
         return open_embedding(root)
-    create = partial(_create, ds=ds, model=model, columns=columns, chunk=size, fingerprint=fingerprint)
+    create = partial(create_empty, ds=ds, model=model, columns=columns, chunk=size, fingerprint=fingerprint)
     done = _begin(product, create, overwrite=overwrite, resume=resume)
     load = partial(
         load_block,
@@ -249,17 +242,6 @@ class _Marks:
             self.progress(self.stars, self.parts[-1][1])
 
 
-def _columns(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
-    names = [name for name in STAR_VARIABLES if name in ds.variables]
-    columns = {name: np.asarray(ds[name].values) for name in names}
-    for name, values in (extra or {}).items():
-        values = np.asarray(values)
-        if values.shape != (ds.sizes["star"],):
-            raise InputError(f"extra variable {name!r} has shape {values.shape}", "pass one value per star")
-        columns[name] = values
-    return columns
-
-
 def _fingerprint(
     ds: xr.Dataset, model: MaskedPPCA, columns: Mapping[str, np.ndarray], bits: int, parts: Sequence[tuple[int, ...]]
 ) -> str:
@@ -301,68 +283,6 @@ def _begin(product: ResumableProduct, create: Callable[[str], None], *, overwrit
     return set()
 
 
-def _create(
-    root: str,
-    *,
-    ds: xr.Dataset,
-    model: MaskedPPCA,
-    columns: Mapping[str, np.ndarray],
-    chunk: int,
-    fingerprint: str,
-) -> None:
-    """The empty product, its per-star variables written."""
-    n, k = ds.sizes["star"], model.n_components
-    lazy = da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32)
-    template = xr.Dataset(
-        {
-            "coords": (
-                ("star", "component"),
-                lazy,
-                {"long_name": "posterior mean of the coordinates along the principal axes", "units": "flux"},
-            ),
-            "coords_variance": (
-                ("star", "component"),
-                da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32),
-                {"long_name": "posterior variance of the coordinates"},
-            ),
-            "valid": (("star",), da.zeros(n, chunks=chunk, dtype=bool), {"long_name": "star has a valid pixel"}),
-        }
-    )
-    if model.rejection is not None:
-        template = template.assign(_outlier_variables(ds, chunk))
-    for name, values in columns.items():
-        values = values.astype(object) if values.dtype.kind in "UT" else values
-        template[name] = (("star",), values, dict(ds[name].attrs) if name in ds.variables else {})
-    template.attrs = {
-        "chemscale_embedding": EMBEDDING_VERSION,
-        "complete": False,
-        "fingerprint": fingerprint,
-        "noise": model.noise,
-        "n_components": k,
-        "survey": str(ds.attrs.get("survey", "")),
-    }
-    encoding = {name: {"chunks": (min(_reading_chunk(chunk), max(n, 1)),)} for name in columns}
-    template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
-
-
-def _outlier_variables(ds: xr.Dataset, chunk: int) -> dict[str, Any]:
-    """What a model that rejects outliers adds to the product."""
-    n, p = ds.sizes["star"], ds.sizes["wavelength"]
-    flags = {
-        "long_name": "pixels the model does not explain, left out of the coordinates",
-        "flag_masks": [OUTLIER_BIT],
-        "flag_meanings": "outlier",
-    }
-    misfit = {"long_name": "mean absolute residual in units of the errors; 1 = as the errors say"}
-    anomalous = {"long_name": "the whole spectrum does not fit"}
-    return {
-        "outlier_flags": (("star", "wavelength"), da.zeros((n, p), chunks=(chunk, p), dtype=np.uint8), flags),
-        "n_outliers": (("star",), da.zeros(n, chunks=chunk, dtype=np.int32), {"long_name": "rejected pixels"}),
-        "misfit": (("star",), da.full(n, np.nan, chunks=chunk, dtype=np.float32), misfit),
-        "anomalous": (("star",), da.zeros(n, chunks=chunk, dtype=bool), anomalous),
-    }
-
-
 def _attributes(root: str) -> dict[str, Any] | None:
     import zarr
 
@@ -370,11 +290,6 @@ def _attributes(root: str) -> dict[str, Any] | None:
         return dict(zarr.open_group(opened_at(root), mode="r").attrs)
     except (FileNotFoundError, zarr.errors.GroupNotFoundError):
         return None
-
-
-def _reading_chunk(chunk: int) -> int:
-    """Whole chunks of the product, some 65,000 stars: fewer and larger tasks for those who read it."""
-    return chunk * max(1, PART_STARS // chunk)
 
 
 def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -409,7 +324,7 @@ def open_embedding(path: str | os.PathLike[str]) -> xr.Dataset:
 
 def _read(root: str) -> xr.Dataset:
     chunk = int(zarr.open_array(root, path="coords", mode="r").chunks[0])
-    ds = xr.open_zarr(root, consolidated=False, chunks={"star": _reading_chunk(chunk)})
+    ds = xr.open_zarr(root, consolidated=False, chunks={"star": reading_chunk(chunk)})
     ds.attrs.pop(RECORD, None)
     text = {name: ds[name].astype(object) for name in ds.variables if ds[name].dtype.kind == "T"}
     return ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})

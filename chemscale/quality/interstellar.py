@@ -18,6 +18,8 @@ from scipy.stats import median_abs_deviation
 
 from chemscale.errors import DataError
 from chemscale.schema import ALL_FLAGS, Flag
+from chemscale.statistics.masked import finish_moments
+from chemscale.statistics.moments import Moments, block_moments, combine_moments
 from chemscale.statistics.ppca import MaskedPPCA
 
 #: Bits that hide a pixel here: all but those this module itself finds.
@@ -38,7 +40,7 @@ def residual_spectrum(
     """Mean residual per wavelength of `high` stars on the PCA basis of `low` stars (appendices A and B).
 
     Loads the spectra of at most `max_basis` low stars; all high stars go through chunk by chunk as Dask tasks that
-    return sums only: one pass over the chunks that hold them.
+    return moments only: one pass over the chunks that hold them.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ def residual_spectrum(
     # residuals need the plane, not its last digits
     ppca = MaskedPPCA(n_components, tol=1e-3, loglike_tol=1e-8, max_iter=20, random_state=seed)
     ppca.fit(flux[~is_control], missing[~is_control])
-    control = residual_sums(ppca, flux[is_control], missing[is_control])
+    control = residual_moments(ppca, flux[is_control], missing[is_control])
     del flux, missing
     model, tasks, start = delayed(ppca), [], 0
     chunks = survey["flux"].chunks
@@ -88,26 +90,30 @@ def residual_spectrum(
         lo, hi = np.searchsorted(rows_high, [start, start + size])
         if hi > lo:
             block = survey[["flux", "ivar", "flags"]].isel(star=slice(start, start + size))
-            tasks.append(delayed(_block_sums)(model, *_delayed_block(block), rows_high[lo:hi] - start))
+            tasks.append(delayed(_block_moments)(model, *_delayed_block(block), rows_high[lo:hi] - start))
         start += size
-    total = np.sum(compute(*tasks), axis=0)
+    found = compute(*tasks)
+    signed, absolute = (finish_moments(combine_moments(*(f[i] for f in found))) for i in range(2))
+    c_signed, c_absolute = map(finish_moments, control)
     with np.errstate(invalid="ignore", divide="ignore"):
-        n = total[0]
-        mean, absolute = total[1] / n, total[2] / n
-        error = np.sqrt(np.maximum(total[3] / n - mean**2, 0) / n)
-        c_mean, c_absolute = control[1] / control[0], control[2] / control[0]
+        error = np.sqrt(signed.variance / signed.count)
     dim = ("wavelength",)
     return xr.Dataset(
         {
-            "residual": (dim, mean),
-            "absolute_residual": (dim, absolute),
+            "residual": (dim, signed.mean),
+            "absolute_residual": (dim, absolute.mean),
             "error": (dim, error),
-            "control": (dim, c_mean),
-            "absolute_control": (dim, c_absolute),
-            "n_high": (dim, n),
+            "control": (dim, c_signed.mean),
+            "absolute_control": (dim, c_absolute.mean),
+            "n_high": (dim, signed.count),
         },
         coords={"wavelength": survey["wavelength"]},
-        attrs={"n_low": len(rows_low), "n_high": len(rows_high), "n_components": n_components},
+        attrs={
+            "n_low": len(rows_low),
+            "n_high": len(rows_high),
+            "n_components": n_components,
+            "basis": ppca.verdict,
+        },
     )
 
 
@@ -139,17 +145,18 @@ def _delayed_block(block: xr.Dataset) -> list[Any]:
     return out
 
 
-def _block_sums(ppca: Any, flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return residual_sums(ppca, *_clean(flux[rows], ivar[rows], flags[rows]))
+def _block_moments(
+    ppca: Any, flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray, rows: np.ndarray
+) -> tuple[Moments, Moments]:
+    return residual_moments(ppca, *_clean(flux[rows], ivar[rows], flags[rows]))
 
 
-def residual_sums(ppca: Any, flux: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Per pixel over stars: count, sum, sum of absolute values, sum of squares of the residuals, shape (4, pixels)."""
+def residual_moments(ppca: Any, flux: np.ndarray, missing: np.ndarray) -> tuple[Moments, Moments]:
+    """Moments over stars, per pixel, of the residuals of a block and of their absolute values."""
     z = np.asarray(ppca.transform(flux, missing))
     residual = flux - (z @ np.nan_to_num(ppca.components_) + np.nan_to_num(ppca.mean_))
     unused = missing | ~ppca.pixel_used_
-    residual = np.where(unused, 0.0, residual)
-    return np.stack([(~unused).sum(0), residual.sum(0), np.abs(residual).sum(0), np.square(residual).sum(0)])
+    return block_moments(residual, unused), block_moments(np.abs(residual), unused)
 
 
 def score(excess: np.ndarray, *, smooth: float = 4.0, baseline: int = 601) -> np.ndarray:

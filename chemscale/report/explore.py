@@ -18,6 +18,7 @@ from chemscale.report import charts, products
 from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.schema import VARIABLES
+from chemscale.statistics.masked import masked_moments
 
 #: Features shown and compared at most.
 MAX_FEATURES = 30
@@ -207,10 +208,7 @@ def _add_spectra(
         chosen, flux = chosen[:0], np.full((0, len(wave)), np.nan, np.float32)
         missing = np.ones_like(flux, bool)
     if len(chosen):
-        used = ~missing
-        with np.errstate(invalid="ignore"):
-            total = np.where(used.any(0), np.nansum(flux, 0) / used.sum(0), np.nan)
-        stars.mean_flux = products.bin_pixels(total, factor)
+        stars.mean_flux = products.bin_pixels(masked_moments(flux, missing).mean, factor)
         stars.censored = products.bin_pixels(missing.mean(0), factor)
     binned = products.bin_pixels(flux, factor)
     codes, low, step = products.quantise(binned)

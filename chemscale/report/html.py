@@ -269,6 +269,7 @@ class _Page:
             "title": summary["title"],
             "source": summary["source"],
             "caption": summary.get("caption", ""),
+            "basis": summary.get("basis", ""),
             "numbers": [(findings.words(k), _short(v)) for k, v in summary.get("numbers", {}).items()],
             "image": image,
             "width": width,

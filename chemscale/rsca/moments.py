@@ -11,6 +11,7 @@ import numpy as np
 from dask import compute, delayed
 
 from chemscale.errors import DataError, InputError
+from chemscale.statistics.moments import block_scatter, combine_scatter
 
 
 @dataclass(frozen=True)
@@ -24,28 +25,6 @@ class FieldMoments:
     def leading(self, k: int) -> FieldMoments:
         """Moments of the first `k` coordinates."""
         return FieldMoments(self.n, self.mean[:k], self.covariance[:k, :k])
-
-
-def _block_moments(block: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, int]:
-    x = np.asarray(block, dtype=np.float64)
-    bad = int(np.sum(~np.all(np.isfinite(x), axis=1)))
-    if bad or not len(x):
-        return len(x), np.zeros(x.shape[1]), np.zeros((x.shape[1],) * 2), bad
-    mean = x.mean(axis=0)
-    x = x - mean
-    return len(x), mean, x.T @ x, 0
-
-
-def _merge_moments(parts: list[tuple[int, np.ndarray, np.ndarray, int]]) -> tuple[int, np.ndarray, np.ndarray, int]:
-    n, mean, scatter, bad = parts[0]
-    for n_b, mean_b, scatter_b, bad_b in parts[1:]:
-        total = n + n_b
-        if n_b:
-            delta = mean_b - mean
-            mean = mean + delta * (n_b / total)
-            scatter = scatter + scatter_b + np.outer(delta, delta) * (n * n_b / total)
-        n, bad = total, bad + bad_b
-    return n, mean, scatter, bad
 
 
 def field_blocks(field: Any) -> list[Any]:
@@ -78,17 +57,18 @@ def field_moments(field: Any) -> FieldMoments:
         raise DataError("there are no field stars", "check the sample cuts: `chemscale info STORE` lists the stars")
     blocks = field_blocks(field)
     if isinstance(field, da.Array):
-        parts = [delayed(_block_moments)(b) for b in blocks]
+        parts = [delayed(block_scatter)(b) for b in blocks]
         while len(parts) > 1:  # a tree, so that no one task waits for all blocks
-            parts = [delayed(_merge_moments)(parts[i : i + 16]) for i in range(0, len(parts), 16)]
-        n, mean, scatter, bad = compute(parts[0])[0]
+            parts = [delayed(combine_scatter)(*parts[i : i + 16]) for i in range(0, len(parts), 16)]
+        total = compute(parts[0])[0]
     else:
-        n, mean, scatter, bad = _merge_moments([_block_moments(b) for b in blocks])
-    if bad:
+        total = combine_scatter(*map(block_scatter, blocks))
+    if bad := int(total["incomplete"]):
         raise DataError(
             f"{bad} field star(s) have coordinates that are not finite", "drop stars without a valid spectrum"
         )
-    return FieldMoments(n, mean, scatter / max(n - 1, 1))
+    n = int(total["count"][0])
+    return FieldMoments(n, total["mean"], total["scatter"] / max(n - 1, 1))
 
 
 def check_members(members: Any, clusters: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

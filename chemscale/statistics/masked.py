@@ -1,9 +1,8 @@
 """Statistics of pixels over stars, with masks or weights, in one pass over the data.
 
 Every function takes NumPy arrays (and computes) or Dask arrays (and stays lazy) of shape (star, pixel),
-chunked in any way. Each block gives its own mean and central sums, combined in a tree with the update of
-Chan, Golub & LeVeque (1983): no cancellation for spectra near 1, the same result for any
-chunking to rounding.
+chunked in any way. The kernels of the moments are in :mod:`chemscale.statistics.moments`; their results are combined in
+a tree.
 
 ====================================  ======  ===================================================
 function                              passes  result
@@ -26,14 +25,19 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.statistics import blocks
-from chemscale.statistics.pixel_loops import PixelSums, sum_pixels
+from chemscale.statistics.moments import (
+    Moments,
+    block_moments,
+    block_pairs,
+    combine_moments,
+    combine_pairs,
+    valid_weights,
+)
 
 #: Standard deviation of a normal distribution in units of its MAD.
 MAD_SCALE = 1.4826022185056018
 #: Histogram bins per pixel: resolution of quantiles is the range divided by this.
 BINS = 1024
-
-Moments = dict[str, np.ndarray]
 
 
 class MomentsResult(NamedTuple):
@@ -56,83 +60,11 @@ class CovarianceResult(NamedTuple):
 # ------------------------------------------------------------------ kernels
 
 
-def valid_weights(values: np.ndarray, mask: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray:
-    """Weights in float64, 0 where masked or not finite; 1 where valid if no `weights` are given."""
-    valid = np.isfinite(values)
-    if mask is not None:
-        valid &= ~np.asarray(mask, dtype=bool)
-    if weights is None:
-        return valid.astype(np.float64)
-    weights = np.asarray(weights, dtype=np.float64)
-    return np.where(valid & np.isfinite(weights) & (weights > 0), weights, 0.0)
-
-
-def block_moments(values: np.ndarray, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> Moments:
-    """Count, weight, mean and weighted sum of squared deviations of one block, (P,) each, in one sweep."""
-    none = np.zeros((0, 0))
-    values = values if values.dtype.kind == "f" else values.astype(np.float64)
-    sums = PixelSums(*np.zeros((5, values.shape[1])))
-    gone = none.astype(bool) if mask is None else np.asarray(mask, dtype=bool)
-    sum_pixels(values, gone, none if weights is None else np.asarray(weights), sums)
-    shift = np.divide(sums.first, sums.weight, out=np.zeros_like(sums.weight), where=sums.weight > 0)
-    return {
-        "count": sums.valid,
-        "weight": sums.weight,
-        "mean": sums.pivot + shift,
-        "central": np.maximum(sums.second - sums.weight * shift**2, 0.0),
-    }
-
-
-def combine_moments(*parts: Moments) -> Moments:
-    """Moments of the union of blocks."""
-    total = dict(parts[0])
-    for part in parts[1:]:
-        weight = total["weight"] + part["weight"]
-        share = np.divide(part["weight"], weight, out=np.zeros_like(weight), where=weight > 0)
-        shift = part["mean"] - total["mean"]
-        total = {
-            "count": total["count"] + part["count"],
-            "weight": weight,
-            "mean": total["mean"] + share * shift,
-            "central": total["central"] + part["central"] + total["weight"] * share * shift**2,
-        }
-    return total
-
-
-def block_pairs(values: np.ndarray, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> Moments:
-    """Sums over a block for pairwise-complete covariances, about the block's own mean."""
-    w = valid_weights(values, mask, weights)
-    moments = block_moments(values, mask, weights)
-    pivot = moments["mean"]
-    x = np.where(w > 0, values, 0.0) - pivot
-    root = np.sqrt(w)
-    scaled = root * x
-    valid = (w > 0).astype(np.float64)
-    return moments | {
-        "pivot": pivot,
-        "pair_count": valid.T @ valid,
-        "pair_weight": root.T @ root,
-        "pair_sum": scaled.T @ root,  # [d, e]: sum of x_d over stars valid in d and e
-        "pair_product": scaled.T @ scaled,
-    }
-
-
-def combine_pairs(*parts: Moments) -> Moments:
-    """Pair sums of the union of blocks, moved to the pivot of the first."""
-    total = dict(parts[0])
-    for part in parts[1:]:
-        shift = part["pivot"] - total["pivot"]
-        sums, weight = part["pair_sum"], part["pair_weight"]
-        product = part["pair_product"] + shift[:, None] * sums.T + sums * shift + np.outer(shift, shift) * weight
-        merged = combine_moments(total, part)
-        total = merged | {
-            "pivot": total["pivot"],
-            "pair_count": total["pair_count"] + part["pair_count"],
-            "pair_weight": total["pair_weight"] + weight,
-            "pair_sum": total["pair_sum"] + sums + shift[:, None] * weight,
-            "pair_product": total["pair_product"] + product,
-        }
-    return total
+def finish_moments(total: Moments) -> MomentsResult:
+    """Count, weight, mean and variance (NaN where nothing is valid) from the moments of all blocks."""
+    seen = total["weight"] > 0
+    variance = np.divide(total["central"], total["weight"], out=np.full(seen.size, np.nan), where=seen)
+    return MomentsResult(total["count"], total["weight"], np.where(seen, total["mean"], np.nan), variance)
 
 
 def block_histogram(
@@ -232,7 +164,7 @@ def masked_moments(values: Any, mask: Any = None, weights: Any = None) -> Moment
     MomentsResult
         Arrays (P,); mean and variance (divided by the sum of weights) are NaN where nothing is valid.
     """
-    return MomentsResult(*_run(values, mask, weights, block_moments, combine_moments, _finish_moments, 4))
+    return MomentsResult(*_run(values, mask, weights, block_moments, combine_moments, finish_moments, 4))
 
 
 def masked_covariance(values: Any, mask: Any = None, weights: Any = None) -> CovarianceResult:
@@ -287,12 +219,6 @@ def masked_median_mad(
 
 
 # ------------------------------------------------------------------- layers
-
-
-def _finish_moments(total: Moments) -> tuple[np.ndarray, ...]:
-    seen = total["weight"] > 0
-    variance = np.divide(total["central"], total["weight"], out=np.full(seen.size, np.nan), where=seen)
-    return total["count"], total["weight"], np.where(seen, total["mean"], np.nan), variance
 
 
 def _finish_pairs(total: Moments) -> tuple[np.ndarray, ...]:

@@ -25,13 +25,13 @@ from chemscale.display import Shown
 from chemscale.errors import InputError
 from chemscale.labelled import like, pixels, plain
 from chemscale.statistics.outliers import Rejection
-from chemscale.statistics.ppca_arrays import ArraySource, check_shapes, prepare, rows_per_block
-from chemscale.statistics.ppca_embed import embed
+from chemscale.statistics.ppca_arrays import ArraySource, check_shapes, prepare
+from chemscale.statistics.ppca_embed import embed, embed_arrays
 from chemscale.statistics.ppca_fit import Fitted, Intrinsic, Noise, Settings, Start, fit, mean_loglike
 from chemscale.statistics.ppca_kernels import Model
 from chemscale.statistics.ppca_shared import signed
 from chemscale.statistics.ppca_source import DaskSource, Source
-from chemscale.statistics.progress import REASONS, Told
+from chemscale.statistics.progress import Told, in_words
 
 
 class NotFitted(InputError, NotFittedError):
@@ -97,7 +97,9 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
     n_outlier_stars_, n_anomalous_ : int
         Stars with outliers, and stars whose whole spectrum does not fit.
     converged_ : bool
-        False where the fit ended at its largest number of passes.
+        False where the fit ended at its largest number of passes. True claims that a longer fit turns the determined
+        components by less than `tol`, or a tenth of their statistical error where that is more: components that are
+        not determined go on turning for hundreds of passes, and move the others by as much.
     stopping_reason_ : str
         ``"angle"``, ``"loglike"`` or ``"passes"``.
     n_passes_ : int
@@ -301,12 +303,9 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
 
     @property
     def verdict(self) -> str:
-        """In words: whether the fit converged, and how many components the data determine."""
-        end = REASONS.get(self.stopping_reason_, "it was stopped")
-        word = "converged" if self.converged_ else "not converged"
-        return (
-            f"{word} after {self.n_passes_} passes: {end}; "
-            f"{self.n_determined_} of {len(self.components_)} components are determined"
+        """In words: whether the fit converged and to what angle, and how many components the data determine."""
+        return in_words(
+            self.converged_, self.stopping_reason_, self.n_passes_, self.angle_, self.axis_error_, self.n_determined_
         )
 
     # ---------------------------------------------------------- transform
@@ -382,27 +381,7 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         self._check_ivar(ivar)
         weighted = self.noise == "per-pixel"
         kernel = partial(embed, model=model, used=self.pixel_used_, weighted=weighted, rejection=self.rejection)
-        if not any(isinstance(a, da.Array) for a in (flux, mask, ivar)):
-            step = rows_per_block(flux.shape[1], 8)
-            parts = [slice(s, s + step) for s in range(0, flux.shape[0], step)]
-            blocks = [kernel(flux[p], *(None if a is None else a[p] for a in (mask, ivar))) for p in parts]
-            return np.concatenate(blocks) if blocks else np.zeros((0, 2 * self.n_components))
-        flux = da.asarray(flux).rechunk({1: -1})
-        others = {
-            name: da.asarray(a).rechunk({0: flux.chunks[0], 1: -1})
-            for name, a in (("mask", mask), ("ivar", ivar))
-            if a is not None
-        }
-        return da.map_blocks(
-            _embed_block,
-            flux,
-            *others.values(),
-            names=tuple(others),
-            kernel=kernel,
-            dtype=np.float64,
-            chunks=(flux.chunks[0], (2 * self.n_components,)),
-            meta=np.zeros((0, 0)),
-        )
+        return embed_arrays(flux, mask, ivar, kernel, self.n_components)
 
     # ------------------------------------------------------------ storage
 
@@ -418,7 +397,3 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         from chemscale.statistics.ppca_dataset import read
 
         return read(cls, ds)
-
-
-def _embed_block(flux: np.ndarray, *others: np.ndarray, names: tuple[str, ...], kernel: Any) -> np.ndarray:
-    return kernel(flux, **dict(zip(names, others)))

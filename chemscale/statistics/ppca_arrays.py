@@ -13,7 +13,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.statistics import blocks
-from chemscale.statistics.masked import block_moments, combine_moments
+from chemscale.statistics.moments import block_moments, combine_moments
 from chemscale.statistics.ppca_kernels import Stats, add_stats
 
 #: A block of stars: flux (n, P), missing (n, P) bool, ivar (n, P) or None; no entry is NaN where not missing.

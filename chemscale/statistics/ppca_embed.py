@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 
 from chemscale.statistics.outliers import Outliers, Rejection
-from chemscale.statistics.ppca_arrays import prepare, select
+from chemscale.statistics.ppca_arrays import prepare, rows_per_block, select
 from chemscale.statistics.ppca_fit import SMALL
 from chemscale.statistics.ppca_kernels import Model, SharedPass, centred, shared_block
 from chemscale.statistics.ppca_kernels_weighted import weighted_block
@@ -41,6 +43,35 @@ def embed(
     """Posterior means and variances of one block, side by side: (n, 2K); NaN for a star with no valid pixel."""
     block = select(prepare(flux, mask, ivar), used)
     return embed_block(*block, model=model, weighted=weighted, rejection=rejection).both
+
+
+def embed_arrays(flux: Any, mask: Any, ivar: Any, kernel: Callable[..., np.ndarray], k: int) -> Any:
+    """`kernel` (:func:`embed`) over all stars: (n, 2K), computed for NumPy arrays block by block, lazy for Dask."""
+    if not any(isinstance(a, da.Array) for a in (flux, mask, ivar)):
+        step = rows_per_block(flux.shape[1], 8)
+        parts = [slice(s, s + step) for s in range(0, flux.shape[0], step)]
+        blocks = [kernel(flux[p], *(None if a is None else a[p] for a in (mask, ivar))) for p in parts]
+        return np.concatenate(blocks) if blocks else np.zeros((0, 2 * k))
+    flux = da.asarray(flux).rechunk({1: -1})
+    others = {
+        name: da.asarray(a).rechunk({0: flux.chunks[0], 1: -1})
+        for name, a in (("mask", mask), ("ivar", ivar))
+        if a is not None
+    }
+    return da.map_blocks(
+        _embed_lazily,
+        flux,
+        *others.values(),
+        names=tuple(others),
+        kernel=kernel,
+        dtype=np.float64,
+        chunks=(flux.chunks[0], (2 * k,)),
+        meta=np.zeros((0, 0)),
+    )
+
+
+def _embed_lazily(flux: np.ndarray, *others: np.ndarray, names: tuple[str, ...], kernel: Any) -> np.ndarray:
+    return kernel(flux, **dict(zip(names, others)))
 
 
 def embed_block(

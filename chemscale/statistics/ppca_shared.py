@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from chemscale.statistics.anderson import SCALE_FLOOR, outside, principal, spectral_norm
-from chemscale.statistics.determined import determined, error_of_axes
+from chemscale.statistics.determined import error_of_axes
 from chemscale.statistics.ppca_kernels import LEAST_PRECISION, Model, SharedPass, Stats, unpack
 from chemscale.statistics.progress import Stop, Trace
 
@@ -112,25 +112,27 @@ def solve_shared(run: Callable[[SharedPass], Stats], state: SharedState, stop: S
         loglike = float(stats["loglike"])
         if before is not None and loglike < best - max(stop.loglike_tol, 1e-7) * abs(best):
             # The step beyond the search space overshot: from where it started take the step within, which cannot.
-            state, before = update(*before, within=True)[0], None
-            trace.add(stats, np.inf, trace.error)
+            state, before = update(*before, trace.count, within=True)[0], None
+            trace.add(stats, np.inf)
         else:
             best, before = max(best, loglike), (state, stats)
             old = state.model.basis
-            state, angle, error = update(state, stats)
+            state, angle, d = update(state, stats, trace.count)
             # What the imputed values still change shows in how the steps shrink.
-            turns.append(outside(old, state.model.basis[:, : max(determined(error), 1)]))
+            turns.append(outside(old, state.model.basis[:, :d]))
             rate = min(max(turns[-1] / max(turns[-2], 1e-300), 0.1), 0.9) if len(turns) > 1 else 0.9
-            trace.add(stats, max(angle, turns[-1] * rate / (1.0 - rate)), error)
+            trace.add(stats, max(angle, turns[-1] * rate / (1.0 - rate)))
         if stop.reached(trace):
             return state, trace
 
 
-def update(state: SharedState, stats: Stats, within: bool = False) -> tuple[SharedState, float, np.ndarray]:
+def update(
+    state: SharedState, stats: Stats, count: Callable[[np.ndarray], int], within: bool = False
+) -> tuple[SharedState, float, int]:
     """One step from the sums of one pass; `within` the space that was searched.
 
-    Returns the new state, the estimated angle of the determined subspace to the solution, and the statistical error
-    (radian) of every axis.
+    `count` is told the statistical error (radian) of every axis and says how many are determined. Returns the new
+    state, the estimated angle of the determined subspace to the solution, and how many axes it has.
     """
     model, extra = state.model, state.extra
     basis = model.basis
@@ -176,7 +178,7 @@ def update(state: SharedState, stats: Stats, within: bool = False) -> tuple[Shar
 
     own = stats["spread"] / (n * np.maximum(leading - new_noise, 1e-12 * leading)) ** 2
     error = error_of_axes(own, leading, np.concatenate([leading, values[k:]]), n)
-    d = max(determined(error), 1)
+    d = count(error)
     ratio = min(1.0, max(following, rest) / values[d - 1])
     angle = max(ratio * spectral_norm(residual[:, :d] / np.maximum(values[:d] - rest, 1e-2 * values[:d])), 0.0)
     if known == k:
@@ -186,10 +188,10 @@ def update(state: SharedState, stats: Stats, within: bool = False) -> tuple[Shar
     guards = block[:, k : 2 * k]
     if rare.size:  # rows of the basis changed outside of the search space: earlier products mean little
         extra = orthonormal(new.basis, np.concatenate([residual, guards], axis=1))
-        return SharedState(new, extra, guards[:, :0], guards[:, :0], rare, guards), angle, error
+        return SharedState(new, extra, guards[:, :0], guards[:, :0], rare, guards), angle, d
     against = np.concatenate([new.basis, block[:, keep]], axis=1)
     extra = orthonormal(against, np.concatenate([residual, lead], axis=1))
-    return SharedState(new, extra, block[:, keep], applied[:, keep], rare, guards), angle, error
+    return SharedState(new, extra, block[:, keep], applied[:, keep], rare, guards), angle, d
 
 
 def _completed(

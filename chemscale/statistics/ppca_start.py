@@ -7,7 +7,7 @@ import dask.array as da
 import numpy as np
 
 from chemscale.errors import DataError
-from chemscale.statistics.masked import Moments
+from chemscale.statistics.moments import Moments, block_moments
 from chemscale.statistics.ppca_arrays import ArraySource
 from chemscale.statistics.ppca_kernels import Model
 from chemscale.statistics.ppca_shared import orthonormal
@@ -35,7 +35,8 @@ def warm_start(sample: ArraySource, unit: float, k: int, guards: int, seed: int)
     alive = ~sample.missing.all(axis=1)
     missing = sample.missing[alive]
     flux = np.where(missing, 0.0, sample.flux[alive]) / unit
-    mean = flux.sum(axis=0) / np.maximum((~missing).sum(axis=0), 1)
+    moments = block_moments(flux, missing)
+    mean = moments["mean"]
     flux -= mean
     flux[missing] = 0.0
     n = len(flux)
@@ -43,7 +44,7 @@ def warm_start(sample: ArraySource, unit: float, k: int, guards: int, seed: int)
     chunks = tuple(len(part) for part in np.array_split(np.arange(n), max(1, n // batch)))
     shift, basis = _incremental(da.from_array(flux, chunks=(chunks, -1)), k + guards, seed)
     variance = np.var(flux @ basis, axis=0)
-    return _model(mean + shift, basis, variance, k, float((flux**2).sum() / n), missing.mean(), seed)
+    return _model(mean + shift, basis, variance, k, float(moments["central"].sum() / n), missing.mean(), seed)
 
 
 def incremental_start(

@@ -21,7 +21,7 @@ import numpy as np
 
 from chemscale.statistics import small_systems
 from chemscale.statistics.anderson import Anderson, outside, principal
-from chemscale.statistics.determined import determined, error_of_axes
+from chemscale.statistics.determined import error_of_axes
 from chemscale.statistics.ppca_kernels import Model, Stats, unpack
 from chemscale.statistics.ppca_kernels_weighted import WeightedPass
 from chemscale.statistics.progress import Stop, Trace
@@ -184,7 +184,7 @@ def solve_weighted(
         loglike = float(stats["loglike"])
         step = m_step(model, stats, intrinsic)
         if loglike < best and fallback is not None:
-            trace.add(stats, np.inf, trace.error)
+            trace.add(stats, np.inf)
             model, fallback = fallback, None
             mixer.clear()
         else:
@@ -193,9 +193,9 @@ def solve_weighted(
             slow = slow.following(model, stats)
             error, power = axis_error(model, stats, slow.ratio)
             longer = lengthen(step, model, tested, stats["extra"], power)
-            d = max(determined(error), 1)
+            d = trace.count(error)
             angle = outside(model.basis[:, :d], longer.basis[:, :d])
-            trace.add(stats, mixer.rate_corrected(angle), error)
+            trace.add(stats, mixer.rate_corrected(angle))
             fallback, model = step, mixer.next(model, longer)
         if stop.reached(trace):
             return step, trace, slow

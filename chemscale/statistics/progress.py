@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,23 @@ REASONS = {
 #: Told after each pass: its number, the largest number there may be, the estimated angle to the solution (radian;
 #: infinite where it is not known).
 Told = Callable[[int, int, float], None]
-#: Tighter tolerances than this also ask for a settled log-likelihood: one more pass.
-LOOSE = 1e-4
+#: Tolerances below this fraction of the statistical error of the determined axes also ask for a settled log-likelihood.
+LOOSE = 0.1
 #: The angle of a pass is taken to be at least this fraction of that of the one before.
 LEAST_GAIN = 0.25
+#: Passes in a row in which axes have to be determined to count as such: errors near the limit come and go.
+STEADY = 3
+
+
+def in_words(
+    converged: bool, reason: str, passes: int, angle: Sequence[float], error: np.ndarray, determined: int
+) -> str:
+    """How a fit ended: estimated angles of its passes, errors (K,) of its axes, and how many the data determine."""
+    end = REASONS.get(reason, "it was stopped")
+    if determined and angle and np.isfinite(angle[-1]):
+        end += f" (estimated angle {angle[-1]:.2g} rad, its statistical error {error[determined - 1]:.2g})"
+    word = "converged" if converged else "not converged"
+    return f"{word} after {passes} passes: {end}; {determined} of {len(error)} components are determined"
 
 
 @dataclass
@@ -36,6 +49,7 @@ class Trace:
     rejected_stars: int = 0
     anomalous: int = 0
     reason: str = ""
+    counts: list[int] = field(default_factory=list)  # determined axes by the errors of each pass
 
     @property
     def converged(self) -> bool:
@@ -44,14 +58,26 @@ class Trace:
 
     @property
     def determined(self) -> int:
-        """Axes that the data determine."""
-        return 0 if self.error is None else determined(self.error)
+        """Axes that the data determine, by every one of the last passes."""
+        return min(self.counts[-STEADY:], default=0)
 
-    def add(self, stats: dict[str, np.ndarray], angle: float, error: np.ndarray | None) -> None:
-        """The sums of a pass, and what they say: angle to the solution and error of the axes."""
+    def count(self, error: np.ndarray) -> int:
+        """Note the errors (K,) of the axes in a pass; how many axes are determined, at least one."""
+        self.error = error
+        self.counts.append(determined(error))
+        return max(self.determined, 1)
+
+    @property
+    def statistical_error(self) -> float:
+        """Error (radian) of the axes that the data determine: pi/2 where there is none, 0 before it is known."""
+        if self.error is None:
+            return 0.0
+        return float(self.error[self.determined - 1]) if self.determined else np.pi / 2
+
+    def add(self, stats: dict[str, np.ndarray], angle: float) -> None:
+        """The sums of a pass, and the angle to the solution that they say."""
         self.loglike.append(float(stats["loglike"]))
         self.angle.append(min(float(angle), np.pi / 2) if np.isfinite(angle) else np.inf)
-        self.error = error
         if "rejected" in stats:
             self.rejected = stats["rejected"]
             self.rejected_stars, self.anomalous = int(stats["rejected_stars"]), int(stats["anomalous"])
@@ -90,7 +116,7 @@ class Stop:
         last = trace.loglike[-3:]
         size = max(abs(last[-1]), 1.0)
         settled = done > 1 and abs(last[-1] - last[-2]) <= max(self.loglike_tol, self.tol**2) * size
-        if angle < self.tol and (self.tol > LOOSE or settled):
+        if angle < self.tol and (self.tol > LOOSE * trace.statistical_error or settled):
             trace.reason = "angle"
         elif len(last) == 3 and max(last) - min(last) <= self.loglike_tol * size:
             trace.reason = "loglike"

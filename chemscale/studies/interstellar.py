@@ -44,6 +44,7 @@ def residual_figure(context: StudyContext, find: Finder, variable: str, control:
     names = (variable, control, "error", "significance", "window", "n_high")
     return {
         "figure": fig,
+        "basis": ds.attrs["basis"],
         "table": {"wavelength": wave, **{n: _column(ds[n].values) for n in names}},
         "columns": {
             "wavelength": "Angstrom",

@@ -30,7 +30,7 @@ def compute(context: StudyContext) -> StudyResult:
     n_restarts = int(context.settings["restarts"])
     if n_restarts:
         runs = restarts(context, n_restarts, int(context.settings["restart_stars"]), k)
-        again = np.array([[e.rates("rsca", n_features=min(n, k)).overall for n in kept] for e in runs])
+        again = np.array([[r.evaluation.rates("rsca", n_features=min(n, k)).overall for n in kept] for r in runs])
         table |= {"restart_mean": again.mean(0), "restart_scatter": again.std(0, ddof=1)}
         columns |= {
             "restart_mean": f"mean over {n_restarts} bases refitted on random stars with other seeds",
@@ -60,8 +60,13 @@ def compute(context: StudyContext) -> StudyResult:
     best = int(np.argmin(values))
     numbers = {"best_kept": kept[best], "best_rate": float(values[best]), "best_rate_error": float(errors[best])}
     numbers |= {f"rate_with_{n}": float(values[kept.index(n)]) for n in (1, 2, 3, k) if n in kept}
+    ended = ""
+    if n_restarts:
+        numbers |= {"restarts": n_restarts, "restarts_converged": sum(r.converged for r in runs)}
+        ended = f"{context.basis}; {numbers['restarts_converged']} of {n_restarts} restarts converged"
     return StudyResult(
         figure=fig,
+        basis=ended,
         table=table,
         columns=columns,
         numbers=numbers,

@@ -82,6 +82,8 @@ class StudyResult(Shown):
         The few numbers a reader wants first.
     caption : str
         One to three plain sentences below the figure.
+    basis : str
+        How the fit of the basis behind it ended, in words. Default: that of the run, where the study read its stars.
     """
 
     figure: Any
@@ -89,6 +91,7 @@ class StudyResult(Shown):
     columns: Mapping[str, str]
     numbers: Mapping[str, Any] = field(default_factory=dict)
     caption: str = ""
+    basis: str = ""
 
     def _facts(self) -> Mapping[str, Any]:
         return self.numbers
@@ -159,6 +162,14 @@ class StudyContext:
         from chemscale.studies.sample import Sample
 
         return self.shared("sample", lambda: Sample.read(self.run))
+
+    @property
+    def basis(self) -> str:
+        """How the fit of the run's basis ended, in words; empty for a study that has not read the run's stars."""
+        if "sample" not in self.__dict__:
+            return ""
+        facts = self.run.manifest.get("stages", {}).get("ppca", {}).get("facts", {})
+        return str(facts.get("verdict", ""))
 
     @cached_property
     def survey(self) -> Any:
@@ -232,7 +243,8 @@ def run_study(
     with run.stage(f"study.{name}", settings=chosen) as stage:
         start = time.perf_counter()
         with style.context():
-            result = study.compute(StudyContext(run, chosen, cache))
+            context = StudyContext(run, chosen, cache)
+            result = study.compute(context)
             missing = set(result.table) - set(result.columns)
             if missing:
                 raise ValueError(f"study {name}: columns without a meaning: {sorted(missing)}")
@@ -245,6 +257,7 @@ def run_study(
             "title": study.title,
             "source": study.source,
             "caption": result.caption,
+            "basis": result.basis or context.basis,
             "numbers": dict(result.numbers),
             "columns": dict(result.columns),
             "settings": chosen,

@@ -1,12 +1,18 @@
-"""Bases refitted on random stars with other seeds: how much a rate depends on the basis (error bars of Table 1)."""
+"""Bases refitted on random stars with other seeds: how much a rate depends on the basis (error bars of Table 1).
+
+Every restart follows the recipe of the run: its noise model, its outlier rejection, when it stops.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.recipes import Recipe, recipe_of
 from chemscale.rsca.stars import FIT_COMMAND, pair_covariates, read_rows, text
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.studies.registry import StudyContext
@@ -23,7 +29,8 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
     Returns
     -------
     dict
-        ``flux`` and boolean ``missing`` (n, pixels) and ``is_field``, ``cluster``, ``extinction``, ``radial_velocity``.
+        ``flux``, ``ivar`` and boolean ``missing`` (n, pixels) and ``is_field``, ``cluster``, ``extinction``,
+        ``radial_velocity``.
     """
     survey, embedding = context.survey, open_embedding(context.run.need("embedding.zarr", FIT_COMMAND))
     if survey.sizes["star"] != embedding.sizes["star"]:
@@ -36,9 +43,10 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
         starts = np.sort(rng.choice(len(field) - length, _GROUPS, replace=False))
         field = field[np.unique(np.concatenate([np.arange(s, s + length) for s in starts]))]
     rows = np.sort(np.concatenate([field, members]))
-    flux = read_rows(survey["flux"], rows)
-    missing = (read_rows(survey["flags"], rows) != 0) | ~(read_rows(survey["ivar"], rows) > 0) | ~np.isfinite(flux)
-    out = {"flux": np.where(missing, 0, flux).astype(np.float32), "missing": missing, "is_field": role[rows] == "field"}
+    flux, ivar = (read_rows(survey[name], rows).astype(np.float32) for name in ("flux", "ivar"))
+    missing = (read_rows(survey["flags"], rows) != 0) | ~(ivar > 0) | ~np.isfinite(flux)
+    flux[missing] = 0
+    out = {"flux": flux, "ivar": ivar, "missing": missing, "is_field": role[rows] == "field"}
     out["cluster"] = text(read_rows(embedding["cluster"], rows))
     for name in ("extinction", "radial_velocity"):
         if name in embedding:
@@ -46,24 +54,34 @@ def read_sample(context: StudyContext, n_field: int, seed: int = 0) -> dict[str,
     return out
 
 
-def restarts(context: StudyContext, n: int, n_stars: int, k: int) -> list[Evaluation]:
-    """Evaluations on `n` bases of `k` components, each fitted on a random share of the stars with its own seed."""
+@dataclass
+class Restart:
+    """One basis of its own: what rates metrics on it, and how its fit ended."""
+
+    evaluation: Evaluation
+    converged: bool
+    verdict: str
+
+
+def restarts(context: StudyContext, n: int, n_stars: int, k: int) -> list[Restart]:
+    """`n` bases of `k` components, each fitted on a random share of the stars with its own seed."""
     key = f"restarts-{n}-{n_stars}-{k}"
 
-    def make() -> list[Evaluation]:
-        data = read_sample(context, n_stars)
-        return [_one(data, k, seed) for seed in range(1, n + 1)]
+    def make() -> list[Restart]:
+        data, recipe = read_sample(context, n_stars), recipe_of(context.run)
+        return [_one(data, k, recipe, seed) for seed in range(1, n + 1)]
 
     return context.shared(key, make)
 
 
-def _one(data: dict[str, np.ndarray], k: int, seed: int) -> Evaluation:
+def _one(data: dict[str, np.ndarray], k: int, recipe: Recipe, seed: int) -> Restart:
     rng = np.random.default_rng(seed)
     is_field = data["is_field"]
     use = ~is_field | (rng.random(len(is_field)) < _SHARE)
-    ppca = MaskedPPCA(k, tol=1e-2, loglike_tol=1e-6, max_iter=20, random_state=seed).fit(
-        data["flux"][use], data["missing"][use]
-    )
-    coords = np.asarray(ppca.transform(data["flux"], data["missing"]))
+    ppca = MaskedPPCA(k, random_state=seed, **recipe.settings())
+    ivar = data["ivar"] if ppca.uses_ivar else None
+    ppca.fit(data["flux"][use], data["missing"][use], None if ivar is None else ivar[use])
+    coords = np.asarray(ppca.transform(data["flux"], data["missing"], ivar))
     covariates = pair_covariates(data.get, is_field, ~is_field)
-    return Evaluation(coords[is_field], coords[~is_field], data["cluster"][~is_field], covariates)
+    evaluation = Evaluation(coords[is_field], coords[~is_field], data["cluster"][~is_field], covariates)
+    return Restart(evaluation, ppca.converged_, ppca.verdict)

@@ -1,4 +1,4 @@
-"""A page about a store, from what ingestion recorded: nothing but small files is read."""
+"""A page about a store: from what ingestion recorded, and on request from one pass over the pixels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 from typing import Any
 
 import numpy as np
+from dask import compute
 
 from chemscale.runtime.files import Folder
+from chemscale.statistics.masked import MomentsResult, masked_moments
 from chemscale.survey.ingest.finalise import USED_PER_PIXEL
 from chemscale.survey.sources.base import absence
 from chemscale.survey.store.ledger import Ledger
 from chemscale.survey.store.manifest import REJECTED, STATISTICS
-from chemscale.survey.store.open import small_array
+from chemscale.survey.store.open import open_survey, small_array
 from chemscale.survey.store.root import RootRecord
 
 #: Bins of the coverage over wavelength.
@@ -89,6 +91,31 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def pixel_statistics(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Mean, scatter and used share of every pixel over the stars, as masks stand now: one pass, computes.
+
+    Returns
+    -------
+    dict, JSON-able
+        ``wavelength`` (Angstrom), ``mean`` and ``scatter`` (standard deviation; None where no star has the pixel) and
+        ``used_share``, lists of one entry a pixel.
+    """
+    survey = open_survey(path)
+    flux, ivar, flags = (survey[name].data for name in ("flux", "ivar", "flags"))
+    found = MomentsResult(*compute(*masked_moments(flux, (flags != 0) | ~(ivar > 0))))
+    scatter = np.sqrt(found.variance)
+    return {
+        "wavelength": survey["wavelength"].values.tolist(),
+        "mean": _finite(found.mean),
+        "scatter": _finite(scatter),
+        "used_share": (found.count / max(1, survey.sizes["star"])).tolist(),
+    }
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+
 def by_reason(reasons: list[str], most: int = 12) -> dict[str, int]:
     """Counts by reason; digits are levelled so that "has 3751 values" and "has 3820 values" count together."""
     import re
@@ -135,6 +162,12 @@ def _add_label(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, 
     if "units" in a:
         out["units"] = a["units"]
     return out
+
+
+def _binned(values: list[float | None]) -> list[float | None]:
+    """Means over :data:`WAVELENGTH_BINS` runs of pixels, of those that have a value."""
+    parts = np.array_split(np.array(values, dtype=float), WAVELENGTH_BINS)
+    return [float(np.nanmean(p)) if np.isfinite(p).any() else None for p in parts if p.size]
 
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -209,6 +242,16 @@ def render(info: dict[str, Any], console: Any) -> None:
 
     console.print(f"[bold]usable share over wavelength[/]   {bars(info['coverage_by_wavelength'])}")
     console.print(f"[bold]stars by usable share, 0 to 1[/]  {bars(np.sqrt(info['coverage_histogram']))}  (square root)")
+    if "pixels" in info:
+        for name, title in (
+            ("mean", "mean flux"),
+            ("scatter", "scatter of the flux"),
+            ("used_share", "used share now"),
+        ):
+            binned = _binned(info["pixels"][name])
+            seen = [v for v in binned if v is not None]
+            ends = f"{min(seen):.4g} to {max(seen):.4g}" if seen else "no star has any pixel"
+            console.print(f"[bold]{title} over wavelength[/]   {bars([v or 0.0 for v in binned])}  ({ends})")
 
     labels = Table(title="labels", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", "present", "min", "5 %", "median", "95 %", "max"):

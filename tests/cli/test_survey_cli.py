@@ -42,6 +42,7 @@ def test_table_to_store_and_back(chemscale, tmp_path, table):
     page = chemscale("info", out)
     assert page.returncode == 0 and "40" in page.stdout and "teff" in page.stdout
     assert json.loads(chemscale("info", out, "--json").stdout)["n_stars"] == 40
+    assert "scatter of the flux" in chemscale("info", out, "--pixels").stdout
     more = write_npz(tmp_path / "u.npz", 39, 11)
     refused = chemscale("ingest", "table", more, "--medium", "vacuum", "--out", out, "--append")
     assert refused.returncode == 2 and "T039" in refused.stderr and "--replace" in refused.stderr

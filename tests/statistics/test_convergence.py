@@ -72,7 +72,7 @@ def test_an_axis_that_rests_on_one_star_is_not_determined():
 def test_reasons_to_stop(angles, loglikes, reason):
     trace, stop = Trace(), Stop(0.01, 5, 1e-9)
     for angle, loglike in zip(angles, loglikes):
-        trace.add({"loglike": np.array(loglike)}, angle, None)
+        trace.add({"loglike": np.array(loglike)}, angle)
         done = stop.reached(trace)
     assert (trace.reason, done, trace.converged) == (reason, bool(reason), reason in ("angle", "loglike"))
 

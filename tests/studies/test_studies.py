@@ -44,6 +44,12 @@ def done(run):
     return registry.run_studies(run, rsca, SETTINGS)
 
 
+def test_restarts_follow_the_recipe_of_the_run_and_say_how_they_ended(run, done):
+    numbers, basis = (done[0]["kept_dimensions"][key] for key in ("numbers", "basis"))
+    assert numbers["restarts"] == 2
+    assert basis.endswith(f"{numbers['restarts_converged']} of 2 restarts converged")
+
+
 def table(run, name):
     with (run.path / "studies" / name / "data.csv").open(encoding="utf-8") as f:
         return list(csv.DictReader(f))
@@ -56,6 +62,7 @@ def test_every_study_writes_figure_data_and_summary(run, done):
         folder = run.path / "studies" / name
         assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
         assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+        assert "of" in summary["basis"] and "components are determined" in summary["basis"], name
         rows = table(run, name)
         assert rows and set(rows[0]) <= set(summary["columns"])
         assert json.loads((folder / "summary.json").read_text())["caption"]

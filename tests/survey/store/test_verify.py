@@ -12,7 +12,7 @@ from toysource import ToySource, write_files
 
 from chemscale.errors import ResumeError, StoreError
 from chemscale.runtime.files import Folder
-from chemscale.survey.info import bars, store_info
+from chemscale.survey.info import bars, pixel_statistics, store_info
 from chemscale.survey.ingest.append import append
 from chemscale.survey.ingest.datasets import write_survey
 from chemscale.survey.ingest.ingestion import ingest
@@ -165,6 +165,18 @@ def test_the_page_of_a_damaged_store_says_what_to_do(store):
     with pytest.raises(StoreError, match=r"statistics\.json") as caught:
         store_info(store.root)
     assert "--repair" in caught.value.remedy
+
+
+def test_info_of_every_pixel_is_that_of_its_valid_values(store):
+    survey = open_survey(store.root)
+    flux = np.ma.array(survey["flux"].values, mask=(survey["flags"].values != 0) | ~(survey["ivar"].values > 0))
+    found = pixel_statistics(store.root)
+    seen = ~flux.mask.all(axis=0)
+    assert [v is not None for v in found["mean"]] == seen.tolist()
+    for name, expected in (("mean", flux.mean(axis=0)), ("scatter", flux.std(axis=0))):
+        np.testing.assert_allclose(np.array(found[name], float)[seen], expected[seen], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found["used_share"], flux.count(axis=0) / len(flux))
+    json.dumps(found)
 
 
 def test_info(store):

@@ -1,0 +1,378 @@
+"""Every figure the basis is held to, one command each; results gather in one file.
+
+    python benchmarks/basis_quality.py speed STORE --recipe recommended --base PYTHON
+    python benchmarks/basis_quality.py survey --emulator hband_emulator.npz --seeds 301 302 303 304 305 --work DIR
+    python benchmarks/basis_quality.py restarts STORE --starts 10
+    python benchmarks/basis_quality.py doubled STORE
+    python benchmarks/basis_quality.py saturated STORE
+    python benchmarks/basis_quality.py components RUN...
+    python benchmarks/basis_quality.py errors STORE
+    python benchmarks/basis_quality.py lamost DATA --work DIR --base PYTHON
+    python benchmarks/basis_quality.py table
+
+``speed``: fits in units of one bare read-and-decode pass of the same run, the angle of the determined components to a
+reference run to 1e-4 rad, and (``--base``: the Python of an environment that has another release) that release's fit of
+the same store between two of ours. ``survey``: simulated surveys with unflagged hits, fitted and rated by the commands.
+``restarts``: scatter of the rate over seeds. ``doubled``: the rate with K components against the first K of 2K.
+``saturated``: one pixel of every tenth star at ten times the continuum. ``components``: rates of runs against the
+number of components, and what choosing it on the other clusters gives. ``errors``: statistical errors of the axes
+against how far halves of the survey turn them. ``lamost``: real repeats as siblings, K = 20 and 30.
+
+Rates are doppelganger rates, leave-one-cluster-out, with the paper's cuts on pairs. Results are written to
+``benchmarks/results/basis_quality.json`` after every figure, with the command and the commit; `table` prints them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from blind import command
+from passes import K, largest_angle, speed
+
+RESULTS = Path(__file__).parent / "results" / "basis_quality.json"
+#: Passes a fit of half a survey may take.
+MOST = 80
+#: A component rests on a star that holds more than this share of its sum of squares.
+ALONE = 0.2
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Settings of a fit: the recommended recipe's, or its own with shared noise and every pixel."""
+    from chemscale.rsca.recipes import RECIPES
+
+    settings = RECIPES["recommended"].settings()
+    return settings if name == "recommended" else settings | {"noise": "shared", "outlier_sigmas": None}
+
+
+def opened(store: str) -> tuple[xr.Dataset, Any]:
+    """A survey and the stars its default cuts keep."""
+    import chemscale
+    from chemscale.rsca.selection import default_settings, select_stars
+
+    dask.config.set(scheduler="threads", num_workers=len(os.sched_getaffinity(0)) + 1)
+    ds = chemscale.open_survey(store)
+    return ds, select_stars(ds, default_settings(ds))
+
+
+def fit_speed(args: argparse.Namespace) -> dict[str, Any]:
+    """A recipe's fit against bare passes, a tight reference and another release (:func:`passes.speed`)."""
+    return speed(args.store, recipe(args.recipe), base=args.base, reference=args.reference)
+
+
+class Rated:
+    """Stars of a survey in play, and the rate of any coordinates of theirs."""
+
+    def __init__(self, ds: xr.Dataset, chosen: Any):
+        from chemscale.rsca.stars import pair_covariates
+
+        self.keep, self.chosen = chosen.keep, chosen
+        rows = np.flatnonzero(chosen.keep)
+        self.is_field = chosen.field[rows]
+        labels = {n: np.asarray(ds[n].values[rows], float) for n in ("extinction", "radial_velocity") if n in ds}
+        self.clusters = np.asarray(chosen.cluster)[rows][~self.is_field]
+        self.covariates = pair_covariates(labels.get, self.is_field, ~self.is_field)
+
+    def rates(self, coords: np.ndarray, *, k: int | None = None) -> dict[str, float]:
+        """Raw, all features and the three most scaled."""
+        from chemscale.rsca.doppelganger import Evaluation
+
+        x = np.asarray(coords, float)[:, :k]
+        engine = Evaluation(x[self.is_field], x[~self.is_field], self.clusters, self.covariates)
+        return {
+            "raw": engine.rates("raw").overall,
+            "all": engine.rates("rsca").overall,
+            "top3": engine.rates("rsca", n_features=3).overall,
+        }
+
+
+def alone(coords: np.ndarray) -> int:
+    """Components that rest with more than :data:`ALONE` on one star."""
+    squares = np.square(coords[np.isfinite(coords[:, 0])])
+    return int(np.count_nonzero(squares.max(axis=0) / squares.sum(axis=0) > ALONE))
+
+
+def fitted(ds: xr.Dataset, keep: np.ndarray, k: int = K, **changes: Any) -> tuple[Any, np.ndarray]:
+    """The recommended fit of a survey's stars, and their coordinates."""
+    from chemscale.embedding.fit import fit_survey
+
+    model = fit_survey(ds, keep, n_components=k, **recipe("recommended") | changes)
+    coords = model.transform(ds[["flux", "ivar", "flags"]].isel(star=np.flatnonzero(keep)))
+    return model, np.asarray(coords.values)
+
+
+def survey(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
+    """Simulated surveys with hits through the commands: rates, components on one star."""
+    from chemscale.embedding.product import open_embedding
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        store, run = str(args.work / f"q{seed}.zarr"), str(args.work / f"q{seed}-run")
+        shutil.rmtree(run, ignore_errors=True)
+        kind = ("--emulator", args.emulator) if args.emulator else ()
+        size = ("--stars", str(args.stars), "--clusters", "22", "--seed", str(seed), "--hits", str(args.hits))
+        if not Path(store).exists():
+            command("chemscale", "simulate", *size, *kind, "--out", store)
+        command("chemscale", "rsca", "fit", store, "--run", run, *args.options)
+        rates = json.loads(command("chemscale", "rsca", "evaluate", "--run", run, "--json"))
+        embedding = open_embedding(f"{run}/embedding.zarr")
+        coords = embedding["coords"].values[embedding["role"].values != "unused"]
+        stages = json.loads((Path(run) / "manifest.json").read_text())["stages"]
+        facts = stages["ppca"]["facts"]
+        kind_name = "emulator" if args.emulator else "lines"
+        keep(
+            f"survey {kind_name} {seed}",
+            {
+                "rates": {n: rates[n] for n in ("raw", "rsca", "rsca_top")},
+                "components": int(coords.shape[1]),
+                "on_one_star": alone(coords),
+                "outliers": facts["outliers"],
+                "verdict": facts["verdict"],
+                "wall_s": {n: s["wall_s"] for n, s in stages.items()},
+            },
+        )
+        if not args.keep:
+            shutil.rmtree(store)
+
+
+def restarts(args: argparse.Namespace) -> dict[str, Any]:
+    """Scatter of the rate over starts."""
+    ds, chosen = opened(args.store)
+    rated, rows, angles, first = Rated(ds, chosen), [], [], None
+    for seed in range(1, args.starts + 1):
+        model, coords = fitted(ds, chosen.keep, random_state=seed)
+        rows.append(rated.rates(coords) | {"on_one_star": alone(coords), "passes": model.n_passes_})
+        first = model if first is None else first
+        d = min(first.n_determined_, model.n_determined_)
+        angles.append(largest_angle(first.components_, model.components_[:d]))
+        print(rows[-1], angles[-1], flush=True)
+    spread = {n: float(np.std([r[n] for r in rows], ddof=1)) for n in ("raw", "all", "top3")}
+    return {"starts": rows, "scatter": spread, "angle_to_first": angles, "determined": model.n_determined_}
+
+
+def doubled(args: argparse.Namespace) -> dict[str, Any]:
+    """The rate with K components, and with the first K (and others) of a fit of 2K."""
+    ds, chosen = opened(args.store)
+    rated, out = Rated(ds, chosen), {}
+    for k in (K, 2 * K):
+        model, coords = fitted(ds, chosen.keep, k)
+        out[f"K = {k}"] = rated.rates(coords, k=K) | {"verdict": model.verdict}
+    out["first of 2K"] = {str(k): rated.rates(coords, k=k)["all"] for k in range(10, 2 * K + 1, 10)}
+    difference = {n: out[f"K = {2 * K}"][n] - out[f"K = {K}"][n] for n in ("raw", "all", "top3")}
+    return out | {"difference": difference}
+
+
+def saturated(args: argparse.Namespace) -> dict[str, Any]:
+    """A pixel of every tenth star at ten times the continuum: what it does to rate and determined components."""
+    ds, chosen = opened(args.store)
+    rated = Rated(ds, chosen)
+    before, coords = fitted(ds, chosen.keep)
+    flux = np.array(ds["flux"].values)
+    rng = np.random.default_rng(0)
+    stars = rng.choice(len(flux), len(flux) // 10, replace=False)
+    used = np.flatnonzero(before.pixel_used_)
+    flux[stars, rng.choice(used, len(stars))] = 10.0
+    changed = ds.assign(flux=(ds["flux"].dims, da.from_array(flux, chunks=ds["flux"].data.chunks), ds["flux"].attrs))
+    after, moved = fitted(changed, chosen.keep)
+    d = min(before.n_determined_, after.n_determined_)
+    return {
+        "before": rated.rates(coords),
+        "after": rated.rates(moved),
+        "outliers": [int(before.outlier_count_.sum()), int(after.outlier_count_.sum())],
+        "on_one_star": alone(moved),
+        "angle": largest_angle(before.components_, after.components_[:d]),
+        "statistical_error": float(before.axis_error_[d - 1]),
+    }
+
+
+def components(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
+    """Rates of runs with the first k of their components, and what choosing k on the other clusters gives a cluster."""
+    from chemscale.rsca.stars import RunStars
+    from chemscale.runtime.run import Run
+    from chemscale.studies.dimensionality import steps
+
+    for path in args.runs:
+        engine = RunStars.read(Run.open(path)).evaluation
+        ks = steps(engine.members.shape[1])
+        found = [engine.rates("rsca", k=k) for k in ks]
+        weight = np.array([found[0].n_members[c] for c in engine.names], float)
+        table = np.array([[r.per_cluster[c] for c in engine.names] for r in found])  # (k, cluster)
+        others = (table @ weight)[:, None] - table * weight  # sums over all clusters but one
+        picked = np.argmin(others, axis=0)
+        nested = float(np.average(table[picked, np.arange(len(weight))], weights=weight))
+        best = int(np.argmin([r.overall for r in found]))
+        keep(
+            f"components {Path(path).name}",
+            {
+                "rate_by_k": {str(k): round(r.overall, 5) for k, r in zip(ks, found)},
+                "best": ks[best],
+                "chosen_without_each_cluster": sorted({ks[i] for i in picked}),
+                "nested_rate": nested,
+                "all": found[-1].overall,
+            },
+        )
+
+
+def errors(args: argparse.Namespace) -> dict[str, Any]:
+    """Stated errors of the axes of two halves against the angle between their subspaces (sqrt(2) of the error of one).
+
+    Both halves are fitted to a tenth of the recommended angle, so that what is left is the sampling.
+    """
+    from chemscale.embedding.fit import fit_survey
+
+    ds, chosen = opened(args.store)
+    rows = np.flatnonzero(chosen.keep)
+    first = np.zeros(len(chosen.keep), bool)
+    first[np.random.default_rng(args.seed).choice(rows, len(rows) // 2, replace=False)] = True
+    settings = recipe(args.recipe) | {"tol": 1e-3, "max_iter": MOST}
+    one, two = (fit_survey(ds, s, n_components=K, **settings) for s in (first, chosen.keep & ~first))
+    stated = np.hypot(one.axis_error_, two.axis_error_)
+    angle = [subspace_angle(one.components_, two.components_, d) for d in range(1, K + 1)]
+    return {
+        "determined": [one.n_determined_, two.n_determined_],
+        "stated": np.round(stated, 4).tolist(),
+        "angle": np.round(angle, 4).tolist(),
+        "verdicts": [one.verdict, two.verdict],
+    }
+
+
+def subspace_angle(a: np.ndarray, b: np.ndarray, d: int) -> float:
+    """Largest angle (radian) between the first `d` rows of either."""
+    s = np.linalg.svd(np.nan_to_num(a[:d]) @ np.nan_to_num(b[:d]).T, compute_uv=False)
+    return float(np.arccos(min(1.0, s[-1])))
+
+
+def lamost(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
+    """Repeats of a star as siblings, DR10 stars as field; this release and the other on the same files."""
+    for name, python in (("chemscale", sys.executable), ("other", args.base)):
+        if not python:
+            continue
+        tool, data = str(Path(python).parent / "chemscale"), args.data
+        store = str(args.work / f"lamost-{name}.zarr")
+        args.work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(store, ignore_errors=True)
+        spectra = [w for d in ("lamost_dr10/spectra", "lamost_repeats/spectra") for w in ("--spectra", str(data / d))]
+        members = ("--members", str(data / "lamost_repeats" / "groups.csv"))
+        keys = ("--member-key", "file", "--member-column", "group")
+        labels = ("--labels", str(data / "lamost_dr10" / "labels.csv"))
+        command(tool, "ingest", "lamost", *spectra, *labels, *members, *keys, "--out", store)
+        for how in ("recommended", "paper") if name == "chemscale" else ("",):
+            for k in (20, 30):
+                run = f"{store}-run"
+                shutil.rmtree(run, ignore_errors=True)
+                options = ("--recipe", how) if how else ()
+                command(tool, "rsca", "fit", store, "--run", run, "--components", str(k), *options)
+                rates = json.loads(command(tool, "rsca", "evaluate", "--run", run, "--json"))
+                facts = json.loads((Path(run) / "manifest.json").read_text())["stages"]["ppca"]["facts"]
+                kept = {n: rates[n] for n in ("raw", "rsca", "rsca_top", "rsca_without_cross_validation")}
+                keep(f"lamost {how or name} K={k}", kept | {"basis": facts.get("verdict", facts.get("converged"))})
+
+
+def commit() -> str:
+    """Short name of the commit, with a plus where files differ from it."""
+    here = Path(__file__).parent
+    name = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True)
+    return name.stdout.strip()
+
+
+def record(out: Path, key: str, words: list[str], result: dict[str, Any]) -> None:
+    """Add or replace one figure in the file of results."""
+    known = json.loads(out.read_text()) if out.exists() else {}
+    cores = len(os.sched_getaffinity(0))
+    line = "python benchmarks/basis_quality.py " + " ".join(Path(w).name if "/" in w else w for w in words)
+    known[key] = {"command": line, "commit": commit(), "cores": cores, **result}
+    out.write_text(json.dumps(known, indent=1) + "\n")
+    print(key, json.dumps(result), flush=True)
+
+
+def table(path: Path) -> str:
+    """What there is, as Markdown."""
+    lines = ["| figure | value | cores | commit |", "| --- | --- | --- | --- |"]
+    for key, r in sorted(json.loads(path.read_text()).items()):
+        facts = {k: v for k, v in r.items() if k not in ("command", "commit", "cores", "starts", "wall_s")}
+        short = "; ".join(f"{k} {_shown(v)}" for k, v in facts.items())
+        lines.append(f"| {key} | {short} | {r['cores']} | {r['commit']} |")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " ".join(_shown(v) for v in value)
+    return str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name in ("speed", "restarts", "doubled", "saturated", "errors"):
+        one = commands.add_parser(name)
+        one.add_argument("store")
+        if name in ("speed", "errors"):
+            one.add_argument("--recipe", choices=["shared", "recommended"], default="recommended")
+        if name == "speed":
+            one.add_argument("--base", metavar="PYTHON", help="Python of an environment with another release.")
+            one.add_argument("--reference", action="store_true", help="Compare with a fit to 1e-4 rad.")
+        if name == "restarts":
+            one.add_argument("--starts", type=int, default=10)
+        if name == "errors":
+            one.add_argument("--seed", type=int, default=0)
+    many = commands.add_parser("survey")
+    many.add_argument("--emulator")
+    many.add_argument("--seeds", type=int, nargs="+", default=[301, 302, 303, 304, 305])
+    many.add_argument("--stars", type=int, default=12_000)
+    many.add_argument("--hits", type=float, default=1e-4)
+    many.add_argument("--keep", action="store_true", help="Keep the stores.")
+    many.add_argument("--options", nargs="*", default=[], help="More words for `rsca fit`, e.g. components=auto.")
+    many.add_argument("--work", type=Path, required=True)
+    real = commands.add_parser("lamost")
+    real.add_argument("data", type=Path)
+    real.add_argument("--work", type=Path, required=True)
+    real.add_argument("--base", metavar="PYTHON")
+    runs = commands.add_parser("components")
+    runs.add_argument("runs", nargs="+")
+    commands.add_parser("table")
+    args = parser.parse_args()
+    words = sys.argv[sys.argv.index(args.what) :]
+
+    def keep(key: str, result: dict[str, Any]) -> None:
+        record(args.out, key, words, result)
+
+    if args.what == "table":
+        print(table(args.out))
+    elif args.what == "survey":
+        args.options = [w for o in args.options for w in (f"--{o.split('=')[0]}", *o.split("=")[1:])]
+        survey(args, keep)
+    elif args.what == "components":
+        components(args, keep)
+    elif args.what == "lamost":
+        lamost(args, keep)
+    else:
+        label = f" {args.recipe}" if args.what in ("speed", "errors") else ""
+        result = {
+            "speed": fit_speed,
+            "restarts": restarts,
+            "doubled": doubled,
+            "saturated": saturated,
+            "errors": errors,
+        }
+        keep(f"{args.what}{label} {Path(args.store).name}", result[args.what](args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Kernels of moments over stars: blocks in, plain arrays out, and how those of two blocks become those of their union.
+
+Each block gives its own mean and central sums, combined with the update of Chan, Golub & LeVeque (1983): no
+cancellation for spectra near 1, the same result for any chunking to rounding. The layer over Dask arrays is
+:mod:`chemscale.statistics.masked`; the passes of a fit, the residuals of interstellar bands and the field of a metric
+add up the same records.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chemscale.statistics.pixel_loops import PixelSums, sum_pixels
+
+#: Sums by name: ``count``, ``weight``, ``mean``, ``central`` (P,), and what a kernel adds to them.
+Moments = dict[str, np.ndarray]
+
+
+def valid_weights(values: np.ndarray, mask: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray:
+    """Weights in float64, 0 where masked or not finite; 1 where valid if no `weights` are given."""
+    valid = np.isfinite(values)
+    if mask is not None:
+        valid &= ~np.asarray(mask, dtype=bool)
+    if weights is None:
+        return valid.astype(np.float64)
+    weights = np.asarray(weights, dtype=np.float64)
+    return np.where(valid & np.isfinite(weights) & (weights > 0), weights, 0.0)
+
+
+def block_moments(values: np.ndarray, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> Moments:
+    """Count, weight, mean and weighted sum of squared deviations of one block, (P,) each, in one sweep."""
+    none = np.zeros((0, 0))
+    values = values if values.dtype.kind == "f" else values.astype(np.float64)
+    sums = PixelSums(*np.zeros((5, values.shape[1])))
+    gone = none.astype(bool) if mask is None else np.asarray(mask, dtype=bool)
+    sum_pixels(values, gone, none if weights is None else np.asarray(weights), sums)
+    shift = np.divide(sums.first, sums.weight, out=np.zeros_like(sums.weight), where=sums.weight > 0)
+    return {
+        "count": sums.valid,
+        "weight": sums.weight,
+        "mean": sums.pivot + shift,
+        "central": np.maximum(sums.second - sums.weight * shift**2, 0.0),
+    }
+
+
+def combine_moments(*parts: Moments) -> Moments:
+    """Moments of the union of blocks."""
+    total = dict(parts[0])
+    for part in parts[1:]:
+        weight = total["weight"] + part["weight"]
+        share = np.divide(part["weight"], weight, out=np.zeros_like(weight), where=weight > 0)
+        shift = part["mean"] - total["mean"]
+        total = {
+            "count": total["count"] + part["count"],
+            "weight": weight,
+            "mean": total["mean"] + share * shift,
+            "central": total["central"] + part["central"] + total["weight"] * share * shift**2,
+        }
+    return total
+
+
+def block_scatter(values: np.ndarray) -> Moments:
+    """Moments of the complete rows of one block with their ``scatter`` (K, K), central sums of products.
+
+    Rows with a value that is not finite do not count; ``incomplete`` says how many they are.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    complete = np.isfinite(x).all(axis=1)
+    moments = block_moments(x[complete])
+    x = x[complete] - moments["mean"]
+    return moments | {"scatter": x.T @ x, "incomplete": np.array(np.count_nonzero(~complete))}
+
+
+def combine_scatter(*parts: Moments) -> Moments:
+    """Scatter of the union of blocks."""
+    total = dict(parts[0])
+    for part in parts[1:]:
+        n, more = total["weight"][:1], part["weight"][:1]
+        shift = part["mean"] - total["mean"]
+        factor = np.divide(n * more, n + more, out=np.zeros_like(n), where=n + more > 0)
+        total = combine_moments(total, part) | {
+            "scatter": total["scatter"] + part["scatter"] + factor * np.outer(shift, shift),
+            "incomplete": total["incomplete"] + part["incomplete"],
+        }
+    return total
+
+
+def block_pairs(values: np.ndarray, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> Moments:
+    """Sums over a block for pairwise-complete covariances, about the block's own mean."""
+    w = valid_weights(values, mask, weights)
+    moments = block_moments(values, mask, weights)
+    pivot = moments["mean"]
+    x = np.where(w > 0, values, 0.0) - pivot
+    root = np.sqrt(w)
+    scaled = root * x
+    valid = (w > 0).astype(np.float64)
+    return moments | {
+        "pivot": pivot,
+        "pair_count": valid.T @ valid,
+        "pair_weight": root.T @ root,
+        "pair_sum": scaled.T @ root,  # [d, e]: sum of x_d over stars valid in d and e
+        "pair_product": scaled.T @ scaled,
+    }
+
+
+def combine_pairs(*parts: Moments) -> Moments:
+    """Pair sums of the union of blocks, moved to the pivot of the first."""
+    total = dict(parts[0])
+    for part in parts[1:]:
+        shift = part["pivot"] - total["pivot"]
+        sums, weight = part["pair_sum"], part["pair_weight"]
+        product = part["pair_product"] + shift[:, None] * sums.T + sums * shift + np.outer(shift, shift) * weight
+        merged = combine_moments(total, part)
+        total = merged | {
+            "pivot": total["pivot"],
+            "pair_count": total["pair_count"] + part["pair_count"],
+            "pair_weight": total["pair_weight"] + weight,
+            "pair_sum": total["pair_sum"] + sums + shift[:, None] * weight,
+            "pair_product": total["pair_product"] + product,
+        }
+    return total
