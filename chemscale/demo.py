@@ -114,7 +114,7 @@ def run_demo(out: Path, invoke: Invoke, *, size: Size = FULL, seed: int = 1, say
     )
     step(
         "Masked PPCA of the spectra, and the metric learned from the clusters",
-        *("rsca", "fit", survey, "--run", run, "--components", size.components),
+        *("rsca", "fit", survey, "--run", run, "--components", size.components, "--metric", "auto"),
     )
     step("How often does a stranger look like a sibling?", "rsca", "evaluate", "--run", run)
     for study in size.studies:

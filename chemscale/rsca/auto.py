@@ -42,6 +42,8 @@ COMMITTEE = 24
 MAX_FOLDS = 12
 #: Field stars the choice is made on (evenly spaced); the reported rate uses all.
 SEARCH_FIELD = 20_000
+#: Pairs whose distances the search holds at a time.
+BLOCK_PAIRS = 16_384
 #: Pairs of a cluster's members and field stars that the likeness rests on, at most.
 MAX_LIKENESS_PAIRS = 5_000
 
@@ -192,12 +194,12 @@ class Search:
                 for b in range(a, n_folds):
                     out = (*inside[a], *inside[b])
                     view = form.view(out)
-                    rows = {j: view.rows(j) for j in set(out)}
+                    pairs = {j: _pairs_of(view, j) for j in set(out)}
                     for (k, s, kind, ignore), table in zip(plans, mine, strict=True):
                         matrix = view.full_metric(k, s, kind, ignore, out)
                         for left, own in {(a, b), (b, a)}:
                             for j in inside[own]:
-                                table[:, left, j] = _rates_by_kept(view, j, rows[j], matrix, kept[k])
+                                table[:, left, j] = _rates_by_kept(view, j, pairs[j], matrix, kept[k])
             tables += mine
             self.candidates += [Candidate(name, k, s, kind, f, c) for k, s, kind, c in plans for f in kept[k]]
         self.rates = np.concatenate(tables)
@@ -229,32 +231,38 @@ def folds_of(n_clusters: int) -> np.ndarray:
     return np.arange(n_clusters) % min(n_clusters, MAX_FOLDS)
 
 
+def _pairs_of(view: Representation, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Field coordinates that cluster `j` may be compared with, and the pairs allowed: rows of these and of members."""
+    rows, allowed = view.rows(j)
+    shape = (len(rows), len(view.groups[j]))
+    star, member = np.nonzero(np.ones(shape, bool) if allowed is None else allowed)
+    return rows, star, member
+
+
 def _rates_by_kept(
     view: Representation,
     j: int,
-    candidates: tuple[np.ndarray, np.ndarray | None],
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
     matrix: np.ndarray,
     kept: Sequence[int],
 ) -> np.ndarray:
     """Rates of cluster `j` under the first ``kept[0]``, ``kept[1]``... features; NaN where no pair passes the cuts."""
-    rows, allowed = candidates
-    k = len(matrix)
-    x = rows[:, :k] @ matrix[:, : kept[-1]]
-    y = view.centred[view.groups[j]][:, :k] @ matrix[:, : kept[-1]]
-    n_pairs = allowed.sum() if allowed is not None else x.shape[0] * y.shape[0]
-    if not n_pairs:
+    rows, star, member = pairs
+    if not len(star):
         return np.full(len(kept), np.nan)
+    matrix = matrix[:, : kept[-1]]
+    x, y = rows[:, : len(matrix)] @ matrix, view.centred[view.groups[j]][:, : len(matrix)] @ matrix
+    last = np.array(kept) - 1
     i, m = np.triu_indices(len(y), 1)
-    far, near = np.zeros((len(x), len(y))), np.zeros(len(i))
-    out, done = np.empty(len(kept)), 0
-    for p, f in enumerate(kept):
-        u, v = x[:, done:f], y[:, done:f]
-        far += np.einsum("ij,ij->i", u, u)[:, None] + np.einsum("ij,ij->i", v, v) - 2 * u @ v.T
-        near += np.sum((v[i] - v[m]) ** 2, axis=1)
-        close = far <= np.median(np.sqrt(near)) ** 2
-        out[p] = np.sum(close if allowed is None else close & allowed) / n_pairs
-        done = f
-    return out
+    limit = np.square(np.median(np.sqrt(np.cumsum((y[i] - y[m]) ** 2, axis=1)[:, last]), axis=0))
+    close = np.zeros(len(kept))
+    for start in range(0, len(star), BLOCK_PAIRS):
+        some = slice(start, start + BLOCK_PAIRS)
+        gap = x[star[some]]
+        gap -= y[member[some]]
+        np.square(gap, out=gap)
+        close += np.sum(np.cumsum(gap, axis=1)[:, last] <= limit, axis=0)
+    return close / len(star)
 
 
 def _committee_maps(

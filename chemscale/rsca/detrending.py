@@ -12,6 +12,7 @@ Labels enter as covariates only, and the field alone trains the map: no cluster 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ MIN_FRACTION = 0.5
 
 def polynomial(u: np.ndarray, degree: int) -> np.ndarray:
     """All monomials of the columns of `u` (n, d) up to `degree`, the constant first: (n, n_terms)."""
+    if not len(u):  # a cluster that no field star can be compared with
+        return np.empty((0, comb(u.shape[1] + degree, degree)))
     return PolynomialFeatures(degree).fit_transform(u)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import median_abs_deviation
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.moments import FieldMoments
+
+#: Median absolute deviation of a Gaussian of unit standard deviation.
+MAD_OF_NORMAL = 0.6744897501960817
 
 
 def centre_on_clusters(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -29,7 +31,8 @@ def pooled_sigma(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     total, weight = np.zeros(members.shape[1]), 0
     for name in np.unique(clusters):
         x = members[clusters == name]
-        total += (len(x) - 1) * median_abs_deviation(x, axis=0, scale="normal") ** 2
+        deviation = np.median(np.abs(x - np.median(x, axis=0)), axis=0) / MAD_OF_NORMAL
+        total += (len(x) - 1) * deviation**2
         weight += len(x) - 1
     return np.sqrt(total / weight)
 

@@ -73,6 +73,13 @@ def test_detrending_holds_single_abundances_too():
     np.testing.assert_array_equal(again.transform(z, hidden), some[1].transform(z, hidden))
 
 
+def test_detrending_of_no_star_is_no_star():
+    """A cluster that no field star can be compared with has none."""
+    z, labels, _, n = giants(n=1000)
+    detrending = LabelDetrending().fit(z[:n], cut(labels, slice(0, n)))
+    assert detrending.transform(z[:0], cut(labels, slice(0, 0))).shape == (0, 8)
+
+
 def test_detrending_with_missing_labels():
     z, labels, _, n = giants(1)
     few = {k: v.copy() for k, v in labels.items()}
