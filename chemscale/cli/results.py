@@ -53,11 +53,14 @@ def export(
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Run directory.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Write one self-contained HTML page too.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Two runs side by side: settings that differ, rates with paired differences, shared neighbours, latents.
 
-    Example: chemscale compare run better
+    Example: chemscale compare run better --out compare.html
     """
     from rich.console import Console
     from rich.markup import escape
@@ -67,6 +70,11 @@ def compare(
     from chemscale.results.compare import compare as side_by_side
 
     found = side_by_side(a, b)
+    if out is not None:
+        from chemscale.cli import console
+        from chemscale.report import build_comparison
+
+        console.print(f"[bold]{escape(str(build_comparison(found, out)))}[/]", highlight=False)
     if json:
         echo_json(found)
         return

@@ -205,23 +205,35 @@ def scales(sigma: np.ndarray) -> dict[str, Any]:
 
 
 def training(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Each numeric term of the training records by epoch, or None where there is nothing to draw."""
-    skip = {"epoch", "step", "phase", "seconds", "learning_rate", "lr"}
-    names = [k for k in dict.fromkeys(k for c in curves for k in c) if k not in skip]
+    """Reconstruction error of training against held-out stars by epoch, its terms on demand; None without records."""
+    records = [c for c in curves if c.get("phase", "main") == "main" and "epoch" in c]
+    terms = [k for k in dict.fromkeys(k for c in records for k in c) if k.startswith("reconstruction")]
+    lines: dict[str, list[tuple[float, float]]] = {"training": [], "held out": []}
+    for c in records:
+        values = [float(c[k]) for k in terms if isinstance(c.get(k), int | float)]
+        if values:
+            lines["training"].append((c["epoch"], sum(values) / len(values)))
+        if isinstance(c.get("validation"), int | float):
+            lines["held out"].append((c["epoch"], c["validation"]))
+    if len(terms) > 1:
+        for k in terms:
+            found = [(c["epoch"], float(c[k])) for c in records if isinstance(c.get(k), int | float)]
+            lines[f"training, {k.removeprefix('reconstruction_').replace('_', ' ')}"] = found
     fig = go.Figure()
-    for name in names:
-        points = [(c["epoch"], c[name]) for c in curves if isinstance(c.get(name), int | float) and "epoch" in c]
+    looks = {"training": {"width": 2.2}, "held out": {"width": 2.2, "dash": "dash"}}
+    for name, points in lines.items():
         if len(points) > 1:
             x, y = zip(*points, strict=True)
-            label = plain(name.replace("_", " "))
-            fig.add_trace(go.Scatter(x=x, y=y, mode="lines", name=label, line={"width": 1.5}))
+            shown = True if name in looks else "legendonly"
+            look = looks.get(name, {"width": 1.2})
+            fig.add_trace(go.Scatter(x=x, y=y, mode="lines", name=plain(name), line=look, visible=shown))
     if not fig.data:
         return None
     fig.update_layout(
         height=380,
         margin={"l": 76, "r": 10, "t": 20, "b": 50},
         xaxis={"title": {"text": "epoch"}},
-        yaxis={"title": {"text": "term of the loss"}, "type": "log", "exponentformat": "power"},
+        yaxis={"title": {"text": "chi-square of a pixel"}, "type": "log"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         colorway=[COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky")],
     )

@@ -15,6 +15,9 @@ import xarray as xr
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import ChemscaleError, StoreError
 from chemscale.report import charts, products
+from chemscale.results.features import RunFeatures
+from chemscale.results.spectra import lines as spectral_lines
+from chemscale.rsca.siblings import recommended
 from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.schema import VARIABLES
@@ -32,8 +35,6 @@ class Model:
     components: np.ndarray
     explained_variance: np.ndarray
     noise: float
-    centre: np.ndarray | None = None
-    matrix: np.ndarray | None = None
     sigma_clust: np.ndarray | None = None
 
     @property
@@ -85,40 +86,40 @@ def load_model(run: Run) -> Model | None:
         noise=float(np.nanmedian(np.asarray(ppca.noise_variance_, float))),
     )
     if run.has("rsca.zarr"):
-        rsca = load_metric(run)
-        model.centre, model.matrix, model.sigma_clust = rsca.mean_, rsca.matrix(), rsca.sigma_clust_
+        model.sigma_clust = load_metric(run).sigma_clust_
     return model
 
 
-def gather(run: Run, model: Model | None, n_stars: int, n_spectra: int, evaluation: dict[str, Any]) -> Stars | None:
+def gather(run: Run, model: Model | None, n_stars: int, n_spectra: int) -> Stars | None:
     """The sample of the interactive figures: of a metric, else of the VAE's latents; None where the run has neither."""
-    if model is not None and model.matrix is not None and run.has("embedding.zarr"):
-        return _from_metric(run, model, n_stars, n_spectra, evaluation)
+    if model is not None and model.sigma_clust is not None and run.has("embedding.zarr"):
+        return _from_metric(run, model, n_stars, n_spectra)
     latents = products.open_product(run, "latents.zarr")
     if latents is not None and latents.attrs.get("complete"):
         return _from_latents(run, latents, n_stars, n_spectra)
     return None
 
 
-def _from_metric(run: Run, model: Model, n_stars: int, n_spectra: int, evaluation: dict[str, Any]) -> Stars:
-    assert model.matrix is not None and model.centre is not None
+def _from_metric(run: Run, model: Model, n_stars: int, n_spectra: int) -> Stars:
     embedding = open_embedding(run.need("embedding.zarr", FIT_COMMAND))
     rows = products.choose_rows(text(embedding["role"].values), n_stars)
     role = text(read_rows(embedding["role"], rows))
     cluster = np.where(role == "member", text(read_rows(embedding["cluster"], rows)), "")
     ids = text(read_rows(embedding["star_id"], rows))
-    n_features = min(MAX_FEATURES, model.matrix.shape[1])
+    found = RunFeatures.of_run(run, most=MAX_FEATURES)
+    features = found.rows(rows)
+    best = recommended(run)
+    kept = int(best.get("n_features") or (3 if found.metric == "paper" else features.shape[1]))
     payload = {
         **_table(embedding, rows, ids, cluster),
         "n_components": model.n_components,
-        "n_features": n_features,
-        "n_kept": int(min(evaluation.get("n_features") or 3, n_features)),
-        "feature": "RSCA feature",
+        "n_features": features.shape[1],
+        "n_kept": min(kept, features.shape[1]),
+        "feature": "RSCA feature" if found.metric == "paper" else "feature of the searched metric",
         "coords": charts.pack(read_rows(embedding["coords"], rows)),
-        "mean": model.centre.tolist(),
-        "matrix": charts.pack(model.matrix[:, :n_features]),
+        "features": charts.pack(features),
     }
-    payload["columns"] += _latents(run, ids, rows)
+    payload["columns"] += _latents(run, ids, rows) + _found_by_vae(run, ids, rows)
     n_members = int(np.sum(role == "member"))
     stars = Stars(payload, _note(len(rows), n_members), f"{len(rows):,}", "survey", int(embedding.sizes["star"]))
     stars.space = "RSCA features"
@@ -139,6 +140,7 @@ def _from_latents(run: Run, latents: xr.Dataset, n_stars: int, n_spectra: int) -
     ids = text(read_rows(latents["star_id"], rows))
     cluster = text(read_rows(survey["cluster"], rows)) if "cluster" in survey else np.full(len(rows), "")
     z = read_rows(latents["mean"], rows).astype(np.float64)
+    scatter = np.nanstd(z, axis=0)
     names = text(latents["latent"].values).tolist() if "latent" in latents.variables else None
     payload = {
         **_table(survey, rows, ids, cluster),
@@ -148,9 +150,9 @@ def _from_latents(run: Run, latents: xr.Dataset, n_stars: int, n_spectra: int) -
         "feature": "latent",
         "feature_names": names,
         "coords": charts.pack(z),
-        "mean": [0.0] * z.shape[1],
-        "matrix": charts.pack(np.diag(1 / np.std(z, axis=0))),
+        "features": charts.pack(z / np.where(scatter > 0, scatter, 1.0)),
     }
+    payload["columns"] += _found_by_vae(run, ids, rows)
     n_members = int(np.sum(cluster != ""))
     stars = Stars(payload, _note(len(rows), n_members), f"{len(rows):,}", "survey", int(latents.sizes["star"]))
     stars.space = "latents, in units of their scatter"
@@ -222,7 +224,13 @@ def _add_spectra(
         "flux": charts.pack(codes, "u2"),
         "low": low,
         "step": step,
+        "lines": _lines(wave, str(medium)),
     }
+
+
+def _lines(wave: np.ndarray, medium: str) -> list[list[Any]]:
+    """The strongest line of each element in the spectra, then further strong ones: species and wavelength."""
+    return [[species, round(w, 2)] for species, w in spectral_lines(float(wave[0]), float(wave[-1]), medium, most=60)]
 
 
 def _readable(value: Any) -> Any:
@@ -245,6 +253,22 @@ def _latents(run: Run, ids: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]
         for k, values in enumerate(read_rows(ds[variable], rows).T):
             name = f"{title} {names[k]}" if names is not None else f"{title}{k + 1}"
             columns.append({"name": name, "title": name, "values": charts.pack(values)})
+    return columns
+
+
+def _found_by_vae(run: Run, ids: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Anomaly score and calibrated abundances of the chosen stars, where the run has them."""
+    columns = []
+    for name in ("anomalies.zarr", "flags.zarr"):
+        ds = products.open_product(run, name)
+        if ds is None or ds.sizes["star"] <= int(rows[-1]):
+            continue
+        if not np.array_equal(text(read_rows(ds["star_id"], rows)), ids):
+            continue
+        for variable in map(str, ds.data_vars):
+            if variable == "score" or (variable.startswith("abundance_") and not variable.endswith("_error")):
+                title = "anomaly score" if variable == "score" else f"{variable.split('_', 1)[1]} from latents (dex)"
+                columns.append({"name": title, "title": title, "values": charts.pack(read_rows(ds[variable], rows))})
     return columns
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class _Page:
         self.run = run
         self.evaluation = products.load_json(run, "evaluation.json")
         self.model = explore.load_model(run)
-        self.stars = explore.gather(run, self.model, n_stars, n_spectra, self.evaluation)
+        self.stars = explore.gather(run, self.model, n_stars, n_spectra)
         self.charts: dict[str, Any] = {}
         self.text: dict[str, Any] = {"rates_note": "", "spectra_note": "", "variance_note": ""}
 
@@ -188,7 +189,25 @@ class _Page:
                 if key == "rsca_top" and ev.get("n_features"):
                     label += f" ({ev['n_features']})"
                 tile(label, _rate(ev[key]), key in {"rsca_top", "auto"}, f"± {_rate(error)}" if error else "")
+        self._vae_tiles(tile)
         return tiles
+
+    def _vae_tiles(self, tile: Callable[..., None]) -> None:
+        """Cards of the autoencoder: what its latents are worth, and what it found."""
+        quality = products.load_json(self.run, "vae_evaluation.json")
+        for label, name in (("fe_h", "[Fe/H]"), ("alpha_fe", "[α/Fe]"), ("c_fe", "[C/Fe]")):
+            r, rmse = quality.get(f"r_{label}"), quality.get(f"rmse_map_{label}", quality.get(f"rmse_{label}"))
+            if isinstance(r, float) and r == r:
+                off = f"RMSE {rmse:.3f} dex" if isinstance(rmse, float) and rmse == rmse else ""
+                tile(f"r of {name} with its latent", f"{r:.3f}", True, off)
+        if isinstance(quality.get("relative_l2"), float):
+            tile("relative L2 of the reconstruction", f"{quality['relative_l2']:.4f}")
+        found = products.load_json(self.run, "anomalies.json")
+        if "flagged" in found:
+            blank = int((found.get("causes") or {}).get("no data", 0))
+            tile("anomalous stars", f"{max(found['flagged'] - blank, 0):,}", False, f"at {found['false_alarm']:.1%}")
+        for name, count in (products.load_json(self.run, "flags.json").get("counts") or {}).items():
+            tile(f"stars flagged as {findings.words(name)}", f"{count:,}")
 
     def _errors(self) -> dict[str, float]:
         """Standard errors over clusters, by method."""

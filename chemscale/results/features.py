@@ -87,6 +87,17 @@ class RunFeatures:
             found = (coords - self.fitted.mean_) @ self.fitted.matrix(len(self.titles))
         return np.asarray(found, dtype=np.float32)
 
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Features of chosen stars (increasing rows), (len(rows), n): each chunk that holds one is read once."""
+        sizes = self.stars.embedding["coords"].data.chunks[0]
+        out, start = [np.empty((0, len(self.titles)), np.float32)], 0
+        for size in sizes:
+            inside = rows[(rows >= start) & (rows < start + size)]
+            if len(inside):
+                out.append(self.values(start, start + size)[inside - start])
+            start += size
+        return np.concatenate(out)
+
     def errors(self, start: int, stop: int) -> np.ndarray:
         """Their errors, from those of the coordinates alone: labels that a metric detrends with count as exact."""
         n = len(self.titles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import time
 
@@ -40,6 +41,7 @@ def open_page(browser, path, **options):
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: problems.append(str(e)))
     page.on("dialog", lambda d: problems.append(f"dialog {d.message}"))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else problems.append(r.url))
     page.goto(path.as_uri())
     return page, problems
 
@@ -55,7 +57,17 @@ def walk(page):
 def test_draws_everything_without_an_error(browser, path):
     page, problems = open_page(browser, path)
     walk(page)
-    for chart in ("chart-rates", "chart-clusters", "scatter", "scatter-labels", "spectrum", "chart-spectra"):
+    charts = (
+        "chart-rates",
+        "chart-clusters",
+        "scatter",
+        "scatter-labels",
+        "spectrum",
+        "chart-spectra",
+        "heat",
+        "members",
+    )
+    for chart in charts:
         assert page.locator(f"#{chart} .main-svg").count() > 0, chart
     assert problems == []
     assert page.evaluate("window.owned") is None
@@ -143,3 +155,65 @@ def test_table_sorts(browser, path):
     page.locator("#clusters th button").nth(2).click()
     values = [float(t) for t in page.locator("#clusters tbody td:nth-child(3)").all_inner_texts()]
     assert values == sorted(values)
+
+
+def test_a_kiel_diagram_and_the_sky_run_as_astronomers_draw_them(browser, path):
+    page, problems = open_page(browser, path)
+    walk(page)
+    layout = "document.getElementById('scatter-labels').layout"
+    page.select_option("#view", label="Kiel diagram")
+    x, y = page.evaluate(f"{layout}.xaxis.range"), page.evaluate(f"{layout}.yaxis.range")
+    assert x[0] > x[1] and y[0] > y[1] and page.evaluate(f"{layout}.yaxis.title.text").startswith("log g")
+    page.select_option("#view", label="sky")
+    x, y = page.evaluate(f"{layout}.xaxis.range"), page.evaluate(f"{layout}.yaxis.range")
+    assert x[0] > x[1] and y[0] < y[1]
+    assert problems == []
+
+
+def test_the_chosen_stars_are_taken_away_as_csv_and_a_figure_as_svg(browser, path, tmp_path):
+    page, problems = open_page(browser, path)
+    walk(page)
+    page.evaluate("chemscaleReport.select(new Set([3, 5, 8]))")
+    assert page.inner_text("#save-csv") == "CSV of 3 selected"
+    with page.expect_download() as caught:
+        page.click("#save-csv")
+    caught.value.save_as(tmp_path / "stars.csv")
+    with (tmp_path / "stars.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 3 and float(rows[0]["teff"]) > 3000 and float(rows[2]["feature 1"]) != 0
+    page.hover("#scatter")
+    with page.expect_download() as caught:
+        page.locator('#scatter [data-title="Download as SVG"]').click()
+    caught.value.save_as(tmp_path / "scatter.svg")
+    assert "<svg" in (tmp_path / "scatter.svg").read_text()[:500]
+    assert problems == []
+
+
+def test_below_a_spectrum_stands_the_star_minus_its_sibling(browser, path):
+    page, _ = open_page(browser, path)
+    walk(page)
+    data = page.evaluate("document.getElementById('spectrum').data.map(d => ({name: d.name, y: d.y, axis: d.yaxis}))")
+    below = next(d for d in data if d["axis"] == "y2")
+    assert below["name"] == "star \u2212 sibling"
+    star, other = data[0]["y"], next(d for d in data[1:] if "observed" in d["name"] and not d["axis"])["y"]
+    p = next(k for k in range(len(star)) if None not in (star[k], other[k]))
+    assert below["y"][p] == pytest.approx(star[p] - other[p])
+
+
+def test_the_heat_map_holds_correlations_and_a_cell_leads_to_its_points(browser, path):
+    page, problems = open_page(browser, path)
+    walk(page)
+    z = page.evaluate("document.getElementById('heat').data[0].z")
+    flat = [v for row in z for v in row if v is not None]
+    assert max(map(abs, flat)) <= 1 and max(map(abs, flat)) > 0.5
+    page.evaluate("document.getElementById('heat').emit('plotly_click', {points: [{pointIndex: [0, 2]}]})")
+    assert page.input_value("#y-axis") == "feature 3"
+    assert problems == []
+
+
+def test_no_outlier_flattens_a_panel(browser, path):
+    page, _ = open_page(browser, path)
+    walk(page)
+    low, high = page.evaluate("document.getElementById('scatter').layout.xaxis.range")
+    values = page.evaluate("[...document.getElementById('scatter').data[0].x]")
+    assert high - low < 3 * (max(values) - min(values))

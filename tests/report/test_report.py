@@ -15,6 +15,7 @@ from chemscale.cli import build
 from chemscale.errors import StoreError
 from chemscale.report import build_report, charts, products
 from chemscale.report.html import _rate
+from chemscale.results.run import RunResults
 from chemscale.runtime.run import Run
 from chemscale.studies.registry import run_study
 
@@ -67,15 +68,16 @@ def test_hostile_names_stay_text(page):
 
 
 def test_embedded_stars_give_the_metric_back(run, page):
-    """Features as the page computes them are the run's: coordinates, matrix and centre survive the packing."""
+    """Features of the page are those of the run's recommended metric."""
     e = data(page)["explore"]
 
     def unpack(p):
         return np.frombuffer(base64.b64decode(p["data"]), "<" + p["dtype"])
 
-    n, k, f = len(e["star_id"]), e["n_components"], e["n_features"]
-    features = (unpack(e["coords"]).reshape(n, k) - np.array(e["mean"])) @ unpack(e["matrix"]).reshape(k, f)
-    assert np.isfinite(features).all()
+    n, f = len(e["star_id"]), e["n_features"]
+    features = unpack(e["features"]).reshape(n, f)
+    expected = RunResults(run.path).features().sel(star=e["star_id"]).values
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
     assert features.std(0)[0] > features.std(0)[-1]  # most scaled first
     assert n == 300 + 48
     codes = unpack(e["spectra"]["flux"]).reshape(len(e["spectra"]["rows"]), -1).astype(float)

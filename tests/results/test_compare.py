@@ -9,7 +9,7 @@ from toyrun import make_run, toy_survey
 from typer.testing import CliRunner
 
 from chemscale.cli import build
-from chemscale.errors import StoreError
+from chemscale.errors import InputError, StoreError
 from chemscale.results.compare import compare
 
 
@@ -43,3 +43,17 @@ def test_the_command_line_shows_it(runs, tmp_path):
     assert found["rates"]["rsca"]["clusters"] == 8
     with pytest.raises(StoreError, match="not a chemscale run"):
         compare(runs[0], tmp_path)
+
+
+def test_two_runs_given_to_the_report_are_compared_on_a_page(runs, tmp_path):
+    out = tmp_path / "compare.html"
+    words = ["report", "--run", str(runs[0]), "--run", str(runs[1]), "--out", str(out)]
+    assert CliRunner().invoke(build(), words).exit_code == 0
+    page = out.read_text(encoding="utf-8")
+    assert "ppca.components" in page and "Doppelganger rates" in page and "latents not compared" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_third_run_is_refused_not_dropped(runs):
+    done = CliRunner().invoke(build(), ["report", *(w for r in (*runs, runs[0]) for w in ("--run", str(r)))])
+    assert isinstance(done.exception, InputError) and "3 runs were given" in str(done.exception)

@@ -6,7 +6,9 @@
   // nothing on this page may be sent anywhere: Plotly's upload is off and has no address
   const SHARING = ["sendChartToCloud", "sendDataToCloud", "editInChartStudio"];
   const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, showEditInChartStudio: false,
-                   plotlyServerURL: "", modeBarButtonsToRemove: SHARING, displayModeBar: "hover" };
+                   plotlyServerURL: "", modeBarButtonsToRemove: SHARING, displayModeBar: "hover",
+                   modeBarButtonsToAdd: [{ name: "Download as SVG", title: "Download as SVG", icon: { width: 24, height: 24, path: "M4 4h16v10H4z M11 15h2v4h3l-4 4-4-4h3z" },
+                     click: (el) => Plotly.downloadImage(el, { format: "svg", filename: el.id || "figure" }) }] };
   const TYPES = { f4: Float32Array, u2: Uint16Array, i4: Int32Array };
 
   // text from catalogues reaches Plotly only through this: Plotly reads a little HTML
@@ -109,12 +111,7 @@
 
   function explore(E) {
     const n = E.star_id.length, K = E.n_components;
-    const coords = decode(E.coords), M = decode(E.matrix), F = E.n_features;
-    const features = new Float32Array(n * F);           // (z - mean) M, the linear map of the metric
-    for (let i = 0; i < n; i++) for (let k = 0; k < K; k++) {
-      const z = coords[i * K + k] - E.mean[k];
-      for (let f = 0; f < F; f++) features[i * F + f] += z * M[k * F + f];
-    }
+    const coords = decode(E.coords), features = decode(E.features), F = E.n_features;
     const columns = {};                                  // name -> {title, values}
     const featureName = (f) => E.feature_names ? "latent " + E.feature_names[f] : "feature " + (f + 1);
     for (let f = 0; f < Math.min(F, 10); f++) columns[featureName(f)] = { title: E.feature_names ? featureName(f) : E.feature + " " + (f + 1), values: Float32Array.from({ length: n }, (_, i) => features[i * F + f]) };
@@ -136,7 +133,12 @@
     fill($("y-axis"), names, featureName(Math.min(1, F - 1)));
     fill($("colour"), names, first(["fe_h", "teff"], names[0]));
     fill($("n-features"), Array.from({ length: F }, (_, i) => String(i + 1)), String(E.n_kept));
-    const labelX = first(["fe_h", "teff", "snr"], names[0]), labelY = first(["alpha_m", "logg", "radial_velocity"], names[names.length - 1]);
+    const VIEWS = [["[α/M] against [Fe/H]", "fe_h", "alpha_m"], ["Kiel diagram", "teff", "logg"], ["sky", "ra", "dec"], ["abundances from latents", "metal from latents (dex)", "alpha from latents (dex)"],
+                   ["[C/Fe] against [Fe/H]", "fe_h", "c_fe"], ["signal-to-noise and velocity", "snr", "radial_velocity"]].filter((v) => names.includes(v[1]) && names.includes(v[2]));
+    if (!VIEWS.length) VIEWS.push(["first two columns", names[0], names[Math.min(1, names.length - 1)]]);
+    const view = () => VIEWS[Math.max(0, $("view").selectedIndex)];
+    for (const v of VIEWS) { const o = document.createElement("option"); o.textContent = v[0]; $("view").append(o); }
+    const backwards = (name, axis) => (axis === "x" && (name === "teff" || name === "ra")) || (axis === "y" && name === "logg");
     const hover = E.star_id.map((s, i) => plain(s) + (member[i] ? "<br>" + plain(E.cluster[i]) : ""));
 
     function range(v) {                                  // the central 98 %: one odd label must not wash out the colours
@@ -157,24 +159,32 @@
         { type: kind, mode: "markers", name: "nearest", x: [], y: [], hoverinfo: "skip", showlegend: false, marker: { size: 11, symbol: "square-open", color: css("--ink"), line: { width: 1.5, color: css("--ink") } } },
       ];
     }
-    const panels = [{ id: "scatter", x: () => columns[$("x-axis").value], y: () => columns[$("y-axis").value], bar: false },
-                    { id: "scatter-labels", x: () => columns[labelX], y: () => columns[labelY], bar: true }];
+    const panels = [{ id: "scatter", xn: () => $("x-axis").value, yn: () => $("y-axis").value, bar: false },
+                    { id: "scatter-labels", xn: () => view()[1], yn: () => view()[2], bar: true, density: true }];
+    for (const p of panels) { p.x = () => columns[p.xn()]; p.y = () => columns[p.yn()]; }
     let chosen = -1, nearest = [], drawnPanels = false;
-    function layoutFor(x, y) {
+    function layoutFor(p) {
+      const x = p.x(), y = p.y(), rx = pad(x.values), ry = pad(y.values);
+      if (backwards(p.xn(), "x")) rx.reverse();
+      if (backwards(p.yn(), "y")) ry.reverse();
       return withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 430, dragmode: "pan", hovermode: "closest", uirevision: x.title + y.title,
-        xaxis: { title: { text: x.title }, zeroline: false, range: pad(x.values) }, yaxis: { title: { text: y.title }, zeroline: false, range: pad(y.values) },
+        xaxis: { title: { text: x.title }, zeroline: false, range: rx }, yaxis: { title: { text: y.title }, zeroline: false, range: ry },
         legend: { orientation: "h", x: 0, y: 1.08 } });
     }
     function pad(values) {
       const ok = [...values].filter(Number.isFinite).sort((a, b) => a - b);
       if (!ok.length) return [0, 1];
-      const lo = ok[Math.floor(0.005 * (ok.length - 1))], hi = ok[Math.ceil(0.995 * (ok.length - 1))], m = 0.08 * (hi - lo) || 0.5;
+      const at = (q) => ok[Math.round(q * (ok.length - 1))], reach = 6 * (at(0.84) - at(0.16)) || Infinity;   // no outlier may flatten a panel
+      const lo = Math.max(at(0.005), at(0.5) - reach), hi = Math.min(at(0.995), at(0.5) + reach), m = 0.08 * (hi - lo) || 0.5;
       return [lo - m, hi + m];
     }
     function drawPanels() {
       for (const p of panels) {
         const x = p.x(), y = p.y(), el = $(p.id);
-        Plotly.react(el, traces(x.values, y.values, p.bar), layoutFor(x, y), Object.assign({ scrollZoom: false }, CONFIG));
+        const data = traces(x.values, y.values, p.bar);
+        if (p.density && field.length >= 800) data.push({ type: "histogram2dcontour", x: pick(x.values, field), y: pick(y.values, field), ncontours: 8, showscale: false, showlegend: false, hoverinfo: "skip",
+          contours: { coloring: "none" }, line: { color: css("--soft"), width: 0.8 }, nbinsx: 40, nbinsy: 40 });
+        Plotly.react(el, data, layoutFor(p), Object.assign({ scrollZoom: false }, CONFIG));
         drawn.add(el);
         if (!drawnPanels) {
           el.on("plotly_click", (e) => { if (e.points.length) choose(e.points[0].customdata); });
@@ -184,7 +194,10 @@
       drawnPanels = true;
       mark();
     }
+    let selected = null;
     function select(rows) {                              // lasso in one panel, seen in both
+      selected = rows;
+      $("save-csv").textContent = rows ? "CSV of " + rows.size + " selected" : "CSV of all stars here";
       const one = (list) => rows ? list.map((i, k) => rows.has(i) ? k : -1).filter((k) => k >= 0) : null;
       for (const p of panels) Plotly.restyle($(p.id), { selectedpoints: [one(shownField), one(members)] }, [0, 1]);
     }
@@ -194,7 +207,52 @@
         Plotly.restyle($(p.id), { x: [chosen < 0 ? [] : [x[chosen]], near.map((i) => x[i])], y: [chosen < 0 ? [] : [y[chosen]], near.map((i) => y[i])] }, [2, 3]);
       }
     }
-    for (const id of ["x-axis", "y-axis", "colour"]) $(id).addEventListener("change", drawPanels);
+    for (const id of ["x-axis", "y-axis", "colour", "view"]) $(id).addEventListener("change", drawPanels);
+    $("y-axis").addEventListener("change", () => drawClusters());
+    function table(rows) {                               // CSV of stars: identifiers, cluster, every column of the page
+      const quote = (t) => /[",\n]/.test(t) ? '"' + t.replace(/"/g, '""') + '"' : t;
+      const lines = [["star_id", "cluster", ...names].map(quote).join(",")];
+      for (const i of rows) lines.push([E.star_id[i], E.cluster[i], ...names.map((c) => { const v = columns[c].values[i]; return Number.isFinite(v) ? String(v) : ""; })].map(quote).join(","));
+      return lines.join("\n") + "\n";
+    }
+    const chosenRows = () => selected ? [...selected].sort((a, b) => a - b) : E.star_id.map((_, i) => i);
+    $("save-csv").addEventListener("click", () => {
+      const link = document.createElement("a"), url = URL.createObjectURL(new Blob([table(chosenRows())], { type: "text/csv" }));
+      link.href = url; link.download = "stars.csv"; link.click(); setTimeout(() => URL.revokeObjectURL(url), 1000);
+    });
+
+    /* ---- features against labels; members against the field ---- */
+    const labels = E.columns.filter((c) => !/^latent /.test(c.name)).map((c) => c.name), shownFeatures = Object.keys(columns).slice(0, Math.min(F, 10));
+    function pearson(a, b) {
+      let m = 0, sa = 0, sb = 0, saa = 0, sbb = 0, sab = 0;
+      for (const i of field) { const x = a[i], y = b[i]; if (Number.isFinite(x) && Number.isFinite(y)) { m++; sa += x; sb += y; } }
+      if (m < 10) return null;
+      sa /= m; sb /= m;
+      for (const i of field) { const x = a[i] - sa, y = b[i] - sb; if (Number.isFinite(x) && Number.isFinite(y)) { saa += x * x; sbb += y * y; sab += x * y; } }
+      return saa > 0 && sbb > 0 ? sab / Math.sqrt(saa * sbb) : null;
+    }
+    defer($("heat"), () => {
+      const rows = labels.map((l) => shownFeatures.map((f) => pearson(columns[f].values, columns[l].values))), known = rows.map((r) => r.some((v) => v !== null));
+      const z = rows.filter((_, k) => known[k]), told = labels.filter((_, k) => known[k]);
+      Plotly.newPlot($("heat"), [{ type: "heatmap", x: shownFeatures.map((f) => f.replace("feature ", "").replace("latent ", "")), y: told.map((l) => columns[l].title), z, zmin: -1, zmax: 1, colorscale: [[0, "#0072b2"], [0.5, css("--panel")], [1, "#d55e00"]],
+        text: z.map((r) => r.map((v) => v === null ? "" : v.toFixed(2))), texttemplate: narrow() ? "" : "%{text}", xgap: 1, ygap: 1, colorbar: { title: { text: "r", side: "right" }, thickness: 12, outlinewidth: 0 }, hovertemplate: "%{x}, %{y}: r = %{z:.3f}<extra></extra>" }],
+        withTheme({ height: 120 + 26 * told.length, margin: { l: 60, r: 10, t: 20, b: 50 }, xaxis: { title: { text: E.feature_names ? "latent" : "feature" }, type: "category" }, yaxis: { automargin: true, autorange: "reversed" } }), CONFIG);
+      $("heat").on("plotly_click", (e) => { $("y-axis").value = shownFeatures[e.points[0].pointIndex[1]]; $("x-axis").value = told[e.points[0].pointIndex[0]]; drawPanels(); drawClusters(); });
+    });
+    function drawClusters() {
+      if (!members.length) { $("members").hidden = true; return; }
+      const c = columns[$("y-axis").value], sorted = field.map((i) => c.values[i]).filter(Number.isFinite).sort((a, b) => a - b), at = (q) => sorted[Math.round(q * (sorted.length - 1))];
+      const group = {};
+      for (const i of members) if (Number.isFinite(c.values[i])) (group[E.cluster[i]] = group[E.cluster[i]] || []).push(i);
+      const mean = (rows) => rows.reduce((s, i) => s + c.values[i], 0) / rows.length, order = Object.keys(group).sort((a, b) => mean(group[a]) - mean(group[b])), rows = order.flatMap((g) => group[g]);
+      const cut = (t) => plain(t.length > 18 ? t.slice(0, 17) + "…" : t);
+      const shapes = sorted.length ? [[0.025, 0.975], [0.16, 0.84]].map((q) => ({ type: "rect", xref: "paper", x0: 0, x1: 1, y0: at(q[0]), y1: at(q[1]), fillcolor: css("--soft"), opacity: 0.13, line: { width: 0 }, layer: "below" })) : [];
+      Plotly.react($("members"), [{ type: "scatter", mode: "markers", x: rows.map((i) => cut(E.cluster[i])), y: rows.map((i) => c.values[i]), customdata: rows, text: rows.map((i) => hover[i]), hovertemplate: "%{text}<extra></extra>", marker: { size: 7, symbol: "diamond", color: css("--warm") } }],
+        withTheme({ height: 400, margin: { l: 60, r: 10, t: 20, b: 110 }, shapes, showlegend: false, xaxis: { tickangle: -45, automargin: true, type: "category" }, yaxis: { title: { text: c.title }, range: pad(c.values) } }), CONFIG);
+      if (!drawn.has($("members"))) $("members").on("plotly_click", (e) => choose(e.points[0].customdata));
+      drawn.add($("members"));
+    }
+    defer($("members"), drawClusters);
     $("n-features").addEventListener("change", () => chosen >= 0 && choose(chosen));
 
     function neighbours(i, count) {
@@ -220,23 +278,44 @@
       for (let k = 0; k < K; k++) { const z = coords[i * K + k]; for (let p = 0; p < P; p++) out[p] += z * S.basis[k * P + p]; }
       return [...out].map((v) => Number.isFinite(v) ? v : null);
     }
+    const lines = S && E.spectra.lines ? E.spectra.lines : [];
+    if (S) {
+      const seenOf = {};
+      for (const [species, w] of lines) seenOf[species] = seenOf[species] || w;
+      for (const species of Object.keys(seenOf).sort()) { const o = document.createElement("option"); o.value = seenOf[species]; o.textContent = species + " " + seenOf[species].toFixed(0) + " Å"; $("region").append(o); }
+    }
+    const near = () => $("region").value ? parseFloat($("region").value) : null;
     function drawSpectrum() {
       if (!S || chosen < 0) return;
       const wave = [...S.wave], data = [], line = (name, y, colour, extra) => data.push(Object.assign({ type: "scatter", mode: "lines", name: plain(name), x: wave, y, connectgaps: false, line: { width: 1, color: colour }, hovertemplate: "%{x:.1f} Å  %{y:.3f}<extra></extra>" }, extra));
-      const seen = observed(chosen);
+      const seen = observed(chosen), made = S.basis ? rebuilt(chosen) : null;
       if (seen) line(E.star_id[chosen] + " observed", seen, css("--soft"));
-      if (S.basis) line(E.star_id[chosen] + " from " + K + " components", rebuilt(chosen), css("--accent"));
+      if (made) line(E.star_id[chosen] + " from " + K + " components", made, css("--accent"));
+      let under = "observed − components", rest = seen && made ? seen.map((v, p) => v === null || made[p] === null ? null : v - made[p]) : null;
       if (nearest.length) {
-        const other = nearest[shown % nearest.length].i, seenOther = observed(other);
-        if (seenOther || S.basis) line(E.star_id[other] + (seenOther ? " observed" : " from " + K + " components"), seenOther || rebuilt(other), css("--warm"), { opacity: 0.85 });
+        const other = nearest[shown % nearest.length].i, seenOther = observed(other), theirs = seenOther || (S.basis ? rebuilt(other) : null), mine = seenOther && seen ? seen : made || seen;
+        if (theirs) {
+          line(E.star_id[other] + (seenOther ? " observed" : " from " + K + " components"), theirs, css("--warm"), { opacity: 0.85 });
+          if (mine) { under = "star − sibling"; rest = mine.map((v, p) => v === null || theirs[p] === null ? null : v - theirs[p]); }
+        }
       }
-      Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 380, hovermode: "closest", uirevision: "spectrum", legend: { orientation: "h", x: 0, y: 1.12 },
-        xaxis: { title: { text: E.spectra.title }, exponentformat: "none" }, yaxis: { title: { text: "normalised flux" } } }), CONFIG);
+      if (rest) line(under, rest, css("--ink"), { yaxis: "y2", showlegend: false });
+      const w = near(), P = wave.length, span = w === null ? [wave[0], wave[P - 1]] : [w - 0.004 * w, w + 0.004 * w];
+      const inside = lines.filter((l) => l[1] > span[0] && l[1] < span[1]), most = narrow() ? 6 : 24, marks = inside.filter((_, k) => k % Math.ceil(inside.length / most || 1) === 0);
+      const shapes = marks.map((l) => ({ type: "line", x0: l[1], x1: l[1], yref: "paper", y0: 0, y1: 1, line: { width: 0.7, dash: "dot", color: css("--rule") }, layer: "below" }));
+      const annotations = marks.map((l) => ({ x: l[1], yref: "paper", y: 0.995, text: l[0], textangle: -90, showarrow: false, yanchor: "top", font: { size: 9, color: css("--soft") } }));
+      const shownPixels = (y) => y.filter((v, p) => v !== null && wave[p] >= span[0] && wave[p] <= span[1]), flux = data.filter((d) => !d.yaxis).flatMap((d) => shownPixels(d.y));
+      const range = flux.length ? pad(flux) : [0, 1.2];
+      range[1] += 0.18 * (range[1] - range[0]);
+      Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 470, hovermode: "closest", uirevision: "spectrum" + w, legend: { orientation: "h", x: 0, y: 1.12 }, shapes, annotations,
+        xaxis: { title: { text: E.spectra.title }, exponentformat: "none", anchor: "y2", range: span }, yaxis: { title: { text: "normalised flux" }, domain: [0.33, 1], range },
+        yaxis2: { title: { text: under }, domain: [0, 0.27], nticks: 4, range: rest && shownPixels(rest).length ? pad(shownPixels(rest)) : [-1, 1] } }), CONFIG);
       drawn.add($("spectrum"));
     }
+    $("region").addEventListener("change", drawSpectrum);
     let shown = 0;
     const show = (v, digits) => Number.isFinite(v) ? v.toFixed(digits) : "–";
-    const tableColumns = ["fe_h", "alpha_m", "c_fe", "teff", "logg", "snr", "radial_velocity", "extinction"].filter((c) => columns[c]);
+    const tableColumns = ["fe_h", "alpha_m", "c_fe", "teff", "logg", "snr", "radial_velocity", "extinction"].filter((c) => columns[c]).slice(0, 7);
     function drawTable() {
       const table = $("siblings"), head = document.createElement("tr");
       for (const text of ["star", "distance", "cluster", ...tableColumns.map((c) => columns[c].title)]) { const th = document.createElement("th"); th.scope = "col"; th.textContent = text; head.append(th); }
@@ -271,7 +350,7 @@
       if (hit >= 0) choose(hit); else $("who").textContent = "No star in this page has an identifier containing that text.";
     });
     defer($("scatter"), () => { drawPanels(); choose(members.length ? members[0] : 0); });
-    window.chemscaleReport = { choose: (id) => choose(index.get(id)), get chosen() { return E.star_id[chosen]; }, get nearest() { return nearest.map((s) => E.star_id[s.i]); } };
+    window.chemscaleReport = { csv: () => table(chosenRows()), select, choose: (id) => choose(index.get(id)), get chosen() { return E.star_id[chosen]; }, get nearest() { return nearest.map((s) => E.star_id[s.i]); } };
   }
 
   function anomalies(A) {
