@@ -150,7 +150,7 @@ def evaluate(
     against: str = typer.Option("", "--against", help="truth or labels; default: a simulated store's truth."),
     json: AsJson = False,
 ) -> None:
-    """How the latents do against the survey's labels, on held-out stars.
+    """How the latents do against the survey's labels, on held-out stars; latents that are missing are inferred first.
 
     Example: chemscale vae evaluate --run run --json
     """
@@ -165,6 +165,8 @@ def evaluate(
     for key, value in result.items():
         if isinstance(value, float):
             table.add_row(_name(key), f"{value:.4f}")
+    for name, value in result.get("relative_l2_classes", {}).items():
+        table.add_row(f"relative L2 of {name.replace('_', ' ')} stars", f"{value:.4f}")
     for warning in result["alignment"]["warnings"]:
         console.print(f"[yellow]the axes may be led astray:[/] {escape(warning)}", highlight=False)
     for name, quality in result["flags"].items():
@@ -183,7 +185,8 @@ def evaluate(
 def _name(key: str) -> str:
     """A number of the evaluation in words."""
     fixed = {
-        "relative_l2": "relative L2 of the reconstruction, noise subtracted",
+        "relative_l2": "relative L2 of the reconstruction without noise",
+        "relative_l2_squared": "ratio of summed squares of error and flux (eq. A.5)",
         "relative_l2_observed": "relative L2 to the observed spectrum",
         "noise_l2": "relative L2 of the noise alone",
     }

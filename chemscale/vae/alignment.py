@@ -11,8 +11,8 @@ chemistry:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.regions import REST, convert
 
 #: Stars the decoders' answers are compared on.
-STARS = 96
+STARS = 120
 #: [Fe/H] of the stars whose lines are computed, dex.
 METALLICITY = -1.0
 #: Step of the finite differences: dex for the lines, standard deviations for the latents.
@@ -34,6 +34,9 @@ STEP = 0.25
 MOST_R2 = 0.10
 #: Largest share of a latent's variance that is posterior.
 MOST_UNKNOWN = 0.6
+#: A later latent is exchanged with the first where the first's lines explain this many times more than its own: what
+#: they share is their common strength of lines, so a little more is no sign.
+MOST_FIRST = 1.5
 #: Elements that change together in each latent of the default models.
 ELEMENTS = {
     "metal": APOGEE_ELEMENTS,
@@ -57,12 +60,15 @@ class Alignment:
         Latent -> mean posterior variance over the whole variance.
     warnings : tuple of str
         What is wrong; empty for a sound model.
+    by_teff : dict of str to dict
+        `shares` of the coolest and of the hottest third of the stars: axes may be exchanged in one of them alone.
     """
 
     shares: dict[str, dict[str, float]]
     r2: dict[str, float]
     unknown: dict[str, float]
     warnings: tuple[str, ...]
+    by_teff: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -208,17 +214,35 @@ def check(
     warnings += [f"the latents tell {k}: R^2 = {v:.2f}" for k, v in r2.items() if v > MOST_R2]
     known = np.isfinite(mean).all(1) & np.isfinite(labels["teff"]) & np.isfinite(labels["logg"])
     rows = np.flatnonzero(known)[:: max(1, int(known.sum()) // STARS)][:STARS]
+    rows = rows[np.argsort(np.asarray(labels["teff"])[rows], kind="stable")]
     shares: dict[str, dict[str, float]] = {}
+    by_teff: dict[str, dict[str, dict[str, float]]] = {}
     if len(rows) >= 8:
         lines = line_answers(names, labels["teff"][rows], labels["logg"][rows], wavelength, medium)
         if lines:
-            shares = explain(decoder_answers(model, mean[rows], auxiliary[rows]), lines, names)
+            answers = decoder_answers(model, mean[rows], auxiliary[rows])
+            shares = explain(answers, lines, names)
+            third = len(rows) // 3
+            if third >= 8:
+                for which, part in (("coolest", slice(0, third)), ("hottest", slice(-third, None))):
+                    by_teff[which] = explain(answers[:, part], {k: v[part] for k, v in lines.items()}, names)
+    found = _exchanged(shares, names)
+    if not found:  # an exchange in all stars is one in a third of them
+        for which, part_shares in by_teff.items():
+            found += [f"{w}, in the {which} third of the stars" for w in _exchanged(part_shares, names)]
+    return Alignment(shares, r2, unknown, tuple(warnings + found), by_teff)
+
+
+def _exchanged(shares: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[str]:
+    """Latents whose answers other elements' lines explain better than their own."""
+    found = []
     for latent, row in shares.items():
-        # what the first latent shares with the others is their common strength of lines: no sign of an exchange
-        others = {k: v for k, v in row.items() if k != latent and (latent == names[0] or k != names[0])}
-        if latent not in row or not others:
+        own = row.get(latent)
+        if own is None:
             continue
-        best = max(others, key=lambda k: others[k])
-        if others[best] > row[latent]:
-            warnings.append(f"latent {latent!r} answers like {best}: share {others[best]:.2f}, own {row[latent]:.2f}")
-    return Alignment(shares, r2, unknown, tuple(warnings))
+        limits = {k: own * (MOST_FIRST if k == names[0] else 1.0) for k in row if k != latent}
+        beyond = {k: row[k] / max(limit, 1e-12) for k, limit in limits.items() if row[k] > limit}
+        if beyond:
+            best = max(beyond, key=lambda k: beyond[k])
+            found.append(f"latent {latent!r} answers like {best}: share {row[best]:.2f}, own {own:.2f}")
+    return found

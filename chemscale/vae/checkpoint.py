@@ -133,7 +133,8 @@ def build_like(
         if config.encoder == "ppca":
             ppca = {k: weights[f"encoder.front.{k}"].numpy() for k in ("components", "scale", "noise", "mean")}
         model = ChemicalVAE(config, pixels, mean, ppca)
-        model.load_state_dict(dict(weights))
+        # models of earlier versions state their errors as the encoder gives them
+        model.load_state_dict({"error_scale": torch.ones(config.n_latents)} | dict(weights))
     except (KeyError, RuntimeError) as err:
         text = str(err).replace("\n", " ")[:300]
         raise InputError(

@@ -23,6 +23,8 @@ RENAMED = {
     "linear_late": "late_label_weight",
     "rest_late": "late_rest_weight",
 }
+#: Training settings that came later: written into fingerprints only where they differ from what was done before.
+ADDED = {"pixels": "group", "betas": (0.9, 0.99), "cycle_momentum": False, "own_side": 0.1}
 _Config = TypeVar("_Config")
 
 
@@ -34,6 +36,15 @@ def former_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     old = {new: name for name, new in RENAMED.items()}
     return {old.get(k, k): v for k, v in settings.items()}
+
+
+def without_added(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Training settings without those of :data:`ADDED` that change nothing; for fingerprints.
+
+    >>> without_added({"epochs": 2, "pixels": "group", "cycle_momentum": True})
+    {'epochs': 2, 'cycle_momentum': True}
+    """
+    return {k: v for k, v in settings.items() if k not in ADDED or v != ADDED[k]}
 
 
 def _read(cls: type[_Config], raw: Mapping[str, Any], what: str) -> _Config:
@@ -57,21 +68,30 @@ class Group:
     """One row of the dependency table: decoder `name` teaches `latent` and reads `given`, stopped.
 
     Latents of `given_late` it reads only once the axes have settled: two decoders that read each other's latent from
-    the start have no reason to prefer one pair of axes to another.
+    the start have no reason to prefer one pair of axes to another. Until then latents of `given_cool` are read of stars
+    below the model's `crossover` in Teff only, those of `given_warm` above it only: which of two elements rules a
+    window may depend on temperature.
     """
 
     name: str
     latent: str
     given: tuple[str, ...] = ()
     given_late: tuple[str, ...] = ()
+    given_cool: tuple[str, ...] = ()
+    given_warm: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Every latent the decoder reads, in the order of its inputs."""
+        return (*self.given, *self.given_late, *self.given_cool, *self.given_warm)
 
 
-#: In the order of what dominates the windows on the paper's catalogue, whose carbon spreads over 0.75 dex: metals, then
-#: carbon, then the alpha elements, whose windows answer to carbon more than to alpha. Cool carbon-rich stars darken the
-#: iron windows as well: their decoder reads z_C once the axes have settled.
+#: Below some 4,600 K carbon rules the iron windows and the carbon windows both, above it metals do: until the axes
+#: have settled, the iron decoder reads z_C of cool stars and the carbon decoder z_M of warm ones. The alpha windows
+#: answer to metals and carbon more than to alpha: their decoder reads both.
 DEFAULT_GROUPS = (
-    Group("iron", "metal", (), ("carbon",)),
-    Group("carbon", "carbon", ("metal",)),
+    Group("iron", "metal", given_cool=("carbon",)),
+    Group("carbon", "carbon", given_warm=("metal",)),
     Group("alpha", "alpha", ("metal", "carbon")),
 )
 #: Section 2.3 of the paper: the metal decoder reads z_C.
@@ -117,6 +137,9 @@ class ModelConfig:
         Add a decoder for the pixels no group claims; it teaches no latent.
     adversary_bins : int
         Bins of each label of the adversary's classes.
+    crossover : float
+        Teff (K) below which latents of `given_cool` are read and above which those of `given_warm`, until the axes
+        have settled.
     """
 
     encoder: str = "ppca"
@@ -133,6 +156,7 @@ class ModelConfig:
     auxiliary_gradient: bool = False
     rest: bool = True
     adversary_bins: int = 8
+    crossover: float = 4600.0
 
     def __post_init__(self) -> None:
         if self.encoder not in ("ppca", "conv"):
@@ -143,10 +167,12 @@ class ModelConfig:
         if len(set(names)) != len(names) or len({g.name for g in self.groups}) != len(self.groups):
             raise InputError("the dependency table repeats a group or a latent", "one row a group, one latent a row")
         for group in self.groups:
-            read = (*group.given, *group.given_late)
+            read = group.read
             bad = [g for g in read if g not in names or g == group.latent]
             if bad or len(set(read)) != len(read):
                 raise InputError(f"group {group.name!r} reads {bad}", f"latents of this model: {', '.join(names)}")
+        if any(g.given_cool or g.given_warm for g in self.groups) and "teff" not in self.labels:
+            raise InputError("given_cool and given_warm need Teff", "add teff to labels")
         self.prior()
 
     @property
@@ -199,12 +225,18 @@ class LatePhase:
         Whether reconstruction teaches w, and whether the pixels no group claims teach z and w.
     settled : bool
         Whether decoders read the latents of `given_late`.
+    opening : float
+        How far the latents of `given_cool` and `given_warm` are read of the other stars, too; 0 to 1.
+    entering : float
+        Weight, in decoders that read such latents, of the stars that they are read of; 0 to 1.
     """
 
     reconstruction_factor: float = 1.0
     auxiliary: bool = False
     rest: bool = False
     settled: bool = True
+    opening: float = 1.0
+    entering: float = 1.0
 
 
 #: Before the axes have settled, in a training that knows no late phase.
@@ -244,6 +276,14 @@ class TrainConfig:
         Stepwise schedule of the adversary; empty = no adversary.
     adversary_rate : float
         Learning rate of the adversary.
+    pixels : {'group', 'all'}
+        What a reconstruction is a mean over: each group's pixels, groups added up; or, halved, all groups' pixels
+        together, as the paper prints it (eq. A.1).
+    betas : tuple of float
+        Decay rates of Adam's two moments.
+    cycle_momentum : bool
+        Whether the first of them runs from 0.95 to 0.85 and back while the learning rate cycles, as PyTorch's
+        ``OneCycleLR`` does by default.
     orient : float
         Latent signs are checked against physics (more of an element deepens lines) until this
         fraction of the epochs; 0 = never.
@@ -251,6 +291,9 @@ class TrainConfig:
         Epochs in which only the decoders learn, from posterior means, the encoder fixed.
     clip : float
         Largest gradient norm; 0 = no limit.
+    own_side : float
+        Fraction of the steps in which a decoder with `given_cool` or `given_warm` learns from the stars alone of which
+        it reads no such latent, where its own element rules; over as many steps again the others come in.
     group_weights : dict
         Weight of each group's reconstruction, 1 where absent.
     late_phase_start : float
@@ -295,9 +338,13 @@ class TrainConfig:
     ramp: float = 0.33
     adversary: tuple[tuple[int, float], ...] = ()
     adversary_rate: float = 1e-3
+    pixels: str = "group"
+    betas: tuple[float, float] = (0.9, 0.99)
+    cycle_momentum: bool = False
     orient: float = 0.5
     decoder_finetune_epochs: int = 20
     clip: float = 5.0
+    own_side: float = 0.1
     group_weights: dict[str, float] = field(default_factory=dict)
     late_phase_start: float = 0.4
     late_reconstruction_factor: float = 6.0
@@ -314,6 +361,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(f"precision {self.precision!r}", "use 'float32' or 'bfloat16'")
+        if self.pixels not in ("group", "all"):
+            raise InputError(f"pixels = {self.pixels!r}", "use 'group' or 'all'")
         if self.epochs < 1 or self.batch < 8:
             raise InputError(f"epochs = {self.epochs}, batch = {self.batch}", "at least 1 epoch and 8 stars a batch")
 
@@ -359,6 +408,8 @@ class TrainConfig:
             bool(self.label_pretrain_epochs and self.late_label_weight) and over >= 0,
             bool(self.late_rest_weight) and over >= 0,
             over >= 0,
+            ramp,
+            min(1.0, max(0.0, progress / self.own_side - 1.0)) if self.own_side else 1.0,
         )
 
     def adversary_weight(self, epoch: int) -> float:

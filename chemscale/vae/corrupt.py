@@ -95,20 +95,38 @@ def separation(
         Corruption -> `auc` of the combined score, `auc_SCORE` of each, `found`: fraction beyond the
         threshold. ``clean`` -> `found`: the false-alarm rate that was reached.
     """
+    return separate(model, flux, weight, seed, false_alarm)[0]
+
+
+def separate(
+    model: ChemicalVAE, flux: np.ndarray, weight: np.ndarray, seed: int = 0, false_alarm: float = 0.01
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
+    """:func:`separation`, and two numbers of each spectrum: ``clean`` or corruption -> `norm`, `relative_l2` (n,)."""
     half = len(flux) // 2
     reference = _as_dataset(model, infer_arrays(model, flux[:half], weight[:half]))
     calibration = calibrate(reference, np.ones(half, dtype=bool), false_alarm)
     test_flux, test_weight = flux[half:], weight[half:]
-    clean = score(_as_dataset(model, infer_arrays(model, test_flux, test_weight)), calibration)
+    inferred = infer_arrays(model, test_flux, test_weight)
+    clean = score(_as_dataset(model, inferred), calibration)
+    values = {"clean": _paper_scores(inferred)}
     result = {"clean": {"found": float(clean["anomalous"].mean())}}
     for name, damage in DAMAGES.items():
         damaged = damage(test_flux, np.random.default_rng([seed, len(name)]))
-        found = score(_as_dataset(model, infer_arrays(model, damaged, test_weight)), calibration)
+        inferred = infer_arrays(model, damaged, test_weight)
+        values[name] = _paper_scores(inferred)
+        found = score(_as_dataset(model, inferred), calibration)
         row = {"auc": area_under_curve(clean["score"], found["score"]), "found": float(found["anomalous"].mean())}
         for key in SCORES:
             row[f"auc_{key}"] = area_under_curve(clean[f"unit_{key}"], found[f"unit_{key}"])
+        for key, value in values[name].items():
+            row[f"auc_plain_{key}"] = area_under_curve(values["clean"][key], value)
         result[name] = row
-    return result
+    return result, values
+
+
+def _paper_scores(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The two numbers of the paper's Figure 7: Euclidean norm of z, relative L2 of the reconstruction; (n,) each."""
+    return {"norm": np.linalg.norm(found["mean"], axis=1), "relative_l2": found["relative_l2"][:, 0]}
 
 
 def _as_dataset(model: ChemicalVAE, found: dict[str, np.ndarray]):

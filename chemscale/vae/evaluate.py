@@ -23,6 +23,12 @@ CLASSES = {
     "cemp": {"fe_h": ("<", -1.0), "c_fe": (">", 0.7)},
     "alpha_poor": {"fe_h": ("<", -1.0), "alpha_fe": ("<", 0.0)},
 }
+#: Kinds of stars the paper tells the error of reconstructions for (section 4.1), by their labels.
+KINDS: dict[str, dict[str, tuple[str, float]]] = {
+    "alpha_poor": CLASSES["alpha_poor"],
+    "carbon_rich": {"c_fe": (">", 0.7)},
+    "solar_like": {"fe_h": (">", -0.5), "alpha_fe": ("<", 0.2), "c_fe": ("<", 0.3)},
+}
 #: Stars the gradient-boosted regressors are trained and tested on, at most.
 BOOSTED = 12_000
 
@@ -185,8 +191,8 @@ def evaluate(
         The survey it was made from: the same stars in the same order.
     held_out : ndarray of bool (n,)
         Stars the numbers are about; calibrations use the others.
-    truth : ndarray (n,), optional
-        Relative L2 of every star's reconstruction to its noise-free spectrum, see
+    truth : ndarray (n, 2), optional
+        Distance of every star's reconstruction from its noise-free spectrum, and the spectrum's norm, see
         :func:`chemscale.vae.truth.noise_free_l2`.
     judged : mapping, optional
         True labels (n,) by the names of :func:`label_columns`, which the latents and flags of the held-out stars are
@@ -199,9 +205,11 @@ def evaluate(
         `r2_teff`, `r2_logg`: R^2 of a gradient-boosted regressor from z, above the dummy;
         `relative_l2`: ||x - x_hat|| / ||x||, mean over stars, to the noise-free spectra: measured where
         `truth` is given, else the errors' share taken away star by star (`relative_l2_kind` says which;
-        zero where the errors explain all); `relative_l2_observed`: to the spectra as observed, noise and
-        all; `noise_l2`: what the errors alone would give; `rmse_*`: dex, after a line through the latent
-        fitted to the stars trained on; `rmse_map_*`: after the calibration the flags use;
+        zero where the errors explain all); with `truth` also `relative_l2_classes`, by :data:`KINDS` of stars, and
+        `relative_l2_squared`, the ratio of sums of squares that the paper's eq. A.5 prints;
+        `relative_l2_observed`: to the spectra as observed, noise and all; `noise_l2`: what the errors alone would
+        give; `rmse_*`: dex, after a line through the latent fitted to the stars trained on; `rmse_map_*`: after the
+        calibration the flags use;
         `correlations`: latent x label table (paper Table 1); `flags`: precision and recall (Table 2),
         calibrated and by plain k-sigma cuts; `label_rmse`: Teff, log g from w.
 
@@ -226,7 +234,7 @@ def evaluate(
     result: dict[str, Any] = {
         "n_stars": n,
         "n_held_out": int(held_out.sum()),
-        **_whole_l2(l2[held_out, 0], noise[held_out, 0], None if truth is None else truth[held_out]),
+        **_whole_l2(l2[held_out, 0], noise[held_out, 0], None if truth is None else truth[held_out], judged, held_out),
         "relative_l2_groups": {p: float(np.nanmean(l2[held_out, k])) for k, p in enumerate(parts)},
         "chi2_groups": {p: float(np.nanmedian(chi2[held_out, k])) for k, p in enumerate(parts)},
     }
@@ -271,13 +279,30 @@ def label_correlations(ds: xr.Dataset, survey: xr.Dataset, held_out: np.ndarray)
     return {name: abs(pearson(z[held_out, k], labels[name][held_out])) for k, name in pairs if name in labels}
 
 
-def _whole_l2(observed: np.ndarray, noise: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
-    without = np.sqrt(np.maximum(observed.astype(np.float64) ** 2 - noise**2, 0.0)) if truth is None else truth
+def _whole_l2(
+    observed: np.ndarray,
+    noise: np.ndarray,
+    truth: np.ndarray | None,
+    judged: Mapping[str, np.ndarray],
+    held_out: np.ndarray,
+) -> dict[str, Any]:
+    """Errors of held-out stars' reconstructions; `observed`, `noise` and `truth` are theirs, `judged` everyone's."""
+    found = {"relative_l2_observed": float(np.nanmean(observed)), "noise_l2": float(np.nanmean(noise))}
+    if truth is None:
+        without = np.sqrt(np.maximum(observed.astype(np.float64) ** 2 - noise**2, 0.0))
+        return {"relative_l2": float(np.nanmean(without)), "relative_l2_kind": "noise subtracted", **found}
+    distance, norm = truth.T
+    classes = {}
+    for name, cuts in KINDS.items():
+        inside = class_truth(judged, cuts)
+        if inside is not None and (mine := inside[held_out] & np.isfinite(distance)).any():
+            classes[name] = float(np.mean(distance[mine] / norm[mine]))
     return {
-        "relative_l2": float(np.nanmean(without)),
-        "relative_l2_kind": "noise subtracted" if truth is None else "noise-free truth",
-        "relative_l2_observed": float(np.nanmean(observed)),
-        "noise_l2": float(np.nanmean(noise)),
+        "relative_l2": float(np.nanmean(distance / norm)),
+        "relative_l2_kind": "noise-free truth",
+        "relative_l2_classes": classes,
+        "relative_l2_squared": float(np.nansum(distance**2) / np.nansum(norm**2)),
+        **found,
     }
 
 

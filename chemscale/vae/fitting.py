@@ -23,10 +23,11 @@ from chemscale.vae.checkpoint import load_model, read_record, save_model
 from chemscale.vae.config import RENAMED, ModelConfig, TrainConfig
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.distributed import run_on_workers, run_processes
+from chemscale.vae.errors import STARS, error_factors
 from chemscale.vae.groups import read_groups
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel
-from chemscale.vae.prepare import Survey, build, choose_regions, look_at, training_data
+from chemscale.vae.prepare import Survey, build, choose_regions, look_at, sample_rows, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
 from chemscale.vae.training import Trainer
@@ -231,6 +232,10 @@ def fit(
     if parallel.rank:
         return
     facts = {k: v for k, v in facts.items() if k not in ("format", "version", "sha256", "model")}
+    network.eval()
+    flux, weight = sample_rows(survey, STARS, config.seed, config.floor)
+    factors = error_factors(network, flux, weight, config.seed)
+    network.error_scale.copy_(torch.as_tensor(factors, dtype=torch.float32))
     names = list(network.config.labels)
     facts["labels"] = {"names": names, "centre": labels.centre.tolist(), "scale": labels.scale.tolist()}
     digest = save_model(where, network, facts)
@@ -245,6 +250,7 @@ def fit(
         "processes": parallel.world,
         "sha256": digest,
         "losses": last,
+        "error_factors": dict(zip(network.config.latents, factors.tolist(), strict=True)),
         "alignment": _alignment(network, source, survey).to_dict(),
     }
     write_json(where / "summary.json", summary)

@@ -37,6 +37,8 @@ class _GroupRow(BaseModel):
     latent: str
     given: tuple[str, ...] = ()
     given_late: tuple[str, ...] = ()
+    given_cool: tuple[str, ...] = ()
+    given_warm: tuple[str, ...] = ()
     windows: tuple[tuple[float, float], ...] = ()
 
 

@@ -22,6 +22,9 @@ from chemscale.vae.config import ModelConfig
 from chemscale.vae.encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
 from chemscale.vae.regions import REST
 
+#: Width in Teff (K) of the change from cool to warm stars, see :meth:`ChemicalVAE.gates`.
+CROSSOVER_WIDTH = 150.0
+
 
 @dataclass
 class LatentPosterior:
@@ -68,6 +71,8 @@ class ChemicalVAE(nn.Module):
     mean: Tensor
     label_centre: Tensor
     label_scale: Tensor
+    label_range: Tensor
+    error_scale: Tensor
 
     def __init__(
         self,
@@ -89,6 +94,9 @@ class ChemicalVAE(nn.Module):
         self.register_buffer("prior", torch.from_numpy(config.prior()))
         self.register_buffer("label_centre", torch.zeros(len(config.labels)))
         self.register_buffer("label_scale", torch.ones(len(config.labels)))
+        # lowest and highest standardised label of the training stars: the adversary's bins, used in training alone
+        self.register_buffer("label_range", torch.tensor([-1.0, 1.0])[:, None].repeat(1, len(config.labels)), False)
+        self.register_buffer("error_scale", torch.ones(d))
         n_out = d + d * (d + 1) // 2
         self.encoder: PPCAEncoder | ConvEncoder
         if config.encoder == "ppca":
@@ -98,6 +106,7 @@ class ChemicalVAE(nn.Module):
             self.encoder = PPCAEncoder(front, config.hidden, n_out, aux)
         else:
             self.encoder = ConvEncoder(mean32.clone(), n_out + aux)
+        self.gated = {g.name for g in config.groups if g.given_cool or g.given_warm}
         self.decoders = nn.ModuleDict()
         self.depths = nn.ParameterDict()
         for name in wanted:
@@ -126,7 +135,7 @@ class ChemicalVAE(nn.Module):
         if group == REST:
             return tuple(range(len(names)))
         row = next(g for g in self.config.groups if g.name == group)
-        return (*(names.index(g) for g in (*row.given, *row.given_late)), names.index(row.latent))
+        return (*(names.index(g) for g in row.read), names.index(row.latent))
 
     def read_late(self, group: str) -> slice:
         """Inputs of a decoder that it reads only once the axes have settled."""
@@ -148,11 +157,35 @@ class ChemicalVAE(nn.Module):
         factor = torch.diag_embed(diagonal)
         rows, columns = self._lower
         factor[:, rows, columns] = rest[:, d : d + len(rows)]
+        factor = factor * self.error_scale[:, None]
         return LatentPosterior(mean, factor, rest[:, d + len(rows) :])
 
     # ------------------------------------------------------------ decoders
 
-    def decode(self, group: str, own: Tensor, read: Tensor, auxiliary: Tensor, settled: bool = True) -> Tensor:
+    def cool(self, auxiliary: Tensor) -> Tensor:
+        """How cool a star is by the Teff that the linear head reads from w: 0 above the crossover, 1 below; (n,)."""
+        teff = self.labels(auxiliary.detach())[:, self.config.labels.index("teff")].detach()
+        return torch.sigmoid((self.config.crossover - teff) / CROSSOVER_WIDTH)
+
+    def gates(self, group: str, auxiliary: Tensor, opening: float) -> Tensor:
+        """How far a decoder reads each of its other inputs before the axes have settled, (n, inputs - 1) in [0, 1]."""
+        row = next(g for g in self.config.groups if g.name == group)
+        cool = self.cool(auxiliary)
+        share = [torch.ones_like(cool)] * len((*row.given, *row.given_late))
+        share += [cool + (1 - cool) * opening] * len(row.given_cool)
+        share += [1 - cool + cool * opening] * len(row.given_warm)
+        return torch.stack(share, 1)
+
+    def entry(self, group: str, auxiliary: Tensor, entering: float) -> Tensor:
+        """Weight of each star in a decoder's reconstruction: `entering` where its own element does not rule; (n,)."""
+        row = next(g for g in self.config.groups if g.name == group)
+        cool = self.cool(auxiliary)
+        own = 1 - cool if row.given_cool else cool
+        return own + (1 - own) * entering
+
+    def decode(
+        self, group: str, own: Tensor, read: Tensor, auxiliary: Tensor, settled: bool = True, opening: float = 1.0
+    ) -> Tensor:
         """Spectrum of `group`'s pixels.
 
         Parameters
@@ -164,10 +197,14 @@ class ChemicalVAE(nn.Module):
         auxiliary : Tensor (n, n_auxiliary)
         settled : bool
             Whether the decoder reads the latents of `given_late`.
+        opening : float
+            How far the latents of `given_cool` and `given_warm` are read of all stars, see :meth:`gates`.
         """
         index = self.inputs(group)
         parts = [read[:, index[:-1]], (read if group == REST else own)[:, index[-1:]], auxiliary]
         late = self.read_late(group)
+        if opening < 1 and group in self.gated:
+            parts[0] = parts[0] * self.gates(group, auxiliary, opening)
         if not settled and late.stop > late.start:
             parts[0] = parts[0].clone()
             parts[0][:, late] = 0.0

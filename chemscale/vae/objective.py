@@ -85,7 +85,7 @@ def decode_groups(
     if selective:
         read = read.detach()
     w = posterior.auxiliary if c.auxiliary_gradient or late.auxiliary else posterior.auxiliary.detach()
-    found = {g: model.decode(g, z, read, w, late.settled) for g in groups if g != REST}
+    found = {g: model.decode(g, z, read, w, late.settled, late.opening) for g in groups if g != REST}
     if REST in groups:
         found[REST] = model.decode(REST, z, z, w) if late.rest else model.decode(REST, z, read.detach(), w.detach())
     return found
@@ -124,14 +124,19 @@ def objective(
         groups.append(REST)
         weights.setdefault(REST, config.late_rest_weight)
     share = len(mine) / n_used
+    every = parallel.total(sum((mine.ivar[g] > 0).sum() for g in groups)).clamp_min(1)  # type: ignore[arg-type]
     terms: dict[str, Tensor] = {}
     loss = z.new_zeros(())
     for name, prediction in decode_groups(model, posterior, z, groups, late=late).items():
         flux, ivar = mine.flux[name], mine.ivar[name]
         count = parallel.total((ivar > 0).sum()).clamp_min(1)
-        term = losses.chi2(prediction, flux, ivar).sum() / count
+        each = losses.chi2(prediction, flux, ivar)
+        if late.entering < 1 and name in model.gated:
+            each = each * model.entry(name, posterior.auxiliary, late.entering)
+        chi2 = each.sum()
+        term = 0.5 * chi2 / every if config.pixels == "all" else chi2 / count
         loss = loss + weights.get(name, 1.0) * late.reconstruction_factor * term
-        terms[f"reconstruction_{name}"] = parallel.total(term)
+        terms[f"reconstruction_{name}"] = parallel.total(chi2 / count)
     kl = losses.gaussian_kl(posterior.mean, posterior.factor, model.prior) * share
     terms["kl"] = parallel.total(kl)
     predicted = model.linear(posterior.auxiliary)
@@ -156,8 +161,7 @@ def objective(
     adversary = z.new_zeros(())
     weight = config.adversary_weight(epoch)
     if config.adversary:
-        low = torch.nan_to_num(labels, nan=float("inf")).amin(0)
-        high = torch.nan_to_num(labels, nan=-float("inf")).amax(0)
+        low, high = model.label_range
         target = losses.classes(mine.labels, low, high, model.config.adversary_bins)
         adversary = losses.adversary_loss(model.adversary(posterior.mean.detach()), target) * share
         terms["adversary"] = parallel.total(adversary)

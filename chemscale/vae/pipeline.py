@@ -244,7 +244,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """How well the latents do against the survey's labels, on held-out stars; writes ``vae_evaluation.json``.
 
-    See :func:`chemscale.vae.evaluate.evaluate` for the keys.
+    See :func:`chemscale.vae.evaluate.evaluate` for the keys. Latents that are not there yet, or only in part, are
+    inferred first.
 
     Parameters
     ----------
@@ -257,6 +258,8 @@ def evaluate(
         the truth where there is one, and reports the correlations with the labels too (`r_labels`).
     """
     where = run_of(run)
+    if not where.has(product):
+        infer(store if store is not None else where.store, where, product=product)
     with where.stage("vae.evaluate") as stage:
         ds, _, out = latents(where, product)
         survey, path = open_source(store if store is not None else where.store)

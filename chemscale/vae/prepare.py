@@ -115,7 +115,7 @@ def group_pixels(survey: Survey, config: ModelConfig, regions: RegionSet) -> dic
     return pixels
 
 
-def sample_rows(survey: Survey, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_rows(survey: Survey, most: int, seed: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Cleaned flux and weights of up to `most` training stars, drawn block by block; one pass over their blocks."""
     blocks = star_blocks(survey.ds)
     total = int(survey.trained.sum())
@@ -131,7 +131,7 @@ def sample_rows(survey: Survey, most: int, seed: int) -> tuple[np.ndarray, np.nd
             keep &= rng.random(stop - start) < fraction
         if not keep.any():
             continue
-        parts.append(read_rows(survey.ds, start, stop, keep))
+        parts.append(read_rows(survey.ds, start, stop, keep, floor=floor))
         taken += int(keep.sum())
         if taken >= most:
             break
@@ -202,6 +202,9 @@ def training_data(
     with torch.no_grad():
         model.label_centre.copy_(torch.as_tensor(labels.centre, dtype=torch.float32))
         model.label_scale.copy_(torch.as_tensor(labels.scale, dtype=torch.float32))
+        with np.errstate(invalid="ignore"):
+            ends = [np.nanmin(labels.values, 0), np.nanmax(labels.values, 0)]
+        model.label_range.copy_(torch.as_tensor(np.stack(ends), dtype=torch.float32))
     values = np.full((len(trained), len(names)), np.nan, np.float32)
     errors = np.full_like(values, np.nan)
     values[trained], errors[trained] = labels.values, labels.errors

@@ -37,6 +37,9 @@ PAPER_TRAIN = TrainConfig(
     floor=0.0,
     late_reconstruction_factor=1.0,
     late_rest_weight=0.0,
+    pixels="all",
+    betas=(0.9, 0.999),
+    cycle_momentum=True,
 )
 #: Short: a survey of a few thousand stars in under a minute on two cores.
 QUICK = {

@@ -23,7 +23,7 @@ from chemscale.errors import DataError, InputError, ResumeError
 from chemscale.runtime.jsonio import digest, write_json
 from chemscale.vae import losses
 from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
-from chemscale.vae.config import TrainConfig, former_names
+from chemscale.vae.config import TrainConfig, former_names, without_added
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.devices import choose_device
 from chemscale.vae.encoders import PPCAEncoder
@@ -35,13 +35,23 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
 
 
+def _cycle(step: int, total: int, warmup: float, start: float, top: float, end: float) -> float:
+    """A value on its way from `start` to `top` and on to `end`, along cosines, as in PyTorch's ``OneCycleLR``."""
+    turn = max(warmup * total - 1.0, 1e-9)
+    if step <= turn:
+        return top + (start - top) * (1 + math.cos(math.pi * step / turn)) / 2
+    progress = min(1.0, (step - turn) / max(1e-9, total - 1.0 - turn))
+    return end + (top - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
 def one_cycle(step: int, total: int, peak: float, warmup: float) -> float:
     """Learning rate of the 1Cycle schedule (Smith & Topin 2019): cosine from peak/25 up and down to peak/2.5e5."""
-    start, end, top = peak / 25, peak / 2.5e5, max(1.0, warmup * total)
-    if step < top:
-        return start + (peak - start) * (1 - math.cos(math.pi * step / top)) / 2
-    progress = min(1.0, (step - top) / max(1.0, total - top))
-    return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
+    return _cycle(step, total, warmup, peak / 25, peak, peak / 2.5e5)
+
+
+def one_cycle_momentum(step: int, total: int, warmup: float) -> float:
+    """Adam's first decay rate beside :func:`one_cycle`: 0.95 down to 0.85 at the peak, and back."""
+    return _cycle(step, total, warmup, 0.95, 0.85, 0.95)
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -120,8 +130,8 @@ class Trainer:
             apart |= set(self.head)
         self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p not in apart]
         self.adversary_parameters: list[nn.Parameter] = list(model.adversary.parameters())
-        # foreach/fused kernels on GPU are the default of torch.optim; eps as in the paper's Adam
-        self.optimizer = torch.optim.Adam([*self.parameters, *self.head], lr=config.learning_rate, betas=(0.9, 0.99))
+        # foreach/fused kernels on GPU are the default of torch.optim
+        self.optimizer = torch.optim.Adam([*self.parameters, *self.head], lr=config.learning_rate, betas=config.betas)
         self.adversary_optimizer = torch.optim.Adam(self.adversary_parameters, lr=config.adversary_rate)
 
     # ---------------------------------------------------------------- loop
@@ -202,6 +212,8 @@ class Trainer:
         rate = one_cycle(p.step, self.total_steps, config.learning_rate, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+            if config.cycle_momentum:
+                group["betas"] = (one_cycle_momentum(p.step, self.total_steps, config.warmup), config.betas[1])
         generator = step_generator(config.seed, p.step)
         ramp = min(1.0, p.step / max(1.0, config.ramp * self.total_steps))
         late = config.late(p.step / max(1, self.total_steps))
@@ -255,7 +267,8 @@ class Trainer:
         batch = self._move(self.validation)
         posterior = self.model.encode(batch.features)
         groups = [g.name for g in self.model.config.groups]
-        found = decode_groups(self.model, posterior, posterior.mean, groups)
+        late = self.config.late(self.progress.step / max(1, self.total_steps))
+        found = decode_groups(self.model, posterior, posterior.mean, groups, late=late)
         return float(np.mean([float(losses.reconstruction(found[g], batch.flux[g], batch.ivar[g])) for g in groups]))
 
     # ---------------------------------------------------------- head start
@@ -334,9 +347,12 @@ class Trainer:
 
     def _identity(self, train: dict[str, Any]) -> str:
         model = self.model.config.to_dict()
-        # rows without late inputs are written as they were before there were any
-        model["groups"] = [{k: v for k, v in g.items() if k != "given_late" or v} for g in model["groups"]]
-        return digest({"model": model, "train": train, "stars": self.source.n_stars}, compact=True)
+        # rows without such inputs are written as they were before there were any
+        former = ("given_late", "given_cool", "given_warm")
+        model["groups"] = [{k: v for k, v in g.items() if k not in former or v} for g in model["groups"]]
+        if not self.model.gated:
+            model.pop("crossover")
+        return digest({"model": model, "train": without_added(train), "stars": self.source.n_stars}, compact=True)
 
     def _is_mine(self, identity: str) -> bool:
         """Whether a checkpoint is of this training, also one written before settings were renamed."""
@@ -375,7 +391,8 @@ class Trainer:
                 "repeat the settings of the run that was stopped, or train without --resume",
             )
         tensors = read_tensors(self.folder / f"{CHECKPOINT}.safetensors", record["sha256"])
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+        self.model.load_state_dict({"error_scale": torch.ones(self.model.config.n_latents)} | weights)
         for name, optimizer in (("optimizer", self.optimizer), ("rival", self.adversary_optimizer)):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():

@@ -65,7 +65,7 @@ def read_truth(path: str | Path, star_id: np.ndarray, n_pixels: int) -> np.ndarr
 
 @torch.inference_mode()
 def noise_free_l2(model: ChemicalVAE, ds: xr.Dataset, flux: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """||x_hat - x|| / ||x|| of every wanted star to its noise-free spectrum, over predicted pixels; (n,), else NaN.
+    """||x_hat - x|| and ||x|| of every wanted star to its noise-free spectrum, over predicted pixels; (n, 2), else NaN.
 
     Parameters
     ----------
@@ -77,12 +77,13 @@ def noise_free_l2(model: ChemicalVAE, ds: xr.Dataset, flux: np.ndarray, wanted: 
     """
     mean = np.asarray(ds["mean"].values, dtype=np.float32)
     auxiliary = np.asarray(ds["auxiliary"].values, dtype=np.float32)
-    found = np.full(len(mean), np.nan)
+    found = np.full((len(mean), 2), np.nan)
     rows = np.flatnonzero(wanted & np.isfinite(mean).all(1))
     for start in range(0, rows.size, 1024):
         part = rows[start : start + 1024]
         guess = model.reconstruct(torch.from_numpy(mean[part]), torch.from_numpy(auxiliary[part])).numpy()
         covered = np.isfinite(guess[0])
         x = np.asarray(flux[part], dtype=np.float32)[:, covered]
-        found[part] = np.linalg.norm(guess[:, covered] - x, axis=1) / np.linalg.norm(x, axis=1)
+        found[part, 0] = np.linalg.norm(guess[:, covered] - x, axis=1)
+        found[part, 1] = np.linalg.norm(x, axis=1)
     return found

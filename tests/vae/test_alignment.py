@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from chemscale.simulation.lines import grid
-from chemscale.vae.alignment import check, decoder_answers, explain, line_answers
-from chemscale.vae.config import ModelConfig
+from chemscale.vae.alignment import _exchanged, check, decoder_answers, explain, line_answers
+from chemscale.vae.config import DEFAULT_GROUPS, Group, ModelConfig
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.regions import REST, load_regions
 
@@ -33,14 +33,14 @@ def lines():
     return line_answers(NAMES, labels["teff"][:12], labels["logg"][:12], WAVE, "air")
 
 
-def model_answering(lines, order) -> ChemicalVAE:
+def model_answering(lines, order, groups=DEFAULT_GROUPS) -> ChemicalVAE:
     """A model whose decoders answer as the mean spectrum does to the elements `order` gives to the latents."""
     masks = load_regions("optical").masks(WAVE, "air")
     pixels = {k: np.flatnonzero(v) for k, v in masks.items()}
     pixels[REST] = np.flatnonzero(~np.any(list(masks.values()), axis=0))
     mean = np.ones(WAVE.size, np.float32)
     front = {"components": np.eye(4, WAVE.size), "mean": mean, "scale": np.ones(4), "noise": np.full(WAVE.size, 1e-4)}
-    config = ModelConfig(n_components=4, hidden=(8,), decoder=())
+    config = ModelConfig(n_components=4, hidden=(8,), decoder=(), groups=groups)
     model = ChemicalVAE(config, pixels, mean, front)
     with torch.no_grad():
         for name, decoder in model.decoders.items():
@@ -76,6 +76,16 @@ def test_sound_axes_pass_and_exchanged_ones_do_not(lines):
     assert "'carbon' answers like alpha" in wrong.warnings[0]
 
 
+def test_later_latents_are_held_against_the_first_and_cool_stars_apart(lines):
+    posterior, labels = stars()
+    first = check(model_answering(lines, ("metal", "metal", "alpha")), posterior, labels, WAVE, "air")
+    assert any("'carbon' answers like metal" in w for w in first.warnings)
+    sound = check(model_answering(lines, NAMES), posterior, labels, WAVE, "air")
+    assert set(sound.by_teff) == {"coolest", "hottest"}
+    shares = {"metal": {"metal": 0.4, "carbon": 0.6}, "carbon": {"metal": 0.4, "carbon": 0.5}}
+    assert _exchanged(shares, ("metal", "carbon")) == ["latent 'metal' answers like carbon: share 0.60, own 0.40"]
+
+
 def test_temperature_and_empty_latents_are_seen(lines):
     posterior, labels = stars()
     model = model_answering(lines, NAMES)
@@ -96,7 +106,8 @@ def test_answers_are_taken_where_a_decoder_reads_the_latent(lines):
 
 
 def test_a_decoder_reads_late_latents_once_the_axes_have_settled(lines):
-    model = model_answering(lines, NAMES)
+    late = Group("iron", "metal", given_late=("carbon",))
+    model = model_answering(lines, NAMES, (late, *DEFAULT_GROUPS[1:]))
     z = torch.randn(6, 3)
     other = z.clone()
     other[:, 1] += 1.0

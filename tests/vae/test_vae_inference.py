@@ -423,6 +423,18 @@ def test_noise_is_taken_out_of_the_error(run):
     true = pipeline.evaluate(run, truth=run / "true.npy")
     assert true["relative_l2_kind"] == "noise-free truth"
     assert true["relative_l2"] == pytest.approx(result["relative_l2"], rel=0.2)
+    # both definitions, and the kinds of stars that the paper names
+    assert true["relative_l2_squared"] == pytest.approx(true["relative_l2"] ** 2, rel=0.3)
+    assert 0 < true["relative_l2_classes"]["carbon_rich"] < 2 * true["relative_l2"]
+
+
+def test_evaluation_infers_latents_that_are_missing(toy_run, tmp_path):
+    run = shutil.copytree(toy_run, tmp_path / "run")
+    before = pipeline.evaluate(run)
+    shutil.rmtree(run / "latents.zarr")
+    after = pipeline.evaluate(run)
+    assert after["r_fe_h"] == pytest.approx(before["r_fe_h"], abs=1e-6)
+    assert (run / "latents.zarr").exists()
 
 
 def test_class_truth_needs_its_labels():

@@ -79,7 +79,7 @@ def test_w_is_fixed_until_the_axes_have_settled(toy):
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.head))
     trainer.train(max_steps=1)
     assert not any(torch.equal(a, b) for a, b in zip(before, trainer.head))
-    assert config.late(0.4) == LatePhase(settled=False)
+    assert config.late(0.4) == LatePhase(settled=False, opening=0.0)
     assert config.late(1.0) == LatePhase(config.late_reconstruction_factor, True, False)
     assert replace(config, late_label_weight=0.0, late_rest_weight=0.5).late(1.0) == LatePhase(
         config.late_reconstruction_factor, False, True
@@ -228,10 +228,10 @@ def test_early_stopping(toy):
 
 
 def test_learning_rate_climbs_and_falls():
-    rates = [one_cycle(s, 100, 1.0, 0.3) for s in range(101)]
+    rates = [one_cycle(s, 100, 1.0, 0.3) for s in range(100)]
     assert rates[0] == pytest.approx(1 / 25)
     assert max(rates) == pytest.approx(1.0)
-    assert int(np.argmax(rates)) == 30
+    assert int(np.argmax(rates)) == 29
     assert rates[-1] == pytest.approx(1 / 2.5e5)
 
 

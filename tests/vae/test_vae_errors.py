@@ -1,0 +1,62 @@
+"""Stated errors of latents are those that the spectra's noise bears out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from chemscale.vae.checkpoint import build_like, load_model
+from chemscale.vae.data import read_rows
+from chemscale.vae.errors import correlated_noise, error_factors, residual_correlation
+
+
+def coloured(n: int, pixels: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise of unit variance whose neighbours correlate at 0.5."""
+    white = rng.standard_normal((n, pixels + 1))
+    return (white[:, 1:] + white[:, :-1]) / np.sqrt(2)
+
+
+def test_correlation_of_residuals_is_found_between_gaps():
+    rng = np.random.default_rng(0)
+    pull = coloured(200, 500, rng)
+    there = rng.random(pull.shape) > 0.2
+    found = residual_correlation(np.where(there, pull, 1e6), there, 4)
+    assert found == pytest.approx([1, 0.5, 0, 0, 0], abs=0.03)
+
+
+def test_noise_has_the_correlation_asked_for():
+    noise = correlated_noise(np.array([2.0, 1.0, 0.0, 0.0]), (400, 300), np.random.default_rng(1))
+    assert noise.var() == pytest.approx(2.0, rel=0.05)
+    neighbours = (noise[:, 1:] * noise[:, :-1]).mean()
+    assert neighbours == pytest.approx(2 / 3, rel=0.1)  # tapered to zero at the last lag
+
+
+def test_repeats_scatter_by_no_more_than_the_stated_errors(toy, toy_run):
+    model, record = load_model(toy_run / "vae")
+    flux, weight = read_rows(toy, 0, 600, floor=record["train"]["floor"])
+    rng = np.random.default_rng(2)
+    again = flux + np.where(weight > 0, rng.standard_normal(flux.shape) * 0.01, 0).astype("f4")  # noise of the toy
+    with torch.no_grad():
+        one, two = (model.encode(model.features(torch.from_numpy(x), torch.from_numpy(weight))) for x in (flux, again))
+        sigma = torch.diagonal(one.covariance, dim1=1, dim2=2).sqrt()
+    scatter = ((two.mean - one.mean) / sigma).numpy()
+    # the toy model's own misfit counts as noise: errors may be too large by it, never too small
+    assert np.all((np.std(scatter, 0) > 0.35) & (np.std(scatter, 0) < 1.25)), np.std(scatter, 0)
+
+
+def test_factors_grow_with_correlated_noise(toy, toy_run):
+    model, record = load_model(toy_run / "vae")
+    flux, weight = read_rows(toy, 0, 600, floor=record["train"]["floor"])
+    noise = coloured(*flux.shape, np.random.default_rng(3)) * 0.02
+    plain = error_factors(model, flux, weight)
+    correlated = error_factors(model, np.where(weight > 0, flux + noise, flux).astype("f4"), weight)
+    assert np.all(correlated > 1.3 * plain)
+
+
+def test_models_without_factors_state_the_encoders_errors(toy_run):
+    model, _ = load_model(toy_run / "vae")
+    assert not torch.equal(model.error_scale, torch.ones(3))
+    weights = {k: v for k, v in model.state_dict().items() if k != "error_scale"}
+    old = build_like(model.config, model.pixels, weights)
+    assert torch.equal(old.error_scale, torch.ones(3))
