@@ -6,6 +6,9 @@ import typer
 
 from chemscale.cli.options import AsJson, RunDir
 
+#: Run directory of `vae_table1 --catalogues` without --run.
+TABLE_RUN = "vae-table1"
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the app."""
@@ -19,6 +22,9 @@ def register(app: typer.Typer) -> None:
         option: list[str] = typer.Option(
             [], "--option", metavar="NAME.KEY=VALUE", help="A study's own setting, e.g. dataset_size.repeats=20."
         ),
+        catalogues: int = typer.Option(
+            0, "--catalogues", min=0, help="vae_table1: catalogues to simulate and train on; without --run the paper's."
+        ),
         json: AsJson = False,
     ) -> None:
         """Run studies: each writes figure.pdf, figure.png, data.csv and summary.json below RUN/studies/NAME.
@@ -28,12 +34,14 @@ def register(app: typer.Typer) -> None:
         chemscale study                          # what there is
         chemscale study ablation --run run       # Figure 4 of de Mijolla & Ness (2021)
         chemscale study all --run run            # every study this run can answer
+        chemscale study vae_table1 --catalogues 5    # Table 1 of Signor et al. (2025), from five simulated catalogues
         """
         from rich.markup import escape
         from rich.table import Table
 
         from chemscale.cli import console, echo_json
         from chemscale.errors import DataError, InputError
+        from chemscale.runtime.run import Run
         from chemscale.studies import registry
 
         if not names:
@@ -46,6 +54,12 @@ def register(app: typer.Typer) -> None:
                 table.add_row(s.name, s.title, s.source, ", ".join(f"{k}={v}" for k, v in s.defaults.items()))
             console.print(table)
             return
+        if catalogues and names == ["vae_table1"]:
+            option = [*option, f"vae_table1.catalogues={catalogues}"]
+            if not run:
+                run = str(Run.create(TABLE_RUN).path)
+        elif catalogues:
+            raise InputError("--catalogues is of the study vae_table1 alone", "run it by itself")
         if not run:
             raise InputError(
                 "no run directory was given", "pass --run RUN, made by `chemscale rsca fit STORE --run RUN`"

@@ -51,7 +51,7 @@ MODULES = [
     "controls",
     "vae_population",
     "vae_latents",
-    "vae_catalogues",
+    "vae_table1",
     "vae_spectra",
     "vae_independence",
     "vae_flags",

@@ -44,12 +44,15 @@ class Held:
     out : ndarray of bool (n,)
         Held-out stars.
     labels : dict of str to ndarray (n,)
+    kind : {'truth', 'labels'}
+        Whose labels they are.
     """
 
     ds: xr.Dataset
     record: dict[str, Any]
     out: np.ndarray
     labels: dict[str, np.ndarray]
+    kind: str = "labels"
 
     @property
     def names(self) -> list[str]:
@@ -77,8 +80,8 @@ def held(context: StudyContext, *needed: str) -> Held:
         The survey has no abundances to compare latents with, or not the labels `needed`.
     """
     ds, record, out = pipeline.latents(context.run)
-    labels, _ = judged_against(context.survey, context.run.store or None, identifiers(ds))
-    found = Held(ds, record, out, labels)
+    labels, kind = judged_against(context.survey, context.run.store or None, identifiers(ds))
+    found = Held(ds, record, out, labels, kind)
     absent = [n for n in needed if n not in found.labels]
     if not found.pairs or absent:
         what = ", ".join(absent) or "abundances"

@@ -11,7 +11,7 @@ from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
 from chemscale.studies.vae_common import SYMBOLS, held
 from chemscale.vae.evaluate import CLASSES, LABELS, class_truth, precision_recall
-from chemscale.vae.flags import apply
+from chemscale.vae.flags import PRESETS, apply
 
 #: Class -> (x, y) of its panel.
 PANELS = {"cemp": ("fe_h", "c_fe"), "alpha_poor": ("fe_h", "alpha_fe")}
@@ -37,6 +37,12 @@ def compute(context: StudyContext) -> StudyResult:
             rows.append((name, "own" if purity is None else f"{purity:g}", *quality.values()))
         if purity is None:
             first = verdict
+    # Table 2 as printed: cuts in standard deviations of the population, labels give the signs alone
+    rules = {f"{n}_plain": {"sigma": PRESETS[n]["sigma"]} for n in shown}
+    plain = apply(found.ds, found.names, rules=rules, abundances=given)
+    for name in shown:
+        quality = precision_recall(plain.member[f"{name}_plain"][out], class_truth(found.labels, CLASSES[name])[out])  # type: ignore[index]
+        rows.append((name, "plain cuts", *quality.values()))
     fig, axes = style.figure(ncols=len(shown), width=style.PAGE, aspect=0.45, squeeze=False)
     for ax, name in zip(axes[0], shown):
         a, b = PANELS[name]
@@ -60,14 +66,15 @@ def compute(context: StudyContext) -> StudyResult:
     keys = ("class", "purity_asked", "precision", "recall", "flagged", "true")
     numbers: dict[str, Any] = {}
     for r in rows:
-        if r[1] == "own":
-            numbers |= {f"{r[0]}_precision": r[2], f"{r[0]}_recall": r[3]}
+        if r[1] in ("own", "plain cuts"):
+            after = "" if r[1] == "own" else "_plain"
+            numbers |= {f"{r[0]}_precision{after}": r[2], f"{r[0]}_recall{after}": r[3]}
     return StudyResult(
         figure=fig,
         table={k: [r[i] for r in rows] for i, k in enumerate(keys)},
         columns={
             "class": "class of stars",
-            "purity_asked": "purity asked for; own: the class's preset",
+            "purity_asked": "purity asked for; own: the class's preset; plain cuts: the paper's, in sigma",
             "precision": "fraction of the flagged held-out stars that belong to the class",
             "recall": "fraction of the class's held-out stars that are flagged",
             "flagged": "held-out stars flagged",
@@ -76,9 +83,17 @@ def compute(context: StudyContext) -> StudyResult:
         numbers=numbers,
         caption=(
             f"Held-out stars by their true abundances; triangles are flagged, the shaded corner is the definition. "
-            f"Latents calibrated on {int((~out).sum()):,} other stars ({', '.join(sorted(LABELS))})."
+            f"Latents calibrated on {int((~out).sum()):,} other stars ({', '.join(sorted(LABELS))}). Plain cuts: "
+            + "; ".join(_cuts(n) for n in shown)
+            + "."
         ),
     )
+
+
+def _cuts(name: str) -> str:
+    """A class's plain cuts in words, such as `alpha poor: metal < 0.4 sigma and alpha < -1.5 sigma`."""
+    cuts = [f"{latent} {side} {position:g} sigma" for latent, (side, position) in PRESETS[name]["sigma"].items()]
+    return f"{name.replace('_', ' ')}: {' and '.join(cuts)}"
 
 
 STUDY = Study(

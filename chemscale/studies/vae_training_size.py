@@ -55,7 +55,8 @@ def compute(context: StudyContext) -> StudyResult:
                 part = noisy(survey.isel(star=test).compute(scheduler="synchronous"), clean, level, 99)
                 found = infer_arrays(model, *spectra(part, np.arange(len(test))))
                 product = xr.Dataset({k: (("star", k), found[k]) for k in ("mean", "auxiliary")})
-                error = float(np.nanmean(noise_free_l2(model, product, clean, np.ones(len(test), bool))))
+                distance, norm = noise_free_l2(model, product, clean, np.ones(len(test), bool)).T
+                error = float(np.nanmean(distance / norm))
                 rows.append((level, size, seed, error, float(np.nanmean(found["noise_l2"][:, 0]))))
     if not rows:
         raise DataError(

@@ -7,11 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
-from vae_toy import toy_survey
+from vae_toy import FAST, FAST_MODEL, toy_survey
 
 from chemscale.errors import DataError, InputError
+from chemscale.simulation.generator import Simulation
+from chemscale.simulation.truth import truth_path, write_truth
 from chemscale.studies.registry import run_study
-from chemscale.studies.vae_cannon import fit_cannon, infer_cannon, quadratic
+from chemscale.studies.vae_cannon import Sample, _rmse, cannon, fit_cannon, infer_cannon, quadratic, sliced_cannon
+from chemscale.survey.ingest.ingestion import ingest
+from chemscale.survey.ingest.planning import plan_ingest
+from chemscale.survey.sources.simulated import SimulatedSource
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.truth import read_truth
@@ -65,15 +70,33 @@ def test_latents_and_corruption(run):
 
 
 def test_catalogues_average_over_runs(run, toy_run):
-    alone = run_study("vae_catalogues", run)
+    alone = run_study("vae_table1", run)
     z, survey, _ = held(run)
     expected = abs(np.corrcoef(z[:, 0], survey["fe_h"].values)[0, 1])
     assert alone["numbers"]["r_fe_h"] == pytest.approx(expected, abs=1e-6)
-    both = run_study("vae_catalogues", run, {"runs": str(toy_run)})
+    both = run_study("vae_table1", run, {"runs": str(toy_run)})
     assert both["numbers"]["catalogues"] == 2
-    table = rows(run, "vae_catalogues")
+    table = rows(run, "vae_table1")
     assert {r["label"] for r in table} == {"fe_h", "alpha_fe", "c_fe", "teff", "logg"}
     assert all(float(r["r_error"]) < 1e-9 for r in table)  # the same catalogue twice does not scatter
+
+
+def test_table_of_catalogues_that_are_made(tmp_path):
+    simulation = Simulation(300, 0, 5, "lowres", "halo")
+    store = str(tmp_path / "s.zarr")
+    source = SimulatedSource(**simulation.settings())
+    ingest(source, store, job=plan_ingest(source))
+    write_truth(simulation, truth_path(store))
+    pipeline.train(store, tmp_path / "run", model=FAST_MODEL, settings=FAST, scale=False)
+    pipeline.infer(store, tmp_path / "run")
+    made = run_study("vae_table1", tmp_path / "run", {"catalogues": 2})
+    assert made["numbers"]["catalogues"] == 2
+    other = open_survey(str(tmp_path / "run" / "catalogues" / "1.zarr"))
+    assert other.attrs["simulation"] == simulation.settings() | {"seed": 6}
+    written = (tmp_path / "run" / "catalogues" / "run-1" / "vae" / "model.json").stat().st_mtime_ns
+    again = run_study("vae_table1", tmp_path / "run", {"catalogues": 2})
+    assert again["numbers"] == made["numbers"]
+    assert (tmp_path / "run" / "catalogues" / "run-1" / "vae" / "model.json").stat().st_mtime_ns == written
 
 
 def test_snr_residuals_scatter_as_the_evaluation_says(run):
@@ -139,6 +162,28 @@ def test_cannon_beside_latents(run):
     numbers = run_study("vae_cannon", run, {"train": 300, "test": 100})["numbers"]
     assert numbers["rmse_fe_h_Cannon"] < numbers["rmse_fe_h_mean_of_the_sample"]
     assert numbers["rmse_fe_h_line"] < numbers["rmse_fe_h_mean_of_the_sample"]
+    table = {(r["label"], r["method"]): r for r in rows(run, "vae_cannon")}
+    assert all(np.isfinite(float(r["rmse"])) for r in table.values())
+    assert {"Cannon in 5040 / Teff", "Cannon in slices of Teff"} < {m for _, m in table}
+
+
+def test_slices_of_temperature_beat_one_quadratic_where_lines_bend_with_it():
+    rng = np.random.default_rng(1)
+    labels = np.column_stack([rng.uniform(4000, 7000, 900), rng.normal(0, 1, 900)])
+    strength = np.exp(-(((labels[:, :1] - np.linspace(4000, 7000, 50)) / 500) ** 2))
+    flux = 1 - 0.1 * strength * (1 + 0.5 * labels[:, 1:]) + 0.002 * rng.standard_normal((900, 50))
+    whole = Sample(flux, np.full(flux.shape, 1 / 0.002**2), labels, labels[:, 0])
+    train, test = whole.part(np.arange(700)), whole.part(np.arange(700, 900))
+    errors = [
+        np.std(found[:, 1] - test.labels[:, 1]) for found in (cannon(train, test), sliced_cannon(train, test, 600))
+    ]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_one_star_without_latents_does_not_void_an_error():
+    rms, error, stars = _rmse(np.array([0.1, -0.1, np.nan]), np.random.default_rng(0))
+    assert (round(rms, 6), stars) == (0.1, 2)
+    assert np.isfinite(error)
 
 
 def test_gradient_flow_trains_both_ways(run):
