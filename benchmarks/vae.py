@@ -1,9 +1,12 @@
-"""The VAE against its bars: train on a simulated catalogue, judge on its held-out part.
+"""The autoencoder against its bars: simulate a catalogue, train, judge the held-out stars by the truth.
 
-    python benchmarks/vae.py --emulator lowres_emulator.npz --work DIR --kind A --seeds 0 1 2
+    python benchmarks/vae.py --emulator lowres_emulator.npz --work DIR --kind halo --seeds 0 1 2
+    python benchmarks/vae.py --work DIR --kind halo --seeds 0          # built-in lines, 3000 to 7000 K
+    python benchmarks/vae.py --work DIR --table results/vae.md         # the table of everything found in DIR
 
-Writes ``DIR/A0.json`` and so on; a training that is stopped (time limit, Ctrl-C) carries on when the command is
-repeated. ``--summary FILE`` collects what is there.
+Kinds: `halo`, the paper's catalogue (``chemscale simulate --population halo``), and the Gaussian catalogues `A` and
+`B`, which need an emulator. One seed writes ``DIR/KIND-SPECTRA-SEED.json``; a training that was stopped carries on when
+the command is repeated, and what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,56 +28,26 @@ from vae_catalogue import catalogue
 
 from chemscale.runtime.jsonio import write_json
 from chemscale.runtime.run import Run
+from chemscale.simulation.generator import Simulation
+from chemscale.simulation.truth import truth_path, write_truth
 from chemscale.survey.ingest.datasets import write_survey
+from chemscale.survey.ingest.ingestion import ingest
+from chemscale.survey.ingest.planning import plan_ingest
+from chemscale.survey.sources.simulated import SimulatedSource
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.corrupt import hide_blocks, hide_random, separation
 from chemscale.vae.data import clean
-from chemscale.vae.evaluate import pearson
+from chemscale.vae.evaluate import judged_against, label_of, pearson
 from chemscale.vae.inference import infer_arrays
 
-
-def noise_free_l2(model, flux, weight, truth, batch=1000):
-    """Mean over stars of ||x_hat - x|| / ||x|| to the noise-free spectra: whole, and pixels of the groups only."""
-    groups = np.unique(np.concatenate([model.pixels[g.name] for g in model.config.groups]))
-    whole, inside = [], []
-    with torch.inference_mode():
-        for i in range(0, len(flux), batch):
-            f, w = torch.from_numpy(flux[i : i + batch]), torch.from_numpy(weight[i : i + batch])
-            p = model.encode(model.features(f, w))
-            x = model.reconstruct(p.mean, p.auxiliary).numpy()
-            t = truth[i : i + batch]
-            for out, index in ((whole, slice(None)), (inside, groups)):
-                out.append(np.linalg.norm((x - t)[:, index], axis=1) / np.linalg.norm(t[:, index], axis=1))
-    return float(np.mean(np.concatenate(whole))), float(np.mean(np.concatenate(inside)))
-
-
-def judge(run, store, truth):
-    """Every number the bars are about."""
-    result = pipeline.evaluate(run, store=store)
-    ds = open_survey(store)
-    _, _, out = pipeline.latents(run)
-    rows = np.flatnonzero(out)
-    flux, weight = clean(*(np.asarray(ds[n].data)[rows] for n in ("flux", "ivar", "flags")), selected=255)
-    model, _ = load_model(Path(run) / "vae")
-    result["relative_l2_noise_free"], result["relative_l2_noise_free_groups"] = noise_free_l2(
-        model, flux, weight, truth[rows]
-    )
-    part = slice(0, 4000)
-    result["anomalies"] = separation(model, flux[part], weight[part])
-    labels = {"metal": "fe_h", "alpha": "alpha_m", "carbon": "c_fe"}
-    known = {k: np.asarray(ds[v].values)[rows][part] for k, v in labels.items()}
-    rng = np.random.default_rng(0)
-    result["hidden"] = {}
-    for name, hide in (("none", lambda w, r: w), ("random", hide_random), ("blocks", hide_blocks)):
-        z = infer_arrays(model, flux[part], hide(weight[part], rng))["mean"]
-        result["hidden"][name] = {k: abs(pearson(z[:, j], known[k])) for j, k in enumerate(model.config.latents)}
-    return result
-
-
+#: Bars by kind: r of [Fe/H], [alpha/Fe], [C/Fe].
+BARS = {"halo": (0.92, 0.70, 0.90), "B": (0.92, 0.65, 0.85), "A": (0.985, 0.89, 0.90)}
+#: Precision and recall of the paper.
+PAPER_FLAGS = {"cemp": (0.96, 0.68), "alpha_poor": (0.84, 0.11)}
 #: Other surveys than the catalogue's own: stars wanted, S/N, selection by the survey's labels, missing pixels.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "small": {"stars": 10_000},
     "giants": {"stars": 20_000, "logg_below": 3.5, "teff_below": 5500.0},
@@ -82,8 +57,8 @@ VARIANTS = {
 }
 
 
-def make(emulator, stars, seed, kind, snr=(50.0, 10.0), logg_below=np.inf, teff_below=np.inf, missing=0.0):
-    """A catalogue and its noise-free spectra; `missing`: fraction of pixels flagged, half of them in blocks of 60."""
+def gaussian(emulator, stars, seed, kind, snr=(50.0, 10.0), logg_below=np.inf, teff_below=np.inf, missing=0.0):
+    """Catalogue A or B and its noise-free spectra; `missing`: fraction of pixels flagged, half in blocks of 60."""
     chance = min(1.0, (logg_below - 2.5) / 2.5) * min(1.0, (teff_below - 4000.0) / 3000.0)
     ds, noise_free = catalogue(emulator, int(stars / chance * 1.1) if chance < 1 else stars, seed, kind, snr)
     chosen = np.flatnonzero((ds["logg"].values < logg_below) & (ds["teff"].values < teff_below))[:stars]
@@ -98,62 +73,173 @@ def make(emulator, stars, seed, kind, snr=(50.0, 10.0), logg_below=np.inf, teff_
     return ds, noise_free
 
 
-def main():
+def make(store: Path, args: argparse.Namespace, seed: int) -> Path | None:
+    """Write the survey where it is not there yet; the file of its noise-free spectra, None where the truth has them."""
+    if args.kind == "halo":
+        if not Path(truth_path(str(store))).exists():
+            simulation = Simulation(args.stars, 0, seed, "lowres", "halo", emulator=args.emulator)
+            source = SimulatedSource(**simulation.settings())
+            ingest(source, str(store), overwrite=True, job=plan_ingest(source))
+            write_truth(simulation, truth_path(str(store)), overwrite=True, noise_free=True)
+        return None
+    noise_free = store.with_suffix(".npy")
+    if not noise_free.exists():
+        wanted = {"stars": args.stars, "seed": seed, "kind": args.kind} | VARIANTS[args.variant]
+        ds, flux = gaussian(Path(args.emulator), **wanted)
+        write_survey(ds, store, overwrite=True)
+        np.save(noise_free, flux)
+    return noise_free
+
+
+def robustness(run: Path, store: Path) -> dict[str, Any]:
+    """Separation of damaged spectra, and r with 5 per cent of the pixels hidden; on 4,000 held-out stars."""
+    ds = open_survey(store)
+    latents, _, out = pipeline.latents(run)
+    rows = np.flatnonzero(out)[:4000]
+    flux, weight = clean(*(np.asarray(ds[n].data)[rows] for n in ("flux", "ivar", "flags")), selected=255)
+    model, _ = load_model(run / "vae")
+    labels, _ = judged_against(ds, str(store), np.asarray(latents["star_id"].values), "", model.config.latents)
+    rng = np.random.default_rng(0)
+    hidden = {}
+    for name, hide in (("none", lambda w, r: w), ("random", hide_random), ("blocks", hide_blocks)):
+        z = infer_arrays(model, flux, hide(weight, rng))["mean"]
+        known = {k: labels[label_of(k)][rows] for k in model.config.latents}
+        hidden[name] = {k: abs(pearson(z[:, j], known[k])) for j, k in enumerate(model.config.latents)}
+    return {"anomalies": separation(model, flux, weight), "hidden": hidden}
+
+
+def one(args: argparse.Namespace, seed: int) -> None:
+    """Simulate, train, infer and judge one catalogue."""
+    spectra = "emulator" if args.emulator else "lines"
+    survey = f"{args.kind}-{spectra}-{seed}{args.variant}"
+    name = f"{survey}{args.tag}"
+    done = args.work / f"{name}.json"
+    if done.exists():
+        return
+    store, run = args.work / f"{survey}.zarr", args.work / f"run-{name}"
+    noise_free = make(store, args, seed)
+    clock = args.work / f"{name}.clock"  # processor seconds of earlier, stopped attempts
+    before, start = float(clock.read_text()) if clock.exists() else 0.0, time.process_time()
+
+    def watch(entry: dict[str, Any]) -> None:
+        clock.write_text(str(before + time.process_time() - start))
+        if entry["epoch"] % 20 == 19:
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in entry.items()}, flush=True)
+
+    if not (run / "vae" / "model.json").exists():
+        pipeline.train(
+            str(store),
+            run,
+            preset=args.preset,
+            settings={"seed": seed, **json.loads(args.settings)},
+            model=json.loads(args.model),
+            regions=args.regions or None,
+            resume=True,
+            on_epoch=watch,
+        )
+        clock.write_text(str(before + time.process_time() - start))
+    pipeline.infer(str(store), run, overwrite=True)
+    result = pipeline.evaluate(run, store=str(store), truth=noise_free)
+    if args.robustness:
+        result |= robustness(run, store)
+    result["train"] = Run.open(run).manifest["stages"]["vae.train"]
+    result["cpu_s"] = float(clock.read_text())
+    result["cores"] = len(os.sched_getaffinity(0))
+    result["kind"], result["spectra"], result["seed"], result["variant"] = (
+        args.kind,
+        spectra,
+        seed,
+        args.variant + args.tag,
+    )
+    result["commit"] = commit()
+    write_json(done, result)
+    print(name, {k: round(v, 3) for k, v in result.items() if k.startswith(("r_", "r2_", "rmse_"))}, flush=True)
+    print(json.dumps(result["flags"]), result["alignment"]["warnings"], flush=True)
+
+
+def commit() -> str:
+    """Short hash of the checked-out commit."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _row(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Mean and scatter of some seeds in words."""
+
+    def spread(values: list[float], digits: int = 3) -> str:
+        text = f"{np.nanmean(values):.{digits}f}"
+        return text if len(values) == 1 else f"{text} +- {np.nanstd(values, ddof=1):.{digits}f}"
+
+    def quality(name: str) -> str:
+        rows = [f["flags"].get(name) for f in found]
+        if any(r is None for r in rows):
+            return "-"
+        return " / ".join(spread([r[k] for r in rows], 2) for k in ("precision", "recall"))
+
+    first = found[0]
+    row = {
+        "catalogue": f"{first['kind']}{' ' + first['variant'] if first['variant'] else ''}, {first['spectra']}",
+        "stars": f"{first['n_stars']:,}",
+        "seeds": " ".join(str(f["seed"]) for f in found),
+    }
+    for key, title in (("fe_h", "r [Fe/H]"), ("alpha_fe", "r [alpha/Fe]"), ("c_fe", "r [C/Fe]")):
+        row[title] = spread([f[f"r_{key}"] for f in found])
+    row["R2 Teff"] = spread([f["r2_teff"] for f in found])
+    row["R2 log g"] = spread([f["r2_logg"] for f in found])
+    row["relative L2"] = spread([f["relative_l2"] for f in found], 4)
+    row["CEMP, plain"], row["alpha-poor, plain"] = quality("cemp_sigma"), quality("alpha_poor_sigma")
+    row["CEMP, learned"], row["alpha-poor, learned"] = quality("cemp"), quality("alpha_poor")
+    row["guard"] = f"{sum(bool(f['alignment']['warnings']) for f in found)} of {len(found)} warn"
+    row["training, CPU min"] = spread([f["cpu_s"] / 60 for f in found], 1)
+    row["commit"] = " ".join(dict.fromkeys(f["commit"] for f in found))
+    return row
+
+
+def table(work: Path) -> str:
+    """Everything found in a folder as a Markdown table: one row a catalogue, mean and scatter of its seeds."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for file in sorted(work.glob("*-*.json")):
+        result = json.loads(file.read_text())
+        if "kind" in result:
+            found.setdefault((result["kind"], result["spectra"], result["variant"]), []).append(result)
+    rows = [_row(v) for v in found.values()]
+    if not rows:
+        return "no results\n"
+    heads = list(rows[0])
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    lines += ["| " + " | ".join(r[h] for h in heads) + " |" for r in rows]
+    bars = "; ".join(f"{k} {' / '.join(f'{x:g}' for x in v)}" for k, v in BARS.items())
+    flags = "; ".join(f"{k} {p:g} / {r:g}" for k, (p, r) in PAPER_FLAGS.items())
+    return "\n".join(lines) + f"\n\nBars for r: {bars}; R2 0.02; plain flags (precision / recall): {flags}.\n"
+
+
+def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--emulator", type=Path, required=True)
+    parser.add_argument("--emulator", help="emulator file; without one the built-in lines")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--kind", default="A", choices=["A", "B"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--kind", default="halo", choices=list(BARS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
     parser.add_argument("--stars", type=int, default=40_000)
-    parser.add_argument("--variant", default="", choices=list(VARIANTS))
+    parser.add_argument("--variant", default="", choices=list(VARIANTS), help="another survey, of kinds A and B")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--settings", default="{}", help="JSON overrides of the training settings")
     parser.add_argument("--model", default="{}", help="JSON overrides of the model settings")
     parser.add_argument("--regions", default="")
-    parser.add_argument("--tag", default="")
-    parser.add_argument("--summary", type=Path)
+    parser.add_argument("--tag", default="", help="added to the names of runs and results")
+    parser.add_argument("--robustness", action="store_true", help="also damaged spectra and hidden pixels")
+    parser.add_argument("--table", type=Path, help="write the table of all results in the work folder")
     args = parser.parse_args()
+    if args.kind != "halo" and args.seeds and not args.emulator:
+        parser.error("catalogues A and B need --emulator")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    args.work.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
-        survey = f"{args.kind}{seed}{args.variant}"
-        name = f"{survey}{args.tag}"
-        store, truth = args.work / f"{survey}.store", args.work / f"{survey}_clean.npy"
-        if not truth.exists():
-            ds, noise_free = make(
-                args.emulator, **{"stars": args.stars, "seed": seed, "kind": args.kind} | VARIANTS[args.variant]
-            )
-            write_survey(ds, store, overwrite=True)
-            np.save(truth, noise_free)
-        run = args.work / f"run_{name}"
-        if not (run / "vae" / "model.json").exists():
-            start = time.perf_counter()
-            summary = pipeline.train(
-                str(store),
-                run,
-                preset=args.preset,
-                settings={"seed": seed, **json.loads(args.settings)},
-                model=json.loads(args.model),
-                regions=args.regions or None,
-                resume=True,
-                on_epoch=lambda e: e["epoch"] % 10 == 9 and print(_short(e), flush=True),
-            )
-            summary["wall_s"] = time.perf_counter() - start
-            print(summary, flush=True)
-        print(pipeline.infer(str(store), run), flush=True)
-        result = judge(run, str(store), np.load(truth, mmap_mode="r"))
-        result["train"] = Run.open(run).manifest["stages"]["vae.train"]
-        write_json(args.work / f"{name}.json", result)
-        keys = [k for k in result if k.startswith(("r_", "r2_", "rmse_", "relative_l2_noise"))]
-        print(name, {k: round(result[k], 4) for k in keys}, flush=True)
-        print(json.dumps(result["flags"]), json.dumps(result["anomalies"]), json.dumps(result["hidden"]), flush=True)
-    if args.summary:
-        found = {f.stem: json.loads(f.read_text()) for f in sorted(args.work.glob("[AB]*.json"))}
-        args.summary.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _short(entry):
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in entry.items()}
+        one(args, seed)
+    if args.table:
+        text = table(args.work)
+        args.table.write_text(text)
+        print(text)
 
 
 if __name__ == "__main__":
