@@ -96,7 +96,7 @@ def test_cool_and_warm_stars_are_read_by_other_decoders_until_the_axes_have_sett
         a, b = (model.decode(name, z, read, w) for read in (z, changed))
         assert bool(((a - b).abs().sum(1) > 1e-4).all())
         # at first each decoder learns from the stars alone of which it reads nothing
-        assert model.entry(name, w, 0.0).tolist() == pytest.approx([not cool, cool], abs=1e-4)
+        assert model.entry(name, w, 0.0).tolist() == pytest.approx([float(not cool), float(cool)], abs=1e-4)
         assert model.entry(name, w, 1.0).tolist() == [1.0, 1.0]
     late = TrainConfig(own_side=0.2, late_phase_start=0.5)
     assert [late.late(x).entering for x in (0.0, 0.2, 0.3, 0.4, 1.0)] == pytest.approx([0, 0, 0.5, 1, 1])
