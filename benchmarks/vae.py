@@ -153,7 +153,10 @@ def one(args: argparse.Namespace, seed: int) -> None:
     )
     result["commit"] = commit()
     write_json(done, result)
-    print(name, {k: round(v, 3) for k, v in result.items() if k.startswith(("r_", "r2_", "rmse_"))}, flush=True)
+    numbers = {
+        k: round(v, 3) for k, v in result.items() if isinstance(v, float) and k.startswith(("r_", "r2_", "rmse_"))
+    }
+    print(name, {k: round(v, 3) for k, v in shown.items()}, flush=True)
     print(json.dumps(result["flags"]), result["alignment"]["warnings"], flush=True)
 
 
