@@ -153,9 +153,7 @@ def one(args: argparse.Namespace, seed: int) -> None:
     )
     result["commit"] = commit()
     write_json(done, result)
-    numbers = {
-        k: round(v, 3) for k, v in result.items() if isinstance(v, float) and k.startswith(("r_", "r2_", "rmse_"))
-    }
+    shown = {k: v for k, v in result.items() if k.startswith(("r_", "r2_", "rmse_")) and isinstance(v, float)}
     print(name, {k: round(v, 3) for k, v in shown.items()}, flush=True)
     print(json.dumps(result["flags"]), result["alignment"]["warnings"], flush=True)
 
