@@ -198,9 +198,9 @@ def saturated(args: argparse.Namespace) -> dict[str, Any]:
 
 def components(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
     """Rates of runs with the first k of their components, and what choosing k on the other clusters gives a cluster."""
+    from chemscale.rsca.components import steps
     from chemscale.rsca.stars import RunStars
     from chemscale.runtime.run import Run
-    from chemscale.studies.dimensionality import steps
 
     for path in args.runs:
         engine = RunStars.read(Run.open(path)).evaluation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,10 +19,27 @@ def register(app: typer.Typer) -> None:
         verbs.command(verb.__name__)(verb)
 
 
+def components_of(text: Any) -> int | Literal["auto"]:
+    """`--components`: a positive number, or auto."""
+    if str(text) == "auto":
+        return "auto"
+    if not str(text).isdecimal() or not int(text):
+        raise typer.BadParameter(f"{text!r} is neither a positive number nor auto")
+    return int(text)
+
+
 def fit(
     store: Annotated[str, typer.Argument(metavar="STORE", help="A survey store.")],
     run: RunDir,
-    components: Annotated[int, typer.Option("--components", min=1, help="Components of the basis.")] = 30,
+    components: Annotated[
+        Any,
+        typer.Option(
+            "--components",
+            parser=components_of,
+            metavar="K",
+            help="Components of the basis. auto: as many of 30 as held-out clusters ask for.",
+        ),
+    ] = 30,
     metric: Annotated[
         str, typer.Option("--metric", help="paper: the published recipe. auto: also a metric chosen by nested CV.")
     ] = "paper",
@@ -93,6 +110,8 @@ def fit(
     colour = "green" if basis.get("converged") else "yellow"
     if basis.get("verdict"):
         console.print(f"[{colour}]basis {escape(basis['verdict'])}[/]", highlight=False)
+    if components == "auto":
+        console.print(escape(stages["components"]["facts"]["verdict"]), highlight=False)
     console.print(
         f"[green]fitted[/] in {seconds:.1f} s; next: chemscale rsca evaluate --run {escape(run)}", highlight=False
     )
@@ -100,7 +119,7 @@ def fit(
         echo_json(
             {
                 "run": str(done.path),
-                "components": components,
+                "components": stages["components"]["facts"]["components"] if components == "auto" else components,
                 "metric": metric,
                 "basis": basis,
                 "scale": facts["scale"],

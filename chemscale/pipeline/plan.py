@@ -11,6 +11,7 @@ from dask.utils import format_bytes
 
 from chemscale.pipeline.execute import store_size
 from chemscale.pipeline.file import MAKES_STORE, Pipeline, Stage, select
+from chemscale.rsca.components import WIDE
 from chemscale.runtime.observe import estimate_memory, human_seconds
 from chemscale.runtime.settings import BatchSettings, ClusterSettings, LocalSettings
 from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout, choose_layout
@@ -123,7 +124,8 @@ def _seconds(stage: Stage, stars: int, pixels: int, threads: int) -> dict[str, f
     width = pixels / REFERENCE_PIXELS if stage.name != "evaluate" else 1.0
     start = START[stage.name]
     if stage.name == "fit":
-        k = int(stage.settings.get("components", REFERENCE_COMPONENTS)) / REFERENCE_COMPONENTS
+        asked = stage.settings.get("components", REFERENCE_COMPONENTS)
+        k = (WIDE if asked == "auto" else int(asked)) / REFERENCE_COMPONENTS
         one = stars * width * max(k, 0.3) / PASS_RATE / threads + BETWEEN * width * k
         whole = [start + one * (n + 1) for n in PASSES]
         return {"seconds": whole[1], "seconds_at_most": whole[2]}

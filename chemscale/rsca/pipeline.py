@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -24,6 +24,7 @@ from chemscale._version import __version__
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto import check_clusters
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
+from chemscale.rsca.components import WIDE, choose_components
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.moments import check_freedom
 from chemscale.rsca.recipes import Recipe, chosen_recipe
@@ -34,6 +35,7 @@ from chemscale.runtime.run import Run
 
 if TYPE_CHECKING:
     from chemscale.rsca.selection import StarSelection
+    from chemscale.statistics.ppca import MaskedPPCA
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def fit_run(
     store: str,
     run_path: str | os.PathLike[str],
     *,
-    components: int = 30,
+    components: int | Literal["auto"] = 30,
     metric: str = "paper",
     recipe: str | Recipe = "recommended",
     overwrite: bool = False,
@@ -67,9 +69,10 @@ def fit_run(
     run_path : path
         Run directory, made if need be. Products of an earlier fit there are replaced; a basis that the same store,
         selection and settings gave is kept, with its embedding.
-    components : int
-        K, the components of the basis; the better metric's own basis has up to
-        :data:`~chemscale.rsca.auto_run.AUTO_COMPONENTS` where that is more.
+    components : int or "auto"
+        K, the components of the basis. "auto": the leading ones of a basis of :data:`~chemscale.rsca.components.WIDE`
+        with which held-out clusters have the lowest rate; one more pass, to embed with these. The better metric's own
+        basis has up to :data:`~chemscale.rsca.auto_run.AUTO_COMPONENTS` where that is more.
     metric : {"paper", "auto"}
         The paper's recipe alone, or the metric chosen by nested cross-validation beside it.
     recipe : {"recommended", "paper"} or Recipe
@@ -98,6 +101,8 @@ def fit_run(
     if metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}", f"choose one of: {', '.join(METRICS)}")
     recipe = chosen_recipe(recipe) if isinstance(recipe, str) else recipe
+    choose_k = components == "auto"
+    components = WIDE if components == "auto" else components
     if components < 1:
         raise InputError(f"components is {components}", "choose a positive number; 30 is the paper's")
     say = progress or logger.info
@@ -108,7 +113,7 @@ def fit_run(
     settings = default_settings(ds) if default_cuts else SelectionSettings()
     choose = partial(select_stars, ds, settings.within(where or {}), **(selection or {}))
     with run.locked():
-        _fit(run, ds, components, recipe, metric, overwrite, choose, {**(selection or {}), **given}, say)
+        _fit(run, ds, components, recipe, metric, overwrite, choose, {**(selection or {}), **given}, say, choose_k)
     return run
 
 
@@ -122,6 +127,7 @@ def _fit(
     choose: Callable[[], StarSelection],
     settings: dict[str, Any],
     say: Callable[[str], None],
+    choose_k: bool,
 ) -> None:
     """The stages of :func:`fit_run`, by the only process that writes the run."""
     from chemscale.survey.store.root import store_token
@@ -149,7 +155,7 @@ def _fit(
     for line in chosen.account():
         say(line)
     token = "" if overwrite else store_token(store)
-    n_pixels = _basis(run, ds, chosen.keep, role, components, recipe, "", say, token)
+    n_pixels = _basis(run, ds, chosen.keep, role, components, recipe, "", say, token, choose_k)
     with run.stage("metric") as stage:
         stars = RunStars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
@@ -176,16 +182,18 @@ def _basis(
     suffix: str,
     say: Callable[[str], None],
     token: str,
+    choose_k: bool = False,
 ) -> int:
     """Fit a basis and embed every star, unless that is done (`token`: what the store holds; '' = fit in any case).
 
+    With `choose_k`, keep the leading components that held-out clusters ask for, and embed again with these.
     Returns the number of pixels used.
     """
     from chemscale.embedding.fit import fit_survey
-    from chemscale.embedding.product import embed_survey
 
     chosen = hashlib.sha256("\0".join(role.tolist()).encode()).hexdigest()
     settings: dict[str, Any] = {"components": components, **asdict(recipe)}
+    settings |= {"choose": "leave-one-cluster-out"} if choose_k else {}
     inputs = {"store": token, "roles": chosen, "chemscale": __version__}
     key = digest(settings | inputs, compact=True)
     if token and (done := _done(run, suffix, key)):
@@ -216,6 +224,24 @@ def _basis(
     if not model.converged_:
         logger.warning("the basis is %s", model.verdict)
     say("embedding every star")
+    if choose_k:
+        _embed(run, ds, model, role, suffix, f"{key}-wide")
+        with run.stage("components") as stage:
+            choice = choose_components(RunStars.read(run).evaluation)
+            stage.note(components=choice.components, tried=choice.tried, rates=choice.rates, verdict=choice.verdict)
+        say(choice.verdict)
+        if choice.components < components:
+            model = model.leading(choice.components)
+            run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
+            say(f"embedding every star with {choice.components} components")
+    _embed(run, ds, model, role, suffix, key)
+    return int(model.pixel_used_.sum())
+
+
+def _embed(run: Run, ds: xr.Dataset, model: MaskedPPCA, role: np.ndarray, suffix: str, key: str) -> None:
+    """Coordinates of every star, unless those of this model are there; stars without a usable pixel take no part."""
+    from chemscale.embedding.product import embed_survey
+
     with run.stage(f"embed{suffix}", settings={"key": key}) as stage:
         target, extra = run.file(f"embedding{suffix}.zarr"), {"role": role}
         with progress_bar(ds.sizes["star"], "embedding", unit="stars") as bar:
@@ -233,7 +259,6 @@ def _basis(
             except ResumeError:  # left by an earlier fit of this run
                 embedding = embed_survey(ds, model, target, overwrite=True, **given)
         stage.note(stars=int(embedding.sizes["star"]))
-    return int(model.pixel_used_.sum())
 
 
 def _done(run: Run, suffix: str, key: str) -> int:

@@ -24,6 +24,7 @@ from sklearn.exceptions import NotFittedError
 from chemscale.display import Shown
 from chemscale.errors import InputError
 from chemscale.labelled import like, pixels, plain
+from chemscale.statistics import ppca_dataset
 from chemscale.statistics.outliers import Rejection
 from chemscale.statistics.ppca_arrays import ArraySource, check_shapes, prepare
 from chemscale.statistics.ppca_embed import embed, embed_arrays
@@ -385,15 +386,15 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
 
     # ------------------------------------------------------------ storage
 
+    def leading(self, k: int) -> Self:
+        """A copy with the first `k` components only, of a fit with more."""
+        return ppca_dataset.leading(self, k)
+
     def to_dataset(self) -> xr.Dataset:
         """The fitted model as a Dataset (dims component, wavelength), for :meth:`from_dataset`."""
-        from chemscale.statistics.ppca_dataset import write
-
-        return write(self)
+        return ppca_dataset.write(self)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> Self:
         """Model written by :meth:`to_dataset`."""
-        from chemscale.statistics.ppca_dataset import read
-
-        return read(cls, ds)
+        return ppca_dataset.read(cls, ds)

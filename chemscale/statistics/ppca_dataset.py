@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
+from chemscale.statistics.determined import determined
 
 #: Parameters that are kept as attributes; those that are None are left out.
 PARAMETERS = ("noise", "intrinsic", "start", "outlier_sigmas", "loglike_tol", "max_iter", "random_state")
@@ -44,6 +45,27 @@ def write(ppca: Any) -> xr.Dataset:
     }
     ds.attrs |= {name: getattr(ppca, name) for name in PARAMETERS if getattr(ppca, name) is not None}
     return ds
+
+
+def leading(ppca: Any, k: int) -> Any:
+    """A copy with the first `k` components only.
+
+    With shared noise, the variance along the others becomes noise, as in the maximum of the likelihood with `k`
+    components (Tipping & Bishop 1999, eq. 8).
+    """
+    have = len(ppca.components_)
+    if not 1 <= k <= have:
+        raise InputError(f"{k} of {have} components", f"choose between 1 and {have}")
+    out = read(type(ppca), write(ppca))
+    out.n_components, out.components_, out.latent_scale_ = k, ppca.components_[:k], ppca.latent_scale_[:k]
+    out.explained_variance_, out.axis_error_ = ppca.explained_variance_[:k], ppca.axis_error_[:k]
+    out.n_determined_ = determined(out.axis_error_)
+    if ppca.noise == "shared":
+        pixels = int(ppca.pixel_used_.sum())
+        dropped = float(np.sum(ppca.latent_scale_[k:] ** 2))
+        out.noise_variance_ = float(ppca.noise_variance_) + dropped / (pixels - k)
+        out.latent_scale_ = np.sqrt(np.maximum(out.explained_variance_ - out.noise_variance_, 0.0))
+    return out
 
 
 def read(cls: Any, ds: xr.Dataset) -> Any:

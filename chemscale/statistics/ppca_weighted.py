@@ -26,8 +26,12 @@ from chemscale.statistics.ppca_kernels import Model, Stats, unpack
 from chemscale.statistics.ppca_kernels_weighted import WeightedPass
 from chemscale.statistics.progress import Stop, Trace
 
-#: Largest factor by which a step along a slow direction is lengthened.
+#: Largest factor by which a step along a slow direction is lengthened; halved after each step that went too far, and
+#: grown again by :data:`REGAINED` after each that did not.
 LONGEST = 10.0
+REGAINED = 1.2
+#: Relative decrease of the log-likelihood that is no step back where outliers are left out: they come and go.
+REJECTED = 1e-7
 #: Largest tangent of the angle that the lengthening adds to a step.
 LARGEST_TURN = 0.5
 
@@ -108,7 +112,9 @@ class SlowDirections:
         return SlowDirections(vectors / root, np.maximum(ratio, 0.0), weight)
 
 
-def lengthen(step: Model, model: Model, slow: SlowDirections, product: np.ndarray, power: np.ndarray) -> Model:
+def lengthen(
+    step: Model, model: Model, slow: SlowDirections, product: np.ndarray, power: np.ndarray, longest: float = LONGEST
+) -> Model:
     """The EM step, longer along the slow directions.
 
     Parameters
@@ -118,6 +124,8 @@ def lengthen(step: Model, model: Model, slow: SlowDirections, product: np.ndarra
     power : ndarray (K,)
         Variance along every component in units of the noise: mu of component k is that of the last times
         ``power[-1] / power[k]``.
+    longest : float
+        Largest factor.
     """
     if not slow.vectors.shape[1]:
         return step
@@ -133,7 +141,7 @@ def lengthen(step: Model, model: Model, slow: SlowDirections, product: np.ndarra
     after = after @ (u @ vt)  # in the gauge of the model it came from
     along = axes.T @ (weight * (after - before))
     mu = np.clip(ratio, 0.0, None)[:, None] * (power[-1] / power)[None, :]
-    factor = 1.0 / (1.0 - np.minimum(mu, 1.0 - 1.0 / LONGEST)) - 1.0
+    factor = 1.0 / (1.0 - np.minimum(mu, 1.0 - 1.0 / longest)) - 1.0
     added = axes @ (factor * along)
     relative = np.linalg.norm(added, axis=0) / model.scale
     added *= np.minimum(1.0, LARGEST_TURN / np.maximum(relative, 1e-300))
@@ -178,21 +186,23 @@ def solve_weighted(
     k = len(model.scale)
     slow = slow or SlowDirections.start(model.basis, k)
     fallback: Model | None = None
-    best = -np.inf
+    best, longest = -np.inf, LONGEST
     while True:
         stats = run(WeightedPass(model, slow.vectors, stop.rejection))
         loglike = float(stats["loglike"])
         step = m_step(model, stats, intrinsic)
-        if loglike < best and fallback is not None:
+        slack = max(stop.loglike_tol, REJECTED if stop.rejection else 0.0) * abs(loglike)
+        if loglike < best - slack and fallback is not None:
             trace.add(stats, np.inf)
-            model, fallback = fallback, None
+            model, fallback, longest = fallback, None, max(longest / 2, 1.0)
             mixer.clear()
         else:
             best = max(best, loglike)
             tested = SlowDirections(slow.vectors, slow.ratio, np.maximum(stats["second"][:, -1], 1e-300))
             slow = slow.following(model, stats)
             error, power = axis_error(model, stats, slow.ratio)
-            longer = lengthen(step, model, tested, stats["extra"], power)
+            longer = lengthen(step, model, tested, stats["extra"], power, longest)
+            longest = min(longest * REGAINED, LONGEST)
             d = trace.count(error)
             angle = outside(model.basis[:, :d], longer.basis[:, :d])
             trace.add(stats, mixer.rate_corrected(angle))

@@ -6,20 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.rsca.components import steps
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
 
 
-def steps(n_components: int) -> list[int]:
-    """Numbers of components to try: every one up to 10, then in growing strides, `n_components` included."""
-    tried = [*range(2, min(10, n_components) + 1), *range(12, min(30, n_components) + 1, 2)]
-    tried += list(range(35, n_components + 1, 5))
-    return sorted({*tried, n_components})
-
-
 def compute(context: StudyContext) -> StudyResult:
-    """Rates for the first k components of the run's basis, for every k of :func:`steps`."""
+    """Rates for the first k components of the run's basis, for every k of :func:`~chemscale.rsca.components.steps`."""
     evaluation, top = context.sample.evaluation, int(context.settings["n_features"])
     ks = steps(context.sample.n_components)
     kinds: dict[str, dict[str, Any]] = {

@@ -168,8 +168,10 @@ class StudyContext:
         """How the fit of the run's basis ended, in words; empty for a study that has not read the run's stars."""
         if "sample" not in self.__dict__:
             return ""
-        facts = self.run.manifest.get("stages", {}).get("ppca", {}).get("facts", {})
-        return str(facts.get("verdict", ""))
+        stages = self.run.manifest.get("stages", {})
+        ended = stages.get("ppca", {}).get("facts", {}).get("verdict", "")
+        chosen = "choose" in stages.get("ppca", {}).get("settings", {})
+        return f"{ended}; {stages['components']['facts']['verdict']}" if chosen else str(ended)
 
     @cached_property
     def survey(self) -> Any:

@@ -351,6 +351,19 @@ def test_a_basis_that_is_there_is_kept_until_store_or_settings_change(tmp_path):
     assert fits()[0]
 
 
+def test_the_number_of_components_that_held_out_clusters_ask_for(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("chemscale.rsca.pipeline.WIDE", 6)
+    run = fit_run(store, tmp_path / "run", components="auto")
+    facts = run.manifest["stages"]["components"]["facts"]
+    k, engine = facts["components"], RunStars.read(run).evaluation
+    assert engine.members.shape[1] == k == facts["tried"][int(np.argmin(facts["rates"]))]
+    assert facts["verdict"].startswith(f"{k} of 6 components chosen by leave-one-cluster-out")
+    # an embedding with the leading components is that of the wide basis to within what the others stood for
+    assert engine.rates("rsca").overall == pytest.approx(min(facts["rates"]), abs=0.01)
+    again = fit_run(store, tmp_path / "run", components="auto")
+    assert again.manifest["stages"]["ppca"]["started"] == run.manifest["stages"]["ppca"]["started"]
+
+
 def test_recipes_and_changes_of_them():
     from chemscale.rsca.recipes import OUTLIER_SIGMAS, RECIPES, chosen_recipe
 

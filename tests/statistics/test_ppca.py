@@ -291,3 +291,18 @@ def test_noise_that_runs_to_zero_is_no_crash(seed):
     ppca = MaskedPPCA(2, max_iter=15).fit(flux, gone)
     assert np.isfinite(ppca.components_[:, ppca.pixel_used_]).all()
     np.testing.assert_array_equal(np.isnan(ppca.transform(flux, gone)).any(axis=1), gone.all(axis=1))
+
+
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+def test_leading_components_of_a_wide_fit_are_those_of_a_narrow_one(noise):
+    flux, gone = toy(400, 60, 6, missing=0.1, seed=4)
+    ivar = np.full(flux.shape, 100.0)
+    wide, narrow = (MaskedPPCA(k, noise=noise, intrinsic="none").fit(flux, gone, ivar) for k in (6, 3))
+    cut = wide.leading(3)
+    assert cut.transform(flux, gone, ivar).shape == (400, 3)
+    assert largest_angle(cut.components_, narrow.components_.T) < narrow.axis_error_[-1]
+    if noise == "shared":
+        assert cut.noise_variance_ == pytest.approx(narrow.noise_variance_, rel=0.02)
+    assert wide.leading(6).score(flux, gone, ivar) == pytest.approx(wide.score(flux, gone, ivar), rel=1e-12)
+    with pytest.raises(InputError, match="7 of 6"):
+        wide.leading(7)
