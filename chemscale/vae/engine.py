@@ -8,6 +8,7 @@ are a compiled pass each.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 
 from chemscale.arrays import runs_of_true, scratch
 from chemscale.vae.encoders import PPCAEncoder
-from chemscale.vae.kernels import PixelBuffers, PixelLayout, ScoreBuffers, prepare_pixels, score_pixels
+from chemscale.vae.kernels import TILE_WINDOWS, PixelBuffers, PixelLayout, ScoreBuffers, prepare_pixels, score_pixels
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW, WINDOW_LEAST, latent_norm
 
@@ -188,11 +189,17 @@ def _layout(model: ChemicalVAE, columns: dict[str, slice]) -> tuple[PixelLayout,
             else:
                 place[pixel] = column
             count[pixel] += 1
+    tile = TILE_WINDOWS * WINDOW
     runs = []
     for part, group in enumerate(model.config.groups, start=1):
         claimed = np.zeros(p, bool)
         claimed[model.pixels[group.name]] = True
-        runs += [(part, int(a), int(b)) for a, b in runs_of_true(claimed)]
+        for a, b in runs_of_true(claimed):
+            edges = [a, *range((a // tile + 1) * tile, b, tile), b]
+            runs += [(part, int(c), int(d)) for c, d in itertools.pairwise(edges)]
+    ranges = np.array(sorted(runs, key=lambda r: (r[1] // tile, r[0], r[1])), np.int32).reshape(-1, 3)
+    further = np.array(sorted(extra), np.int32).reshape(-1, 2)
+    firsts = np.arange(0, p + tile, tile)[: -(-p // tile) + 1]
+    tiles = np.stack([np.searchsorted(ranges[:, 1] // tile, firsts // tile), np.searchsorted(further[:, 0], firsts)], 1)
     share = (1.0 / np.maximum(count, 1)).astype(np.float32)
-    ranges = np.array(runs, np.int32)
-    return PixelLayout(place, np.array(extra, np.int32).reshape(-1, 2), share, ranges), count > 0
+    return PixelLayout(place, further, share, ranges, tiles.astype(np.int32)), count > 0

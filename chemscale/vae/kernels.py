@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+#: Windows of a tile: what the scores keep of its pixels stays in the nearest cache.
+TILE_WINDOWS = 16
 #: Sums may be reordered; NaN and infinity keep their meaning.
 _FAST = {"reassoc", "contract", "nsz"}
 
@@ -40,17 +42,21 @@ class PixelLayout(NamedTuple):
     place : ndarray (P,) uint32
         Column that holds a pixel.
     extra : ndarray (E, 2) int32
-        (pixel, column) of further predictions of pixels several decoders claim.
+        (pixel, column) of further predictions of pixels several decoders claim, by pixel.
     share : ndarray (P,) float32
         One over the number of predictions of a pixel.
     runs : ndarray (R, 3) int32
-        (part, start, stop): pixels of every group as ranges; part 0, the whole spectrum, is not listed.
+        (part, start, stop): pixels of every group as ranges that end where tiles (:data:`TILE_WINDOWS`) do, by tile;
+        part 0, the whole spectrum, is not listed.
+    tiles : ndarray (T + 1, 2) int32
+        First run and first extra prediction of every tile, and where the last end.
     """
 
     place: np.ndarray
     extra: np.ndarray
     share: np.ndarray
     runs: np.ndarray
+    tiles: np.ndarray
 
 
 class ScoreBuffers(NamedTuple):
@@ -108,25 +114,40 @@ def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
                 gone[j] |= (f[j] & bits) != 0
         for j in range(p):
             w[j] = zero if gone[j] else q[j] / (one + floor * q[j])
+        for j in range(p):
             c[j] = one if gone[j] else x[j]
-        low, high = np.float32(np.inf), zero
         for j in range(p):
             v[j] = w[j] / (one + w[j] * noise[j])
+        for j in range(p):
             y[j] = v[j] * (c[j] - mean[j])
-            low, high = min(low, v[j]), max(high, v[j])
-        count = 0
+        count, other = 0, 0
         for j in range(p):
             count += not gone[j]
+        for j in range(p):
+            other += v[j] != v[0]
         used[i] = count
-        mixed[i] = low != high
+        mixed[i] = other > 0
     return used, mixed
+
+
+@njit(nogil=True, cache=True)
+def _width(count):
+    """Variance of the cube root of a chi-square over `count`, its degrees of freedom (Wilson & Hilferty 1931)."""
+    return 2.0 / (9.0 * count)
 
 
 @njit(nogil=True, cache=True)
 def _deviation(total, count):
     """Wilson-Hilferty cube root of a chi-square of `count` degrees of freedom: a standard normal for noise."""
-    width = 2.0 / (9.0 * count)
+    width = _width(count)
     return ((total / count) ** (1.0 / 3.0) - (1.0 - width)) / np.sqrt(width)
+
+
+@njit(nogil=True, cache=True)
+def _chi2_at(deviation, centre, spread, count):
+    """Chi-square at which :func:`_deviation` has a value, of the tabulated moments: no root is drawn to compare."""
+    root = centre + deviation * spread
+    return root * root * root * count
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
@@ -145,78 +166,113 @@ def score_pixels(clean, weight, predicted, layout, window, least, out):
     out : ScoreBuffers
         Are filled.
     """
-    place, extra, share, runs = layout.place, layout.extra, layout.share, layout.runs
+    place, extra, share, runs, tiles = layout.place, layout.extra, layout.share, layout.runs, layout.tiles
     sums = out.sums
     n, p = clean.shape
-    chi2, square = np.empty(p, np.float32), np.empty(p, np.float32)
-    size, there = np.empty(p, np.float32), np.empty(p, np.float32)
-    pull, guess = np.empty(p, np.float32), np.empty(p, np.float32)
-    step, both = np.zeros(p, np.float32), np.zeros(p, np.float32)
-    noise = np.empty(p, np.float32)
+    size_of_tile = TILE_WINDOWS * window
+    length = size_of_tile + 1  # and the next tile's first pixel, for differences of neighbours
+    chi2, square = np.empty(length, np.float32), np.empty(length, np.float32)
+    size, there = np.empty(length, np.float32), np.empty(length, np.float32)
+    pull, guess = np.empty(length, np.float32), np.empty(length, np.float32)
+    step, both = np.zeros(length, np.float32), np.zeros(length, np.float32)
+    noise = np.empty(length, np.float32)
     one, zero, half = np.float32(1), np.float32(0), np.float32(0.5)
+    # centre and spread of the cube root of a chi-square over its degrees of freedom, for 1 to `window` of them, and
+    # for as many differences of neighbours, which share pixels: two thirds as many
+    centre, spread = np.ones(window + 1), np.ones(window + 1)
+    centre_of_steps, spread_of_steps = np.ones(window + 1), np.ones(window + 1)
+    for k in range(1, window + 1):
+        centre[k], spread[k] = 1.0 - _width(k), np.sqrt(_width(k))
+        centre_of_steps[k], spread_of_steps[k] = 1.0 - _width(k / 1.5), np.sqrt(_width(k / 1.5))
     for i in range(n):
-        x, w, row = clean[i], weight[i], predicted[i]
-        # simple loops, one thing each: they vectorise
-        for j in range(p):
-            guess[j] = row[place[j]]
-        if extra.shape[0]:
-            for e in range(extra.shape[0]):
-                guess[extra[e, 0]] += row[extra[e, 1]]
-            for j in range(p):
-                guess[j] *= share[j]
-        for j in range(p):
-            there[j] = one if w[j] > zero else zero
-        for j in range(p):
-            d = (x[j] - guess[j]) * there[j]
-            square[j] = d * d
-            chi2[j] = d * d * w[j]
-            pull[j] = d * np.sqrt(w[j])
-            noise[j] = there[j] / (w[j] + (one - there[j]))
-            size[j] = x[j] * x[j] * there[j]
-        for j in range(p - 1):
-            both[j] = there[j] * there[j + 1]
-        for j in range(p - 1):
-            t = pull[j + 1] - pull[j]
-            step[j] = half * t * t * both[j]
+        row = predicted[i]
         for part in range(sums.shape[1]):
             for k in range(5):
                 sums[i, part, k] = 0.0
-        for r in range(runs.shape[0]):
-            part = runs[r, 0]
+        worst, index, still = 0.0, 0, -10.0
+        for tile in range(len(tiles) - 1):
+            first = tile * size_of_tile
+            last = min(first + size_of_tile, p)
+            reach = min(last + 1, p) - first
+            x, w, at = clean[i, first : first + reach], weight[i, first : first + reach], place[first : first + reach]
+            # loops that write one array each: the compiler must exclude that arrays overlap, and gives up at five
+            for j in range(reach):
+                guess[j] = row[at[j]]
+            if extra.shape[0]:
+                e = tiles[tile, 1]
+                while e < extra.shape[0] and extra[e, 0] < first + reach:
+                    guess[extra[e, 0] - first] += row[extra[e, 1]]
+                    e += 1
+                for j in range(reach):
+                    guess[j] *= share[first + j]
+            for j in range(reach):
+                there[j] = one if w[j] > zero else zero
+            for j in range(reach):
+                guess[j] = (x[j] - guess[j]) * there[j]
+            for j in range(reach):
+                square[j] = guess[j] * guess[j]
+            for j in range(reach):
+                chi2[j] = square[j] * w[j]
+            for j in range(reach):
+                pull[j] = guess[j] * np.sqrt(w[j])
+            for j in range(reach):
+                noise[j] = there[j] / (w[j] + (one - there[j]))
+            for j in range(reach):
+                size[j] = x[j] * x[j] * there[j]
+            step[reach - 1] = both[reach - 1] = zero
+            for j in range(reach - 1):
+                both[j] = there[j] * there[j + 1]
+            for j in range(reach - 1):
+                t = pull[j + 1] - pull[j]
+                step[j] = half * t * t * both[j]
+            for r in range(tiles[tile, 0], tiles[tile + 1, 0]):
+                part = runs[r, 0]
+                a, b, c, m, v = zero, zero, zero, zero, zero
+                for j in range(runs[r, 1] - first, runs[r, 2] - first):
+                    a += chi2[j]
+                    b += square[j]
+                    c += size[j]
+                    m += there[j]
+                    v += noise[j]
+                sums[i, part, 0] += a
+                sums[i, part, 1] += b
+                sums[i, part, 2] += c
+                sums[i, part, 3] += m
+                sums[i, part, 4] += v
             a, b, c, m, v = zero, zero, zero, zero, zero
-            for j in range(runs[r, 1], runs[r, 2]):
+            for j in range(last - first):
                 a += chi2[j]
                 b += square[j]
                 c += size[j]
                 m += there[j]
                 v += noise[j]
-            sums[i, part, 0] += a
-            sums[i, part, 1] += b
-            sums[i, part, 2] += c
-            sums[i, part, 3] += m
-            sums[i, part, 4] += v
-        worst, index, still = 0.0, 0, -10.0
-        for k in range((p + window - 1) // window):
-            start, stop = k * window, min((k + 1) * window, p)
-            a, b, c, m, pairs, d, f, v = zero, zero, zero, zero, zero, zero, zero, zero
-            for j in range(start, stop):
-                a += pull[j]
-                b += chi2[j]
-                m += there[j]
-                c += step[j]
-                pairs += both[j]
-                d += square[j]
-                f += size[j]
-                v += noise[j]
-            sums[i, 0, 0] += b
-            sums[i, 0, 1] += d
-            sums[i, 0, 2] += f
+            sums[i, 0, 0] += a
+            sums[i, 0, 1] += b
+            sums[i, 0, 2] += c
             sums[i, 0, 3] += m
             sums[i, 0, 4] += v
-            if m >= least:
-                value = max(abs(a) / np.sqrt(m), abs(_deviation(b, m)))
-                if value > worst:
-                    worst, index = value, k
-            if pairs >= least:
-                still = max(still, -_deviation(c / np.float32(1.5), pairs / np.float32(1.5)))
+            for start in range(0, last - first, window):
+                stop = min(start + window, last - first)
+                total, scatter, moved, count, pairs = zero, zero, zero, zero, zero
+                for j in range(start, stop):
+                    total += pull[j]
+                    scatter += chi2[j]
+                    moved += step[j]
+                    count += there[j]
+                    pairs += both[j]
+                if count >= least:
+                    k = int(count)
+                    if total * total > worst * worst * k:
+                        worst, index = abs(total) / np.sqrt(np.float64(k)), (first + start) // window
+                    if (
+                        scatter > _chi2_at(worst, centre[k], spread[k], k)
+                        or scatter < _chi2_at(-worst, centre[k], spread[k], k)
+                    ):  # fmt: skip
+                        value = abs(_deviation(np.float64(scatter), np.float64(k)))
+                        if value > worst:
+                            worst, index = value, (first + start) // window
+                if pairs >= least:
+                    k = int(pairs)
+                    if moved < _chi2_at(-still, centre_of_steps[k], spread_of_steps[k], k):
+                        still = max(still, -_deviation(moved / 1.5, k / 1.5))
         out.local[i], out.window[i], out.quiet[i] = worst, index, still
