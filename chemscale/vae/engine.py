@@ -115,8 +115,9 @@ class Engine:
         sums: np.ndarray,
     ) -> None:
         pixels = PixelBuffers(*(scratch(f"vae_{k}", flux.shape, np.float32) for k in PixelBuffers._fields))
-        used, mixed = prepare_pixels(
-            np.ascontiguousarray(flux, np.float32),
+        flux = np.ascontiguousarray(flux, np.float32)
+        used, mixed, first = prepare_pixels(
+            flux,
             np.ascontiguousarray(ivar, np.float32),
             np.ascontiguousarray(flags),
             np.uint8(bits),
@@ -125,7 +126,7 @@ class Engine:
             self.noise,
             pixels,
         )
-        posterior = self.model.encode(self._features(pixels, mixed))
+        posterior = self.model.encode(self._features(flux, pixels, mixed, first))
         if self.gaps.size:
             pixels.weight[:, self.gaps] = 0.0
         predicted = scratch("vae_predicted", (len(flux), self.n_columns), np.float32)
@@ -134,25 +135,25 @@ class Engine:
         for name, columns in self.columns.items():
             torch.mm(self._hidden(name, z, w), self.last[name], out=target[:, columns])
         out = ScoreBuffers(sums, found["local"], found["local_window"], found["quiet"])
-        score_pixels(pixels.clean, pixels.weight, predicted, self.layout, WINDOW, WINDOW_LEAST, out)
+        score_pixels(flux, pixels.weight, predicted, self.layout, WINDOW, WINDOW_LEAST, out)
         found["n_used"][:] = used
         found["mean"][:] = z.numpy()
         found["covariance"][:] = posterior.covariance.numpy()
         found["auxiliary"][:] = w.numpy()
         found["norm"][:] = latent_norm(self.model, z).numpy()
 
-    def _features(self, pixels: PixelBuffers, mixed: np.ndarray) -> torch.Tensor:
-        encoder = self.model.encoder
+    def _features(self, flux: np.ndarray, pixels: PixelBuffers, mixed: np.ndarray, first: np.ndarray) -> torch.Tensor:
+        encoder, weight = self.model.encoder, torch.from_numpy(pixels.weight)
         if not isinstance(encoder, PPCAEncoder):
-            return self.model.features(torch.from_numpy(pixels.clean), torch.from_numpy(pixels.weight))
+            return self.model.features(torch.where(weight > 0, torch.from_numpy(flux), 1.0), weight)
         right = torch.from_numpy(pixels.residual) @ self.basis
-        simple = right / (1.0 + torch.from_numpy(pixels.precision[:, :1]) * self.square)
+        simple = right / (1.0 + torch.from_numpy(first)[:, None] * self.square)
         if mixed.any():
             rows = torch.from_numpy(np.flatnonzero(mixed))
-            every = len(rows) == len(mixed)
-            v = torch.from_numpy(pixels.precision)
-            solved = encoder.front.solve(right if every else right[rows], v if every else v[rows])
-            simple = solved if every else simple.index_copy_(0, rows, solved)
+            if len(rows) < len(mixed):
+                right, weight = right[rows], weight[rows]
+            v = weight / (1.0 + weight * encoder.front.noise)
+            simple = simple.index_copy_(0, rows, encoder.front.solve(right, v))
         return simple
 
     def _hidden(self, name: str, z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

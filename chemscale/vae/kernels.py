@@ -22,15 +22,13 @@ class PixelBuffers(NamedTuple):
 
     Attributes
     ----------
-    clean, weight : ndarray
-        Flux (1 where missing) and inverse variance (0 where missing).
-    precision, residual : ndarray
-        ``v = w / (1 + w noise)`` and ``v (flux - mean)``.
+    weight : ndarray
+        Inverse variance, 0 where missing.
+    residual : ndarray
+        ``v (flux - mean)`` with ``v = weight / (1 + weight noise)``.
     """
 
-    clean: np.ndarray
     weight: np.ndarray
-    precision: np.ndarray
     residual: np.ndarray
 
 
@@ -78,7 +76,7 @@ class ScoreBuffers(NamedTuple):
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
-    """Cleaned spectra and what the PPCA front end multiplies with its basis, in one pass.
+    """Weights, and what the PPCA front end multiplies with its basis, in one pass.
 
     Parameters
     ----------
@@ -95,17 +93,17 @@ def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
 
     Returns
     -------
-    (used, mixed) : ndarray (n,) int32, ndarray (n,) bool
-        Used pixels of each star, and whether their weights v differ.
+    (used, mixed, first) : ndarray (n,) int32, ndarray (n,) bool, ndarray (n,) float32
+        Used pixels of each star, whether its v differ from pixel to pixel, and that of its first pixel.
     """
     n, p = flux.shape
     largest = np.finfo(np.float32).max
-    used, mixed = np.empty(n, np.int32), np.empty(n, np.bool_)
+    used, mixed, first = np.empty(n, np.int32), np.empty(n, np.bool_), np.empty(n, np.float32)
     one, zero = np.float32(1), np.float32(0)
-    gone = np.empty(p, np.bool_)
+    gone, v = np.empty(p, np.bool_), np.empty(p, np.float32)
+    # loops that write one array each: the compiler must exclude that arrays overlap, and gives up at five
     for i in range(n):
-        x, w, c, v, y = flux[i], buffers.weight[i], buffers.clean[i], buffers.precision[i], buffers.residual[i]
-        q = ivar[i]
+        x, q, w, y = flux[i], ivar[i], buffers.weight[i], buffers.residual[i]
         for j in range(p):
             gone[j] = not ((np.abs(x[j]) <= largest) & (q[j] > 0) & (q[j] <= largest))
         if flags.size > 0:
@@ -115,19 +113,16 @@ def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
         for j in range(p):
             w[j] = zero if gone[j] else q[j] / (one + floor * q[j])
         for j in range(p):
-            c[j] = one if gone[j] else x[j]
-        for j in range(p):
             v[j] = w[j] / (one + w[j] * noise[j])
         for j in range(p):
-            y[j] = v[j] * (c[j] - mean[j])
+            y[j] = zero if gone[j] else v[j] * (x[j] - mean[j])
         count, other = 0, 0
         for j in range(p):
             count += not gone[j]
         for j in range(p):
             other += v[j] != v[0]
-        used[i] = count
-        mixed[i] = other > 0
-    return used, mixed
+        used[i], mixed[i], first[i] = count, other > 0, v[0]
+    return used, mixed, first
 
 
 @njit(nogil=True, cache=True)
@@ -151,13 +146,13 @@ def _chi2_at(deviation, centre, spread, count):
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
-def score_pixels(clean, weight, predicted, layout, window, least, out):
+def score_pixels(flux, weight, predicted, layout, window, least, out):
     """Scores of a block of stars from their predictions, in one pass.
 
     Parameters
     ----------
-    clean, weight : ndarray (n, P) float32
-        `weight` is 0 where a pixel is missing or no decoder predicts it.
+    flux, weight : ndarray (n, P) float32
+        `weight` is 0 where a pixel is missing or no decoder predicts it; `flux` may be anything there.
     predicted : ndarray (n, Q) float32
         Pixels of all decoders, one decoder after the other.
     layout : PixelLayout
@@ -168,7 +163,7 @@ def score_pixels(clean, weight, predicted, layout, window, least, out):
     """
     place, extra, share, runs, tiles = layout.place, layout.extra, layout.share, layout.runs, layout.tiles
     sums = out.sums
-    n, p = clean.shape
+    n, p = flux.shape
     size_of_tile = TILE_WINDOWS * window
     length = size_of_tile + 1  # and the next tile's first pixel, for differences of neighbours
     chi2, square = np.empty(length, np.float32), np.empty(length, np.float32)
@@ -194,8 +189,8 @@ def score_pixels(clean, weight, predicted, layout, window, least, out):
             first = tile * size_of_tile
             last = min(first + size_of_tile, p)
             reach = min(last + 1, p) - first
-            x, w, at = clean[i, first : first + reach], weight[i, first : first + reach], place[first : first + reach]
-            # loops that write one array each: the compiler must exclude that arrays overlap, and gives up at five
+            x, w, at = flux[i, first : first + reach], weight[i, first : first + reach], place[first : first + reach]
+            # loops that write one array each, see :func:`prepare_pixels`
             for j in range(reach):
                 guess[j] = row[at[j]]
             if extra.shape[0]:
@@ -208,7 +203,7 @@ def score_pixels(clean, weight, predicted, layout, window, least, out):
             for j in range(reach):
                 there[j] = one if w[j] > zero else zero
             for j in range(reach):
-                guess[j] = (x[j] - guess[j]) * there[j]
+                guess[j] = x[j] - guess[j] if w[j] > zero else zero
             for j in range(reach):
                 square[j] = guess[j] * guess[j]
             for j in range(reach):
@@ -218,7 +213,7 @@ def score_pixels(clean, weight, predicted, layout, window, least, out):
             for j in range(reach):
                 noise[j] = there[j] / (w[j] + (one - there[j]))
             for j in range(reach):
-                size[j] = x[j] * x[j] * there[j]
+                size[j] = x[j] * x[j] if w[j] > zero else zero
             step[reach - 1] = both[reach - 1] = zero
             for j in range(reach - 1):
                 both[j] = there[j] * there[j + 1]
