@@ -120,11 +120,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chemscale-soak-"))
-    rounds, hours, began = [], [], time.monotonic()
+    rounds, hours = [], []
     try:
         file = source(folder)
         with connect("local", workers=args.workers, threads=1, memory="2 GiB") as client:
-            while time.monotonic() - began < 60 * args.minutes:
+            began = time.monotonic()
+            while len(rounds) < 6 or time.monotonic() - began < 60 * args.minutes:
                 one_round(folder, file, client)
                 rounds.append(everything(client))
                 hours.append((time.monotonic() - began) / 3600)

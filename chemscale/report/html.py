@@ -26,6 +26,7 @@ from chemscale.report import charts, explore, findings, products
 from chemscale.results.verdict import verdicts
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.files import write_file
+from chemscale.runtime.product import remove_partials
 from chemscale.runtime.run import Run
 from chemscale.studies import registry
 
@@ -74,6 +75,7 @@ def build_report(
         write_file(target, page)
         return target
     with run.locked():
+        remove_partials(run.path)
         write_file(target, page)
         run.seal_file(target)
     return target

@@ -15,7 +15,7 @@ from commands import COMMANDS, products
 from chemscale.runtime.cluster import connect
 
 #: Commands of the fast part, and ways to run each: Dask's scheduler, or workers of a local cluster.
-FAST = ("rsca fit", "rsca evaluate", "rsca neighbours", "anomalies")
+FAST = ("rsca fit", "anomalies")
 WAYS = ("again", "threads", "one worker", "two workers")
 #: Sums over stars are added in the order in which blocks end: floats of these files differ in their last digits.
 ORDER_OF_SUMS = 1e-5

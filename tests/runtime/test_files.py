@@ -10,7 +10,7 @@ import google_crc32c
 import pytest
 
 from chemscale.errors import StoreError
-from chemscale.runtime.files import Folder
+from chemscale.runtime.files import Folder, written_beside
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -64,3 +64,18 @@ def test_freed_memory_is_kept_and_given_back():
     if before < 10_000:
         pytest.skip("this C library does not give freed memory back anyway")
     assert inside < before / 10 and after > before / 2
+
+
+def test_a_file_written_beside_takes_its_name_whole_and_an_error_leaves_the_old_one(tmp_path):
+    target = tmp_path / "table.fits"
+    target.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), written_beside(target) as beside:
+        beside.write_bytes(b"half")
+        assert beside.suffix == ".fits" and target.read_bytes() == b"old"
+        raise ZeroDivisionError
+    with pytest.raises(StoreError, match=r"cannot write .*table.fits: No space left"), written_beside(target):
+        raise OSError(28, "No space left on device")
+    assert [f.name for f in tmp_path.iterdir()] == ["table.fits"] and target.read_bytes() == b"old"
+    with written_beside(target) as beside:
+        beside.write_bytes(b"new")
+    assert [f.name for f in tmp_path.iterdir()] == ["table.fits"] and target.read_bytes() == b"new"
