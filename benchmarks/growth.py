@@ -116,7 +116,7 @@ def commands(pixels: int) -> dict[str, list[str]]:
         "study dimensionality": ["study", "dimensionality", *run],
         "study kept_dimensions": ["study", "kept_dimensions", *run],
         "study together": ["study", "together", *run],
-        "export": ["export", *run, "--out", "stars.fits"],
+        "export": ["export", "R", "--out", "stars.fits"],
         "report": ["report", *run],
         "vae train": ["vae", "train", "S", *vae, "--regions", "regions.json", "--epochs", "1", "--components", "20"],
         "vae infer": ["vae", "infer", "S", *vae],
