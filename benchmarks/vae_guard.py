@@ -123,10 +123,9 @@ def main() -> None:
             found.append(trial(args.work, args, kind, number))
             write_json(done, found)
             print(kind, number, found[-1]["r"], found[-1]["warnings"], f"{found[-1]['cpu_s']:.0f} s", flush=True)
-    text = table(found, args)
-    print(text)
-    if args.out:
-        args.out.write_text(text)
+        if args.out:
+            args.out.write_text(table(found, args))
+    print(table(found, args))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ to spectra, and the latents' answer is compared with their stated errors. One fa
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -67,9 +69,27 @@ def correlated_noise(correlation: np.ndarray, shape: tuple[int, int], rng: np.ra
     return noise
 
 
+class MeasuredErrors(NamedTuple):
+    """What :func:`measure_errors` found.
+
+    Attributes
+    ----------
+    factors : ndarray (d,)
+        On the stated error of each latent.
+    auxiliary : ndarray (a,)
+        Error of w, of which the encoder states none.
+    labels : ndarray (q,)
+        The same of the labels that the linear head reads from w, in their units.
+    """
+
+    factors: np.ndarray
+    auxiliary: np.ndarray
+    labels: np.ndarray
+
+
 @torch.no_grad()
-def error_factors(model: ChemicalVAE, flux: np.ndarray, weight: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Factor (d,) on the stated error of each latent, by one more draw of noise like that of the residuals.
+def measure_errors(model: ChemicalVAE, flux: np.ndarray, weight: np.ndarray, seed: int = 0) -> MeasuredErrors:
+    """Errors by one more draw of noise like that of the residuals; medians over stars, as standard deviations.
 
     Parameters
     ----------
@@ -82,24 +102,33 @@ def error_factors(model: ChemicalVAE, flux: np.ndarray, weight: np.ndarray, seed
     model.error_scale.fill_(1.0)
     device = model.mean.device
 
-    def encode(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        means, variances, guesses = [], [], []
+    def encode(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        found: tuple[list[np.ndarray], ...] = ([], [], [], [], [])
         for start in range(0, len(x), _BATCH):
             rows = slice(start, start + _BATCH)
             a, b = (torch.from_numpy(np.ascontiguousarray(v[rows], np.float32)).to(device) for v in (x, weight))
             posterior = model.encode(model.features(a, b))
-            means.append(posterior.mean.cpu().numpy())
-            variances.append(torch.diagonal(posterior.covariance, dim1=1, dim2=2).cpu().numpy())
-            guesses.append(model.reconstruct(posterior.mean, posterior.auxiliary).cpu().numpy())
-        return np.concatenate(means), np.concatenate(variances), np.concatenate(guesses)
+            variance = torch.diagonal(posterior.covariance, dim1=1, dim2=2)
+            guess = model.reconstruct(posterior.mean, posterior.auxiliary)
+            parts = posterior.mean, posterior.auxiliary, model.labels(posterior.auxiliary), variance, guess
+            for total, part in zip(found, parts, strict=True):
+                total.append(part.cpu().numpy())
+        return tuple(np.concatenate(v) for v in found)
 
-    mean, variance, guess = encode(flux)
+    mean, auxiliary, labels, variance, guess = encode(flux)
     there = (weight > 0) & np.isfinite(guess)
     pull = np.where(there, (flux - guess) * np.sqrt(weight), 0.0)
     noise = correlated_noise(residual_correlation(pull, there), flux.shape, rng)
     with np.errstate(divide="ignore", invalid="ignore"):
-        again, _, _ = encode(np.where(weight > 0, flux + noise / np.sqrt(weight), flux))
+        mean_again, auxiliary_again, labels_again, _, _ = encode(
+            np.where(weight > 0, flux + noise / np.sqrt(weight), flux)
+        )
     model.error_scale.copy_(before)
-    ratio = np.abs(again - mean) / np.sqrt(variance)
-    factor = np.nanmedian(ratio, 0) / 0.6745
-    return np.where(np.isfinite(factor) & (factor > 0), factor, 1.0)
+    factors = _width((mean_again - mean) / np.sqrt(variance))
+    factors = np.where(np.isfinite(factors) & (factors > 0), factors, 1.0)
+    return MeasuredErrors(factors, _width(auxiliary_again - auxiliary), _width(labels_again - labels))
+
+
+def _width(x: np.ndarray) -> np.ndarray:
+    """Standard deviation about zero of each column, as the median tells it."""
+    return np.asarray(np.nanmedian(np.abs(x), 0) / 0.6745)

@@ -23,7 +23,7 @@ from chemscale.vae.checkpoint import load_model, read_record, save_model
 from chemscale.vae.config import RENAMED, ModelConfig, TrainConfig
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.distributed import run_on_workers, run_processes
-from chemscale.vae.errors import STARS, error_factors
+from chemscale.vae.errors import STARS, measure_errors
 from chemscale.vae.groups import read_groups
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel
@@ -234,8 +234,8 @@ def fit(
     facts = {k: v for k, v in facts.items() if k not in ("format", "version", "sha256", "model")}
     network.eval()
     flux, weight = sample_rows(survey, STARS, config.seed, config.floor)
-    factors = error_factors(network, flux, weight, config.seed)
-    network.error_scale.copy_(torch.as_tensor(factors, dtype=torch.float32))
+    measured = measure_errors(network, flux, weight, config.seed)
+    network.error_scale.copy_(torch.as_tensor(measured.factors, dtype=torch.float32))
     names = list(network.config.labels)
     facts["labels"] = {"names": names, "centre": labels.centre.tolist(), "scale": labels.scale.tolist()}
     digest = save_model(where, network, facts)
@@ -250,7 +250,9 @@ def fit(
         "processes": parallel.world,
         "sha256": digest,
         "losses": last,
-        "error_factors": dict(zip(network.config.latents, factors.tolist(), strict=True)),
+        "error_factors": dict(zip(network.config.latents, measured.factors.tolist(), strict=True)),
+        "auxiliary_error": measured.auxiliary.tolist(),
+        "label_error": dict(zip(names, measured.labels.tolist(), strict=True)),
         "alignment": _alignment(network, source, survey).to_dict(),
     }
     write_json(where / "summary.json", summary)

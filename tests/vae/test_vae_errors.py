@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from chemscale.vae.checkpoint import build_like, load_model
 from chemscale.vae.data import read_rows
-from chemscale.vae.errors import correlated_noise, error_factors, residual_correlation
+from chemscale.vae.errors import correlated_noise, measure_errors, residual_correlation
 
 
 def coloured(n: int, pixels: int, rng: np.random.Generator) -> np.ndarray:
@@ -49,8 +51,8 @@ def test_factors_grow_with_correlated_noise(toy, toy_run):
     model, record = load_model(toy_run / "vae")
     flux, weight = read_rows(toy, 0, 600, floor=record["train"]["floor"])
     noise = coloured(*flux.shape, np.random.default_rng(3)) * 0.02
-    plain = error_factors(model, flux, weight)
-    correlated = error_factors(model, np.where(weight > 0, flux + noise, flux).astype("f4"), weight)
+    plain = measure_errors(model, flux, weight).factors
+    correlated = measure_errors(model, np.where(weight > 0, flux + noise, flux).astype("f4"), weight).factors
     assert np.all(correlated > 1.1 * plain)
 
 
@@ -60,3 +62,9 @@ def test_models_without_factors_state_the_encoders_errors(toy_run):
     weights = {k: v for k, v in model.state_dict().items() if k != "error_scale"}
     old = build_like(model.config, model.pixels, weights)
     assert torch.equal(old.error_scale, torch.ones(3))
+
+
+def test_w_and_the_labels_it_predicts_have_errors(toy_run):
+    summary = json.loads((toy_run / "vae" / "summary.json").read_text())
+    assert all(e > 0 for e in summary["auxiliary_error"])
+    assert 1 < summary["label_error"]["teff"] < 500  # K, of stars between 4500 and 6500
