@@ -14,12 +14,13 @@ from chemscale.studies import style
 from chemscale.studies.registry import StudyContext
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model, read_record
-from chemscale.vae.config import ModelConfig, TrainConfig
+from chemscale.vae.config import ModelConfig
 from chemscale.vae.data import clean, identifiers, star_blocks, values_here
 from chemscale.vae.evaluate import LABELS, judged_against, pearson
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.regions import RegionSet
+from chemscale.vae.train_config import TrainConfig
 from chemscale.vae.training import Trainer
 
 #: Labels latents are compared with, in the order of the paper's Table 1, and how axes name them.

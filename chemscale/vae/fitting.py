@@ -20,7 +20,7 @@ from chemscale.runtime.jsonio import plain, write_json
 from chemscale.runtime.run import Run
 from chemscale.vae.alignment import Alignment, check
 from chemscale.vae.checkpoint import load_model, read_record, save_model
-from chemscale.vae.config import RENAMED, ModelConfig, TrainConfig
+from chemscale.vae.config import ModelConfig
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.distributed import run_on_workers, run_processes
 from chemscale.vae.errors import STARS, measure_errors
@@ -30,6 +30,7 @@ from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import Survey, build, choose_regions, look_at, sample_rows, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
+from chemscale.vae.train_config import RENAMED, TrainConfig
 from chemscale.vae.training import Trainer
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from chemscale.vae import losses
-from chemscale.vae.config import EARLY, LatePhase, TrainConfig
 from chemscale.vae.data import TrainingBatch
 from chemscale.vae.model import ChemicalVAE, LatentPosterior
 from chemscale.vae.regions import REST
+from chemscale.vae.train_config import EARLY, LatePhase, TrainConfig
 
 
 class Parallel:

@@ -14,7 +14,7 @@ import xarray as xr
 from chemscale.errors import DataError, InputError
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.vae.checkpoint import grid_fingerprint
-from chemscale.vae.config import ModelConfig, TrainConfig
+from chemscale.vae.config import ModelConfig
 from chemscale.vae.data import (
     MIN_STARS,
     BatchSource,
@@ -32,6 +32,7 @@ from chemscale.vae.data import (
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel
 from chemscale.vae.regions import REST, RegionSet, load_regions, regions_for
+from chemscale.vae.train_config import TrainConfig
 from chemscale.vae.training import groups_needed
 
 logger = logging.getLogger(__name__)

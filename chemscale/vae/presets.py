@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from chemscale.errors import InputError
-from chemscale.vae.config import PAPER_GROUPS, ModelConfig, TrainConfig
+from chemscale.vae.config import PAPER_GROUPS, ModelConfig
+from chemscale.vae.train_config import TrainConfig
 
 #: Section 4 and appendix B of the paper.
 PAPER_MODEL = ModelConfig(

@@ -23,35 +23,17 @@ from chemscale.errors import DataError, InputError, ResumeError
 from chemscale.runtime.jsonio import digest, write_json
 from chemscale.vae import losses
 from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
-from chemscale.vae.config import TrainConfig, former_names, without_added
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.devices import choose_device
 from chemscale.vae.encoders import PPCAEncoder
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel, decode_groups, objective
 from chemscale.vae.regions import REST
+from chemscale.vae.schedule import one_cycle, one_cycle_momentum
+from chemscale.vae.train_config import TrainConfig, former_names, without_added
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
-
-
-def _cycle(step: int, total: int, warmup: float, start: float, top: float, end: float) -> float:
-    """A value on its way from `start` to `top` and on to `end`, along cosines, as in PyTorch's ``OneCycleLR``."""
-    turn = max(warmup * total - 1.0, 1e-9)
-    if step <= turn:
-        return top + (start - top) * (1 + math.cos(math.pi * step / turn)) / 2
-    progress = min(1.0, (step - turn) / max(1e-9, total - 1.0 - turn))
-    return end + (top - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def one_cycle(step: int, total: int, peak: float, warmup: float) -> float:
-    """Learning rate of the 1Cycle schedule (Smith & Topin 2019): cosine from peak/25 up and down to peak/2.5e5."""
-    return _cycle(step, total, warmup, peak / 25, peak, peak / 2.5e5)
-
-
-def one_cycle_momentum(step: int, total: int, warmup: float) -> float:
-    """Adam's first decay rate beside :func:`one_cycle`: 0.95 down to 0.85 at the peak, and back."""
-    return _cycle(step, total, warmup, 0.95, 0.85, 0.95)
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

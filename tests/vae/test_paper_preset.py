@@ -8,12 +8,14 @@ import torch
 from vae_toy import TOY_REGIONS
 
 from chemscale.vae import losses
-from chemscale.vae.config import PAPER_GROUPS, TrainConfig
+from chemscale.vae.config import PAPER_GROUPS
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel, decode_groups, objective
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
-from chemscale.vae.training import Trainer, one_cycle, one_cycle_momentum
+from chemscale.vae.schedule import one_cycle, one_cycle_momentum
+from chemscale.vae.train_config import TrainConfig
+from chemscale.vae.training import Trainer
 
 
 @pytest.fixture(scope="module")

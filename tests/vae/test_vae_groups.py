@@ -13,10 +13,11 @@ from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.simulation.lines import grid
 from chemscale.vae import pipeline
-from chemscale.vae.config import Group, ModelConfig, TrainConfig
+from chemscale.vae.config import Group, ModelConfig
 from chemscale.vae.evaluate import label_columns
 from chemscale.vae.groups import read_groups
 from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.train_config import TrainConfig
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "apogee_six_elements.toml"
 TOY = """

@@ -15,12 +15,14 @@ from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
-from chemscale.vae.config import LatePhase, ModelConfig, TrainConfig, former_names
+from chemscale.vae.config import ModelConfig
 from chemscale.vae.data import MemoryData, StreamData, clean, held_out, standard_labels
 from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
-from chemscale.vae.training import Trainer, one_cycle
+from chemscale.vae.schedule import one_cycle
+from chemscale.vae.train_config import LatePhase, TrainConfig, former_names
+from chemscale.vae.training import Trainer
 
 MODEL = ModelConfig.from_dict(FAST_MODEL)
 
