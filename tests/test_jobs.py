@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from astropy.table import Table, join
+from astropy.table import Table
 from toyrun import add_latents, make_run, toy_survey
 from typer.testing import CliRunner
 
@@ -75,10 +75,16 @@ def test_features_of_new_stars(run, tmp_path):
 
 
 def test_latent_abundances_joined_to_my_catalogue(run, ids, tmp_path):
-    chemscale("export", run.path, "--out", tmp_path / "stars.vot")
-    mine = Table({"star_id": ids[:5], "age": np.arange(5.0)})
-    both = join(mine, Table.read(tmp_path / "stars.vot"), keys="star_id")
+    mine = Table({"star_id": ids[:5], "age": np.arange(5.0), "gaia_id": 2**60 + np.arange(5)})
+    mine.write(tmp_path / "mine.csv")
+    chemscale("export", run.path, "--out", tmp_path / "stars.vot", "--join", tmp_path / "mine.csv")
+    both = Table.read(tmp_path / "stars.vot")
+    both = both[np.isfinite(both["x_age"].filled(np.nan))]
     assert len(both) == 5 and np.isfinite(both["vae_fe_h"]).all() and (both["vae_fe_h_error"] > 0).all()
+    assert set(both["x_gaia_id"]) == set(mine["gaia_id"])
+    chemscale(
+        "plot", "columns", run.path, "x_age", "vae_fe_h", "--join", tmp_path / "mine.csv", "--out", tmp_path / "a.png"
+    )
 
 
 def test_two_runs_compared(run):

@@ -10,6 +10,9 @@ from chemscale.cli.options import AsJson
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")]
 Out = Annotated[str, typer.Option("--out", metavar="FILE", help="Ends in .pdf, .png or .svg.")]
+Join = Annotated[
+    str | None, typer.Option("--join", metavar="FILE", help="A catalogue of yours: its columns are then x_NAME.")
+]
 Width = Annotated[str, typer.Option("--width", help="Journal width: column (3.4 in), page (7 in), or inches.")]
 
 
@@ -63,6 +66,7 @@ def columns(
     y: Annotated[str | None, typer.Argument(metavar="Y]", help="Vertical axis.")] = None,
     out: Out = "",
     colour: Annotated[str | None, typer.Option("--colour", metavar="COLUMN", help="Colour of the points.")] = None,
+    join: Join = None,
     width: Width = "column",
     json: AsJson = False,
 ) -> None:
@@ -78,11 +82,11 @@ def columns(
     from chemscale.results import plots
 
     if x is None:
-        _list(plots.names(run), json)
+        _list(plots.names(run, join), json)
         return
     if y is None:
         raise InputError(f"one column, {x!r}, makes no figure", f"chemscale plot columns {run} {x} COLUMN")
-    _write(plots.columns(run, x, y, colour=colour, width=_inches(width)), out or f"{x}-{y}.pdf", json)
+    _write(plots.columns(run, x, y, colour=colour, width=_inches(width), join=join), out or f"{x}-{y}.pdf", json)
 
 
 def features(
@@ -92,6 +96,7 @@ def features(
     ] = "fe_h,alpha_m,teff,radial_velocity",
     n_features: Annotated[int, typer.Option("--n-features", min=1, help="Features (or latents), from the first.")] = 3,
     out: Out = "features.pdf",
+    join: Join = None,
     width: Width = "page",
     json: AsJson = False,
 ) -> None:
@@ -102,7 +107,7 @@ def features(
     from chemscale.results import plots
 
     names = [n.strip() for n in labels.split(",") if n.strip()]
-    _write(plots.features(run, names, n_features=n_features, width=_inches(width)), out, json)
+    _write(plots.features(run, names, n_features=n_features, width=_inches(width), join=join), out, json)
 
 
 def _inches(width: str) -> str | float:

@@ -23,13 +23,21 @@ def export(
     features: Annotated[
         int | None, typer.Option("--features", min=0, help="RSCA features; by default those that tell clusters apart.")
     ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option("--join", metavar="FILE", help="A catalogue of yours: its columns come along as x_NAME."),
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="COLUMN", help="Its column of identifiers.")] = None,
     json: AsJson = False,
 ) -> None:
     """Write one row a star of all a run holds: labels, features, latents, abundances, anomalies, flags.
 
     Units, UCDs and descriptions come along: TOPCAT and astropy show them.
 
-    Example: chemscale export run --out stars.fits
+    Examples:
+
+    chemscale export run --out stars.fits
+    chemscale export vae --out stars.fits --join mine.csv --key star_id    # latents and abundances beside my columns
     """
     import os
 
@@ -38,7 +46,7 @@ def export(
     from chemscale.cli import console, echo_json
     from chemscale.results.export import export as write
 
-    table = write(run, out, features=features)
+    table = write(run, out, features=features, join=join, key=key)
     size = os.path.getsize(out)
     for reason in table.left_out:
         console.print(f"[yellow]left out:[/] {escape(reason)}", highlight=False, soft_wrap=True)

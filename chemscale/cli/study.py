@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
 
         from chemscale.cli import console, echo_json
         from chemscale.errors import DataError, InputError
+        from chemscale.results.verdict import record, study_verdict
         from chemscale.runtime.run import Run
         from chemscale.studies import registry
 
@@ -67,7 +68,11 @@ def register(app: typer.Typer) -> None:
         wanted = registry.names() if "all" in names else list(dict.fromkeys(names))
         for name in wanted:
             registry.get(name)  # refuse a typo before minutes of work
-        summaries, skipped = registry.run_studies(run, wanted, _settings(option, wanted))
+
+        def started(name: str) -> None:
+            console.print(f"[dim]study {escape(name)} ({wanted.index(name) + 1} of {len(wanted)})[/]", highlight=False)
+
+        summaries, skipped = registry.run_studies(run, wanted, _settings(option, wanted), on_start=started)
         for name, summary in summaries.items():
             numbers = ", ".join(f"{k} {_short(v)}" for k, v in summary["numbers"].items())
             console.print(f"[bold]{escape(name)}[/] ({summary['seconds']:.1f} s) {escape(numbers)}", highlight=False)
@@ -77,6 +82,12 @@ def register(app: typer.Typer) -> None:
         for reason in dict.fromkeys(skipped.values()):
             same = ", ".join(name for name, why in skipped.items() if why == reason)
             console.print(f"[yellow]{escape(same)} left out:[/] {escape(reason)}", highlight=False)
+        if summaries:
+            told = study_verdict(summaries, skipped, run)
+            opened = Run.open(run)
+            for name in summaries:
+                record(opened, f"study.{name}", f"made in {summaries[name]['seconds']:.1f} s")
+            console.print(escape(told), highlight=False)
         if json:
             echo_json({"studies": summaries, "left_out": skipped})
         if not summaries:

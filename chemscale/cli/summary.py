@@ -43,6 +43,7 @@ def show_summary(summary: Any, as_json: bool) -> None:
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
+    from chemscale.results.verdict import ingest_verdict
     from chemscale.runtime.observe import human_seconds
 
     if as_json:
@@ -74,6 +75,8 @@ def show_summary(summary: Any, as_json: bool) -> None:
     if summary.clusters:
         console.print(f"{len(summary.clusters)} clusters, {sum(summary.clusters.values()):,} members", highlight=False)
     _show_rejected(summary)
+    if summary.complete:
+        console.print(escape(ingest_verdict(summary)), highlight=False, soft_wrap=True)
 
 
 def _show_rejected(summary: Any, most: int = 15) -> None:

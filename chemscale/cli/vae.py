@@ -128,16 +128,20 @@ def infer(
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
+    from chemscale.results.verdict import inference_verdict, record
     from chemscale.runtime.cluster import connect
+    from chemscale.runtime.run import Run
     from chemscale.vae import pipeline
 
     with connect(cluster) if cluster else nullcontext() as client:
         summary = pipeline.infer(store, run, client=client, device=device or None, overwrite=overwrite)
+    opened = Run.open(run)
     console.print(
         f"{summary['computed']:,} of {summary['stars']:,} stars in {summary['seconds']:.1f} s "
-        f"({summary['stars_per_s']:,.0f} a second); next: chemscale anomalies --run {escape(run)}",
+        f"({summary['stars_per_s']:,.0f} a second)",
         highlight=False,
     )
+    console.print(escape(record(opened, "vae.infer", inference_verdict(opened, summary))), highlight=False)
     if json:
         echo_json(summary)
 
@@ -219,6 +223,8 @@ def anomalies(
     from rich.table import Table
 
     from chemscale.cli import console, echo_json
+    from chemscale.results.verdict import anomalies_verdict, record
+    from chemscale.runtime.run import Run
     from chemscale.vae import pipeline
 
     with client_for(workers, cluster) as client:
@@ -240,6 +246,8 @@ def anomalies(
     )
     if table.row_count:
         console.print(table)
+    told = record(Run.open(run), "anomalies", anomalies_verdict(result, run))
+    console.print(escape(told), highlight=False)
     if json:
         echo_json(result)
 
@@ -266,6 +274,8 @@ def flags(
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
+    from chemscale.results.verdict import flags_verdict, record
+    from chemscale.runtime.run import Run
     from chemscale.vae import pipeline
     from chemscale.vae.flags import read_labels
 
@@ -282,5 +292,7 @@ def flags(
             console.print(f"[yellow]{name}: far more than the population holds; do not believe it[/]", highlight=False)
     for name, reason in result["unjudged"].items():
         console.print(f"{name}: {escape(reason)}", highlight=False)
+    told = record(Run.open(run), "flags", flags_verdict(result, run))
+    console.print(f"[{'yellow' if result['suspect'] else 'green'}]{escape(told)}[/]", highlight=False)
     if json:
         echo_json(result)

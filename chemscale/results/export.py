@@ -19,6 +19,7 @@ import numpy as np
 
 from chemscale._version import __version__
 from chemscale.errors import DataError, InputError
+from chemscale.results import catalogue
 from chemscale.results.columns import Column, RunTable, gather
 from chemscale.runtime.files import written_beside
 from chemscale.runtime.run import Run
@@ -28,7 +29,14 @@ _FITS = {"float32": "E", "float64": "D", "int64": "K", "bool": "L"}
 _VOTABLE = {"float32": "float", "float64": "double", "int64": "long", "bool": "boolean"}
 
 
-def export(run: Run | str | os.PathLike[str], out: str | os.PathLike[str], *, features: int | None = None) -> RunTable:
+def export(
+    run: Run | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    features: int | None = None,
+    join: str | os.PathLike[str] | None = None,
+    key: str | None = None,
+) -> RunTable:
     """Write one row a star of everything a run holds.
 
     Parameters
@@ -39,6 +47,9 @@ def export(run: Run | str | os.PathLike[str], out: str | os.PathLike[str], *, fe
         needs the extra `parquet`.
     features : int, optional
         RSCA features at most; by default those that tell clusters apart.
+    join, key : optional
+        A catalogue of one's own, and its column of identifiers: its columns come along as ``x_NAME``
+        (:func:`chemscale.results.catalogue.add`).
 
     Returns
     -------
@@ -57,6 +68,10 @@ def export(run: Run | str | os.PathLike[str], out: str | os.PathLike[str], *, fe
     if target.suffix not in WRITERS:
         raise InputError(f"{target}: unknown ending {target.suffix!r}", f"choose one of {', '.join(WRITERS)}")
     table = gather(run, features=features)
+    if join is not None:
+        matched = catalogue.add(table, join, key=key)
+        if matched < table.n_stars:
+            table.left_out.append(f"columns of {join} for {table.n_stars - matched:,} stars that it does not have")
     with written_beside(target) as beside:
         WRITERS[target.suffix](table, beside)
     return table

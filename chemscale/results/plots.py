@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import DataError, InputError
+from chemscale.results import catalogue
 from chemscale.results.columns import Column, RunTable, gather
 from chemscale.runtime.run import Run
 from chemscale.studies import style
@@ -56,9 +57,9 @@ class Plot:
         return self.figures[0]
 
 
-def names(run: Run | str | os.PathLike[str]) -> list[Column]:
+def names(run: Run | str | os.PathLike[str], join: str | None = None) -> list[Column]:
     """Every column that can be drawn: numbers and flags, not text."""
-    return [c for c in _table(run).columns if c.kind != "text"]
+    return [c for c in _table(run, join).columns if c.kind != "text"]
 
 
 def columns(
@@ -68,6 +69,7 @@ def columns(
     *,
     colour: str | None = None,
     width: str | float = "column",
+    join: str | None = None,
 ) -> Plot:
     """One column of the run's table against another: labels, features, latents, abundances, scores.
 
@@ -83,6 +85,8 @@ def columns(
         A third column, as colour of the points.
     width : "column", "page" or float
         Journal width, or inches.
+    join : str, optional
+        A catalogue of one's own, whose columns are then ``x_NAME``.
 
     Raises
     ------
@@ -99,7 +103,7 @@ def columns(
     ...
     chemscale.errors.StoreError: nowhere is not a chemscale run (no manifest.json)...
     """
-    table = _table(run)
+    table = _table(run, join)
     chosen = [c for c in (x, y, colour) if c]
     values = _read(table, chosen)
     good = np.all([np.isfinite(values[c]) for c in chosen], axis=0)
@@ -120,7 +124,9 @@ def columns(
         _axes(ax, x, y, stars[x], stars[y], table)
     r = _correlation(stars[x], stars[y])
     note = f"{good.sum():,} stars, {member.sum():,} of them in clusters; correlation {r:.3f}"
-    call = _call("columns", run, [x, y], {"colour": colour, "width": None if width == "column" else width})
+    call = _call(
+        "columns", run, [x, y], {"colour": colour, "width": None if width == "column" else width, "join": join}
+    )
     return Plot([fig], stars, call, note, {"correlation": r})
 
 
@@ -130,6 +136,7 @@ def features(
     *,
     n_features: int = 3,
     width: str | float = "page",
+    join: str | None = None,
 ) -> Plot:
     """The most telling features (or latents) against labels of your own: Figure 3 of de Mijolla & Ness (2021).
 
@@ -142,6 +149,8 @@ def features(
     n_features : int
         Rows of panels.
     width : "column", "page" or float
+    join : str, optional
+        A catalogue of one's own, whose columns are then ``x_NAME``.
 
     Raises
     ------
@@ -150,7 +159,7 @@ def features(
     DataError
         The run has neither features nor latents.
     """
-    table = _table(run)
+    table = _table(run, join)
     known = [c.name for c in table.columns]
     rows = [n for n in known if n.startswith("rsca_") and not n.endswith("_error")][:n_features]
     rows = rows or [n for n in known if n.startswith("latent_") and not n.endswith("_error")][:n_features]
@@ -176,7 +185,7 @@ def features(
                 if j:
                     ax.set_ylabel("")
     note = "field stars in grey, cluster members in orange; r is the correlation over field stars"
-    call = _call("features", run, [list(labels)], {"n_features": n_features})
+    call = _call("features", run, [list(labels)], {"n_features": n_features, "join": join})
     return Plot([fig], values, call, note, found)
 
 
@@ -241,8 +250,11 @@ def _call(function: str, run: Run | str | os.PathLike[str], arguments: list[Any]
     return f"{module}.{function}({', '.join(words)})"
 
 
-def _table(run: Run | str | os.PathLike[str]) -> RunTable:
-    return gather(run if isinstance(run, Run) else Run.open(run), features=10**6)
+def _table(run: Run | str | os.PathLike[str], join: str | None) -> RunTable:
+    table = gather(run if isinstance(run, Run) else Run.open(run), features=10**6)
+    if join is not None:
+        catalogue.add(table, join)
+    return table
 
 
 def _read(table: RunTable, wanted: Sequence[str]) -> dict[str, np.ndarray]:

@@ -55,6 +55,84 @@ def training_verdict(curves: Sequence[Mapping[str, Any]], *, epochs: int | None 
     return f"{told}; held-out error {held[-1]:.3f}, at its minimum within {100 * max(rise, 0):.0f} %: no overfitting."
 
 
+def inference_verdict(run: Run, summary: Mapping[str, Any]) -> str:
+    """How many stars have latents now, how many have none to speak of, and the next command."""
+    from chemscale.vae.product import PRODUCT, open_latents
+
+    n, computed = int(summary["stars"]), int(summary["computed"])
+    told = f"latents of all {n:,} stars"
+    if computed < n:
+        told += f", {n - computed:,} of them from before"
+    if run.has(PRODUCT):
+        used = np.asarray(open_latents(run.path / PRODUCT)["n_used"].values)
+        if blank := int((used == 0).sum()):
+            told += f"; {blank:,} without a usable pixel have none (`chemscale info {run.store}` says why)"
+    return f"{told}; next: chemscale anomalies --run {run.path}"
+
+
+def anomalies_verdict(result: Mapping[str, Any], where: object) -> str:
+    """How many stars are anomalous, how many chance alone gives, what is mostly wrong, the next command."""
+    n, blank = int(result["stars"]), int(result["causes"].get("no data", 0))
+    found, chance = int(result["flagged"]) - blank, float(result["false_alarm"]) * max(int(result["stars"]) - blank, 0)
+    told = f"{found:,} of {n:,} stars are anomalous; chance alone gives about {chance:,.0f}"
+    if found > 5 * max(chance, 1):
+        told += ": most of them are real, or the model does not fit this survey (see the training's verdict)"
+    elif found <= 1.5 * chance:
+        told += ": nothing stands out beyond it"
+    causes = {k: int(v) for k, v in result["causes"].items() if k not in ("no data", "") and int(v)}
+    if causes:
+        most = max(causes, key=lambda k: causes[k])
+        told += f"; the most frequent cause is {most.replace('_', ' ')} ({causes[most]:,})"
+    if blank:
+        told += f"; {blank:,} without a usable pixel or a finite score"
+    return f"{told}; next: chemscale plot spectra {where} --anomalies 20 --out outliers.pdf"
+
+
+def flags_verdict(result: Mapping[str, Any], where: object) -> str:
+    """How many stars each class has against what the population holds, which to distrust, the next command."""
+    parts = []
+    for name, count in result["counts"].items():
+        word = f"{name.replace('_', ' ')} {count:,} (about {result['expected'][name]:,.0f} expected)"
+        parts.append(word + (": do not believe it" if name in result["suspect"] else ""))
+    told = "; ".join(parts) or "no class could be flagged"
+    if result["unjudged"]:
+        told += f"; cannot be judged: {', '.join(n.replace('_', ' ') for n in result['unjudged'])}"
+    if result.get("calibrated_on") in (None, "", "nothing"):
+        told += "; cuts are in sigma: abundances of some stars (--labels CSV) make them dex"
+    return f"{told}; next: chemscale export {where} --out stars.fits"
+
+
+def study_verdict(done: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str], where: object) -> str:
+    """How many studies were made in which time, the slowest, how many this run cannot answer, the next command."""
+    seconds = {name: float(s["seconds"]) for name, s in done.items()}
+    told = (
+        f"{len(done)} studies in {sum(seconds.values()):.0f} s"
+        if len(done) != 1
+        else f"1 study in {sum(seconds.values()):.0f} s"
+    )
+    if len(done) > 1:
+        slowest = max(seconds, key=lambda k: seconds[k])
+        told += f", the slowest {slowest} ({seconds[slowest]:.0f} s)"
+    if left_out:
+        told += f"; {len(left_out)} that this run cannot answer, reasons above"
+    return f"{told}; next: chemscale report --run {where}"
+
+
+def ingest_verdict(summary: Any) -> str:
+    """What became of the inputs, by reason, what was assumed, and the next command."""
+    absent = summary.n_members_absent
+    bad = summary.n_rejected - absent
+    share = bad / max(summary.n_stars + bad, 1)
+    told = f"{summary.n_stars:,} stars stored"
+    if bad:
+        told += f", {bad:,} inputs ({share:.1%}) left out, reasons above"
+        told += ": look at them before you go on" if share > 0.05 else ""
+    told += (
+        f", {len(summary.clusters)} clusters" if summary.clusters else ", no cluster membership: RSCA needs --members"
+    )
+    return f"{told}; next: chemscale info {summary.path}"
+
+
 def record(run: Run, stage: str, verdict: str) -> str:
     """Keep a step's verdict in the manifest, where the report finds it; returns it."""
     if stage in run.manifest["stages"]:

@@ -273,9 +273,15 @@ def run_study(
 
 
 def run_studies(
-    run: Run | str, wanted: Iterable[str] | None = None, settings: Mapping[str, Mapping[str, Any]] | None = None
+    run: Run | str,
+    wanted: Iterable[str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    on_start: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Run several studies (all by default), reading the run's products once.
+
+    `on_start` is told the name of each before it is made.
 
     Returns
     -------
@@ -286,6 +292,8 @@ def run_studies(
     cache: dict[str, Any] = {}
     summaries, skipped = {}, {}
     for name in names() if wanted is None else [get(n).name for n in wanted]:
+        if on_start:
+            on_start(name)
         try:
             summaries[name] = run_study(name, run, (settings or {}).get(name), cache=cache)
         except ChemscaleError as err:

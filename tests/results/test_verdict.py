@@ -7,7 +7,14 @@ import pytest
 
 import chemscale.runtime.observe as observe
 from chemscale.cli import kept
-from chemscale.results.verdict import record, training_verdict, verdicts
+from chemscale.results.verdict import (
+    anomalies_verdict,
+    flags_verdict,
+    record,
+    study_verdict,
+    training_verdict,
+    verdicts,
+)
 from chemscale.runtime.run import Run
 
 
@@ -68,3 +75,21 @@ def test_an_interrupted_command_says_what_is_kept_and_how_to_carry_on(tmp_path):
     assert kept(["rsca", "fit", "s.zarr", "--run", str(tmp_path / "none")]).startswith(
         "carry on with: chemscale rsca fit"
     )
+
+
+@pytest.mark.parametrize(("flagged", "words"), [(200, "most of them are real"), (11, "nothing stands out")])
+def test_anomalies_are_told_against_what_chance_gives(flagged, words):
+    result = {"stars": 1000, "flagged": flagged + 5, "false_alarm": 0.01, "causes": {"no data": 5, "local": flagged}}
+    told = anomalies_verdict(result, "run")
+    assert f"{flagged} of 1,000" in told and "about 10" in told and words in told and "5 without a usable pixel" in told
+
+
+def test_a_class_far_beyond_the_population_is_not_to_be_believed():
+    result = {"counts": {"cemp": 90}, "expected": {"cemp": 4.0}, "suspect": ["cemp"], "unjudged": {"alpha_poor": "no"}}
+    told = flags_verdict(result | {"calibrated_on": "labels"}, "run")
+    assert "cemp 90 (about 4 expected): do not believe it" in told and "cannot be judged: alpha poor" in told
+
+
+def test_studies_name_the_slowest():
+    told = study_verdict({"a": {"seconds": 1.0}, "b": {"seconds": 9.0}}, {"c": "no visits"}, "run")
+    assert told.startswith("2 studies in 10 s, the slowest b (9 s); 1 that this run cannot answer")

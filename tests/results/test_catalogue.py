@@ -1,0 +1,52 @@
+"""A catalogue of one's own beside a run: matched by star, refused where it cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from chemscale.errors import InputError
+from chemscale.results import catalogue
+from chemscale.results.columns import Column, RunTable
+
+IDS = np.array(["a", "b", "c"])
+
+
+def run_table():
+    return RunTable(3, [Column("star_id", lambda a, b: IDS[a:b], "text", "", width=1)])
+
+
+def write(folder, **columns):
+    Table(columns).write(folder / "mine.ecsv", overwrite=True)
+    return folder / "mine.ecsv"
+
+
+def test_columns_come_in_the_order_of_the_runs_stars(tmp_path):
+    file = write(tmp_path, star_id=["c", "a"], age=[3.0, 1.0], name=["third", "first"], gaia_id=[2**60 + 3, 2**60 + 1])
+    table = run_table()
+    assert catalogue.add(table, file) == 2
+    found = {c.name: c.read(0, 3) for c in table.columns}
+    np.testing.assert_array_equal(found["x_age"], [1, np.nan, 3])
+    assert found["x_name"].tolist() == ["first", "", "third"]
+    assert found["x_gaia_id"].tolist() == [2**60 + 1, 0, 2**60 + 3]  # every digit kept
+
+
+@pytest.mark.parametrize(
+    ("columns", "key", "told"),
+    [
+        ({"star_id": ["a", "a"], "age": [1, 2]}, None, "more than once"),
+        ({"star_id": ["x", "y"], "age": [1, 2]}, None, "no star of the run"),
+        ({"tmass": ["a", "b"], "age": [1, 2]}, None, "no column of identifiers"),
+        ({"tmass": ["a", "b"], "age": [1, 2]}, "2mass", "no column 2mass"),
+    ],
+)
+def test_a_catalogue_that_cannot_be_matched_is_refused(tmp_path, columns, key, told):
+    with pytest.raises(InputError, match=told):
+        catalogue.add(run_table(), write(tmp_path, **columns), key=key)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "mine.fits").write_text("no table")
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        catalogue.add(run_table(), tmp_path / "mine.fits")
