@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from worlds import WORLDS, World, make
 from chemscale.errors import DataError
 from chemscale.rsca.auto import choose_metric
 from chemscale.rsca.auto_run import auto_representations
+from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.representation import continuum_directions
 from chemscale.rsca.stars import ABUNDANCE, RunStars
@@ -74,8 +76,12 @@ def survey(world: World, seed: int, emulator: str, n_field: int) -> tuple[RunSta
         columns | {name: (("star", "component"), da.from_array(v, chunks=-1)) for name, v in held.items()}
     )
     cluster = arrays["cluster"].astype(str)
-    field, members = np.flatnonzero(cluster == ""), np.flatnonzero(cluster != "")
+    field, binary = np.flatnonzero(cluster == ""), np.char.startswith(cluster, "Binary")
+    members, pairs = np.flatnonzero((cluster != "") & ~binary), np.flatnonzero(binary)
     stars = RunStars(embedding, field, members, z[field].astype(float), z[members].astype(float), cluster[members])
+    if len(pairs):
+        stars.sibling_rows = pairs
+        stars.siblings = SiblingGroups(z[pairs].astype(float), cluster[pairs], np.ones(len(pairs)))
     stars._abundances_read = True
     for j, element in enumerate(arrays["element"]):
         stars._labels[f"{ABUNDANCE}{element}"] = arrays["abundance"][:, j].astype(float)
@@ -117,18 +123,23 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[31])
     parser.add_argument("--labels", nargs="+", choices=["all", *HIDDEN], default=["all", "none"])
     parser.add_argument("--stars", type=int, default=2_500, help="Field stars.")
+    parser.add_argument("--binaries", type=int, default=0, help="Wide binaries: rated with them and without.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # clusters without a pair within the cuts
     known = json.loads(args.out.read_text()) if args.out.exists() else {}
     for world, seed in [(w, s) for s in args.seeds for w in args.worlds]:
-        if all(f"{world} {seed} {choice}" in known for choice in args.labels):
-            continue
-        stars, continuum = survey(WORLDS[world], seed, args.emulator, args.stars)
+        kind = replace(WORLDS[world], binaries=args.binaries)
+        stars, continuum = survey(kind, seed, args.emulator, args.stars)
         for choice in args.labels:
             some = stars if choice == "all" else hide(stars, HIDDEN[choice])
-            known[f"{world} {seed} {choice}"] = rate(some, continuum)
-            print(world, seed, choice, json.dumps(known[f"{world} {seed} {choice}"]), flush=True)
+            key = f"{world} {seed} {choice}"
+            if args.binaries:
+                known[f"{key}, {args.binaries} binaries"] = rate(some, continuum)
+                key += f", the same survey without its {args.binaries} binaries"
+                some = replace(some, siblings=None, sibling_rows=np.empty(0, np.int64))
+            known[key] = rate(some, continuum)
+            print(json.dumps(known), flush=True)
             args.out.write_text(json.dumps(known, indent=1) + "\n")
 
 

@@ -41,6 +41,7 @@ class World:
     label_error: float = 1.0  # 1: 40 K, 0.08, 0.02, 0.02 and 0.03 dex for a species
     bad: float = 0.02  # share of pixels without information
     wrong: float = 0.0  # share of listed members that are field stars
+    binaries: int = 0  # wide binaries: "clusters" of two, named Binary 000, ...
 
 
 WORLDS = {
@@ -117,24 +118,26 @@ def stars(rng: np.random.Generator, world: World, n_field: int) -> dict[str, np.
     size = np.exp(1.1 * rng.standard_normal(w.clusters))
     size = np.maximum(2, np.round(size / size.sum() * w.members)).astype(int)
     size[np.argmax(size)] += max(w.members - size.sum(), 2 - size.max())
-    names = [f"World {i:02d}" for i in range(w.clusters)]
+    size = np.r_[size, np.full(w.binaries, 2)]
+    names = [f"World {i:02d}" for i in range(w.clusters)] + [f"Binary {i:03d}" for i in range(w.binaries)]
+    n_groups = len(size)
     cluster = np.concatenate([np.full(n_field, "", "U16"), np.repeat(names, size)])
-    each = np.repeat(np.arange(w.clusters), size)
+    each = np.repeat(np.arange(n_groups), size)
     m = len(each)
-    birth = chemistry(rng, w.clusters, disc_only=True)
+    birth = chemistry(rng, n_groups, disc_only=True)
     inside = birth[each] + w.scatter * np.c_[0.8 * rng.standard_normal((m, 1)), rng.standard_normal((m, 8))]
     if w.wrong:
         strangers = rng.random(m) < w.wrong
         inside[strangers] = chemistry(rng, int(strangers.sum()))
     chem = np.concatenate([chemistry(rng, n_field), inside])
-    mass = np.concatenate([1.0 + 0.35 * np.abs(rng.standard_normal(n_field)), rng.uniform(1, 2, w.clusters)[each]])
+    mass = np.concatenate([1.0 + 0.35 * np.abs(rng.standard_normal(n_field)), rng.uniform(1, 2, n_groups)[each]])
     place = parameters(rng, chem[:, 0], w.isochrone, mass)
     mixed = w.dredge / (1 + np.exp((place[:, 1] - 2.2) / 0.15)) + 0.5 * w.dredge * (mass - 1.2)
     chem[:, 1] -= 0.6 * mixed
     chem[:, 2] += mixed
-    velocity = np.concatenate([40 * rng.standard_normal(n_field), (35 * rng.standard_normal(w.clusters))[each]])
+    velocity = np.concatenate([40 * rng.standard_normal(n_field), (35 * rng.standard_normal(n_groups))[each]])
     velocity[n_field:] += rng.standard_normal(m)
-    gas = np.concatenate([12 * rng.standard_normal(n_field), (12 * rng.standard_normal(w.clusters))[each]])
+    gas = np.concatenate([12 * rng.standard_normal(n_field), (12 * rng.standard_normal(n_groups))[each]])
     a_k = np.concatenate(
         [0.12 * np.exp(rng.standard_normal(n_field)), (0.1 * np.exp(0.8 * rng.standard_normal(w.clusters)))[each]]
     )

@@ -70,6 +70,18 @@ def fit(
     no_cuts: Annotated[
         bool, typer.Option("--no-cuts", help="Without the survey's default cuts (the paper's, for APOGEE).")
     ] = False,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            "--pairs",
+            metavar="TABLE",
+            help="Siblings that are no clusters (star_1, star_2 or star_id, group; kind): learned from by auto.",
+        ),
+    ] = None,
+    pair_weight: Annotated[
+        list[str] | None,
+        typer.Option("--pair-weight", metavar="KIND=WEIGHT", help="Weight of a kind of pairs; may be repeated."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start a run on another store, or a basis that is there, anew.")
     ] = False,
@@ -84,6 +96,7 @@ def fit(
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
+    from chemscale.rsca.companions import parse_weights
     from chemscale.rsca.pipeline import fit_run
     from chemscale.rsca.recipes import OUTLIER_SIGMAS, chosen_recipe
 
@@ -101,6 +114,8 @@ def fit(
             selection={"min_members": min_members} if min_members > 2 else None,
             where=limits_of(where or []),
             default_cuts=not no_cuts,
+            pairs=pairs,
+            pair_weights=parse_weights(pair_weight or []),
             progress=lambda text: console.print(escape(text), highlight=False),
         )
     stages = done.manifest["stages"]

@@ -42,21 +42,22 @@ def auto_components(components: int, n_field: int, n_pixels: int) -> int:
 
 
 def auto_forms(stars: RunStars) -> tuple[dict[str, np.ndarray], dict[str, LabelDetrending], str]:
-    """Coordinates of field stars then members in every form the labels allow.
+    """Coordinates of field stars, members and other siblings, in this order, in every form the labels allow.
 
     "plain"; "detrended" at the star's own [Fe/H] and [alpha/M]; "detrended-abundances" at its own abundances too,
     where the survey has them.
 
     Returns
     -------
-    forms : dict of str to (n_field + n_members, K)
+    forms : dict of str to (n_field + n_members + n_siblings, K)
     detrendings : dict of str to LabelDetrending
         Of the detrended forms.
     note : str
         Why there is no detrended form; else ''.
     """
-    z = np.concatenate([np.asarray(stars.field), stars.members])
-    rows = np.concatenate([stars.field_rows, stars.member_rows])
+    others = [] if stars.siblings is None else [stars.siblings.coords]
+    z = np.concatenate([np.asarray(stars.field), stars.members, *others])
+    rows = np.concatenate([stars.field_rows, stars.member_rows, stars.sibling_rows])
     n = len(stars.field_rows)
     forms: dict[str, np.ndarray] = {"plain": z}
     detrendings: dict[str, LabelDetrending] = {}
@@ -105,18 +106,28 @@ def auto_representations(
         [v[stars.field_rows] for name in names if (v := stars.label(name)) is not None]
         for names in (tuple(CUTS), (*REMOVED, *HELD) if detrendings else ())
     )
+    end = n + len(stars.member_rows)
     forms = {
         name: Representation(
-            stars.evaluate(z[:n], z[n:]), targets, continuum, weights, covariate_directions(z[:n], leaking, held)
+            stars.evaluate(z[:n], z[n:end]),
+            targets,
+            continuum,
+            weights,
+            covariate_directions(z[:n], leaking, held),
+            None if stars.siblings is None else stars.siblings.at(z[end:]),
         )
         for name, z in coords.items()
     }
     if n >= SELF_DETRENDING_FIELD and not _labelled(stars, detrendings.get("detrended")):
-        shared = (forms["plain"].evaluation, targets, continuum, weights, forms["plain"].nuisances)
+        plain = forms["plain"]
+        shared = (plain.evaluation, targets, continuum, plain.weights, plain.nuisances, plain.siblings)
         forms["self-detrended"] = SelfDetrended(*shared)
         known = {name: v for name in REMOVED if (v := stars.label(name)) is not None}
-        removed = {name: (v[stars.field_rows], v[stars.member_rows]) for name, v in known.items()}
-        removed = {k: both for k, both in removed.items() if all(np.mean(np.isfinite(v)) >= MIN_FRACTION for v in both)}
+        removed = {
+            name: (v[stars.field_rows], v[stars.member_rows], v[stars.sibling_rows])
+            for name, v in known.items()
+            if all(np.mean(np.isfinite(v[rows])) >= MIN_FRACTION for rows in (stars.field_rows, stars.member_rows))
+        }
         if removed:
             forms["self-detrended-labels"] = SelfDetrended(*shared, removed=removed)
     return forms, detrendings, note

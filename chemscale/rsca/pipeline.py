@@ -24,6 +24,7 @@ from chemscale._version import __version__
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
 from chemscale.rsca.auto import check_clusters
 from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
+from chemscale.rsca.companions import Companions
 from chemscale.rsca.components import WIDE, choose_components
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.moments import check_freedom
@@ -55,6 +56,8 @@ def fit_run(
     selection: dict[str, Any] | None = None,
     where: Mapping[str, tuple[float, float]] | None = None,
     default_cuts: bool = True,
+    pairs: str | os.PathLike[str] | None = None,
+    pair_weights: Mapping[str, float] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Run:
     """From a survey store to a metric: select stars, fit the basis, embed every star, learn the metric.
@@ -85,6 +88,11 @@ def fit_run(
         Ranges of labels for field stars and members alike, in the place of the default cuts on the same labels.
     default_cuts : bool
         Whether the survey's default cuts are made at all.
+    pairs : path, optional
+        Table of siblings that are no clusters, such as wide binaries or repeats, for ``metric="auto"``
+        (:func:`chemscale.rsca.companions.read_pairs`).
+    pair_weights : mapping of str to float, optional
+        Weight of a kind of pairs in the place of :data:`chemscale.rsca.companions.KIND_WEIGHTS`.
     progress : callable, optional
         Told what is being done.
 
@@ -105,15 +113,22 @@ def fit_run(
     components = WIDE if components == "auto" else components
     if components < 1:
         raise InputError(f"components is {components}", "choose a positive number; 30 is the paper's")
+    if pairs is not None and metric != "auto":
+        raise InputError("the paper's recipe knows clusters alone", "add --metric auto, or leave out --pairs")
+    if pair_weights and pairs is None:
+        raise InputError("there are weights of pairs, but no pairs", "add --pairs TABLE")
     say = progress or logger.info
     ds = open_survey(store)
     run = Run.create(run_path, store=store, overwrite=overwrite)
     given: dict[str, Any] = {"where": {k: list(v) for k, v in where.items()}} if where else {}
     given |= {} if default_cuts else {"default_cuts": False}
+    given |= {} if pairs is None else {"pairs": str(pairs), "pair_weights": dict(pair_weights or {})}
     settings = default_settings(ds) if default_cuts else SelectionSettings()
     choose = partial(select_stars, ds, settings.within(where or {}), **(selection or {}))
     with run.locked():
-        _fit(run, ds, components, recipe, metric, overwrite, choose, {**(selection or {}), **given}, say, choose_k)
+        known = None if pairs is None else Companions(str(pairs), dict(pair_weights or {}))
+        settled = {**(selection or {}), **given}
+        _fit(run, ds, components, recipe, metric, overwrite, choose, known, settled, say, choose_k)
     return run
 
 
@@ -125,6 +140,7 @@ def _fit(
     metric: str,
     overwrite: bool,
     choose: Callable[[], StarSelection],
+    pairs: Companions | None,
     settings: dict[str, Any],
     say: Callable[[str], None],
     choose_k: bool,
@@ -149,13 +165,21 @@ def _fit(
                 "use fewer components or a larger survey",
             )
         check_freedom(chosen.cluster[chosen.members], components)
+        columns: dict[str, np.ndarray] = {}
         if metric == "auto":
             check_clusters(len(chosen.clusters))
+        if pairs is not None:
+            columns, facts = pairs.columns(text(ds["star_id"]), chosen.field)
+            stage.note(pairs=facts)
+            say(f"{facts['stars']:>10,} stars of other groups of siblings are learned from")
     role = np.where(chosen.field, "field", np.where(chosen.members, "member", "unused"))
+    if columns:
+        role = np.where(columns["group"] != "", "sibling", role)
+    columns = {"role": role, **columns}
     for line in chosen.account():
         say(line)
     token = "" if overwrite else store_token(store)
-    n_pixels = _basis(run, ds, chosen.keep, role, components, recipe, "", say, token, choose_k)
+    n_pixels = _basis(run, ds, chosen.keep, columns, components, recipe, "", say, token, choose_k)
     with run.stage("metric") as stage:
         stars = RunStars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
@@ -164,7 +188,7 @@ def _fit(
     run.forget("evaluation.json", "auto.json", "auto.zarr")
     if metric == "auto":
         more = auto_components(components, int(chosen.field.sum()), n_pixels)
-        _basis(run, ds, chosen.keep, role, more, replace(recipe, noise="per-pixel"), "_auto", say, token)
+        _basis(run, ds, chosen.keep, columns, more, replace(recipe, noise="per-pixel"), "_auto", say, token)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
             result, detrendings, note = fit_auto(run)
@@ -176,7 +200,7 @@ def _basis(
     run: Run,
     ds: xr.Dataset,
     keep: np.ndarray,
-    role: np.ndarray,
+    columns: Mapping[str, np.ndarray],
     components: int,
     recipe: Recipe,
     suffix: str,
@@ -191,7 +215,7 @@ def _basis(
     """
     from chemscale.embedding.fit import fit_survey
 
-    chosen = hashlib.sha256("\0".join(role.tolist()).encode()).hexdigest()
+    chosen = hashlib.sha256("\0".join(str(v) for c in columns.values() for v in c.tolist()).encode()).hexdigest()
     settings: dict[str, Any] = {"components": components, **asdict(recipe)}
     settings |= {"choose": "leave-one-cluster-out"} if choose_k else {}
     inputs = {"store": token, "roles": chosen, "chemscale": __version__}
@@ -225,7 +249,7 @@ def _basis(
         logger.warning("the basis is %s", model.verdict)
     say("embedding every star")
     if choose_k:
-        _embed(run, ds, model, role, suffix, f"{key}-wide")
+        _embed(run, ds, model, columns, suffix, f"{key}-wide")
         with run.stage("components") as stage:
             choice = choose_components(RunStars.read(run).evaluation)
             stage.note(components=choice.components, tried=choice.tried, rates=choice.rates, verdict=choice.verdict)
@@ -234,23 +258,25 @@ def _basis(
             model = model.leading(choice.components)
             run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
             say(f"embedding every star with {choice.components} components")
-    _embed(run, ds, model, role, suffix, key)
+    _embed(run, ds, model, columns, suffix, key)
     return int(model.pixel_used_.sum())
 
 
-def _embed(run: Run, ds: xr.Dataset, model: MaskedPPCA, role: np.ndarray, suffix: str, key: str) -> None:
+def _embed(
+    run: Run, ds: xr.Dataset, model: MaskedPPCA, columns: Mapping[str, np.ndarray], suffix: str, key: str
+) -> None:
     """Coordinates of every star, unless those of this model are there; stars without a usable pixel take no part."""
     from chemscale.embedding.product import embed_survey
 
     with run.stage(f"embed{suffix}", settings={"key": key}) as stage:
-        target, extra = run.file(f"embedding{suffix}.zarr"), {"role": role}
+        target, extra = run.file(f"embedding{suffix}.zarr"), dict(columns)
         with progress_bar(ds.sizes["star"], "embedding", unit="stars") as bar:
 
             def show(done: int, total: int) -> None:
                 bar.advance(done - bar.done)
 
             def revise(path: str, embedding: xr.Dataset) -> None:
-                stage.note(left_out=_leave_out_empty(path, embedding, role))
+                stage.note(left_out=_leave_out_empty(path, embedding, columns["role"]))
 
             bound = run.inputs(f"embedding{suffix}.zarr")
             given: dict[str, Any] = {"extra": extra, "revise": revise, "made_from": bound, "progress": show}

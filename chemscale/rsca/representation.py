@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
 from scipy.linalg import eigh
 
+from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.detrending import SelfDetrending
 from chemscale.rsca.doppelganger import Evaluation, evenly
 from chemscale.rsca.scales import pooled_sigma
@@ -153,6 +154,8 @@ class Representation:
         Weight of each member in the scatter: less for a noisy spectrum.
     nuisances : (m, K), optional
         Directions that every metric ignores: what extinction and velocity do to coordinates.
+    siblings : SiblingGroups, optional
+        Groups that are no clusters, at coordinates of this form: their scatter is learned from, too.
     """
 
     evaluation: Evaluation
@@ -160,13 +163,16 @@ class Representation:
     continuum: np.ndarray | None = None
     weights: np.ndarray | None = None
     nuisances: np.ndarray | None = None
+    siblings: SiblingGroups | None = None
 
     def __post_init__(self) -> None:
         e = self.evaluation
         self.groups, self.clusters, self.names = e.groups, e.clusters, e.names
-        self._measure(e.members - e.moments.mean, e.moments.covariance)
+        self._measure(e.members - e.moments.mean, e.moments.covariance, self.siblings, e.moments.mean)
 
-    def _measure(self, centred: np.ndarray, covariance: np.ndarray) -> None:
+    def _measure(
+        self, centred: np.ndarray, covariance: np.ndarray, siblings: SiblingGroups | None, mean: np.ndarray
+    ) -> None:
         """Scatter of each cluster, (weighted) sums of squares about its centre, with their degrees of freedom."""
         self.centred, self.covariance = centred, covariance
         weights = np.ones(len(centred)) if self.weights is None else self.weights
@@ -178,6 +184,10 @@ class Representation:
             freedom.append(w.sum() - np.sum(w**2) / w.sum())
         self.total, self.freedom = np.sum(self.scatter, axis=0), np.array(freedom)
         self.sizes = np.array([len(g) for g in self.groups])
+        self.more_freedom = 0.0
+        if siblings is not None:
+            more, self.more_freedom = siblings.scatter(mean)
+            self.total = self.total + more
 
     def view(self, left_out: Sequence[int]) -> Representation:
         """This form as it is when the clusters `left_out` are unknown: itself, where clusters do not shape it."""
@@ -185,7 +195,7 @@ class Representation:
 
     def with_field_of(self, evaluation: Evaluation) -> Self:
         """The same form with the field stars of another evaluation, such as a thinned one."""
-        return type(self)(evaluation, self.targets, self.continuum, self.weights, self.nuisances)
+        return replace(self, evaluation=evaluation)
 
     def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Centred coordinates of the field stars that cluster `j` may be compared with, and the pairs allowed."""
@@ -199,7 +209,7 @@ class Representation:
         """Covariance within clusters (K, K), without the clusters `left_out`."""
         out = sorted(set(left_out))
         rest = self.total - sum((self.scatter[j] for j in out), np.zeros_like(self.total))
-        return rest / (self.freedom.sum() - self.freedom[out].sum())
+        return rest / (self.freedom.sum() - self.freedom[out].sum() + self.more_freedom)
 
     def metric(self, c: Candidate, left_out: Sequence[int] = ()) -> np.ndarray:
         """Map (k, n_features) fitted without the clusters `left_out`."""
@@ -241,17 +251,16 @@ class SelfDetrended(Representation):
 
     Attributes
     ----------
-    removed : dict of str to (n_field,) and (n_members,) arrays
+    removed : dict of str to (n_field,), (n_members,) and (n_siblings,) arrays
         Temperature and gravity, where the survey knows them: taken out in the place of the first axis.
     """
 
-    removed: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    removed: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def with_field_of(self, evaluation: Evaluation) -> Self:
-        out = super().with_field_of(evaluation)
         n = evaluation.field.shape[0]
-        out.removed = {k: (f[evenly(len(f), n)], m) for k, (f, m) in self.removed.items()}
-        return out
+        removed = {k: (f[evenly(len(f), n)], *others) for k, (f, *others) in self.removed.items()}
+        return replace(self, evaluation=evaluation, removed=removed)
 
     def view(self, left_out: Sequence[int]) -> _SelfDetrendedView:
         """Detrended without knowing the clusters `left_out`."""
@@ -276,13 +285,17 @@ class _SelfDetrendedView(Representation):
         self.evaluation, self.targets, self.continuum, self.weights = e, form.targets, form.continuum, form.weights
         self.nuisances = form.nuisances
         self.groups, self.clusters, self.names = form.groups, form.clusters, form.names
-        self._labels = {name: of_field for name, (of_field, _) in form.removed.items()}
+        self._labels = {name: values[0] for name, values in form.removed.items()}
         detrending = SelfDetrending(e.moments.mean, form.axes(left_out), tuple(form.removed))
         self.detrending = detrending.fit(form.field_coords(), self._labels)
         moved = self.field_coords()
         self._mean = moved.mean(axis=0)
-        of_members = {name: values for name, (_, values) in form.removed.items()}
-        self._measure(self.detrending.transform(e.members, of_members) - self._mean, np.cov(moved.T))
+        of_members, of_siblings = ({name: v[i] for name, v in form.removed.items()} for i in (1, 2))
+        siblings = form.siblings
+        if siblings is not None:
+            siblings = siblings.at(self.detrending.transform(siblings.coords, of_siblings))
+        members = self.detrending.transform(e.members, of_members) - self._mean
+        self._measure(members, np.cov(moved.T), siblings, self._mean)
 
     def rows(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
         rows, allowed = self.evaluation.candidates_of(j)

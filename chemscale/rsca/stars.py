@@ -12,6 +12,7 @@ import xarray as xr
 
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError
+from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.pairs import PairCovariates
 from chemscale.runtime.run import Run
@@ -75,6 +76,9 @@ class RunStars:
     clusters : array of str (n_members,)
     n_field_total : int
         Field stars of the run, of which `field_rows` may be some.
+    sibling_rows : index array
+        Stars of groups that are no clusters (``rsca fit --pairs``).
+    siblings : SiblingGroups or None
     """
 
     embedding: xr.Dataset
@@ -85,6 +89,8 @@ class RunStars:
     clusters: np.ndarray
     n_field_total: int = 0
     store: str = ""
+    sibling_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    siblings: SiblingGroups | None = None
     _labels: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _abundances_read: bool = False
 
@@ -121,7 +127,13 @@ class RunStars:
         values = coords[rows] if lazy else np.asarray(coords[rows].compute(), dtype=np.float64)
         members = np.asarray(coords[member_rows].compute(), dtype=np.float64)
         clusters = text(ds["cluster"])[member_rows]
-        return cls(ds, rows, member_rows, values, members, clusters, total, run.manifest.get("store") or "")
+        store = run.manifest.get("store") or ""
+        others = np.flatnonzero(role == "sibling")
+        groups = None
+        if len(others):
+            at = np.asarray(coords[others].compute(), dtype=np.float64)
+            groups = SiblingGroups(at, text(ds["group"])[others], np.asarray(ds["group_weight"].values)[others])
+        return cls(ds, rows, member_rows, values, members, clusters, total, store, others, groups)
 
     @property
     def n_components(self) -> int:

@@ -272,7 +272,7 @@ def test_self_detrending_needs_no_labels():
 def test_self_detrending_by_temperature_and_gravity_needs_no_chemistry():
     z, labels, clusters, n = giants(6, n=900, n_clusters=7)
     noise = {"noise": 0.05**2 * np.eye(8)}
-    moved = {k: (labels[k][:n], labels[k][n:].copy()) for k in ("teff", "logg")}
+    moved = {k: (labels[k][:n], labels[k][n:].copy(), np.empty(0)) for k in ("teff", "logg")}
     moved["teff"][1][3] = np.nan  # estimated from the coordinates
     form = SelfDetrended(Evaluation(z[:n], z[n:], clusters), noise, removed=moved)
     plain = Representation(form.evaluation, noise)
