@@ -139,7 +139,7 @@ def stars(rng: np.random.Generator, world: World, n_field: int) -> dict[str, np.
     velocity[n_field:] += rng.standard_normal(m)
     gas = np.concatenate([12 * rng.standard_normal(n_field), (12 * rng.standard_normal(n_groups))[each]])
     a_k = np.concatenate(
-        [0.12 * np.exp(rng.standard_normal(n_field)), (0.1 * np.exp(0.8 * rng.standard_normal(w.clusters)))[each]]
+        [0.12 * np.exp(rng.standard_normal(n_field)), (0.1 * np.exp(0.8 * rng.standard_normal(n_groups)))[each]]
     )
     a_k = np.clip(a_k + 0.01 * np.abs(rng.standard_normal(n_field + m)), 0.001, 1.5)
     a_k[: n_field // 20] = rng.uniform(0, 0.005, n_field // 20)
