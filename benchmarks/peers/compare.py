@@ -371,7 +371,8 @@ def everything(path: str, out: str, methods: list[str]) -> None:
         print(rows[-1], flush=True)
     Path(out + ".json").write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "rows": rows}, indent=1) + "\n")
     Path(out + ".md").write_text(table(rows))
-    plot(rows, out + ".png")
+    if any("failed" not in r for r in rows):
+        plot(rows, out + ".png")
 
 
 def main() -> None:
