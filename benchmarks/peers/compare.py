@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Components; the option --components reaches the processes of the methods by the environment.
+#: Components, from --components by way of the environment.
 K = int(os.environ.get("CHEMSCALE_PEERS_K", "30"))
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))  # the peers live in an environment of their own
@@ -107,11 +107,6 @@ def chemscale_shared(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray, tol: 
 
     fit = MaskedPPCA(K, tol=tol).fit(flux, gone)
     return lambda: fit.mean_ + fit.transform(flux, gone) @ fit.components_, fit.mean_, fit.components_
-
-
-def chemscale_quick(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
-    """Stopped where the others do, or somewhat beyond."""
-    return chemscale_shared(flux, gone, ivar, tol=0.05)
 
 
 def chemscale_errors(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray, tol: float = 1e-3) -> Result:
@@ -243,7 +238,7 @@ def dask_ml_pca(flux: np.ndarray, gone: np.ndarray, ivar: np.ndarray) -> Result:
 
 
 METHODS: dict[str, tuple[str, Callable[..., Result]]] = {
-    "chemscale-quick": ("chemscale, shared noise, to 0.05 rad", chemscale_quick),
+    "chemscale-quick": ("chemscale, shared noise, to 0.05 rad", partial(chemscale_shared, tol=0.05)),
     "chemscale-shared": ("chemscale, shared noise, to 0.001 rad", chemscale_shared),
     "chemscale-errors-quick": ("chemscale, per-pixel noise, to 0.05 rad", partial(chemscale_errors, tol=0.05)),
     "chemscale-errors": ("chemscale, per-pixel noise, to 0.001 rad", chemscale_errors),
