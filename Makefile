@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 TESTED := $(VENV)/.tested
 DEMO   ?= demo
 
-.PHONY: help demo test test-slow test-slurm lint format docs bench clean
+.PHONY: help demo test test-slow test-slurm test-gpu lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +32,9 @@ test: $(TESTED) ## the default test suite, the examples of public names among it
 
 test-slurm: $(TESTED) ## on a Slurm node of their own (root; skips, with the reason, without)
 	$(BIN)/python -m pytest -m "slurm and not slow" tests/deploy
+
+test-gpu: $(TESTED) ## on a machine with a CUDA device and the extra `gpu`
+	$(BIN)/python -m pytest -m gpu tests
 
 test-slow: $(TESTED) ## the marked tests as well (skips what the machine lacks)
 	$(BIN)/python -m pytest -n 2

@@ -30,7 +30,8 @@ from chemscale.runtime.product import ResumableProduct, mark_done
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
 from chemscale.vae.checkpoint import grid_fingerprint, load_model
-from chemscale.vae.data import clean, values_here
+from chemscale.vae.data import values_here
+from chemscale.vae.device_engine import DeviceEngine
 from chemscale.vae.devices import choose_device
 from chemscale.vae.engine import Engine
 from chemscale.vae.model import ChemicalVAE
@@ -45,8 +46,8 @@ logger = logging.getLogger(__name__)
 SHARD_STARS = 8192
 #: Shards of a survey at most, by making them larger: more would keep the scheduler of a thousand workers busy.
 MOST_SHARDS = 8192
-#: Threads that read and clean for one GPU, at most.
-READERS = 8
+#: Threads that decode for one GPU, at most: the rate of decoding grows up to about so many.
+READERS = 16
 
 
 def infer_arrays(
@@ -93,14 +94,24 @@ class ShardRunner:
     shards : sequence of Shard
         In the order in which they will be asked for; the blocks of the one after the current are
         begun early. Empty: nothing is begun early.
+    bfloat16 : bool
+        Autocast.
     """
 
-    def __init__(self, ds: xr.Dataset, model: ChemicalVAE, threads: int, shards: Sequence[Shard] = ()):
+    def __init__(
+        self,
+        ds: xr.Dataset,
+        model: ChemicalVAE,
+        threads: int,
+        shards: Sequence[Shard] = (),
+        *,
+        bfloat16: bool = False,
+    ):
         self.ds, self.model = ds, model
         #: None where the survey is not a store's own chunks: then Dask reads
         self.readers = readers_of([ds[n].data for n in ("flux", "ivar", "flags")])
-        on_cpu = model.mean.device.type == "cpu"
-        self.engine = Engine(model) if on_cpu else None
+        compiled = model.mean.device.type == "cpu" and not bfloat16
+        self.engine = Engine(model) if compiled else DeviceEngine(model, bfloat16=bfloat16)
         self.pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chemscale-vae")
         self.following = {a.index: b for a, b in itertools.pairwise(shards)}
         self.begun: dict[int, list[Future[Any]]] = {}
@@ -115,30 +126,25 @@ class ShardRunner:
         after = self.following.get(shard.index)
         if after is not None and after.index not in self.begun:
             self.begun[after.index] = self._begin(after)
-        found: dict[str, list[np.ndarray]] = {}
-        for future in futures:
-            for key, values in self._finish(future.result(), shard).items():
-                found.setdefault(key, []).append(values)
-        self._write(shard, {k: np.concatenate(v) for k, v in found.items()})
+        blocks = [future.result() for future in futures]
+        if isinstance(self.engine, DeviceEngine):
+            self._write(shard, self.engine(blocks, shard.flags, shard.floor))
+        else:
+            self._write(shard, {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]})
 
     def _begin(self, shard: Shard) -> list[Future[Any]]:
         return [self.pool.submit(self._block, shard, rows) for rows in _blocks(self.ds, shard)]
 
     def _block(self, shard: Shard, rows: slice) -> Any:
-        """Everything of a block that needs no GPU."""
+        """A block's latents and scores; on a device its pixels, ready to be fetched."""
         if self.readers is not None:  # into buffers of this thread: nothing of a block is kept
             flux, ivar, flags = (r.read(rows.start, rows.stop, reuse=True) for r in self.readers)
         else:
             part = self.ds[["flux", "ivar", "flags"]].isel(star=rows)
             flux, ivar, flags = (values_here(part[n]) for n in ("flux", "ivar", "flags"))
-        if self.engine is not None and not shard.bfloat16:
-            return self.engine(flux, ivar, flags, shard.flags, shard.floor)
-        return clean(flux, ivar, flags, selected=shard.flags, floor=shard.floor)
-
-    def _finish(self, block: Any, shard: Shard) -> dict[str, np.ndarray]:
-        if isinstance(block, dict):
-            return block
-        return scores_in_batches(self.model, *block, bfloat16=shard.bfloat16, floor=shard.floor)
+        if isinstance(self.engine, DeviceEngine):
+            return self.engine.load(flux, ivar, flags)
+        return self.engine(flux, ivar, flags, shard.flags, shard.floor)
 
     def _write(self, shard: Shard, whole: dict[str, np.ndarray]) -> None:
         with torch.inference_mode():
@@ -173,9 +179,12 @@ def infer_shard(shard: Shard) -> None:
     def start() -> ShardRunner:
         model, _ = load_model(Path(shard.model), device=choose_device(shard.device))
         # one more than the worker's: a block waits for the store while the others are computed
-        return ShardRunner(open_survey(shard.store), model, threads=get_worker().state.nthreads + 1)
+        threads = get_worker().state.nthreads + 1
+        if model.mean.device.type != "cpu":  # decoding for it needs more cores than a worker's one thread
+            threads = max(threads, min(READERS, len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())))
+        return ShardRunner(open_survey(shard.store), model, threads, bfloat16=shard.bfloat16)
 
-    key = ("chemscale.vae.runner", shard.store, shard.model, shard.sha256, shard.device, os.getpid())
+    key = ("chemscale.vae.runner", shard.store, shard.model, shard.sha256, shard.device, shard.bfloat16, os.getpid())
     per_worker(key, start)(shard)
 
 
@@ -228,7 +237,7 @@ def infer_survey(
     client: Client | None = None,
     overwrite: bool = False,
     device: str | None = None,
-    bfloat16: bool | None = None,
+    bfloat16: bool = False,
     flags: Any = "all",
     shard_stars: int | None = None,
     made_from: Mapping[str, str | None] | None = None,
@@ -249,8 +258,8 @@ def infer_survey(
         GPU workers are used by their resource ``GPU`` where any worker has it.
     device : str, optional
         Default: CUDA where there is one.
-    bfloat16 : bool, optional
-        Autocast; default on CUDA only.
+    bfloat16 : bool
+        Autocast: less exact, and no faster where it was measured.
     made_from : mapping, optional
         Identities of the products that the record names (:mod:`chemscale.runtime.product`).
 
@@ -289,8 +298,6 @@ def infer_survey(
     if done is None:
         return {"stars": n, "computed": 0, "seconds": 0.0, "stars_per_s": 0.0}
     resources = _resources(client)
-    # whether workers have the device that was asked for is theirs to find out
-    on_gpu = bool(resources) or (device or "").startswith("cuda") or choose_device(None).type == "cuda"
     shards = {
         i: Shard(
             i,
@@ -304,7 +311,7 @@ def infer_survey(
             plan["flags"],
             float(record.get("train", {}).get("floor", 0.0)),
             device,
-            on_gpu if bfloat16 is None else bfloat16,
+            bfloat16,
         )
         for i, start in enumerate(range(0, n, size))
     }
@@ -315,7 +322,7 @@ def infer_survey(
         if client is None:
             local = model.to(choose_device(device))
             at_once = threads if local.mean.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
-            func = runner = ShardRunner(ds, local, at_once, todo)
+            func = runner = ShardRunner(ds, local, at_once, todo, bfloat16=bfloat16)
         try:
             report = map_shards(
                 func,

@@ -43,7 +43,7 @@ def infer(
     client: Client | None = None,
     overwrite: bool = False,
     device: str | None = None,
-    bfloat16: bool | None = None,
+    bfloat16: bool = False,
     product: str = PRODUCT,
 ) -> dict[str, Any]:
     """Latents and scores of every star of a survey into ``latents.zarr`` of the run; one pass, resumable.
