@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chemscale.schema import Flag, validate
     from chemscale.statistics.ppca import MaskedPPCA
     from chemscale.survey.conversions import from_spectra
+    from chemscale.survey.export import export_spectra
     from chemscale.survey.ingest.datasets import write_survey
     from chemscale.survey.ingest.ingestion import ingest
     from chemscale.survey.store.open import open_survey
@@ -33,6 +34,7 @@ _LAZY = {
     "RSCA": "rsca.metric",
     "Run": "results.run:RunResults",
     "doppelganger_rates": "rsca.doppelganger",
+    "export_spectra": "survey.export",
     "from_spectra": "survey.conversions",
     "infer_vae": "vae.pipeline:infer",
     "ingest": "survey.ingest.ingestion",
@@ -52,6 +54,7 @@ __all__ = [
     "Run",
     "__version__",
     "doppelganger_rates",
+    "export_spectra",
     "from_spectra",
     "infer_vae",
     "ingest",

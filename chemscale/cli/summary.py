@@ -72,6 +72,8 @@ def show_summary(summary: Any, as_json: bool) -> None:
     if summary.ignored:
         names = escape(", ".join(summary.ignored))
         console.print(f"[yellow]not stored[/], no variable of the contract: {names}", highlight=False)
+    for what in summary.assumed:
+        console.print(f"[yellow]assumed[/]: {escape(what)}", highlight=False, soft_wrap=True)
     if summary.clusters:
         console.print(f"{len(summary.clusters)} clusters, {sum(summary.clusters.values()):,} members", highlight=False)
     _show_rejected(summary)

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     ingest.register(app)
     app.command("finalise")(finalise)
     app.command("info")(info)
+    app.command("export-spectra")(export_spectra)
     app.command("verify")(verify)
 
 
@@ -55,6 +56,37 @@ def info(
         echo_json(facts)
     else:
         render(facts, Console())  # the page is what was asked for: stdout
+
+
+def export_spectra(
+    store: StoreArg,
+    out: Annotated[str, typer.Option("--out", metavar="FILE.fits", help="FITS file to write.")],
+    star: Annotated[list[str] | None, typer.Option("--star", metavar="ID", help="Only this star; repeatable.")] = None,
+    stars: Annotated[
+        str | None, typer.Option("--stars", metavar="FILE", help="Only the stars of this list, an identifier a line.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Spectra and labels of stars as one FITS file, which `chemscale ingest table` takes back unchanged.
+
+    Example: chemscale export-spectra apogee.zarr --star 2M00000002+7417074 --out two.fits
+    """
+    from pathlib import Path
+
+    from chemscale import export_spectra as write
+    from chemscale import open_survey
+    from chemscale.cli import console
+
+    wanted = list(star or [])
+    if stars is not None:
+        try:
+            wanted += [line.strip() for line in Path(stars).read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{stars}: cannot be read: {error}", "give a text file, an identifier a line") from error
+    with open_survey(store) as survey:
+        n = len(wanted) if star or stars else survey.sizes["star"]
+        path = write(survey, out, wanted if star or stars else None, overwrite=overwrite)
+    console.print(f"{n:,} spectra written: {path}", highlight=False, soft_wrap=True)
 
 
 def verify(

@@ -275,6 +275,9 @@ def render(info: dict[str, Any], console: Any) -> None:
     if absent:
         console.print(f"[dim]without any value: {', '.join(absent)}[/]")
 
+    for title, key in (("read of a file", "read"), ("not stored", "ignored"), ("assumed", "assumed")):
+        if listed := info["attrs"].get(key):
+            console.print(f"[bold]{title}[/]: {escape(', '.join(map(str, listed)))}", highlight=False)
     if info["rejected_by_reason"]:
         quarantined = Table(title="quarantined inputs", title_justify="left")
         quarantined.add_column("n", justify="right")

@@ -20,8 +20,9 @@ from chemscale.runtime.files import Folder
 from chemscale.runtime.jsonio import digest, dump
 from chemscale.survey.ingest.censoring import MAX_ERROR
 from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, finalise_group, read_column
-from chemscale.survey.ingest.ingestion import IngestSummary, run_shards, still_good, summarise
+from chemscale.survey.ingest.ingestion import run_shards, still_good
 from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
+from chemscale.survey.ingest.summary import IngestSummary, summarise
 from chemscale.survey.sources.base import Source
 from chemscale.survey.store.create import create_store, tidy
 from chemscale.survey.store.ledger import Ledger

@@ -11,36 +11,33 @@ pixels and its encoded form), whatever the number of files.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chemscale.display import Shown, table
 from chemscale.errors import ChemscaleError, DataError, StoreError
 from chemscale.runtime.files import Folder
-from chemscale.runtime.jobs import Inputs, parse_partition
+from chemscale.runtime.jobs import parse_partition
 from chemscale.runtime.jsonio import dump
 from chemscale.runtime.memory import keep_freed_memory
 from chemscale.survey.ingest.censoring import MAX_ERROR
 from chemscale.survey.ingest.finalise import PLANNED_REJECTIONS, finalise_store, note_partition
 from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
 from chemscale.survey.ingest.reading import RowReader, ShardTask, empty_pixels, plain_rejection
+from chemscale.survey.ingest.summary import IngestSummary, summarise
 from chemscale.survey.ingest.writing import ShardWriter
-from chemscale.survey.sources.base import Rejection, Source, absence
+from chemscale.survey.sources.base import Source
 from chemscale.survey.sources.files import of_another_survey
 from chemscale.survey.store.create import check_path, create_store, is_begun, prepare_path
 from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout
 from chemscale.survey.store.locks import writing
 from chemscale.survey.store.manifest import (
     INPUTS,
-    LEDGER,
     PLAN,
-    REJECTED,
     ROOT,
     ReadBackError,
     StoreHeader,
@@ -57,53 +54,6 @@ if TYPE_CHECKING:
 CHUNK_COPIES = 2.5
 #: Memory of a worker before it has read anything: Python, Dask, NumPy, Zarr.
 WORKER_BYTES = 250 << 20
-
-
-@dataclass(repr=False)
-class IngestSummary(Shown):
-    """What an ingestion did."""
-
-    path: str
-    survey: str
-    n_stars: int
-    n_rejected: int
-    rejected: list[Rejection]
-    n_files: int
-    bytes_read: int
-    bytes_written: int
-    seconds: float
-    n_shards: int
-    n_shards_done: int
-    #: False after a `partition`: other partitions and `finalise` are to come
-    complete: bool
-    #: shards that were found done by an earlier, interrupted job
-    n_shards_kept: int = 0
-    clusters: dict[str, int] = field(default_factory=dict)
-    #: arrays of the input that the contract has no place for
-    ignored: list[str] = field(default_factory=list)
-    #: the file that lists all rejections, once the store is complete
-    rejected_file: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
-
-    @property
-    def n_members_absent(self) -> int:
-        """Rows of a membership table without a spectrum here; `n_rejected` counts them too."""
-        return sum(bool(absence(r.reason)) for r in self.rejected)
-
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"store": self.path, "survey": self.survey, "stars": self.n_stars}
-        facts |= {"quarantined inputs": self.n_rejected - self.n_members_absent, "complete": self.complete}
-        if self.n_members_absent:
-            facts["listed members without a spectrum here"] = self.n_members_absent
-        if self.clusters:
-            facts["clusters"] = f"{len(self.clusters)} with {sum(self.clusters.values()):,} members"
-        return facts | {"seconds": round(self.seconds, 1)}
-
-    def _details(self) -> str:
-        return table([[r.path, r.reason] for r in self.rejected], ("left out", "because")) if self.rejected else ""
 
 
 def ingest(
@@ -354,8 +304,14 @@ def _refuse_empty(folder: Folder, job: Job) -> None:
         raise DataError(
             f"no pixel of the {n_stars:,} stars can be used: {share:.0%} have an error above {limit}, and flux runs"
             f" from {low:.3g} to {high:.3g}, where a continuum is 1",
-            "nothing was written; flux that is not continuum-normalised has to be divided by its continuum first"
-            " (--continuum running-quantile where the survey has it); of normalised flux, raise --max-error",
+            "nothing was written; "
+            + (
+                "these spectra are divided by their continuum, and noisy: --max-error 0.3 keeps errors up to 0.3 of it,"
+                " --max-error 0 all of them"
+                if str(job.header.attrs.get("normalisation", "")).startswith("running quantile")
+                else "flux that is not continuum-normalised has to be divided by its continuum first"
+                " (--continuum running-quantile where the survey has it); of normalised flux, raise --max-error"
+            ),
         )
     some = [r for m in markers for r in m["rejected"][:5]][:5]
     reasons = [f"{r['path']}: {r['reason']}" for r in some]
@@ -363,42 +319,6 @@ def _refuse_empty(folder: Folder, job: Job) -> None:
         f"none of {job.header.n_rows} inputs could be read: " + "; ".join(reasons),
         "nothing was written; check that these files belong to this survey"
         + of_another_survey([r["path"] for r in some], job.header.survey),
-    )
-
-
-def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> IngestSummary:
-    """Summary of a store, complete or not."""
-    header = StoreHeader.read(folder)
-    complete = folder.exists(ROOT)
-    inputs = job.inputs if job else (Inputs.unpack(folder.read(INPUTS)) if folder.exists(INPUTS) else None)
-    if complete:
-        rejected = [Rejection(**r) for r in json.loads(folder.read(REJECTED))]
-        statistics = json.loads(folder.read(f"{LEDGER}/statistics.json"))
-        n_stars, written, done = statistics["n_stars"], statistics["pixel_bytes"], header.n_shards
-        clusters = statistics.get("clusters", {})
-    else:
-        markers = [m for m in (read_marker(folder, s) for s in sorted(done_shards(folder))) if m]
-        rejected = (job.rejected if job else []) + [Rejection(**r) for m in markers for r in m["rejected"]]
-        n_stars = sum(m["statistics"]["n_stars"] for m in markers)
-        written = sum(f["bytes"] for m in markers for f in m["files"].values())
-        done, clusters = len(markers), {}
-    return IngestSummary(
-        path=folder.root,
-        survey=header.survey,
-        n_stars=n_stars,
-        n_rejected=len(rejected),
-        rejected=rejected,
-        n_files=len(inputs) if inputs else header.n_rows,
-        bytes_read=inputs.total_bytes if inputs else 0,
-        bytes_written=written,
-        seconds=time.monotonic() - begun,
-        n_shards=header.n_shards,
-        n_shards_done=done,
-        complete=complete,
-        n_shards_kept=kept,
-        clusters=clusters,
-        ignored=list(header.attrs.get("ignored", ())),
-        rejected_file=folder.where(REJECTED),
     )
 
 

@@ -15,6 +15,7 @@ DR17's allStar has no VISITS column; `visits` is then empty.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.survey.sources import apogee_labels as labelling
-from chemscale.survey.sources.apogee_match import Found, match_star, signal_to_noise
+from chemscale.survey.sources.apogee_match import Found, agrees, check_row, match_star, signal_to_noise
 from chemscale.survey.sources.apogee_pixels import (
     BAD_PIXMASK,
     CHIPS,
@@ -42,7 +43,7 @@ from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.fits import read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.kernels import REASONS
-from chemscale.survey.sources.formats.paths import printable
+from chemscale.survey.sources.formats.paths import is_remote, printable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 
 PRODUCTS = ("aspcapStar", "apStar")
@@ -76,7 +77,8 @@ class ApogeeSource(FolderSource):
 
     name = "apogee"
     title = "APOGEE (DR13 to DR17)"
-    file_names = ("aspcapStar-", "apStar-", "asStar-", "ap1mStar-")
+    file_names = ("aspcapStar-", "apStar-", "asStar-", "ap1mStar-", r"a[ps]Visit-")
+    uses: tuple[str, ...] = ("#1", "#2", r".*\..*")  # what of the label table is not stored is told with its species
     default_member_key = "APOGEE_ID"
     default_member_column = "CLUSTER"
 
@@ -94,6 +96,8 @@ class ApogeeSource(FolderSource):
         super().__init__(spectra, members=members, **joins)
         self.allstar = str(allstar) if allstar else None
         self.product = product
+        if product == "apStar":
+            self.uses = (*self.uses, "#3")
 
     # ------------------------------------------------------------------ plan
 
@@ -148,6 +152,7 @@ class ApogeeSource(FolderSource):
                 f"no {self.product} files under {', '.join(map(printable, self.spectra))}"
                 + (f" ({len(rejected)} unusable names)" if rejected else ""),
                 f"expected names like {prefixes[0]}<version>-<id>.fits, at any depth"
+                + _other_products(self.spectra)
                 + other_survey(self.spectra, "apogee"),
             )
         return files
@@ -167,7 +172,9 @@ class ApogeeSource(FolderSource):
             row, file, refused = match_star(catalogue, rows, found, places)
             rejected += [Rejection(printable(f.path), why, star_id=star, stage="plan") for f, why in refused]
             if file is not None:
-                extra = {"source_file": printable(file.relative)}
+                extra: dict[str, Any] = {"source_file": printable(file.relative)}
+                if not agrees(catalogue, row, file):
+                    extra["place_unknown"] = True  # then read() compares the S/N of file and row
                 items.append(Item(star, file.path, RowLabels(catalogue.columns, row, extra)))
         unlisted = sorted(files.keys() - catalogue.rows.keys())
         for star in unlisted:
@@ -255,7 +262,10 @@ class ApogeeSource(FolderSource):
                     copy_spectrum(units, 3, "mask", mask)
                     np.not_equal(mask & BAD_PIXMASK, 0, out=bad[row])
                 # the catalogue's labels count; a file's own are read where it has none
-                said = None if self.allstar and _catalogued(item) else labelling.FileLabels.of(units)
+                catalogued = self.allstar is not None and _catalogued(item)
+                if catalogued and item.labels.get("place_unknown"):
+                    check_row(units[0].header, item.labels)
+                said = None if catalogued else labelling.FileLabels.of(units)
             except FitsError as problem:
                 rejected.append(Rejection(printable(item.path), str(problem), item.star_id))
                 continue
@@ -270,6 +280,27 @@ class ApogeeSource(FolderSource):
             flux, ivar, flags = flux[good], ivar[good], flags[good]
             kept, own = [kept[i] for i in good], [own[i] for i in good]
         return Batch(kept, labelling.file_labels(own, elements), flux, ivar, flags, rejected)
+
+
+def _other_products(roots: Sequence[str]) -> str:
+    """A hint at APOGEE files that these folders hold instead, '' where they hold none."""
+    for root in (r for r in roots if not is_remote(r)):
+        folder = root if os.path.isdir(root) else os.path.dirname(root)
+        for name in (n for _, _, names in os.walk(folder) for n in names):
+            for pattern, hint in _OTHERS.items():
+                if re.match(pattern, name):
+                    return f"; {printable(name)} is {hint}"
+    return ""
+
+
+#: names of APOGEE's other files, and what can be done with them
+_OTHERS = {
+    r"a[ps]Visit-": "a single visit on the wavelengths of its own detectors, not brought to rest: give the star's"
+    " apStar file (--product apStar) or aspcapStar file",
+    r"aspcapStar-": "of the product aspcapStar: leave out --product",
+    r"(?:apStar|asStar|ap1mStar)-": "of the product apStar: --product apStar",
+    r"(?:apred|apPlate|asPlate|ap1D|ap2D)-": "a whole plate or detector, no star",
+}
 
 
 def _catalogued(item: Item) -> bool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from chemscale.survey.sources import apogee_labels as labelling
 from chemscale.survey.sources.formats.fits import read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError
+from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.missing import measured_one, words
 
 TELESCOPES = ("apo25m", "lco25m", "apo1m")
 _BY_PREFIX = {"apStar": {"apo25m", "apo1m"}, "asStar": {"lco25m"}, "ap1mStar": {"apo1m"}}
 #: S/N of a file and of the row of the same observation agree to this.
 _SAME_SNR = 0.02
+#: Beyond this they are two observations; in between a catalogue of another reduction.
+_OTHER_SNR = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def match_star(
         Names of all fields of the catalogue.
     """
     pairs = [(row, f) for row in rows for f in found if _may_agree(catalogue, row, f, places)]
-    sure = [(row, f) for row, f in pairs if _agrees(catalogue, row, f)]
+    sure = [(row, f) for row, f in pairs if agrees(catalogue, row, f)]
     if not sure and len(rows) > 1:
         sure = [(row, f) for row, f in pairs if _same_observation(catalogue, row, f)]
     if not sure and len(rows) == 1 and len({f.path for _, f in pairs}) == 1:
@@ -88,7 +91,7 @@ def _may_agree(catalogue: labelling.AllStar, row: int, file: Found, places: froz
     return not (fields and folder in places and folder not in fields)
 
 
-def _agrees(catalogue: labelling.AllStar, row: int, file: Found) -> bool:
+def agrees(catalogue: labelling.AllStar, row: int, file: Found) -> bool:
     """True where telescope and field of a row stand in a file's path, or no other row is of its telescope."""
     telescope, fields = catalogue.place(row)
     stated = file.telescopes()
@@ -110,6 +113,20 @@ def _same_observation(catalogue: labelling.AllStar, row: int, file: Found) -> bo
     snr = float(catalogue.columns["snr"][row]) if "snr" in catalogue.columns else np.nan
     own = signal_to_noise(file.path)
     return bool(own > 0 and snr > 0 and abs(own / snr - 1) <= _SAME_SNR)
+
+
+def check_row(header: Header, labels: Mapping[str, Any]) -> None:
+    """Refuse a file whose S/N is far from that of its row of allStar: another observation of the same star.
+
+    Raises
+    ------
+    FitsError
+    """
+    own, row = header.number("SNR"), labels.get("snr")
+    if row is not None and own > 0 and row > 0 and abs(own / row - 1) > _OTHER_SNR:
+        raise FitsError(
+            f"S/N {own:.4g} is not the {row:.4g} of its row in allStar: the labels are of another observation"
+        )
 
 
 def _own_words(path: str) -> dict[str, str]:

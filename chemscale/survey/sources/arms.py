@@ -22,8 +22,8 @@ from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.joining import SPEED_OF_LIGHT
 from chemscale.survey.sources.missing import measured_one
+from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Beyond this |z| a "star" is a galaxy or a failed fit: no bound star moves at 3000 km/s.
 MAX_REDSHIFT = 0.01

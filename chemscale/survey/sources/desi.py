@@ -34,9 +34,9 @@ from chemscale.survey.sources.folders import as_list
 from chemscale.survey.sources.formats.fits_file import FitsFile
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import is_remote, printable
-from chemscale.survey.sources.joining import SPEED_OF_LIGHT
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.missing import identifiers, measured, measured_one, numbers, words
+from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 _COADD = re.compile(r"^(?:coadd|spectra)-.*\.fits(?:\.gz)?$")
 _BESIDE = re.compile(r"^(?:rvtab[-_].*|redrock-.*|zbest-.*)\.fits(?:\.gz)?$")
@@ -97,6 +97,11 @@ class DesiSource(ArmSource):
     name = "desi"
     title = "DESI coadds (EDR, DR1)"
     file_names = (r"coadd-.*\.fits",)
+    uses = (
+        r"[BRZ]_(WAVELENGTH|FLUX|IVAR|MASK)",
+        r"FIBERMAP\.(TARGETID|OBJTYPE|REF_ID|TARGET_RA|TARGET_DEC|EBV|COADD_NUMEXP|COADD_FIBERSTATUS)",
+        r"SCORES\.MEDIAN_COADD_SNR_[BRZ]",
+    )
     default_member_key = "targetid"
     #: rows of a coadd stand together: read as many at once as are worked on
     read_stars = 256
@@ -171,7 +176,7 @@ class DesiSource(ArmSource):
             "interstellar_windows_observed": [list(w) for w in INTERSTELLAR_WINDOWS],
             "velocities": [printable(b) for b in beside],
             "quality": "COADD_FIBERSTATUS",
-            "ignored": ["B_RESOLUTION, R_RESOLUTION, Z_RESOLUTION", "EXP_FIBERMAP", *known.ignored],
+            "ignored": known.ignored,
         }
         labels = contract_labels((*LABELS, *known.columns))
         plan = SurveyPlan(self.name, self.wavelength_grid(), "vacuum", items, (), labels, attrs, rejected)

@@ -10,10 +10,12 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.survey.sources.base import Item, SurveyPlan
+from chemscale.survey.sources.contents import not_read
 from chemscale.survey.sources.formats.fits import read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.joining import Joins, StarKeys, complete
+from chemscale.survey.sources.joining import Joins, complete
 from chemscale.survey.sources.missing import measured_one
+from chemscale.survey.sources.star_keys import StarKeys
 
 
 def as_list(value: Any) -> list[str]:
@@ -80,7 +82,7 @@ class JoiningSource:
 
     def describe(self) -> dict[str, Any]:
         """Settings, JSON-able."""
-        settings = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "uses"}
         return {"source": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
     def _complete(self, plan: SurveyPlan, keys: StarKeys) -> SurveyPlan:
@@ -109,9 +111,20 @@ class FolderSource(JoiningSource):
         As for :class:`JoiningSource`.
     """
 
+    #: what of a file is read, for :func:`~chemscale.survey.sources.contents.not_read`
+    uses: tuple[str, ...] = ()
+
     def __init__(self, spectra: str | Sequence[str], **joins: Any):
         super().__init__(**joins)
         self.spectra = as_list(spectra)
+
+    def _complete(self, plan: SurveyPlan, keys: StarKeys) -> SurveyPlan:
+        """`plan` with the catalogues' labels and clusters, and with what the files hold besides."""
+        if self.uses:
+            read, rest = not_read((item.path.partition("#")[0] for item in plan.items), self.uses)
+            plan.attrs["read"] = read
+            plan.attrs["ignored"] = [*rest, *plan.attrs.get("ignored", ())]
+        return super()._complete(plan, keys)
 
     def _keys(
         self,

@@ -107,6 +107,7 @@ class GaiaXpSource(FolderSource):
         seen: dict[str, str] = {}
         sampling = SAMPLING
         n_files = 0
+        ignored: set[str] = set()
         for root in self.spectra:
             for path, relative in find_files(root, _accept, broken=rejected):
                 if path.endswith("_sampling.csv"):
@@ -114,7 +115,8 @@ class GaiaXpSource(FolderSource):
                     continue
                 n_files += 1
                 try:
-                    listed = _list_stars(path)
+                    listed, unused = _list_stars(path)
+                    ignored |= unused
                 except InputError as problem:
                     rejected.append(Rejection(printable(path), problem.message, stage="plan"))
                     continue
@@ -144,7 +146,7 @@ class GaiaXpSource(FolderSource):
             }[self.continuum],
             "interstellar_windows": [],
             "files": n_files,
-            "ignored": ["correlations and coefficients, where the files have them"],
+            "ignored": sorted(ignored),
         }
         labels_of = contract_labels(("ra", "dec", "source_file"))
         plan = SurveyPlan(self.name, sampling * 10.0, "vacuum", items, (), labels_of, attrs, rejected)
@@ -194,13 +196,15 @@ def _read_sampling(path: str) -> np.ndarray:
     return grid
 
 
-def _list_stars(path: str) -> list[tuple[str, int, dict[str, Any]]]:
-    """(source_id, row, labels) of the spectra of a file."""
+def _list_stars(path: str) -> tuple[list[tuple[str, int, dict[str, Any]]], set[str]]:
+    """(source_id, row, labels) of the spectra of a file, and its columns that are not read."""
     single = _SINGLE.match(os.path.basename(path))
     table = open_catalogue(path)
     if single:
         table.need("wavelength", "a DataLink file has wavelength, flux and flux_error")
-        return [(single[1], -1, {})]
+        return [(single[1], -1, {})], {
+            c for c in table.columns if c.lower() not in ("wavelength", "flux", "flux_error")
+        }
     key = table.need("source_id", "give sampled spectra with source_id, flux and flux_error")
     for name in ("flux", "flux_error"):
         table.need(name, "continuous spectra (coefficients) have to be sampled by GaiaXPy first")
@@ -215,7 +219,8 @@ def _list_stars(path: str) -> list[tuple[str, int, dict[str, Any]]]:
         columns = {name: measured(name, block[c]).tolist() for name, c in zip(("ra", "dec"), position)}
         for i, star in enumerate(ids):
             out.append((star, len(out), {name: values[i] for name, values in columns.items()}))
-    return out
+    used = {key, *position, table.find("flux"), table.find("flux_error")}
+    return out, {*(set(table.columns) - used), *(f"{c} ({why})" for c, why in table.left_out.items())}
 
 
 def parse_array(value: Any) -> np.ndarray:

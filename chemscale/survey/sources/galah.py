@@ -26,9 +26,9 @@ from chemscale.survey.sources.files import find_files, id_problem, other_survey
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.joining import SPEED_OF_LIGHT
 from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured_one
+from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Rest-frame ends of the four cameras, Angstrom in air: inside each by the largest shift of a star.
 CAMERAS = ((4720.0, 4895.0), (5655.0, 5865.0), (6485.0, 6730.0), (7595.0, 7880.0))
@@ -66,6 +66,7 @@ class GalahSource(ArmSource):
     title = "GALAH (DR3, DR4)"
     file_names = (r"\d{15}[1-4]\.fits",)
     continua = ("survey", "running-quantile")
+    uses = ("#0", "HDU1", "HDU4", *_ERROR, *_NORMALISED)
     default_member_key = "sobject_id"
     telluric = _TELLURIC
     interstellar = ()
@@ -120,9 +121,9 @@ class GalahSource(ArmSource):
             "frame": self._frame("the velocity of the catalogue, else of the header"),
             "normalisation": self._normalisation(),
             "arms": [list(c) for c in CAMERAS],
+            "assumed": ["wavelengths are in air and barycentric, as the releases' pages say (the files do not)"],
             "interstellar_windows": [],
             "incomplete": sum(len(c) < 4 for c in files.values()),
-            "ignored": ["sky, telluric, scattered light, cross talk, resolution profile, flux before sky subtraction"],
         }
         labels = contract_labels(("ra", "dec", "radial_velocity", "source_file"))
         plan = SurveyPlan(self.name, self.wavelength_grid(), "air", items, (), labels, attrs, rejected)

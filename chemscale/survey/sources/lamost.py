@@ -30,9 +30,10 @@ from chemscale.survey.sources.folders import FolderSource, header_texts, stem_of
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.joining import SPEED_OF_LIGHT, StarKeys
 from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured_one, word
+from chemscale.survey.sources.star_keys import StarKeys
+from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 LOG_STEP = 1e-4
 NORMALISATIONS = ("running-quantile", "survey")
@@ -66,6 +67,7 @@ class LamostSource(FolderSource):
     name = "lamost"
     title = "LAMOST low resolution (DR1 to DR10)"
     file_names = (r"spec-.*_sp\d+-\d+\.fits",)
+    uses = ("#0", r"#1\.(FLUX|IVAR|ANDMASK|ORMASK|NORMALIZATION)")
     default_member_key = "file"
     default_member_column = "group"
 

@@ -22,10 +22,10 @@ from chemscale.survey.sources.folders import stem_of
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.joining import SPEED_OF_LIGHT
 from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.lamost import lamost_keys
 from chemscale.survey.sources.missing import measured_one
+from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Rest-frame ends of the two arms, vacuum Angstrom: inside both by the largest shift of a star.
 ARMS = ((4960.0, 5340.0), (6310.0, 6790.0))
@@ -62,6 +62,7 @@ class LamostMrsSource(ArmSource):
     name = "lamost-mrs"
     title = "LAMOST medium resolution (DR7 to DR10)"
     file_names = (r"med-.*_sp\d+-\d+\.fits",)
+    uses = (r"COADD_[BR]\.(FLUX|IVAR|WAVELENGTH|LOGLAM|ANDMASK|ORMASK|PIXMASK)",)
     default_member_key = "file"
     default_member_column = "group"
 
@@ -82,6 +83,8 @@ class LamostMrsSource(ArmSource):
         options |= {"bin_width": bin_width, "window": window, "quantile": quantile}
         super().__init__(spectra, labels=labels, members=members, **options)
         self.product = product
+        if product == "exposure":
+            self.uses = (self.uses[0].replace("COADD_[BR]", r"[BR]-\d+"),)
 
     def segments(self) -> list[np.ndarray]:
         return [log_grid(low, high, 1e-5) for low, high in ARMS]
@@ -120,7 +123,6 @@ class LamostMrsSource(ArmSource):
             "arms": [list(a) for a in ARMS],
             "product": self.product,
             "interstellar_windows": [],
-            "ignored": ["the other of co-added and single exposures"],
         }
         grid, labels = self.wavelength_grid(), contract_labels(LABELS)
         plan = SurveyPlan(self.name, grid, "vacuum", items, (), labels, attrs, rejected)

@@ -70,6 +70,10 @@ class SdssSpecSource(ArmSource):
     name = "boss"
     title = "SDSS/BOSS spec files (DR8 and later)"
     file_names = (r"spec(?:Lite|Full)?-\d+p?-\d{5}-\d+\.fits",)
+    uses = (
+        r"#1\.(flux|loglam|ivar|and_mask)",
+        r"#[23]\.(PLUG_RA|PLUG_DEC|SN_MEDIAN_ALL|SFD_EBV|CLASS|SUBCLASS|ZWARNING|Z|SPECOBJID)",
+    )
     default_member_key = "file"
 
     def __init__(
@@ -125,7 +129,6 @@ class SdssSpecSource(ArmSource):
             "interstellar_windows": [],  # set by the reader, star by star, in the observed frame
             "interstellar_windows_observed": [list(w) for w in INTERSTELLAR_WINDOWS],
             "quality": "ZWARNING of the pipeline, -1 = not known",
-            "ignored": ["wdisp, sky, model, SPZLINE, single exposures (a spectrum's other parts)"],
         }
         plan = SurveyPlan(
             self.name, self.wavelength_grid(), "vacuum", items, (), contract_labels(LABELS), attrs, rejected

@@ -34,7 +34,14 @@ from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.sdss_v_files import ROW_LABELS, Summary, list_spectra, read_spectrum, read_summary
+from chemscale.survey.sources.sdss_v_files import (
+    ROW_LABELS,
+    VECTORS,
+    Summary,
+    list_spectra,
+    read_spectrum,
+    read_summary,
+)
 
 #: instrument -> (HDUs, log10 start, step, pixels, resolution)
 _INSTRUMENTS = {
@@ -92,6 +99,9 @@ class SdssVSource(FolderSource):
         self.product = product
         self.catalogue = str(catalogue) if catalogue else None
         self.instrument, self.continuum = instrument, continuum
+        hdus = "".join(map(str, _INSTRUMENTS[instrument][0]))
+        read = "|".join(sorted({*VECTORS, *ROW_LABELS.values(), "telescope", "mjd"}))
+        self.uses = (rf"#[{hdus}]\.({read})",)
 
     def wavelength_grid(self) -> np.ndarray:
         """The instrument's grid, vacuum Angstrom."""

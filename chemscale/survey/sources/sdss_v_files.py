@@ -36,7 +36,8 @@ _CATALOGUE = {
 }
 #: contract name -> column of a row of a spectra table
 ROW_LABELS = {"snr": "snr", "radial_velocity": "v_rad", "velocity_scatter": "std_v_rad", "n_visits": "n_good_visits"}
-_VECTORS = {"flux", "ivar", "pixel_flags", "or_mask", "wavelength", "continuum"}
+#: vectors of a row that are read
+VECTORS = {"flux", "ivar", "pixel_flags", "or_mask", "wavelength", "continuum"}
 #: S/N of a spectrum and of its row in a catalogue agree to this.
 _SAME_SNR = 0.02
 
@@ -175,7 +176,7 @@ def read_spectrum(
     labels: dict[str, Any] = {}
     for name in unit.layout().dtype.names or ():
         key = name.lower()
-        if key in _VECTORS:
+        if key in VECTORS:
             values = unit.column(name)
             assert values is not None
             vector = np.ravel(values[row])

@@ -40,11 +40,11 @@ from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.formats.tables import TableFile, open_table
-from chemscale.survey.sources.joining import StarKeys
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.missing import identifiers, measured
 from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
-from chemscale.survey.sources.table_mapping import ALIASES, TEXT_KEYS, read_mapping
+from chemscale.survey.sources.star_keys import StarKeys
+from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read_mapping
 from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, label_words
 from chemscale.survey.sources.units import converter
 
@@ -144,6 +144,10 @@ class TableSource(JoiningSource):
             "normalisation": _NORMALISED.get(self.continuum) or text["normalisation"] or "as given in the file",
             "frame": text["frame"] or "as given in the file; taken to be at rest",
             "medium_stated": bool(stated),
+            "assumed": [
+                *([] if stated else ["wavelengths are in vacuum: neither the file nor --medium says"]),
+                *([] if text["frame"] else ["spectra are at rest: the file does not say"]),
+            ],
             "columns": dict(sorted(names.items())),
             "ignored": self._ignored(file, shapes, names),
         }
@@ -179,36 +183,7 @@ class TableSource(JoiningSource):
 
     def _names(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
         """Contract name (plus error, mask) -> name in the file."""
-        chosen: dict[str, str] = dict(self._settings.get("columns", {}))
-        held = ", ".join(map(printable, shapes)) or "nothing"
-        for name, column in chosen.items():
-            if column not in shapes:
-                raise InputError(
-                    f"{printable(self.path)}: no array {column!r} for {name}; it has {held}"
-                    + self._unreadable(column.lower()),
-                    "correct [columns] of the mapping",
-                )
-        lower = {key.lower(): key for key in reversed(list(shapes))}
-        for name in (*VARIABLES, "error", "mask"):
-            if name not in chosen and name in lower and lower[name] not in chosen.values():
-                chosen[name] = lower[name]
-        for alias, name in ALIASES.items():
-            if name not in chosen and alias in lower:
-                chosen[name] = lower[alias]
-        for name in ("flux", "wavelength"):
-            if name not in chosen:
-                raise InputError(
-                    f"{printable(self.path)}: no array {name!r}; it has {held}" + self._unreadable(name),
-                    f'say which one it is in a file for --mapping: [columns], then {name} = "ITS NAME"',
-                )
-        if "ivar" not in chosen and "error" not in chosen:
-            alike = [n for n, shape in shapes.items() if shape == shapes[chosen["flux"]] and n != chosen["flux"]]
-            raise InputError(
-                f"{printable(self.path)}: neither 'ivar' nor 'error'"
-                + (f"; of the shape of flux: {', '.join(map(printable, alike))}" if alike else ""),
-                "give standard deviations as 'error' or 1/variance as 'ivar', (stars, pixels); --mapping FILE renames",
-            )
-        return chosen
+        return column_names(shapes, self._settings.get("columns", {}), printable(self.path), self._unreadable)
 
     def _unreadable(self, name: str) -> str:
         """A hint that the file holds `name` in a form that cannot be read."""
@@ -270,7 +245,7 @@ class TableSource(JoiningSource):
             value = np.ravel(file.rows(key))
             if value.dtype.kind in "US":
                 return str(value[0])
-        return ""
+        return file.note(key)
 
     def _elements(self, file: TableFile, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
         if "abundance" not in names:

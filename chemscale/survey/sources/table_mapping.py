@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chemscale.errors import InputError
@@ -60,3 +60,55 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     """A hint at what was meant, '' where nothing is near."""
     found = difflib.get_close_matches(word.lower(), known, 1)
     return f"; did you mean {ALIASES.get(found[0], found[0])!r}?" if found else ""
+
+
+def column_names(
+    shapes: Mapping[str, tuple[int, ...]], columns: Mapping[str, str], where: str, unreadable: Callable[[str], str]
+) -> dict[str, str]:
+    """Contract name (plus error, mask) -> name in the file.
+
+    Parameters
+    ----------
+    shapes : mapping
+        Of the arrays in the file.
+    columns : mapping
+        What the mapping file says.
+    where : str
+        File, for messages.
+    unreadable : callable
+        A hint that the file holds a name in a form that cannot be read, else ''.
+
+    Raises
+    ------
+    InputError
+        The mapping names what is not there, or flux, wavelength or errors are not found.
+    """
+    chosen: dict[str, str] = dict(columns)
+    held = ", ".join(map(printable, shapes)) or "nothing"
+    for name, column in chosen.items():
+        if column not in shapes:
+            raise InputError(
+                f"{where}: no array {column!r} for {name}; it has {held}" + unreadable(column.lower()),
+                "correct [columns] of the mapping",
+            )
+    lower = {key.lower(): key for key in reversed(list(shapes))}
+    for name in (*VARIABLES, "error", "mask"):
+        if name not in chosen and name in lower and lower[name] not in chosen.values():
+            chosen[name] = lower[name]
+    for alias, name in ALIASES.items():
+        if name not in chosen and alias in lower:
+            chosen[name] = lower[alias]
+    for name in ("flux", "wavelength"):
+        if name not in chosen:
+            raise InputError(
+                f"{where}: no array {name!r}; it has {held}" + unreadable(name),
+                f'say which one it is in a file for --mapping: [columns], then {name} = "ITS NAME"',
+            )
+    if "ivar" not in chosen and "error" not in chosen:
+        alike = [n for n, shape in shapes.items() if shape == shapes[chosen["flux"]] and n != chosen["flux"]]
+        raise InputError(
+            f"{where}: neither 'ivar' nor 'error'"
+            + (f"; of the shape of flux: {', '.join(map(printable, alike))}" if alike else ""),
+            "give standard deviations as 'error' or 1/variance as 'ivar', (stars, pixels); --mapping FILE renames",
+        )
+    return chosen

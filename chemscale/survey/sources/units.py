@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES
+
+SPEED_OF_LIGHT = 299_792.458  # km/s
+
+#: How people spell units that astropy does not know, or takes for others (A is the ampere), lower case.
+_SPELLED = {
+    **dict.fromkeys(("a", "ang", "angs", "angstroms", "angstrom", "\u00e5", "\u212b"), "Angstrom"),
+    **dict.fromkeys(("nanometer", "nanometers", "nanometre", "nanometres"), "nm"),
+    **dict.fromkeys(("micron", "microns", "micrometer", "micrometers", "\u00b5m", "\u03bcm"), "um"),
+    **dict.fromkeys(("km/sec", "kms", "km s-1", "km/s", "kms-1", "km.s-1", "km s^-1", "km*s**-1"), "km/s"),
+    **dict.fromkeys(("m/sec", "m s-1", "ms-1"), "m/s"),
+    **dict.fromkeys(("k", "kelvin", "kelvins", "degk"), "K"),
+    **dict.fromkeys(("degree", "degrees", "degs"), "deg"),
+    **dict.fromkeys(("magnitude", "magnitudes", "mags"), "mag"),
+}
+_LOGARITHM = re.compile(r"log(?:10)?\W*([A-Za-z]+)", re.IGNORECASE)
 
 Converter = Callable[[np.ndarray], np.ndarray]
 
@@ -25,8 +41,10 @@ def converter(name: str, stated: str, where: str) -> Converter | None:
         return None
     from astropy import units
 
+    if name == "wavelength" and (inside := _LOGARITHM.match(stated.strip())):
+        raise InputError(f"{where}: wavelength is in {stated!r}, logarithms", f"store 10**wavelength, in {inside[1]}")
     try:
-        given = units.Unit(stated)
+        given = units.Unit(_SPELLED.get(stated.strip().lower(), stated))
         target = units.Unit("1" if wanted == "dex" else wanted)
         given.to(target, 1.0)
     except (ValueError, TypeError, units.UnitsError) as error:

@@ -13,11 +13,12 @@ from chemscale import open_survey
 from chemscale.errors import InputError
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.apogee import ApogeeSource
+from chemscale.survey.sources.catalogue_labels import join_labels
 from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.joining import StarKeys, join_labels
 from chemscale.survey.sources.members import read_members
 from chemscale.survey.sources.missing import cluster_name, identifiers, measured, words
 from chemscale.survey.sources.species import abundances, species_columns
+from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table import TableSource
 
 IDS = ["2M00000000+0000000", "2M00000001+0000001", "2M00000002+0000002"]

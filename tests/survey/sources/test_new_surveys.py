@@ -17,9 +17,9 @@ from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.desi import DesiSource
 from chemscale.survey.sources.gaia_xp import SAMPLING, GaiaXpSource
 from chemscale.survey.sources.galah import CAMERAS, GalahSource
-from chemscale.survey.sources.joining import SPEED_OF_LIGHT
 from chemscale.survey.sources.lamost_mrs import LamostMrsSource
 from chemscale.survey.sources.sdss_spec import SdssSpecSource
+from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 
 def with_line(wave, at, velocity, depth=0.5, width=2.0):
@@ -293,3 +293,35 @@ def test_xp_coefficients_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "XpContinuousMeanSpectrum_1.csv").write_text('source_id,bp_coefficients\n1,"(1, 2)"\n')
     with pytest.raises(InputError, match="no column 'flux'"):
         GaiaXpSource(str(tmp_path)).plan()
+
+
+# ---------------------------------------------------------------- what is not stored
+
+
+def test_every_extension_and_column_of_a_file_is_read_or_listed(tmp_path):
+    """Of each survey's files: what is read and what is left out are all there is."""
+    desi_coadd(tmp_path / "desi" / "coadd-main-1.fits", np.array([39627652591521544]), (10,))
+    Table({"TARGETID": [39627652591521544], "VRAD": [10.0], "CHISQ": [1.0]}).write(tmp_path / "desi" / "rvtab-1.fits")
+    sdss_spec(tmp_path / "boss" / "spec-0266-51602-0031.fits")
+    lamost_mrs(tmp_path / "mrs" / "med-58025-P1_sp01-021.fits")
+    galah(tmp_path / "galah", "170418003701205", 10.0)
+    for source in (
+        DesiSource(str(tmp_path / "desi")),
+        SdssSpecSource(str(tmp_path / "boss")),
+        LamostMrsSource(str(tmp_path / "mrs")),
+        GalahSource(str(tmp_path / "galah")),
+    ):
+        plan = source.plan()
+        held = []
+        with fits.open(plan.items[0].path.partition("#")[0]) as units:
+            for i, unit in enumerate(units):
+                name = unit.name if unit.name and unit.name != "PRIMARY" else f"HDU{i}"
+                if isinstance(unit, fits.BinTableHDU) and not isinstance(unit, fits.CompImageHDU):
+                    held += [f"{name}.{c}" for c in unit.columns.names]
+                elif unit.data is not None:
+                    held.append(name)
+        told = [*plan.attrs["read"], *(what.partition(" (")[0] for what in plan.attrs["ignored"])]
+        assert set(held) <= set(told), (source.name, set(held) - set(told))
+        assert plan.attrs["read"] and not set(plan.attrs["read"]) & set(plan.attrs["ignored"])
+        if source.name == "desi":
+            assert "CHISQ of rvtab-1.fits" in plan.attrs["ignored"]

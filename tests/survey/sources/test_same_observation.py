@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from releases import write_aspcap
+from releases import write_allstar, write_aspcap
 
+from chemscale.errors import InputError
 from chemscale.survey.sources.apogee import ApogeeSource
 from chemscale.survey.sources.apogee_pixels import CHIPS, N_PIXELS
 from chemscale.survey.sources.sdss_v import SdssVSource
@@ -167,3 +168,31 @@ def test_results_files_beside_the_spectra_are_left_aside(tmp_path):
     mwm_star(tmp_path / "t" / "results", 54, ["apo25m"], product="astraStarASPCAP")
     plan = SdssVSource(str(tmp_path / "t")).plan()
     assert len(plan.items) == 1 and not plan.rejected and "spectra" in plan.items[0].path
+
+
+def test_a_flat_folder_joins_the_row_only_where_the_sn_agrees(tmp_path):
+    """One row, one file, no telescope and no field: the S/N of the file is all that tells two observations apart."""
+    write_aspcap(tmp_path / "f" / "aspcapStar-r12-2M1.fits", "2M1", snr=100.0)
+    write_aspcap(tmp_path / "f" / "aspcapStar-r12-2M2.fits", "2M2", snr=40.0)
+    rows = [{"APOGEE_ID": s, "SNR": 99.0, "TELESCOPE": "lco25m", "FIELD": "X"} for s in ("2M1", "2M2")]
+    write_allstar(tmp_path / "allStar.fits", rows)
+    source = ApogeeSource(str(tmp_path / "f"), allstar=str(tmp_path / "allStar.fits"))
+    plan = source.plan()
+    block = source.read(plan.items, plan.wavelength, plan.elements)
+    assert block.star_id == ["2M1"]
+    assert "S/N 40 is not the 99 of its row in allStar" in block.rejected[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "product", "said"),
+    [
+        ("apVisit-r13-5095-55844-128.fits", "aspcapStar", "single visit"),
+        ("apStar-r13-2M1.fits", "aspcapStar", "--product apStar"),
+        ("aspcapStar-r13-2M1.fits", "apStar", "leave out --product"),
+    ],
+)
+def test_other_files_of_apogee_are_named_with_what_to_do(tmp_path, name, product, said):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        ApogeeSource(str(tmp_path), product=product).plan()
+    assert said in error.value.remedy

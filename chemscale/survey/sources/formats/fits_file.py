@@ -26,6 +26,10 @@ from chemscale.survey.sources.formats.values import MAX_LOADED, as_text
 _MAPPED = 64 * 2**20
 
 
+#: what a file states for all of it -> keyword of the primary header
+NOTES = {"survey": "SURVEY", "medium": "MEDIUM", "normalisation": "NORMALIS", "frame": "FRAME"}
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where an array stands in a FITS file: rows of `dtype` from `offset` on; one column of them, or an image."""
@@ -72,6 +76,7 @@ class FitsFile:
         self.path = path
         self._places: dict[str, _Place | _ByAstropy] = {}
         self._left_out: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
         self._content: bytes | None = None
         self._held: dict[str, np.ndarray] = {}
         try:
@@ -80,6 +85,7 @@ class FitsFile:
                 units = fits.scan(self._content)
             else:
                 units = list(scan_mapped(path, os.path.getsize(path)))
+            self._notes = {name: units[0].header.text(key) for name, key in NOTES.items()}
             for unit in units:
                 self._add(unit)
         except FitsError as error:
@@ -151,6 +157,9 @@ class FitsFile:
 
     def medium(self, name: str) -> str:
         return ""
+
+    def note(self, key: str) -> str:
+        return self._notes.get(key, "")
 
     def left_out(self) -> dict[str, str]:
         return dict(self._left_out)

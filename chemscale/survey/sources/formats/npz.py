@@ -91,6 +91,9 @@ class NpzFile:
     def left_out(self) -> dict[str, str]:
         return {}
 
+    def note(self, key: str) -> str:
+        return ""
+
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         member = self._members[name]
         if member.dtype.hasobject:

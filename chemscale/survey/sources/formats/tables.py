@@ -33,6 +33,10 @@ class TableFile(Protocol):
         """Attribute `medium` of the wavelengths, '' when none."""
         ...
 
+    def note(self, key: str) -> str:
+        """A text the file states for all of it (survey, medium, normalisation, frame), '' when none."""
+        ...
+
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         """Some rows of an array (all for None), native byte order; text as `str`; masked where undefined."""
         ...
@@ -108,6 +112,11 @@ class Hdf5File:
         with self._open() as root:
             return str(root[name].attrs.get("medium", ""))
 
+    def note(self, key: str) -> str:
+        with self._open() as root:
+            value = root.attrs.get(key, "")
+            return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         with self._open() as root:
             data = root[name]
@@ -142,6 +151,9 @@ class ZarrFile:
 
     def left_out(self) -> dict[str, str]:
         return {}
+
+    def note(self, key: str) -> str:
+        return str(self._group.attrs.get(key, ""))
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         array = self._names[name]
