@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.base import Item, SurveyPlan
+from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.contents import not_read
+from chemscale.survey.sources.files import find_files, id_problem, other_survey
 from chemscale.survey.sources.formats.fits import read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
+from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.joining import Joins, complete
 from chemscale.survey.sources.missing import measured_one
 from chemscale.survey.sources.star_keys import StarKeys
@@ -117,6 +119,43 @@ class FolderSource(JoiningSource):
     def __init__(self, spectra: str | Sequence[str], **joins: Any):
         super().__init__(**joins)
         self.spectra = as_list(spectra)
+
+    def _spectra(
+        self,
+        accept: Callable[[str], bool],
+        rejected: list[Rejection],
+        *,
+        expected: str,
+        star_of: Callable[[str], str] = stem_of,
+    ) -> Iterator[tuple[str, str, str]]:
+        """(star, path, path below the folder) of the files that hold a star each.
+
+        Names that cannot name a star, and files of a star that was found before, go to `rejected`.
+
+        Raises
+        ------
+        InputError
+            A folder holds none; the message says what names were `expected`, and whose files lie there instead.
+        """
+        seen: dict[str, str] = {}
+        for root in self.spectra:
+            n_found = 0
+            for path, relative in find_files(root, accept, broken=rejected):
+                n_found += 1
+                star = star_of(relative)
+                problem = id_problem(star)
+                if star in seen:
+                    problem = f"duplicate: this spectrum was already found as {printable(seen[star])}"
+                if problem:
+                    rejected.append(Rejection(printable(path), problem, star_id=printable(star), stage="plan"))
+                    continue
+                seen[star] = path
+                yield star, path, relative
+            if not n_found:
+                raise InputError(
+                    f"no {self.title.partition(' (')[0]} spectra under {printable(root)}",
+                    f"expected {expected}" + other_survey([root], self.name),
+                )
 
     def _complete(self, plan: SurveyPlan, keys: StarKeys) -> SurveyPlan:
         """`plan` with the catalogues' labels and clusters, and with what the files hold besides."""

@@ -25,8 +25,7 @@ from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.arms import INTERSTELLAR_WINDOWS, MAX_REDSHIFT, TELLURIC_WINDOWS
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
-from chemscale.survey.sources.folders import FolderSource, header_texts, stem_of
+from chemscale.survey.sources.folders import FolderSource, header_texts
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.paths import printable
@@ -104,26 +103,8 @@ class LamostSource(FolderSource):
     def plan(self) -> SurveyPlan:
         """List the spectra and join labels and members; reads tables, no spectrum."""
         rejected: list[Rejection] = []
-        items: list[Item] = []
-        seen: dict[str, str] = {}
-        for root in self.spectra:
-            found_here = False
-            for path, relative in find_files(root, _accept, broken=rejected):
-                found_here = True
-                star = stem_of(relative.rsplit("/", 1)[-1])
-                problem = id_problem(star)
-                if star in seen:
-                    problem = f"duplicate: this spectrum was already found as {printable(seen[star])}"
-                if problem:
-                    rejected.append(Rejection(printable(path), problem, star_id=printable(star), stage="plan"))
-                    continue
-                seen[star] = path
-                items.append(Item(star, path, {"source_file": printable(relative)}))
-            if not found_here:
-                raise InputError(
-                    f"no LAMOST spectra under {printable(root)}",
-                    "expected spec-*.fits or spec-*.fits.gz" + other_survey([root], "lamost"),
-                )
+        found = self._spectra(_accept, rejected, expected="spec-*.fits or spec-*.fits.gz")
+        items = [Item(star, path, {"source_file": printable(relative)}) for star, path, relative in found]
         names = ["ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits", "quality"]
         attrs = {
             "survey": "LAMOST LRS",

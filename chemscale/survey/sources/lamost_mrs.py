@@ -17,8 +17,6 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
-from chemscale.survey.sources.folders import stem_of
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
@@ -93,27 +91,15 @@ class LamostMrsSource(ArmSource):
         """List the spectra and join labels and members; reads files only to list their exposures."""
         rejected: list[Rejection] = []
         items: list[Item] = []
-        seen: dict[str, str] = {}
-        for root in self.spectra:
-            for path, relative in find_files(root, _accept, broken=rejected):
-                star = stem_of(relative)
-                problem = id_problem(star)
-                if star in seen:
-                    problem = f"duplicate: this spectrum was already found as {printable(seen[star])}"
-                if problem:
-                    rejected.append(Rejection(printable(path), problem, star_id=printable(star), stage="plan"))
-                    continue
-                seen[star] = path
-                extra = {"source_file": printable(relative)}
-                if self.product == "coadd":
-                    items.append(Item(star, path, extra))
-                else:
-                    items += _exposures(star, path, extra, rejected)
+        for star, path, relative in self._spectra(_accept, rejected, expected="med-*.fits or med-*.fits.gz"):
+            extra = {"source_file": printable(relative)}
+            if self.product == "coadd":
+                items.append(Item(star, path, extra))
+            else:
+                items += _exposures(star, path, extra, rejected)
         if not items:
-            where = ", ".join(map(printable, self.spectra))
             raise InputError(
-                f"no LAMOST medium-resolution spectra under {where}",
-                "expected med-*.fits or med-*.fits.gz" + other_survey(self.spectra, self.name),
+                f"no single exposures in {len(rejected)} files", "ingest the co-added spectra: --product coadd"
             )
         attrs = {
             "survey": "LAMOST MRS",

@@ -24,8 +24,6 @@ from chemscale.survey.sources.arms import (
     log_grid,
 )
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
-from chemscale.survey.sources.folders import stem_of
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
@@ -100,26 +98,10 @@ class SdssSpecSource(ArmSource):
         """List the spectra and join labels and members; reads tables, no spectrum."""
         rejected: list[Rejection] = []
         items: list[Item] = []
-        seen: dict[str, str] = {}
-        for root in self.spectra:
-            for path, relative in find_files(root, _accept, broken=rejected):
-                star = stem_of(relative)
-                problem = id_problem(star)
-                if star in seen:
-                    problem = f"duplicate: this spectrum was already found as {printable(seen[star])}"
-                if problem:
-                    rejected.append(Rejection(printable(path), problem, star_id=printable(star), stage="plan"))
-                    continue
-                seen[star] = path
-                match = _NAME.match(relative.rsplit("/", 1)[-1])
-                visits = f"{match['plate']}-{match['mjd']}" if match else ""
-                items.append(Item(star, path, {"source_file": printable(relative), "visits": visits}))
-        if not items:
-            where = ", ".join(map(printable, self.spectra))
-            raise InputError(
-                f"no SDSS spectra under {where}",
-                "expected spec-PLATE-MJD-FIBER.fits" + other_survey(self.spectra, self.name),
-            )
+        for star, path, relative in self._spectra(_accept, rejected, expected="spec-PLATE-MJD-FIBER.fits"):
+            match = _NAME.match(relative.rsplit("/", 1)[-1])
+            visits = f"{match['plate']}-{match['mjd']}" if match else ""
+            items.append(Item(star, path, {"source_file": printable(relative), "visits": visits}))
         attrs = {
             "survey": "SDSS/BOSS",
             "resolution": 1900,

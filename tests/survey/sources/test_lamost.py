@@ -220,7 +220,7 @@ def test_rows_do_not_depend_on_the_block(tmp_path):
 
 
 def test_wrong_arguments(tmp_path):
-    with pytest.raises(InputError, match="no LAMOST spectra"):
+    with pytest.raises(InputError, match="no LAMOST low resolution spectra"):
         LamostSource(str(tmp_path)).plan()
     with pytest.raises(InputError, match="wavelength range"):
         LamostSource(str(tmp_path), wavelength_range=(9000, 4000))
