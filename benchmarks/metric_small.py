@@ -132,7 +132,8 @@ def main() -> None:
         kind = replace(WORLDS[world], binaries=args.binaries)
         stars, continuum = survey(kind, seed, args.emulator, args.stars)
         for choice in args.labels:
-            some = stars if choice == "all" else hide(stars, HIDDEN[choice])
+            some = replace(stars, _labels=dict(stars._labels))
+            some = some if choice == "all" else hide(some, HIDDEN[choice])
             key = f"{world} {seed} {choice}"
             if args.binaries:
                 known[f"{key}, {args.binaries} binaries"] = rate(some, continuum)
