@@ -80,6 +80,7 @@ def _spectra() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_every_public_name_is_called(calls):
     assert set(calls) == set(chemscale.__all__) - {"__version__"}
 
