@@ -229,18 +229,24 @@ def check(
     found = _exchanged(shares, names)
     if not found:  # an exchange in all stars is one in a third of them
         for which, part_shares in by_teff.items():
-            found += [f"{w}, in the {which} third of the stars" for w in _exchanged(part_shares, names)]
+            mixed = _exchanged(part_shares, names, most_first=np.inf)
+            found += [f"{w}, in the {which} third of the stars" for w in mixed]
     return Alignment(shares, r2, unknown, tuple(warnings + found), by_teff)
 
 
-def _exchanged(shares: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[str]:
-    """Latents whose answers other elements' lines explain better than their own."""
+def _exchanged(
+    shares: Mapping[str, Mapping[str, float]], names: Sequence[str], most_first: float = MOST_FIRST
+) -> list[str]:
+    """Latents whose answers other elements' lines explain better than their own.
+
+    A third of the stars cannot tell a later latent from the first: all elements, carbon too, change with the first.
+    """
     found = []
     for latent, row in shares.items():
         own = row.get(latent)
         if own is None:
             continue
-        limits = {k: own * (MOST_FIRST if k == names[0] else 1.0) for k in row if k != latent}
+        limits = {k: own * (most_first if k == names[0] else 1.0) for k in row if k != latent}
         beyond = {k: row[k] / max(limit, 1e-12) for k, limit in limits.items() if row[k] > limit}
         if beyond:
             best = max(beyond, key=lambda k: beyond[k])
