@@ -20,19 +20,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chemscale.bench.limits import decode, serial_fraction
 from chemscale.bench.pinning import a_core_each
+from chemscale.bench.surveys import make_store
 from chemscale.errors import InputError
 from chemscale.runtime.jsonio import write_json
 from chemscale.runtime.observe import worker_peaks
 from chemscale.runtime.run import versions
 
 if TYPE_CHECKING:
-    import xarray as xr
     from distributed import Client
 
-STAGES = ("fit", "embed", "infer", "evaluate")
-#: Different spectra in the surveys timed here.
-BASE_STARS = 2048
+STAGES = ("ingest", "fit", "embed", "infer", "anomalies", "evaluate")
+#: Those that read every pixel, and how often: compared with bare decoding.
+READS = {"fit": 6, "embed": 1, "infer": 1}
+#: What each stage writes below the scratch directory.
+PRODUCTS = {
+    "ingest": "ingested.zarr",
+    "embed": "embedding.zarr",
+    "infer": "latents.zarr",
+    "anomalies": "anomalies.zarr",
+}
 #: Components of the fits timed here, and their number of passes over all stars (fixed: passes must not vary).
 COMPONENTS, PASSES = 30, 5
 
@@ -66,67 +74,6 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def make_store(path: Path, stars: int, client: Client | None, seed: int = 7) -> str:
-    """A survey of `stars` spectra (H band); kept if it is there already.
-
-    The spectra of some 2,000 simulated stars, 22 clusters among them, repeated with fresh noise: their cost is that
-    of `stars` different ones, and the store is made in seconds rather than minutes.
-    """
-    import dask
-    import xarray as xr
-
-    from chemscale.simulation.generator import Simulation
-    from chemscale.survey.ingest.datasets import write_survey
-    from chemscale.survey.ingest.ingestion import ingest
-    from chemscale.survey.sources.simulated import SimulatedSource
-    from chemscale.survey.store.layout import Layout
-    from chemscale.survey.store.open import open_survey
-
-    if path.exists():
-        return open_survey(path).attrs["store"]
-    source = SimulatedSource(**Simulation(BASE_STARS, 22, seed).settings())
-    base_path = path.with_name("base.zarr")
-    ingest(source, base_path, client=client, resume=base_path.exists(), progress=False)
-    base = open_survey(base_path).load()
-    # shards small enough that every worker has several even in a short benchmark
-    layout = Layout(512, 1024, 65536)
-    parts = []
-    for start in range(0, stars, layout.shard_stars):
-        rows = np.arange(start, min(start + layout.shard_stars, stars))
-        parts.append(_repeated(base, rows, seed))
-    part = path.with_name(f".{path.name}.part")
-    with dask.config.set(scheduler="synchronous"):  # the base is in this process
-        write_survey(xr.concat(parts, "star"), part, layout=layout, overwrite=part.exists())
-    part.rename(path)
-    return str(path)
-
-
-def _repeated(base: xr.Dataset, rows: np.ndarray, seed: int) -> xr.Dataset:
-    """Stars `rows` of the repeated survey, lazy; beyond the base they have noise of their own and no cluster."""
-    import dask
-    import dask.array as da
-
-    which = rows % base.sizes["star"]
-    out = base.drop_vars(["flux", "ivar", "flags"]).isel(star=which)
-    out["star_id"] = ("star", np.array([f"R{i:09d}" for i in rows], dtype=object), base["star_id"].attrs)
-    cluster = np.where(rows < base.sizes["star"], out["cluster"].values.astype(object), "")
-    out["cluster"] = ("star", cluster, base["cluster"].attrs)
-    for name in ("flux", "ivar", "flags"):
-        values = dask.delayed(_take, pure=False, traverse=False)(base, name, which, seed + int(rows[0]))
-        shape = (len(rows), base.sizes["wavelength"])
-        out[name] = (base[name].dims, da.from_delayed(values, shape, base[name].dtype), base[name].attrs)
-    return out
-
-
-def _take(base: xr.Dataset, name: str, which: np.ndarray, seed: int) -> np.ndarray:
-    values = base[name].values[which]
-    if name == "flux":
-        ivar = base["ivar"].values[which]
-        error = np.where(ivar > 0, 1 / np.sqrt(np.maximum(ivar, 1e-12)), 0.0).astype(np.float32)
-        values = values + error * np.random.default_rng(seed).standard_normal(values.shape, np.float32)
-    return values
-
-
 def _fit(store: str, client: Client, scratch: Path) -> Any:
     from chemscale.embedding.fit import fit_survey
     from chemscale.survey.store.open import open_survey
@@ -139,7 +86,7 @@ def _embed(store: str, client: Client, scratch: Path) -> Any:
     from chemscale.embedding.product import embed_survey
     from chemscale.survey.store.open import open_survey
 
-    return embed_survey(open_survey(store), _model(store, scratch), scratch / "embedding.zarr")
+    return embed_survey(open_survey(store), _model(store, scratch), scratch / PRODUCTS["embed"])
 
 
 @lru_cache(maxsize=1)
@@ -165,7 +112,7 @@ def _infer(store: str, client: Client, scratch: Path) -> Any:
     ds = open_survey(store)
     folder = untrained_vae(ds, scratch / "vae", _model(store, scratch))
     # the survey's own shards are small here: a task takes one of them
-    infer_survey(ds, folder, scratch / "latents.zarr", store=store, client=client, shard_stars=512)
+    infer_survey(ds, folder, scratch / PRODUCTS["infer"], store=store, client=client, shard_stars=512)
     return None
 
 
@@ -199,6 +146,28 @@ def untrained_vae(ds: Any, folder: Path, ppca: Any) -> Path:
     return folder
 
 
+def _ingest(store: str, client: Client, scratch: Path, stars: int) -> Any:
+    """Simulated spectra, made on the workers, censored, written and read back: ingestion without input files."""
+    from chemscale.simulation.generator import Simulation
+    from chemscale.survey.ingest.ingestion import ingest
+    from chemscale.survey.sources.simulated import SimulatedSource
+
+    source = SimulatedSource(**Simulation(stars, 22, 7).settings())
+    return ingest(source, scratch / PRODUCTS["ingest"], client=client, progress=False)
+
+
+def _anomalies(store: str, client: Client, scratch: Path) -> Any:
+    """Of the latents that :func:`_infer` made."""
+    from chemscale.vae.product import open_latents
+    from chemscale.vae.star_tables import Latents, find_anomalies
+
+    path = scratch / PRODUCTS["infer"]
+    stars = open_latents(path).sizes["star"]
+    return find_anomalies(
+        Latents(str(path), stars, 0.3, 0), scratch / PRODUCTS["anomalies"], false_alarm=0.1, client=client
+    )
+
+
 def _evaluate(store: str, client: Client, scratch: Path, stars: int = 2_000_000) -> Any:
     """Rates of 22 clusters against a lazy field of `stars` coordinates made on the workers."""
     import dask.array as da
@@ -217,7 +186,7 @@ _WORK: dict[str, Callable[[str, Any, Path], Any]] = {
     "fit": _fit,
     "embed": _embed,
     "infer": _infer,
-    "evaluate": _evaluate,
+    "anomalies": _anomalies,
 }
 
 
@@ -230,9 +199,10 @@ def measure(
     mode: str = "strong",
     repeat: int = 1,
     pinned: bool = True,
+    cluster: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Time the stages on 1, 2, ... local workers of one thread each.
+    """Time the stages on 1, 2, ... workers, and bare decoding by the same workers as their limit.
 
     Parameters
     ----------
@@ -247,14 +217,18 @@ def measure(
         Times each stage is run; the fastest counts (the first pays for imports on the workers).
     pinned : bool
         Hold each worker to a core of its own and client and scheduler to the workers' cores (:mod:`.pinning`),
-        where there are as many; otherwise every process may use every core.
+        where there are as many; otherwise every process may use every core. Local workers only.
+    cluster : str, optional
+        Any cluster that :func:`chemscale.runtime.cluster.connect` knows, with as many of its workers; `scratch` must
+        be a folder that all of them see. Default: local workers of one thread each.
 
     Returns
     -------
     dict
         `rows` with stage, workers, stars, seconds, stars_per_s, speedup and efficiency relative to the smallest
         number of workers, whether they were pinned, processor time of the workers and of this process (client
-        and scheduler); and commit, versions, hardware.
+        and scheduler), and for stages that read pixels `limit_stars_per_s` and `share_of_limit`; `serial_fraction`
+        by mode and stage; and commit, versions, hardware.
     """
     from chemscale.runtime.cluster import connect
 
@@ -264,36 +238,67 @@ def measure(
         raise InputError(
             f"unknown stage or mode: {', '.join(sorted(unknown) or [mode])}", f"stages: {', '.join(STAGES)}"
         )
+    if "anomalies" in stages and "infer" not in stages:
+        raise InputError("anomalies without infer", "measure infer too: it makes the latents")
     scratch.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for n in workers:
         total = stars * (n if mode == "weak" else 1)
-        with connect("local", workers=n, threads=1) as client:
+        with connect(cluster or "local", workers=n, threads=None if cluster else 1) as client:
             client.wait_for_workers(n, timeout=120)
             store = make_store(scratch / f"survey-{total}.zarr", total, client)
             _prepare(store, scratch, stages)
-            with a_core_each(client) if pinned else nullcontext(False) as held:
+            with a_core_each(client) if pinned and not cluster else nullcontext(False) as held:
+                decoding = _decoding(store, client, total) if set(stages) & set(READS) else 0.0
                 for stage in stages:
                     row = _timed(stage, store, client, scratch, total, repeat)
+                    if stage in READS:
+                        limit = total / (READS[stage] * decoding)
+                        row |= {"limit_stars_per_s": limit, "share_of_limit": row["stars_per_s"] / limit}
                     rows.append({"mode": mode, "stage": stage, "workers": n, "pinned": held} | row)
                     report(
                         f"{mode} {stage}: {n} worker(s) {'on a core each' if held else 'on any core'}, "
                         f"{row['stars']:,} stars: {row['seconds']:.2f} s, processor time of the workers "
                         f"{row['worker_cpu_seconds']:.1f} s, of client and scheduler {row['client_cpu_seconds']:.1f} s"
+                        + (f"; {row['share_of_limit']:.0%} of the rate of bare decoding" if stage in READS else "")
                     )
-    return {"rows": relative(rows)} | provenance()
+    return {"rows": relative(rows), "serial_fraction": serial_fractions(rows)} | provenance()
+
+
+def _decoding(store: str, client: Client, stars: int) -> float:
+    """Seconds of bare decoding, the better of two runs: the first opens the store on the workers."""
+    times = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        decode(store, client, stars)
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def serial_fractions(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Serial fraction of each stage under strong scaling, where one and more workers were measured."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        if row["mode"] == "strong":
+            workers, seconds = found.setdefault(row["stage"], ([], []))
+            workers.append(row["workers"])
+            seconds.append(row["seconds"])
+    both = {stage: serial_fraction(*measured) for stage, measured in found.items()}
+    return {stage: value for stage, value in both.items() if np.isfinite(value)}
 
 
 def _timed(stage: str, store: str, client: Client, scratch: Path, total: int, repeat: int) -> dict[str, Any]:
     """Best of some runs of a stage."""
     times, cpu = [], []
     for _ in range(max(1, repeat)):
-        for product in ("embedding.zarr", "latents.zarr"):  # of the run before
-            shutil.rmtree(scratch / product, ignore_errors=True)
+        if stage in PRODUCTS:  # of the run before
+            shutil.rmtree(scratch / PRODUCTS[stage], ignore_errors=True)
         before = _cpu_seconds(client)
         begun = time.perf_counter()
         if stage == "evaluate":
             _evaluate(store, client, scratch, stars=100 * total)
+        elif stage == "ingest":
+            _ingest(store, client, scratch, total)
         else:
             _WORK[stage](store, client, scratch)
         times.append(time.perf_counter() - begun)

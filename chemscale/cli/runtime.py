@@ -210,14 +210,17 @@ def scaling(
     workers: Annotated[str, typer.Option("--workers", help="Numbers of workers, such as 1,2,4.")] = "1,2",
     stars: Annotated[int, typer.Option("--stars", min=100, help="Stars (strong), or for each worker (weak).")] = 16384,
     stages: Annotated[
-        str, typer.Option("--stages", help="Of fit, embed, infer, evaluate.")
+        str, typer.Option("--stages", help="Of ingest, fit, embed, infer, anomalies, evaluate.")
     ] = "fit,embed,infer,evaluate",
     mode: Annotated[str, typer.Option("--mode", help="strong, weak or both.")] = "both",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Best of so many.")] = 1,
     pinned: Annotated[
         bool, typer.Option("--pinned/--unpinned", help="A core for each worker, where there are as many; or any core.")
     ] = True,
-    scratch: Annotated[str | None, typer.Option("--scratch", metavar="DIR", help="Keep stores here.")] = None,
+    cluster: Cluster = None,
+    scratch: Annotated[
+        str | None, typer.Option("--scratch", metavar="DIR", help="Keep stores here; a folder that all workers see.")
+    ] = None,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the JSON and the plot go.")] = ".",
     tiny: Annotated[bool, typer.Option("--tiny", help="Seconds rather than minutes: checks that it runs.")] = False,
     as_json: AsJson = False,
@@ -235,7 +238,7 @@ def scaling(
         stars, stages, mode = 1024, "embed,evaluate", "strong"
     with tempfile.TemporaryDirectory(prefix="chemscale-bench-") as temporary:
         folder = Path(scratch or temporary)
-        results: dict[str, Any] = {"rows": []}
+        results: dict[str, Any] = {"rows": [], "serial_fraction": {}}
         for one in ("strong", "weak") if mode == "both" else (mode,):
             part = bench.measure(
                 _numbers(workers),
@@ -245,13 +248,17 @@ def scaling(
                 mode=one,
                 repeat=repeat,
                 pinned=pinned,
+                cluster=cluster,
                 report=console.print,
             )
-            results = part | {"rows": results["rows"] + part["rows"]}
+            serial = results["serial_fraction"] | part["serial_fraction"]
+            results = part | {"rows": results["rows"] + part["rows"], "serial_fraction": serial}
     files = bench.save(results, out, "scaling-tiny" if tiny else "scaling")
     if as_json:
         echo_json(results)
     else:
+        for stage, share in results["serial_fraction"].items():
+            console.print(f"{stage}: serial fraction {share:.1%} (Amdahl)", highlight=False)
         for name in files:
             console.print(f"[green]written:[/] {name}", highlight=False)
 

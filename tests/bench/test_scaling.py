@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chemscale.bench import pinning, saturation, scaling
+from chemscale.bench import limits, pinning, saturation, scaling
 from chemscale.errors import InputError
 from chemscale.vae import inference
 
@@ -72,6 +72,38 @@ def test_relative_rates():
     assert [r["efficiency"] for r in out] == [1, 0.75, 1]
 
 
+def test_serial_fractions_are_those_of_amdahls_law():
+    rows = [
+        {"mode": "strong", "stage": stage, "workers": n, "seconds": 60 * (s + (1 - s) / n)}
+        for stage, s in (("fit", 0.04), ("infer", 0.25))
+        for n in (1, 2, 4)
+    ]
+    rows.append({"mode": "strong", "stage": "embed", "workers": 1, "seconds": 1.0})
+    rows.append({"mode": "weak", "stage": "fit", "workers": 1, "seconds": 1.0})
+    assert scaling.serial_fractions(rows) == pytest.approx({"fit": 0.04, "infer": 0.25})
+
+
+def test_bare_decoding_reads_every_star_on_the_workers(monkeypatch):
+    from distributed import Client
+
+    read = []
+
+    class Reader:
+        def read(self, start, stop, reuse=False):
+            read.append((start, stop))
+
+    monkeypatch.setattr(limits, "DECODED_STARS", 128)
+    monkeypatch.setattr(limits, "_readers", lambda store: [Reader()])
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+        limits.decode("a store", client, 300)
+    assert sorted(read) == [(0, 128), (128, 256), (256, 300)]
+
+
+def test_anomalies_need_latents(tmp_path):
+    with pytest.raises(InputError, match="measure infer too"):
+        scaling.measure([1], 100, tmp_path, stages=["anomalies"])
+
+
 def test_unknown_stage_is_refused(tmp_path):
     with pytest.raises(InputError, match="unknown stage"):
         scaling.measure([1], 100, tmp_path, stages=["fitt"])
@@ -87,10 +119,11 @@ def test_scheduler_alone():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_measure_and_plot(tmp_path):
-    result = scaling.measure([1], 300, tmp_path / "scratch", stages=["embed", "infer"])
+    result = scaling.measure([1], 300, tmp_path / "scratch", stages=["ingest", "embed", "infer", "anomalies"])
     files = scaling.save(result, tmp_path)
     assert [f.rsplit(".", 1)[1] for f in files] == ["json", "png"]
     assert all(r["seconds"] > 0 and r["worker_peak_bytes"] > 1e7 for r in result["rows"])
+    assert all(0 < r["share_of_limit"] < 1.5 for r in result["rows"] if r["stage"] in scaling.READS)
     assert all(r["pinned"] is bool(pinning.available()) for r in result["rows"])
 
 
