@@ -68,7 +68,8 @@ def test_draws_everything_without_an_error(browser, path):
         "members",
     )
     for chart in charts:
-        assert page.locator(f"#{chart} .main-svg").count() > 0, chart
+        page.locator(f"#{chart}").scroll_into_view_if_needed()
+        page.wait_for_function(f"document.querySelectorAll('#{chart} .main-svg').length > 0")
     assert problems == []
     assert page.evaluate("window.owned") is None
 
@@ -147,6 +148,7 @@ def test_page_of_latents(browser, tmp_path):
     walk(page)
     assert page.locator("#siblings tbody tr").count() == 11
     assert page.locator("#spectrum .main-svg").count() > 0
+    assert page.locator("#heat .main-svg").count() > 0
     assert problems == []
 
 

@@ -240,7 +240,7 @@
       $("heat").on("plotly_click", (e) => { $("y-axis").value = shownFeatures[e.points[0].pointIndex[1]]; $("x-axis").value = told[e.points[0].pointIndex[0]]; drawPanels(); drawClusters(); });
     });
     function drawClusters() {
-      if (!members.length) { $("members").hidden = true; return; }
+      if (!members.length) { $("members-part").hidden = true; return; }
       const c = columns[$("y-axis").value], sorted = field.map((i) => c.values[i]).filter(Number.isFinite).sort((a, b) => a - b), at = (q) => sorted[Math.round(q * (sorted.length - 1))];
       const group = {};
       for (const i of members) if (Number.isFinite(c.values[i])) (group[E.cluster[i]] = group[E.cluster[i]] || []).push(i);
@@ -252,7 +252,7 @@
       if (!drawn.has($("members"))) $("members").on("plotly_click", (e) => choose(e.points[0].customdata));
       drawn.add($("members"));
     }
-    defer($("members"), drawClusters);
+    if (members.length) defer($("members"), drawClusters); else $("members-part").hidden = true;
     $("n-features").addEventListener("change", () => chosen >= 0 && choose(chosen));
 
     function neighbours(i, count) {
@@ -308,7 +308,7 @@
       const range = flux.length ? pad(flux) : [0, 1.2];
       range[1] += 0.18 * (range[1] - range[0]);
       Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 470, hovermode: "closest", uirevision: "spectrum" + w, legend: { orientation: "h", x: 0, y: 1.12 }, shapes, annotations,
-        xaxis: { title: { text: E.spectra.title }, exponentformat: "none", anchor: "y2", range: span }, yaxis: { title: { text: "normalised flux" }, domain: [0.33, 1], range },
+        xaxis: { title: { text: E.spectra.title }, exponentformat: "none", anchor: rest ? "y2" : "y", range: span }, yaxis: { title: { text: "normalised flux" }, domain: rest ? [0.33, 1] : [0, 1], range },
         yaxis2: { title: { text: under }, domain: [0, 0.27], nticks: 4, range: rest && shownPixels(rest).length ? pad(shownPixels(rest)) : [-1, 1] } }), CONFIG);
       drawn.add($("spectrum"));
     }
