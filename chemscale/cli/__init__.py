@@ -71,7 +71,7 @@ app = typer.Typer(
 #: Panels of `chemscale --help`, in the order of a journey; verbs by name.
 PANELS = {
     "Start": ("demo", "doctor", "config", "schema"),
-    "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask"),
+    "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask", "export-spectra"),
     "Models": ("rsca", "vae"),
     "Results": ("study", "anomalies", "flags", "export", "plot", "compare", "report"),
     "Many machines": ("run", "slurm", "cluster", "bench"),

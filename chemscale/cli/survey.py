@@ -66,6 +66,7 @@ def export_spectra(
         str | None, typer.Option("--stars", metavar="FILE", help="Only the stars of this list, an identifier a line.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Spectra and labels of stars as one FITS file, which `chemscale ingest table` takes back unchanged.
 
@@ -75,7 +76,7 @@ def export_spectra(
 
     from chemscale import export_spectra as write
     from chemscale import open_survey
-    from chemscale.cli import console
+    from chemscale.cli import console, echo_json
 
     wanted = list(star or [])
     if stars is not None:
@@ -87,6 +88,8 @@ def export_spectra(
         n = len(wanted) if star or stars else survey.sizes["star"]
         path = write(survey, out, wanted if star or stars else None, overwrite=overwrite)
     console.print(f"{n:,} spectra written: {path}", highlight=False, soft_wrap=True)
+    if as_json:
+        echo_json({"file": str(path), "n_spectra": n})
 
 
 def verify(
