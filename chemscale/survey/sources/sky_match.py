@@ -25,6 +25,7 @@ class BySky:
         self._distance = np.zeros(0)
 
     def match(self, block: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Stars and rows of a block that belong together, (n,) each."""
         ra, dec = measured("ra", block[self.columns[0]]), measured("dec", block[self.columns[1]])
         rows = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
         if self._tree is None or not len(rows):
@@ -38,11 +39,13 @@ class BySky:
         return self._known[at[near]][order], rows[near][order]
 
     def better(self, stars: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Which of the matched rows replace what their stars had from earlier blocks, (n,) bool."""
         better = self._distance < self._nearest[stars]
         np.minimum.at(self._nearest, stars, self._distance)
         return better
 
     def example(self) -> str:
+        """What to say where nothing matched."""
         return f"{len(self._known):,} stars have a position"
 
 

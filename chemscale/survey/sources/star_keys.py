@@ -64,6 +64,7 @@ class ByName:
         self._seen = ""
 
     def match(self, block: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Stars and rows of a block that belong together, (n,) each."""
         texts = self._text_of(block)
         self._seen = self._seen or next((t for t in texts if t), "")
         star = self._star
@@ -76,9 +77,11 @@ class ByName:
         return found[rows], rows
 
     def better(self, stars: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Which of the matched rows replace what their stars had from earlier blocks, (n,) bool."""
         return np.zeros(len(stars), bool)
 
     def example(self) -> str:
+        """What to say where nothing matched."""
         ours = next((s for s in self._ids if s), "nothing")
         return f"{self.what} says {self._seen!r}, here stars are called {ours!r}"
 
