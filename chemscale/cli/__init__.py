@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -163,6 +164,7 @@ def _recording(invoke: Any) -> Any:
 
 def main() -> None:
     """Entry point of the `chemscale` command."""
+    warnings.showwarning = _show_warning
     try:
         command()(prog_name="chemscale")
     except ChemscaleError as err:
@@ -196,6 +198,11 @@ def kept(words: list[str]) -> str:
         done = [name for name, entry in stages.items() if entry.get("status") == "done"]
         return f"{run} keeps {', '.join(done) or 'no finished stage'}; {told}"
     return f"what was finished is kept; {told}"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """A warning in its own words, without the line of source it comes from."""
+    console.print(f"[yellow]warning:[/] {_plain(str(message))}", highlight=False, soft_wrap=True)
 
 
 def _fail(message: str, remedy: str, code: int) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import make_survey
 
+from chemscale import cli
 from chemscale.errors import (
     ClusterError,
     DataError,
@@ -183,3 +185,15 @@ def test_the_documentation_lists_every_mistake():
     page = (Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     for mistake in MISTAKES:
         assert f"| {mistake} |" in page, mistake
+
+
+def test_a_warning_is_a_sentence_without_a_line_of_source(monkeypatch, capsys):
+    def warn(**_):
+        warnings.warn("no field star passes the [pair] cuts for: M67", stacklevel=1)
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(cli, "command", lambda: warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.main()
+    assert capsys.readouterr().err == "warning: no field star passes the [pair] cuts for: M67\n"
