@@ -70,6 +70,7 @@ def train(
     with progress_bar(total, "training", unit="epochs") as bar:
 
         def show(entry: dict[str, Any]) -> None:
+            bar.expect(entry["epochs"])  # a small survey is given more epochs than the preset's
             bar.advance()
             chi2 = [v for k, v in entry.items() if k.startswith("reconstruction_")]
             if chi2:

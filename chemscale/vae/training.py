@@ -78,7 +78,7 @@ class Trainer:
     parallel : Parallel, optional
         This process's place in a data-parallel group.
     on_epoch : callable, optional
-        Called with each epoch's entry of the curves.
+        Called with each epoch's entry of the curves, and `epochs`: how many there are in all phases.
     """
 
     def __init__(
@@ -182,8 +182,14 @@ class Trainer:
                     p.stale += 1
                 p.stopped = bool(config.patience and p.stale >= config.patience)
         p.curves.append(record)
+        self._tell(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        """Hand the record of an epoch on, with the number of epochs of all phases."""
         if self.on_epoch:
-            self.on_epoch(record)
+            config = self.config
+            epochs = config.label_pretrain_epochs + config.epochs + config.decoder_finetune_epochs
+            self.on_epoch(record | {"epochs": epochs})
 
     def _move(self, batch: TrainingBatch) -> TrainingBatch:
         return batch if self.device.type == "cpu" else batch.to(self.device)
@@ -277,8 +283,7 @@ class Trainer:
                 step += 1
             record = {"epoch": epoch - config.label_pretrain_epochs, "phase": "labels", "linear": mean_loss}
             self.progress.curves.append(record)
-            if self.on_epoch:
-                self.on_epoch(record)
+            self._tell(record)
 
     # ------------------------------------------------ finetune
 
@@ -318,8 +323,7 @@ class Trainer:
             n = self.source.n_batches()
             record = {"epoch": config.epochs + epoch, "phase": "decoders"}
             p.curves.append(record | {f"reconstruction_{k}": v / n for k, v in sums.items()})
-            if self.on_epoch:
-                self.on_epoch(p.curves[-1])
+            self._tell(p.curves[-1])
 
     # --------------------------------------------------------- checkpoints
 

@@ -50,8 +50,11 @@ def test_training_finds_the_latents(toy_run):
 def test_same_seed_same_weights(toy):
     config = TrainConfig.from_dict({**FAST, "epochs": 2, "decoder_finetune_epochs": 1})
     a, b = started(toy, config), started(toy, config)
+    told: list[dict] = []
+    a.on_epoch = told.append
     a.train()
     b.train()
+    assert {entry["epochs"] for entry in told} == {len(told)}, "the bar ends where the last phase does"
     assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values()))
 
 
