@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from helpers import make_survey
 from typer.testing import CliRunner
 
 from chemscale.cli import build
+from chemscale.cli import ingest as ingest_verbs
 from chemscale.rsca import registry as metrics
 from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.pipeline import fit_run
@@ -65,7 +67,9 @@ def test_add_a_survey(tmp_path, monkeypatch):
     for place in (sources, importlib.metadata):  # the command line asks importlib itself
         monkeypatch.setattr(place, "entry_points", entry_points)
     store = tmp_path / "text.zarr"
-    done = CliRunner().invoke(build(), ["ingest", "text", "--option", f"spectra={spectra}", "--out", str(store)])
+    app = typer.Typer()  # the verbs of this process may be registered already
+    ingest_verbs.register(app)
+    done = CliRunner().invoke(app, ["ingest", "text", "--option", f"spectra={spectra}", "--out", str(store)])
     assert done.exit_code == 0, done.output
     survey = open_survey(store)
     assert list(survey.star_id.values) == [f"star{k}" for k in range(5)]
