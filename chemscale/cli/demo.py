@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
         run, store = escape(str(done.report.parent)), escape(str(Path(out) / "survey.zarr"))
         console.print("try next:", highlight=False)
         for line in (
-            f"chemscale rsca fit {store} --run better --metric auto",
+            f"chemscale export {run} --out stars.fits    (one row a star: features, labels, errors)",
             f"chemscale study --help    (then: chemscale study together --run {run})",
             f"chemscale info {store}",
         ):
