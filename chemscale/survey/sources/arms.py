@@ -23,6 +23,7 @@ from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.missing import measured_one
+from chemscale.survey.sources.normalising import implied_continuum
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Beyond this |z| a "star" is a galaxy or a failed fit: no bound star moves at 3000 km/s.
@@ -278,10 +279,7 @@ def survey_continuum(arm: Arm, rebinner: Rebinner, flux: np.ndarray) -> np.ndarr
     """The continuum a file's normalised flux implies, on the grid; NaN where it implies none."""
     if arm.normalised is None:
         raise FitsError("the file holds no normalised flux (use --continuum running-quantile)")
-    normalised, weight, _ = rebinner(arm.normalised, np.where(arm.ivar > 0, 1.0, 0.0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = flux / normalised
-    return np.where((weight > 0) & (normalised > 0.01) & (ratio > 0), ratio, np.nan)
+    return implied_continuum(arm.normalised, arm.ivar, rebinner, flux)
 
 
 def add_arms(arms: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:

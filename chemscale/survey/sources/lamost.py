@@ -31,6 +31,7 @@ from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured_one, word
+from chemscale.survey.sources.normalising import implied_continuum
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
@@ -314,7 +315,4 @@ def _header_labels(header: Header, redshift: float) -> dict[str, Any]:
 def _survey_continuum(spectrum: _Spectrum, rebinner: Rebinner, flux: np.ndarray) -> np.ndarray:
     if spectrum.normalisation is None:
         raise FitsError("no NORMALIZATION column (only DR9 and later have one)")
-    normalised, weight, _ = rebinner(spectrum.normalisation, np.where(spectrum.ivar > 0, 1.0, 0.0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = flux / normalised
-    return np.where((weight > 0) & (normalised > 0.01) & (ratio > 0), ratio, np.nan)
+    return implied_continuum(spectrum.normalisation, spectrum.ivar, rebinner, flux)

@@ -8,6 +8,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.survey.continuum import divide, running_quantile
+from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.formats.pixels import inverse_variance
 
 CONTINUA = ("as-given", "running-quantile", "median")
@@ -118,3 +119,11 @@ def divide_by(
         out = divide(flux, ivar, level)
     out[1][~np.isfinite(out[1])] = 0.0
     return out
+
+
+def implied_continuum(normalised: np.ndarray, ivar: np.ndarray, rebinner: Rebinner, flux: np.ndarray) -> np.ndarray:
+    """The continuum that `normalised` flux on a file's own pixels implies for `flux` on the grid; NaN where none."""
+    resampled, weight, _ = rebinner(normalised, np.where(ivar > 0, 1.0, 0.0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = flux / resampled
+    return np.where((weight > 0) & (resampled > 0.01) & (ratio > 0), ratio, np.nan)
