@@ -10,22 +10,27 @@ import pytest
 
 from chemscale.cli import command
 
-#: Processor seconds, the bar of half a second and what starting Python under another's load may add.
-LIMIT = 0.5
+#: Processor seconds that a start may take where an empty Python starts in `BARE`; in proportion on slower cores.
+LIMIT, BARE = 0.5, 0.05
 
 
-def cpu_seconds(*arguments):
-    """User and system time of the fastest of three starts."""
+def cpu_seconds(*arguments, starts=8):
+    """User and system time of the fastest of so many starts: a core shared with other work only adds to it."""
     spent = []
-    for _ in range(3):
+    for _ in range(starts):
         before = os.times()
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
         after = os.times()
         assert done.returncode == 0, done.stderr
         spent.append(after.children_user - before.children_user + after.children_system - before.children_system)
-        if spent[-1] <= LIMIT:
+        if spent[-1] <= LIMIT * 0.8:
             break
     return min(spent)
+
+
+@pytest.fixture(scope="module")
+def limit():
+    return LIMIT * max(1.0, cpu_seconds("-c", "pass") / BARE)
 
 
 def verbs(node=None, path=()):
@@ -35,13 +40,13 @@ def verbs(node=None, path=()):
         yield from verbs(sub, (*path, name))
 
 
-def test_importing_takes_half_a_second_at_most():
-    assert cpu_seconds("-c", "import chemscale") <= LIMIT
+def test_importing_takes_half_a_second_at_most(limit):
+    assert cpu_seconds("-c", "import chemscale") <= limit
 
 
 @pytest.mark.parametrize("words", [(), ("vae", "train"), ("ingest", "table"), ("rsca", "fit"), ("report",)])
-def test_help_takes_half_a_second_at_most(words):
-    assert cpu_seconds("-m", "chemscale", *words, "--help") <= LIMIT
+def test_help_takes_half_a_second_at_most(words, limit):
+    assert cpu_seconds("-m", "chemscale", *words, "--help") <= limit
 
 
 def test_help_of_every_verb_imports_nothing_heavy():
