@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import chemscale
@@ -28,15 +29,20 @@ def run(arguments: list[str], *, package: Path, cwd: Path, start: list[str]) -> 
 
 
 @pytest.fixture(scope="module")
-def old_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with s.zarr, its run, rates.json, v.zarr and vae, all made by the old release."""
-    folder = tmp_path_factory.mktemp("release")
-    package = folder / "package"
-    package.mkdir()
+def old_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package of the old release."""
+    package = tmp_path_factory.mktemp("package")
     archive = subprocess.run(["git", "archive", RELEASE, "chemscale"], cwd=ROOT, capture_output=True)
     if archive.returncode:
         pytest.skip(f"the history of this checkout does not reach {RELEASE} (a shallow clone?)")
     subprocess.run(["tar", "-x", "-C", str(package)], input=archive.stdout, check=True)
+    return package
+
+
+@pytest.fixture(scope="module")
+def old_products(tmp_path_factory: pytest.TempPathFactory, old_package: Path) -> Path:
+    """A folder with s.zarr, its run, rates.json, v.zarr and vae, all made by the old release."""
+    folder = tmp_path_factory.mktemp("release")
     for line in (
         "simulate --stars 300 --clusters 6 --seed 3 --out s.zarr",
         "rsca fit s.zarr --run run --components 8",
@@ -45,7 +51,7 @@ def old_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vae train v.zarr --run vae --preset quick --epochs 2",
         "vae infer v.zarr --run vae",
     ):
-        done = run(line.split(), package=package, cwd=folder, start=["-c", OLD])
+        done = run(line.split(), package=old_package, cwd=folder, start=["-c", OLD])
         assert done.returncode == 0, f"{line}: {done.stderr}"
         if "--json" in line:
             (folder / "rates.json").write_text(done.stdout)
@@ -81,3 +87,27 @@ def test_an_old_checkpoint_infers_and_resumes(old_products: Path):
     now(old_products, "vae infer v.zarr --run vae")
     now(old_products, "vae infer v.zarr --run vae --overwrite")
     now(old_products, "vae train v.zarr --run vae --preset quick --epochs 2 --resume")
+
+
+LAMOST = "lamost --spectra lamost_dr10/spectra --spectra lamost_repeats/spectra --spectra lamost_dr1"
+LAMOST += " --labels lamost_dr10/labels.csv --members lamost_repeats/groups.csv"
+ASPCAP = "apogee --spectra apogee/aspcapStar --allstar catalogues/allStar-r12-l33-rows.fits"
+APSTAR = "apogee --spectra apogee/apStar --product apStar"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("survey", "n"), [(LAMOST, 1019), (ASPCAP, 18), (APSTAR, 4)])
+def test_real_files_become_what_the_old_release_made_of_them(survey, n, old_package, shared_data, tmp_path):
+    stores = {}
+    for name, package in (("then", old_package), ("now", ROOT)):
+        line = f"ingest {survey} --out {tmp_path / name}.zarr --workers 0"
+        done = run(line.split(), package=package, cwd=shared_data, start=["-c", OLD])
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        stores[name] = chemscale.open_survey(str(tmp_path / f"{name}.zarr"))
+    then, now_ = stores["then"], stores["now"]
+    assert then.sizes["star"] == now_.sizes["star"] == n
+    for variable in then.variables:
+        if variable not in now_:  # a label that no star has is not stored any more
+            assert np.isnan(then[variable].values).all(), variable
+            continue
+        np.testing.assert_array_equal(then[variable].values, now_[variable].values, err_msg=variable)

@@ -91,13 +91,18 @@ def sdss_v(
 
 
 def lamost(
-    spectra: Spectra = None, wavelength_min: First = None, wavelength_max: Last = None, continuum: Continuum = None
+    spectra: Spectra = None,
+    frame: Frame = None,
+    wavelength_min: First = None,
+    wavelength_max: Last = None,
+    continuum: Continuum = None,
 ) -> dict[str, Any]:
     """Ingest LAMOST low-resolution spectra (DR1 to DR10 layouts).
 
     Example: chemscale ingest lamost --spectra dr10/ --labels labels.csv --out lamost.zarr
     """
-    return _folders(spectra) | _range(wavelength_min, wavelength_max, (4000.0, 8900.0)) | {"continuum": continuum}
+    given = {"continuum": continuum, "frame": frame}
+    return _folders(spectra) | _range(wavelength_min, wavelength_max, (4000.0, 8900.0)) | given
 
 
 def lamost_mrs(

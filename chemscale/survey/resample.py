@@ -33,8 +33,8 @@ def pixel_edges(centres: ArrayLike) -> np.ndarray:
 class Rebinner:
     """Rebinning from one grid to another; build once, apply to any number of spectra.
 
-    The union of both grids' edges cuts the axis into segments, each inside exactly one input
-    and one output pixel. All sums are sums over segments: O(P) a spectrum, no loops.
+    The union of both grids' edges cuts the axis into intervals, each inside exactly one input
+    and one output pixel. All sums are sums over intervals: O(P) a spectrum, no loops.
 
     Parameters
     ----------
@@ -67,10 +67,10 @@ class Rebinner:
         self._width = np.diff(after)
         self._touching = self._length > 0.01 * self._width[targets]
 
-    def _sum(self, segments: np.ndarray) -> np.ndarray:
-        out = np.zeros((*segments.shape[:-1], self.n_out), segments.dtype)
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        out = np.zeros((*values.shape[:-1], self.n_out), values.dtype)
         if self._starts.size:
-            out[..., self._targets] = np.add.reduceat(segments, self._starts, axis=-1)
+            out[..., self._targets] = np.add.reduceat(values, self._starts, axis=-1)
         return out
 
     def __call__(

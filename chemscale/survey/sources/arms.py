@@ -17,13 +17,15 @@ from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
-from chemscale.survey.sources.base import Item, Rejection, StarBlock
+from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
+from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured_one
 from chemscale.survey.sources.normalising import implied_continuum
+from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Beyond this |z| a "star" is a galaxy or a failed fit: no bound star moves at 3000 km/s.
@@ -74,8 +76,14 @@ class Spectrum:
     labels: dict[str, Any] = field(default_factory=dict)
 
 
-def clean_arm(arm: Arm) -> Arm:
+def clean_arm(arm: Arm, most: float = 1e36) -> Arm:
     """`arm` in float64, without weight where a value is damage rather than photons.
+
+    Parameters
+    ----------
+    arm : Arm
+    most : float
+        No inverse variance is so large in the survey's unit of flux.
 
     Raises
     ------
@@ -84,7 +92,7 @@ def clean_arm(arm: Arm) -> Arm:
     """
     with np.errstate(invalid="ignore", over="ignore"):
         flux, ivar = np.asarray(arm.flux, np.float64), np.asarray(arm.ivar, np.float64)
-        wild = ~(np.abs(flux) < 1e15) | ~(np.abs(ivar) < 1e36)
+        wild = ~(np.abs(flux) < 1e15) | ~(np.abs(ivar) < most)
         ivar = np.where(wild | ~(ivar > 0), 0.0, ivar)
     if not np.isfinite(flux).any():
         raise FitsError("flux is not finite in any pixel")
@@ -107,7 +115,8 @@ def linear_grid(low: float, high: float, step: float) -> np.ndarray:
 class ArmSource(FolderSource):
     """Base of sources whose spectra are rebinned onto a rest-frame grid.
 
-    A subclass sets the class attributes, lists stars in `plan` and reads one in :meth:`spectrum`.
+    A subclass sets the class attributes, says its :meth:`grids`, lists stars in `plan` (which ends in :meth:`_planned`)
+    and reads one in :meth:`spectrum`.
 
     Parameters
     ----------
@@ -116,9 +125,19 @@ class ArmSource(FolderSource):
     frame : {"rest", "observed"}
         ``observed`` leaves spectra where they are; by default a star without a velocity is refused.
     bin_width, window, quantile : float
-        Of :func:`~chemscale.survey.continuum.running_quantile`, applied to each segment of the grid.
+        Of :func:`~chemscale.survey.continuum.running_quantile`, applied to each of the :meth:`grids`.
     """
 
+    #: the survey's name and resolving power, and its medium, as the store's attributes say them
+    survey = ""
+    resolution = 0
+    medium = "vacuum"
+    #: whose velocity brings a star to rest, in words
+    velocity_of = ""
+    #: whether the velocity in a star's file counts before that of a catalogue
+    file_first = False
+    #: shortest and longest wavelength that a grid may be asked for, Angstrom
+    limits = (3000.0, 12000.0)
     continua: tuple[str, ...] = ("running-quantile",)
     telluric: tuple[tuple[float, float], ...] = TELLURIC_WINDOWS
     interstellar: tuple[tuple[float, float], ...] = INTERSTELLAR_WINDOWS
@@ -145,8 +164,8 @@ class ArmSource(FolderSource):
         self.frame = frame
         self.bin_width, self.window, self.quantile = float(bin_width), float(window), float(quantile)
 
-    def segments(self) -> list[np.ndarray]:
-        """The grid, in segments with gaps between them: one a stretch of wavelength that arms cover."""
+    def grids(self) -> list[np.ndarray]:
+        """Wavelengths of each range that arms cover without a gap; one after the other they are the grid."""
         raise NotImplementedError
 
     def spectrum(self, item: Item) -> Spectrum:
@@ -159,10 +178,35 @@ class ArmSource(FolderSource):
 
     def wavelength_grid(self) -> np.ndarray:
         """The survey's rest-frame grid, Angstrom."""
-        return np.concatenate(self.segments())
+        return np.concatenate(self.grids())
 
-    def _frame(self, by: str) -> str:
-        return f"rest (by {by})" if self.frame == "rest" else "observed, as in the files"
+    def _range(self, given: tuple[float, float]) -> tuple[float, float]:
+        """Ends of the grid that a user asks for, Angstrom."""
+        low, high = (float(w) for w in given)
+        if not self.limits[0] <= low < high <= self.limits[1]:
+            raise InputError(
+                f"wavelength range is {given}",
+                f"give two increasing rest wavelengths from {self.limits[0]:g} to {self.limits[1]:g} Angstrom",
+            )
+        return low, high
+
+    def _planned(
+        self, items: list[Item], labels: Sequence[str], rejected: list[Rejection], keys: StarKeys, **attrs: Any
+    ) -> SurveyPlan:
+        """The plan of these stars, with what catalogues know of them; `attrs` are the store's besides those of all."""
+        described = {
+            "survey": self.survey,
+            "resolution": self.resolution,
+            "frame": f"rest (by {self.velocity_of})" if self.frame == "rest" else "observed, as in the files",
+            "normalisation": self._normalisation(),
+            "telluric_windows": [list(w) for w in self.telluric],
+            "interstellar_windows": [],  # set by the reader, star by star, in the observed frame
+            "interstellar_windows_observed": [list(w) for w in self.interstellar],
+        }
+        names = contract_labels(labels)
+        grid = self.wavelength_grid()
+        plan = SurveyPlan(self.name, grid, self.medium, items, (), names, described | attrs, rejected)
+        return self._complete(plan, keys)
 
     def _normalisation(self) -> str:
         if self.continuum != "running-quantile":
@@ -180,8 +224,8 @@ class ArmSource(FolderSource):
         return read_in_batches(items, elements, self._read_batch)
 
     def _read_batch(self, items: Sequence[Item]) -> Batch:
-        segments = self.segments()
-        shape = (len(items), sum(map(len, segments)))
+        grids = self.grids()
+        shape = (len(items), sum(map(len, grids)))
         flux, ivar, flags = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.uint8)
         continuum = np.full(shape, np.nan)
         kept: list[Item] = []
@@ -194,7 +238,7 @@ class ArmSource(FolderSource):
                 found = spectrum_of(item)
                 redshift = self._redshift(found, item)
                 survey = self.continuum != "running-quantile"
-                parts = [self._onto(found.arms, redshift, grid, survey) for grid in segments]
+                parts = [self._onto(found.arms, redshift, grid, survey) for grid in grids]
                 flux[row], ivar[row], flags[row], continuum[row] = (
                     np.concatenate([part[k] for part in parts]) for k in range(4)
                 )
@@ -211,7 +255,7 @@ class ArmSource(FolderSource):
         n = len(kept)
         flux, ivar, flags, continuum = flux[:n], ivar[:n], flags[:n], continuum[:n]
         if self.continuum == "running-quantile" and n:
-            self._fit_continuum(segments, flux, ivar, flags, continuum)
+            self._fit_continuum(grids, flux, ivar, flags, continuum)
         out_flux, out_ivar = divide(flux, ivar, continuum)
         with np.errstate(invalid="ignore"):
             absurd = ~(np.abs(out_flux) <= 1e3)  # the continuum is 1
@@ -220,7 +264,7 @@ class ArmSource(FolderSource):
         return Batch(kept, own, out_flux, out_ivar, flags, rejected)
 
     def _redshift(self, found: Spectrum, item: Item) -> float:
-        """Redshift by the catalogues' radial velocity, else by the file.
+        """Redshift by the catalogues' radial velocity, else by the file; or the other way round.
 
         Raises
         ------
@@ -230,7 +274,7 @@ class ArmSource(FolderSource):
         if self.frame == "observed":
             return 0.0
         labelled = measured_one("radial_velocity", item.labels.get("radial_velocity")) / SPEED_OF_LIGHT
-        for value in (labelled, found.redshift):
+        for value in (found.redshift, labelled) if self.file_first else (labelled, found.redshift):
             if value == value:
                 if abs(value) > self.max_redshift:
                     raise FitsError(f"redshift {value:g} is no star's ({value * SPEED_OF_LIGHT:.0f} km/s)")
@@ -240,12 +284,12 @@ class ArmSource(FolderSource):
         )
 
     def _fit_continuum(
-        self, segments: list[np.ndarray], flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray, continuum: np.ndarray
+        self, grids: list[np.ndarray], flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray, continuum: np.ndarray
     ) -> None:
         # tellurics and bad pixels must not shape the continuum
         trusted = np.where(flags == 0, ivar, 0.0)
         at = 0
-        for grid in segments:
+        for grid in grids:
             part = slice(at, at + len(grid))
             continuum[:, part] = running_quantile(
                 grid,
@@ -258,7 +302,7 @@ class ArmSource(FolderSource):
             at += len(grid)
 
     def _onto(self, arms: Sequence[Arm], redshift: float, grid: np.ndarray, survey: bool) -> tuple[np.ndarray, ...]:
-        """Flux, ivar, flags and (survey) continuum of a star on one segment of the grid."""
+        """Flux, ivar, flags and (survey) continuum of a star on one of the grids."""
         done = []
         for arm in arms:
             rest = arm.wavelength / (1.0 + redshift)

@@ -18,15 +18,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.arms import (
-    INTERSTELLAR_WINDOWS,
-    TELLURIC_WINDOWS,
-    Arm,
-    ArmSource,
-    Spectrum,
-    clean_arm,
-    linear_grid,
-)
+from chemscale.survey.sources.arms import TELLURIC_WINDOWS, Arm, ArmSource, Spectrum, clean_arm, linear_grid
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.files import find_files, other_survey
@@ -34,7 +26,7 @@ from chemscale.survey.sources.folders import as_list
 from chemscale.survey.sources.formats.fits_file import FitsFile
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import is_remote, printable
-from chemscale.survey.sources.labels import RowLabels, contract_labels
+from chemscale.survey.sources.labels import RowLabels
 from chemscale.survey.sources.missing import identifiers, measured, measured_one, numbers, words
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
@@ -96,6 +88,10 @@ class DesiSource(ArmSource):
 
     name = "desi"
     title = "DESI coadds (EDR, DR1)"
+    survey = "DESI"
+    resolution = 3000
+    velocity_of = "the velocity of a label table, of rvspecfit, else of redrock"
+    limits = (3500.0, 10000.0)
     file_names = (r"coadd-.*\.fits",)
     uses = (
         r"[BRZ]_(WAVELENGTH|FLUX|IVAR|MASK)",
@@ -119,16 +115,13 @@ class DesiSource(ArmSource):
     ):
         super().__init__(spectra, labels=labels, members=members, **options)
         self.telluric = TELLURIC_WINDOWS if tellurics else ()
-        low, high = (float(w) for w in wavelength_range)
-        if not 3500 <= low < high <= 10000:
-            raise InputError(f"wavelength range is {wavelength_range}", "give two rest wavelengths in Angstrom")
-        self.wavelength_range, self.redshifts = (low, high), as_list(redshifts)
+        self.wavelength_range, self.redshifts = self._range(wavelength_range), as_list(redshifts)
         self._files: dict[str, FitsFile] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}
 
-    def segments(self) -> list[np.ndarray]:
+    def grids(self) -> list[np.ndarray]:
         return [linear_grid(*self.wavelength_range, 0.8)]
 
     # ------------------------------------------------------------------ plan
@@ -166,22 +159,16 @@ class DesiSource(ArmSource):
                 continue
             items += [item for item, _ in listed]
             reference += [ref for _, ref in listed]
-        attrs = {
-            "survey": "DESI",
-            "resolution": 3000,
-            "frame": self._frame("the velocity of a label table, of rvspecfit, else of redrock"),
-            "normalisation": self._normalisation(),
-            "telluric_windows": [list(w) for w in self.telluric],
-            "interstellar_windows": [],  # set by the reader, star by star, in the observed frame
-            "interstellar_windows_observed": [list(w) for w in INTERSTELLAR_WINDOWS],
-            "velocities": [printable(b) for b in beside],
-            "quality": "COADD_FIBERSTATUS",
-            "ignored": known.ignored,
-        }
-        labels = contract_labels((*LABELS, *known.columns))
-        plan = SurveyPlan(self.name, self.wavelength_grid(), "vacuum", items, (), labels, attrs, rejected)
         names = {"targetid": lambda: [item.star_id for item in items], "ref_id": lambda: reference}
-        return self._complete(plan, self._keys(items, names | {"source_id": lambda: reference}, redshift="z"))
+        return self._planned(
+            items,
+            (*LABELS, *known.columns),
+            rejected,
+            self._keys(items, names | {"source_id": lambda: reference}, redshift="z"),
+            velocities=[printable(b) for b in beside],
+            quality="COADD_FIBERSTATUS",
+            ignored=known.ignored,
+        )
 
     def _targets(
         self, path: str, relative: str, known: Velocities, seen: dict[str, str], rejected: list[Rejection]

@@ -26,7 +26,6 @@ from chemscale.survey.sources.files import find_files, id_problem, other_survey
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured_one
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
@@ -64,6 +63,10 @@ class GalahSource(ArmSource):
 
     name = "galah"
     title = "GALAH (DR3, DR4)"
+    survey = "GALAH"
+    resolution = 28000
+    medium = "air"
+    velocity_of = "the velocity of the catalogue, else of the header"
     file_names = (r"\d{15}[1-4]\.fits",)
     continua = ("survey", "running-quantile")
     uses = ("#0", "HDU1", "HDU4", *_ERROR, *_NORMALISED)
@@ -85,7 +88,7 @@ class GalahSource(ArmSource):
         options |= {"bin_width": bin_width, "window": window, "quantile": quantile}
         super().__init__(spectra, labels=labels, members=members, **options)
 
-    def segments(self) -> list[np.ndarray]:
+    def grids(self) -> list[np.ndarray]:
         return [log_grid(low, high, _LOG_STEP) for low, high in CAMERAS]
 
     def plan(self) -> SurveyPlan:
@@ -115,19 +118,15 @@ class GalahSource(ArmSource):
         for star, cameras in files.items():
             paths = [cameras[c][0] for c in sorted(cameras)]
             items.append(Item(star, "#".join(paths), {"source_file": cameras[min(cameras)][1]}))
-        attrs = {
-            "survey": "GALAH",
-            "resolution": 28000,
-            "frame": self._frame("the velocity of the catalogue, else of the header"),
-            "normalisation": self._normalisation(),
-            "arms": [list(c) for c in CAMERAS],
-            "assumed": ["wavelengths are in air and barycentric, as the releases' pages say (the files do not)"],
-            "interstellar_windows": [],
-            "incomplete": sum(len(c) < 4 for c in files.values()),
-        }
-        labels = contract_labels(("ra", "dec", "radial_velocity", "source_file"))
-        plan = SurveyPlan(self.name, self.wavelength_grid(), "air", items, (), labels, attrs, rejected)
-        return self._complete(plan, self._keys(items, {"sobject_id": lambda: [item.star_id for item in items]}))
+        return self._planned(
+            items,
+            ("ra", "dec", "radial_velocity", "source_file"),
+            rejected,
+            self._keys(items, {"sobject_id": lambda: [item.star_id for item in items]}),
+            arms=[list(c) for c in CAMERAS],
+            assumed=["wavelengths are in air and barycentric, as the releases' pages say (the files do not)"],
+            incomplete=sum(len(c) < 4 for c in files.values()),
+        )
 
     def spectrum(self, item: Item) -> Spectrum:
         arms: list[Arm] = []

@@ -20,7 +20,6 @@ from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.lamost import lamost_keys
 from chemscale.survey.sources.missing import measured_one
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
@@ -59,6 +58,9 @@ class LamostMrsSource(ArmSource):
 
     name = "lamost-mrs"
     title = "LAMOST medium resolution (DR7 to DR10)"
+    survey = "LAMOST MRS"
+    resolution = 7500
+    velocity_of = "the velocity of the label table, else of the arms' headers"
     file_names = (r"med-.*_sp\d+-\d+\.fits",)
     uses = (r"COADD_[BR]\.(FLUX|IVAR|WAVELENGTH|LOGLAM|ANDMASK|ORMASK|PIXMASK)",)
     default_member_key = "file"
@@ -84,7 +86,7 @@ class LamostMrsSource(ArmSource):
         if product == "exposure":
             self.uses = (self.uses[0].replace("COADD_[BR]", r"[BR]-\d+"),)
 
-    def segments(self) -> list[np.ndarray]:
+    def grids(self) -> list[np.ndarray]:
         return [log_grid(low, high, 1e-5) for low, high in ARMS]
 
     def plan(self) -> SurveyPlan:
@@ -101,20 +103,9 @@ class LamostMrsSource(ArmSource):
             raise InputError(
                 f"no single exposures in {len(rejected)} files", "ingest the co-added spectra: --product coadd"
             )
-        attrs = {
-            "survey": "LAMOST MRS",
-            "resolution": 7500,
-            "frame": self._frame("the velocity of the label table, else of the arms' headers"),
-            "normalisation": self._normalisation(),
-            "arms": [list(a) for a in ARMS],
-            "product": self.product,
-            "interstellar_windows": [],
-        }
-        grid, labels = self.wavelength_grid(), contract_labels(LABELS)
-        plan = SurveyPlan(self.name, grid, "vacuum", items, (), labels, attrs, rejected)
         keys = lamost_keys(self, items, "med")
         keys.names = {**keys.names, "file": lambda: [item.star_id.partition(":")[0] for item in items]}
-        return self._complete(plan, keys)
+        return self._planned(items, LABELS, rejected, keys, arms=[list(a) for a in ARMS], product=self.product)
 
     def spectrum(self, item: Item) -> Spectrum:
         path, _, exposure = item.path.partition("#")

@@ -13,21 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.errors import InputError
-from chemscale.survey.sources.arms import (
-    INTERSTELLAR_WINDOWS,
-    TELLURIC_WINDOWS,
-    Arm,
-    ArmSource,
-    Spectrum,
-    clean_arm,
-    log_grid,
-)
+from chemscale.survey.sources.arms import TELLURIC_WINDOWS, Arm, ArmSource, Spectrum, clean_arm, log_grid
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured, measured_one, words
 
 _NAME = re.compile(r"^spec(?:Lite|Full)?-(?P<plate>\d+|\d+p?)-(?P<mjd>\d{5})-(?P<fibre>\d+)\.fits(?:\.gz)?$")
@@ -67,6 +57,10 @@ class SdssSpecSource(ArmSource):
 
     name = "boss"
     title = "SDSS/BOSS spec files (DR8 and later)"
+    survey = "SDSS/BOSS"
+    resolution = 1900
+    velocity_of = "1 + z of the label table, else of the file"
+    limits = (3000.0, 11000.0)
     file_names = (r"spec(?:Lite|Full)?-\d+p?-\d{5}-\d+\.fits",)
     uses = (
         r"#1\.(flux|loglam|ivar|and_mask)",
@@ -86,12 +80,9 @@ class SdssSpecSource(ArmSource):
     ):
         super().__init__(spectra, labels=labels, members=members, **options)
         self.telluric = TELLURIC_WINDOWS if tellurics else ()
-        low, high = (float(w) for w in wavelength_range)
-        if not 3000 < low < high < 11000:
-            raise InputError(f"wavelength range is {wavelength_range}", "give two rest wavelengths in Angstrom")
-        self.wavelength_range = (low, high)
+        self.wavelength_range = self._range(wavelength_range)
 
-    def segments(self) -> list[np.ndarray]:
+    def grids(self) -> list[np.ndarray]:
         return [log_grid(*self.wavelength_range, 1e-4)]
 
     def plan(self) -> SurveyPlan:
@@ -102,20 +93,8 @@ class SdssSpecSource(ArmSource):
             match = _NAME.match(relative.rsplit("/", 1)[-1])
             visits = f"{match['plate']}-{match['mjd']}" if match else ""
             items.append(Item(star, path, {"source_file": printable(relative), "visits": visits}))
-        attrs = {
-            "survey": "SDSS/BOSS",
-            "resolution": 1900,
-            "frame": self._frame("1 + z of the label table, else of the file"),
-            "normalisation": self._normalisation(),
-            "telluric_windows": [list(w) for w in self.telluric],
-            "interstellar_windows": [],  # set by the reader, star by star, in the observed frame
-            "interstellar_windows_observed": [list(w) for w in INTERSTELLAR_WINDOWS],
-            "quality": "ZWARNING of the pipeline, -1 = not known",
-        }
-        plan = SurveyPlan(
-            self.name, self.wavelength_grid(), "vacuum", items, (), contract_labels(LABELS), attrs, rejected
-        )
-        return self._complete(plan, self._spec_keys(items))
+        quality = "ZWARNING of the pipeline, -1 = not known"
+        return self._planned(items, LABELS, rejected, self._spec_keys(items), quality=quality)
 
     def _spec_keys(self, items: Sequence[Item]) -> Any:
         def name_of(plate: str, mjd: str, fibre: str) -> str:

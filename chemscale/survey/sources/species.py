@@ -18,6 +18,8 @@ _ELEMENTS = (
 )
 SYMBOLS = frozenset(_ELEMENTS.split(" "))
 _STAGES = {"1": "I", "2": "II", "3": "III", "i": "I", "ii": "II"}
+#: what catalogues call [Fe/H], the first present counts
+_IRON = ("fe_h", "feh", "fe/h", "[fe/h]")
 _COLUMN = re.compile(r"^([a-z]{1,2})_?(1|2|3|i{1,2})?_(h|fe)$")
 
 
@@ -35,15 +37,16 @@ def species_columns(names: Iterable[str]) -> list[SpeciesColumn]:
     """The species a catalogue has columns for, in its order; of [X/H] and [X/Fe] of one species [X/H] counts."""
     names = list(names)
     lower = {n.lower(): n for n in reversed(names)}
+    iron = next((c for c in _IRON if c in lower), "")
     found: dict[str, SpeciesColumn] = {}
     for name in names:
         key = name.lower()
-        match = _COLUMN.match(key)
+        match = _COLUMN.match("fe_h" if key == iron else key)
         if not match or match[1].capitalize() not in SYMBOLS or key == "h_h":
             continue
         species = match[1].capitalize() + (_STAGES[match[2]] if match[2] else "")
         over_iron = match[3] == "fe"
-        if (over_iron and (species == "Fe" or "fe_h" not in lower)) or (species in found and over_iron):
+        if (over_iron and (species == "Fe" or not iron)) or (species in found and over_iron):
             continue
         error = next((lower[e] for e in (f"e_{key}", f"{key}_err", f"{key}_error", f"err_{key}") if e in lower), "")
         found[species] = SpeciesColumn(species, name, error, over_iron)

@@ -9,7 +9,8 @@ from releases import lamost_arrays, write_lamost
 from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.sources.base import Source
-from chemscale.survey.sources.lamost import SPEED_OF_LIGHT, LamostSource
+from chemscale.survey.sources.lamost import LamostSource
+from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 
 def read_all(source):
@@ -106,7 +107,7 @@ def test_redshift_from_the_labels(tmp_path):
     assert block.labels["teff"].tolist() == [5777.0] and np.isnan(block.labels["fe_h"][0])
     assert block.labels["spectral_class"].tolist() == ["G2V"]
     found = {r.star_id: r.reason for r in block.rejected}
-    assert "no redshift" in found["spec-b"] and "no star's" in found["spec-c"]
+    assert "no velocity" in found["spec-b"] and "no star's" in found["spec-c"]
     assert plan.attrs["spectra_without_labels"] == 2
 
 
@@ -126,6 +127,24 @@ def test_label_tables_join(tmp_path):
     two.write_text("file,teff\nspec-b.fits\n")
     with pytest.raises(InputError, match="line 2: 1 fields, the header has 2"):
         LamostSource(str(tmp_path / "s"), [str(two)]).plan()
+
+
+def test_species_of_a_catalogue_are_stored(tmp_path):
+    write_lamost(tmp_path / "s" / "spec-a.fits")
+    labels = tmp_path / "value_added.csv"
+    labels.write_text("file,feh,mg_fe\nspec-a.fits,-0.4,0.2\n")
+    plan, block = read_all(LamostSource(str(tmp_path / "s"), str(labels)))
+    assert plan.elements == ("Fe", "Mg")
+    np.testing.assert_allclose(block.labels["abundance"], [[-0.4, -0.2]], atol=1e-6)
+
+
+def test_spectra_can_stay_in_the_observed_frame(tmp_path):
+    write_lamost(tmp_path / "spec-a.fits", arrays=lamost_arrays(seed=1), header={"Z": 1e-3})
+    write_lamost(tmp_path / "spec-b.fits", arrays=lamost_arrays(seed=1), header={"Z": -9999.0})
+    plan, block = read_all(LamostSource(str(tmp_path), frame="observed"))
+    np.testing.assert_array_equal(block.flux[0], block.flux[1])
+    np.testing.assert_allclose(block.labels["radial_velocity"], [1e-3 * SPEED_OF_LIGHT, np.nan], rtol=1e-6)
+    assert plan.attrs["frame"].startswith("observed")
 
 
 def test_masks_and_gaps(tmp_path):
@@ -160,7 +179,7 @@ def test_survey_normalisation(tmp_path):
     write_lamost(tmp_path / "spec-old.fits", layout="dr8")
     source = LamostSource(str(tmp_path), continuum="survey")
     _, block = read_all(source)
-    assert block.star_id == ["spec-new"] and "no NORMALIZATION" in block.rejected[0].reason
+    assert block.star_id == ["spec-new"] and "no normalised flux" in block.rejected[0].reason
     good = block.ivar[0] > 0
     assert abs(block.flux[0][good].mean() - 1) < 0.005
     np.testing.assert_allclose(1 / np.sqrt(np.median(block.ivar[0][good])), 0.02, rtol=0.4)
