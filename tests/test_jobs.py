@@ -53,7 +53,8 @@ def test_two_stars_how_similar_and_how_sure(run, ids):
 
 
 def test_all_stars_within_a_distance_as_a_table(run, ids, tmp_path):
-    chemscale("rsca", "siblings", ids[0], "--run", run.path, "--within", 5, "--out", tmp_path / "near.fits")
+    done = chemscale("rsca", "siblings", ids[0], "--run", run.path, "--within", 5, "--out", tmp_path / "near.fits")
+    assert "next: chemscale rsca pair" in done.stderr and "distance" in done.stdout
     near = Table.read(tmp_path / "near.fits")
     assert len(near) and near["distance"].max() <= 5
 

@@ -102,8 +102,10 @@ def compare(
         n = found["neighbours"]
         page.print(
             f"{n['shared']:.0%} of the {n['neighbours']} nearest stars are the same (chance: {n['chance']:.1%}; "
-            f"{n['stars']} stars asked)",
+            f"{n['stars']} stars asked), by the recommended metric of each run: {n['metrics'][0]} in A; "
+            f"{n['metrics'][1]} in B",
             highlight=False,
+            markup=False,
         )
     for name, r in found.get("latents", {}).items():
         page.print(f"latent {escape(name)}: correlation {r:+.3f}", highlight=False)

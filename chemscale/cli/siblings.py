@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from chemscale.cli.options import AsJson, RunDir
 
@@ -63,6 +65,7 @@ def siblings(
     """
     from chemscale.cli import console, echo_json
     from chemscale.errors import InputError
+    from chemscale.results.verdict import siblings_verdict
     from chemscale.rsca.siblings import siblings as find
 
     wanted = [*(star_ids or []), *(_identifiers(stars) if stars else [])]
@@ -85,10 +88,12 @@ def siblings(
         )
         for star in dict.fromkeys(wanted)
     ]
+    # the table is what was asked for: stdout, where no JSON document goes there
+    page = console if json else Console(width=None if sys.stdout.isatty() else 140)
     for ds in found:
         if len(found) > 1:
-            console.print(ds.attrs["star"], highlight=False, markup=False)
-        _show(ds)
+            page.print(ds.attrs["star"], highlight=False, markup=False)
+        _show(ds, page)
     if out:
         import xarray as xr
 
@@ -98,6 +103,7 @@ def siblings(
         columns = ["star", *(v for v in found[0].data_vars)]
         written = write_table(xr.concat(labelled, "sibling", combine_attrs="drop_conflicts")[columns], out)
         console.print(f"wrote {written}", highlight=False, markup=False)
+    console.print(siblings_verdict(found, run), highlight=False, markup=False, soft_wrap=True)
     if json:
         answers = [
             {
@@ -127,20 +133,20 @@ def _value(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _show(ds: Any) -> None:
+def _show(ds: Any, page: Console) -> None:
     """Siblings as a table on the terminal, as many columns as fit."""
     from rich.markup import escape
     from rich.table import Table
 
     from chemscale.cli import console
 
-    shown, hidden = _that_fit(ds, [str(v) for v in ds.data_vars], console.width)
+    shown, hidden = _that_fit(ds, [str(v) for v in ds.data_vars], page.width)
     table = Table(box=None)
     for c in shown:  # an identifier that is cut off cannot be typed again
         table.add_column(c, no_wrap=True, overflow="fold", justify="left" if ds[c].dtype.kind in "OUT" else "right")
     for i in range(ds.sizes["sibling"]):
         table.add_row(*(escape(_cell(ds[c].values[i])) for c in shown))
-    console.print(table)
+    page.print(table)
     if hidden:
         console.print(f"also, in a wider terminal, with --json or --out: {', '.join(hidden)}", highlight=False)
 

@@ -52,7 +52,8 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     if "neighbours" in found:
         n = found["neighbours"]
         row = [f"{n['shared']:.0%}", f"{n['chance']:.1%}", str(n["neighbours"]), str(n["stars"])]
-        made.append(Table("Nearest stars", ["shared", "by chance", "neighbours", "stars asked"], [row]))
+        note = f"By the recommended metric of each run: {n['metrics'][0]} in A; {n['metrics'][1]} in B."
+        made.append(Table("Nearest stars", ["shared", "by chance", "neighbours", "stars asked"], [row], note))
     if found.get("latents"):
         rows = [[name, f"{r:+.3f}"] for name, r in found["latents"].items()]
         made.append(Table("Latents", ["latent", "correlation of A and B"], rows))

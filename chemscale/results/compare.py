@@ -11,6 +11,7 @@ import numpy as np
 from chemscale.errors import StoreError
 from chemscale.results.run import RunResults, open_latents
 from chemscale.rsca.neighbours import SiblingIndex
+from chemscale.rsca.siblings import SiblingSearch
 from chemscale.rsca.stars import text
 from chemscale.runtime.run import Run
 
@@ -31,8 +32,9 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> dict[str, A
     dict
         `settings`: key -> values in a and b, where they differ. `rates`: method -> rate in `a` and `b`, mean of the
         paired differences b - a over the clusters that both rated, its standard error, and the number of clusters.
-        `neighbours`: share of the nearest :data:`NEIGHBOURS` stars that both name, of a sample of common stars, and
-        the share that chance would give. `latents`: name -> correlation over common stars.
+        `neighbours`: share of the nearest :data:`NEIGHBOURS` stars that both name, of a sample of common stars, the
+        share that chance would give, and `metrics`: the recommended metric of each run, which says who is near.
+        `latents`: name -> correlation over common stars.
         Parts that one of the runs lacks are absent, and named in `absent` with the reason.
 
     Raises
@@ -89,11 +91,9 @@ def _rates(a: Run, b: Run) -> dict[str, Any]:
     return out
 
 
-def _neighbours(a: RunResults, b: RunResults) -> dict[str, float]:
-    indexes = []
-    for run in (a, b):
-        features = run.features(3)
-        indexes.append(SiblingIndex(np.asarray(features.values, np.float32), features["star"].values))
+def _neighbours(a: RunResults, b: RunResults) -> dict[str, Any]:
+    searches = [SiblingSearch.open(run.path) for run in (a, b)]
+    indexes = [s.index for s in searches]
     common = np.intersect1d(indexes[0].star_id, indexes[1].star_id)
     k = min(NEIGHBOURS, len(common) - 1)
     if k < 1:
@@ -105,7 +105,13 @@ def _neighbours(a: RunResults, b: RunResults) -> dict[str, float]:
     shared = [
         len(np.intersect1d(first.nearest(int(s), k, None)[0], second.nearest(int(s), k, None)[0])) / k for s in sample
     ]
-    return {"shared": float(np.mean(shared)), "chance": k / (len(common) - 1), "neighbours": k, "stars": len(sample)}
+    return {
+        "shared": float(np.mean(shared)),
+        "chance": k / (len(common) - 1),
+        "neighbours": k,
+        "stars": len(sample),
+        "metrics": [f"{s.metric}, {s.n_features} features" for s in searches],
+    }
 
 
 def _latents(a: RunResults, b: RunResults) -> dict[str, float]:

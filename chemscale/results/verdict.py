@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,44 @@ def flags_verdict(result: Mapping[str, Any], where: object) -> str:
     if result.get("calibrated_on") in (None, "", "nothing"):
         told += "; cuts are in sigma: abundances of some stars (--labels CSV) make them dex"
     return f"{told}; next: chemscale export {where} --out stars.fits"
+
+
+def siblings_verdict(found: Sequence[Any], run: object) -> str:
+    """How many stars are near, how many speak for siblings, how sure that is, and the next command.
+
+    Parameters
+    ----------
+    found : sequence of Dataset
+        One a star, as :func:`chemscale.siblings` gives them.
+    run : path
+    """
+    sizes = [int(ds.sizes["sibling"]) for ds in found]
+    ds = found[int(np.argmax(sizes))]
+    star, n = str(ds.attrs["star"]), max(sizes)
+    by = f"by the {ds.attrs['metric']} metric ({ds.attrs['n_features']} features)"
+    told = f"{n:,} stars near {star} {by}"
+    if len(found) > 1:
+        told = f"{sum(sizes):,} stars near {len(found):,} stars {by}; {star} has the most, {n:,}"
+    if not n:
+        return f"{told}: ask for more with --n or a larger --within, or with fewer cuts."
+    told += f", distances {float(ds['distance'][0]):.3g} to {float(ds['distance'][-1]):.3g}"
+    cluster = str(ds.attrs.get("star_cluster", ""))
+    if cluster and "cluster" in ds:
+        mates = int(np.sum(np.asarray(ds["cluster"].values).astype(str) == cluster))
+        told += f"; {mates:,} of them are listed in its cluster {cluster}"
+    if "probability" in ds:
+        total = [float(ds[name].sum()) for name in ("probability", "probability_low", "probability_high")]
+        told += f"; at this prior {total[0]:.2g} of them are siblings ({total[1]:.2g} to {total[2]:.2g})"
+    elif "log_ratio" in ds:
+        ratio = np.asarray(ds["log_ratio"].values, float)
+        told += (
+            f"; {int((ratio > 0).sum()):,} are more like siblings than like the field (ln of the ratio above 0, "
+            f"largest {ratio.max():.2f}); how many are siblings depends on how rare these are: --prior P"
+        )
+    else:
+        told += f"; how sure that is, nobody measured yet: chemscale rsca evaluate --run {run}"
+    pair = shlex.join([star, str(ds["star_id"].values[0])])
+    return f"{told}; next: chemscale rsca pair {pair} --run {run}"
 
 
 def study_verdict(done: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str], where: object) -> str:

@@ -45,6 +45,26 @@ def test_the_command_line_shows_it(runs, tmp_path):
         compare(runs[0], tmp_path)
 
 
+def test_neighbours_are_those_of_each_runs_recommended_metric(tmp_path):
+    """One run recommends the searched metric, the other all six of the paper's features: both are used and named."""
+    from chemscale.rsca.pipeline import fit_run
+    from chemscale.rsca.siblings import siblings
+    from chemscale.survey.ingest.datasets import write_survey
+
+    ds = toy_survey(n_field=250, n_pixels=60)
+    write_survey(ds, tmp_path / "survey.zarr")
+    for name, best in (("auto", {"metric": "auto"}), ("paper", {"metric": "paper", "n_features": 5})):
+        run = fit_run(str(tmp_path / "survey.zarr"), tmp_path / name, components=6, metric=name)
+        run.save_json("evaluation.json", {"recommended": best, "per_cluster": {}})
+    found = compare(tmp_path / "auto", tmp_path / "paper")["neighbours"]
+    assert found["metrics"][0].startswith("auto, ") and found["metrics"][1] == "paper, 5 features"
+    star = str(ds["star_id"].values[0])
+    near = [set(siblings(star, tmp_path / n, 10)["star_id"].values) for n in ("auto", "paper")]
+    assert near[0] != near[1] and 0 < found["shared"] < 1
+    shown = CliRunner().invoke(build(), ["compare", str(tmp_path / "auto"), str(tmp_path / "paper")])
+    assert "by the recommended metric of each run" in " ".join(shown.stdout.split())
+
+
 def test_two_runs_given_to_the_report_are_compared_on_a_page(runs, tmp_path):
     out = tmp_path / "compare.html"
     words = ["report", "--run", str(runs[0]), "--run", str(runs[1]), "--out", str(out)]

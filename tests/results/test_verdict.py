@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import chemscale.runtime.observe as observe
 from chemscale.cli import kept
@@ -11,6 +12,7 @@ from chemscale.results.verdict import (
     anomalies_verdict,
     flags_verdict,
     record,
+    siblings_verdict,
     study_verdict,
     training_verdict,
     verdicts,
@@ -93,3 +95,32 @@ def test_a_class_far_beyond_the_population_is_not_to_be_believed():
 def test_studies_name_the_slowest():
     told = study_verdict({"a": {"seconds": 1.0}, "b": {"seconds": 9.0}}, {"c": "no visits"}, "run")
     assert told.startswith("2 studies in 10 s, the slowest b (9 s); 1 that this run cannot answer")
+
+
+def near(star, distances, **columns):
+    attrs = {"star": star, "metric": "auto", "n_features": 7, "star_cluster": columns.pop("own", "")}
+    data = {"star_id": [f"{star}-{k}" for k in range(len(distances))], "distance": distances, **columns}
+    return xr.Dataset({k: ("sibling", np.asarray(v)) for k, v in data.items()}, attrs=attrs)
+
+
+def test_siblings_end_with_how_many_how_sure_and_what_next():
+    ds = near("A 1", [0.3, 0.9, 1.4], own="M 67", cluster=["M 67", "", "NGC 188"], log_ratio=[2.25, 0.5, -1.0])
+    told = siblings_verdict([ds], "run")
+    for words in (
+        "3 stars near A 1 by the auto metric (7 features), distances 0.3 to 1.4",
+        "1 of them are listed in its cluster M 67",
+        "2 are more like siblings than like the field",
+        "largest 2.25",
+        "--prior P",
+        "next: chemscale rsca pair 'A 1' 'A 1-0' --run run",
+    ):
+        assert words in told
+    chance = {"probability": [0.5, 0.2, 0.1], "probability_low": [0.25, 0.1, 0.0], "probability_high": [0.75, 0.5, 0.2]}
+    told = siblings_verdict([ds.assign({k: ("sibling", v) for k, v in chance.items()})], "run")
+    assert "at this prior 0.8 of them are siblings (0.35 to 1.4)" in told
+
+
+def test_siblings_of_a_list_name_the_star_with_the_most():
+    told = siblings_verdict([near("A", [1.0]), near("B", [1.0, 2.0]), near("C", [])], "run")
+    assert "3 stars near 3 stars" in told and "B has the most, 2" in told and "rsca evaluate --run run" in told
+    assert "larger --within" in siblings_verdict([near("A", [])], "run")
