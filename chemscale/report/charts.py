@@ -22,7 +22,6 @@ METHODS = titles() | {
     "abundances_subset": "7 abundances (RSCA)",
     "floor": "noise-free abundances",
 }
-_KEY = {"rsca_top", "auto"}
 
 
 def plain(text: Any) -> str:
@@ -59,8 +58,8 @@ def figure(fig: go.Figure) -> dict[str, Any]:
     return {"data": loaded["data"], "layout": loaded["layout"]}
 
 
-def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, Any]:
-    """Global rates by method on a logarithmic axis, with standard errors over clusters."""
+def rates(values: Mapping[str, float], errors: Mapping[str, float], best: str) -> dict[str, Any]:
+    """Global rates by method on a logarithmic axis, with standard errors over clusters; the `best` one stands out."""
     names = [m for m in METHODS if m in values] + [m for m in values if m not in METHODS]
     x = [values[m] for m in names]
     span = [float(np.log10(min(x))) - 0.5, float(np.log10(max(x))) + 0.4]
@@ -75,8 +74,8 @@ def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str,
             textposition="top center",
             marker={
                 "size": 13,
-                "color": [COLOURS["vermilion"] if m in _KEY else COLOURS["sky"] for m in names],
-                "symbol": ["diamond" if m in _KEY else "circle" for m in names],
+                "color": [COLOURS["vermilion"] if m == best else COLOURS["sky"] for m in names],
+                "symbol": ["diamond" if m == best else "circle" for m in names],
             },
             error_x={"array": [errors.get(m, 0.0) for m in names], "arrayminus": minus, "color": "#8a8a8a"},
             hovertemplate="%{y}: %{x:.4f}<extra></extra>",
@@ -97,15 +96,17 @@ def rates(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str,
     return figure(fig)
 
 
-def clusters(names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dict[str, Any]:
-    """Rate of each cluster by method."""
+def clusters(
+    names: Sequence[str], columns: Mapping[str, Sequence[float]], sizes: Sequence[int], best: str
+) -> dict[str, Any]:
+    """Rate of each cluster by method; the `best` method stands out."""
     order = np.argsort([-s for s in sizes], kind="stable")
     labels = [f"{short(names[i])} ({sizes[i]})" if sizes[i] else short(names[i]) for i in order]
     look = {
         "raw": ("circle-open", COLOURS["sky"]),
         "scaled": ("square-open", COLOURS["green"]),
         "rsca": ("triangle-up", COLOURS["orange"]),
-        "rsca_top": ("diamond", COLOURS["vermilion"]),
+        best: ("diamond", COLOURS["vermilion"]),
     }
     table = np.array([[values[i] for i in order] for values in columns.values()], float)
     edge = 0.5 * np.min(table[table > 0], initial=1.0)  # zero has no place on a logarithmic axis: it sits at the edge
@@ -230,11 +231,11 @@ def training(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not fig.data:
         return None
     fig.update_layout(
-        height=380,
-        margin={"l": 76, "r": 10, "t": 20, "b": 50},
+        height=430,
+        margin={"l": 76, "r": 10, "t": 20, "b": 100},
         xaxis={"title": {"text": "epoch"}},
         yaxis={"title": {"text": "chi-square of a pixel"}, "type": "log"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top"},
         colorway=[COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky")],
     )
     return figure(fig)

@@ -24,6 +24,7 @@ from PIL import Image
 from chemscale._version import __version__
 from chemscale.report import charts, explore, findings, products
 from chemscale.results.verdict import verdicts
+from chemscale.rsca.siblings import recommended
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.files import write_file
 from chemscale.runtime.product import remove_partials
@@ -87,6 +88,8 @@ class _Page:
     def __init__(self, run: Run, n_stars: int, n_spectra: int):
         self.run = run
         self.evaluation = products.load_json(run, "evaluation.json")
+        #: the rate of the metric that the run recommends: the one that stands out
+        self.best = "auto" if recommended(run)["metric"] == "auto" else "rsca_top"
         self.model = explore.load_model(run)
         self.stars = explore.gather(run, self.model, n_stars, n_spectra)
         self.charts: dict[str, Any] = {}
@@ -184,13 +187,13 @@ class _Page:
                 tile(name, f"{ev[key]:,}")
         if self.model is not None:
             tile("components", str(self.model.n_components))
-        for key in ("raw", "rsca", "rsca_top", "auto"):
+        for key in (self.best, *(k for k in ("raw", "rsca", "rsca_top", "auto") if k != self.best)):
             if isinstance(ev.get(key), int | float):
                 error = self._errors().get(key)
-                label = "rate, " + charts.METHODS[key]
+                label = ("recommended: " if key == self.best else "rate, ") + charts.METHODS[key]
                 if key == "rsca_top" and ev.get("n_features"):
                     label += f" ({ev['n_features']})"
-                tile(label, _rate(ev[key]), key in {"rsca_top", "auto"}, f"± {_rate(error)}" if error else "")
+                tile(label, _rate(ev[key]), key == self.best, f"± {_rate(error)}" if error else "")
         self._vae_tiles(tile)
         return tiles
 
@@ -232,7 +235,7 @@ class _Page:
         values = {k: v for k, v in rates.items() if v > 0}
         if not values:
             return [], []
-        self.charts["rates"] = charts.rates(values, self._errors())
+        self.charts["rates"] = charts.rates(values, self._errors(), self.best)
         self.text["rates_note"] = (
             "Bars are standard errors from clusters drawn with replacement. The axes are logarithmic; a cluster "
             "without a single doppelganger sits at the lower edge."
@@ -246,7 +249,7 @@ class _Page:
         sizes = explore.cluster_sizes(ev)
         nan = float("nan")
         columns = {m: [nan if t.get(c) is None else float(t[c]) for c in names] for m, t in table.items()}
-        self.charts["clusters"] = charts.clusters(names, columns, [sizes.get(c, 0) for c in names])
+        self.charts["clusters"] = charts.clusters(names, columns, [sizes.get(c, 0) for c in names], self.best)
         rows = []
         for i, c in enumerate(names):
             cells = [_rate(columns[m][i]) for m in columns]

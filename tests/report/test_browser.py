@@ -142,6 +142,38 @@ def test_dark_phone_and_print(browser, path):
     assert problems == []
 
 
+BOX = "(e) => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; }"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_legend_runs_under_a_toolbar_and_no_toolbar_over_a_plot(browser, path, width):
+    """On a touch screen toolbars are always shown."""
+    page, _ = open_page(browser, path, viewport={"width": width, "height": 900}, has_touch=True, is_mobile=True)
+    walk(page)
+    checked = 0
+    for plot in page.locator(".chart.js-plotly-plot").all():
+        bar = plot.locator(".modebar-group")
+        left, _, right, bottom = [
+            f([b.evaluate(BOX)[k] for b in bar.all()]) for k, f in enumerate((min, min, max, max))
+        ]
+        for part in plot.locator(".legend, .plot-container .main-svg .nsewdrag").all():
+            box = part.evaluate(BOX)
+            name = f"{plot.get_attribute('id')} {part.get_attribute('class')}"
+            assert box[2] <= left or box[0] >= right or box[1] >= bottom - 1 or box[2] == box[0], name
+            checked += 1
+    assert checked > 8
+
+
+def test_the_cluster_table_is_whole_on_a_desktop(browser, path):
+    page, _ = open_page(browser, path)
+    sizes = page.evaluate(
+        "() => { const t = document.querySelector('#clusters').parentElement;"
+        "return [t.scrollWidth, t.clientWidth, t.scrollHeight, t.clientHeight]; }"
+    )
+    assert sizes[0] == sizes[1] and sizes[2] == sizes[3]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
 def test_page_of_latents(browser, tmp_path):
     run = make_latents_run(tmp_path, toy_survey(n_field=120, n_clusters=3, n_pixels=40))
     page, problems = open_page(browser, build_report(run))

@@ -58,6 +58,15 @@ def test_key_numbers_are_those_of_the_evaluation(run, page):
             assert f"<td>{cluster}</td><td>{row['n_members']}</td>" in text
 
 
+def test_one_card_stands_out_and_it_is_the_recommended_rate(run, page):
+    best = run.load_json("evaluation.json")["recommended"]
+    cards = re.findall(r'<li class="key"><b>([^ <]*)', body(page))
+    assert best["metric"] == "paper" and cards == [_rate(best["rate"])]
+    for method in ("rsca_top", "auto"):
+        marker = charts.rates({"raw": 0.2, "rsca_top": 0.1, "auto": 0.1}, {}, method)["data"][0]["marker"]
+        assert marker["symbol"] == ["circle", *("diamond" if m == method else "circle" for m in ("rsca_top", "auto"))]
+
+
 def test_hostile_names_stay_text(page):
     text = body(page)
     assert "<img src=x" not in page and "Evil &amp; Co" in text and "<b onmouseover" not in text

@@ -31,9 +31,10 @@
   function themed() {
     const grid = css("--grid"), ink = css("--ink");
     const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: ink, tickcolor: ink };
-    return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 13 },
+    return { modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: ink }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 13 },
              hoverlabel: { bgcolor: css("--panel"), font: { color: ink }, bordercolor: css("--rule") }, axis };
   }
+  const BAND = 36;                                       // above every plot: room of the toolbar, which touch screens show always
   const narrow = () => window.innerWidth < 560;
   function fitted(layout) {                              // a legend of several lines has no place above a narrow plot
     if (!narrow()) return layout;
@@ -41,15 +42,16 @@
     if (layout.legend && layout.legend.orientation === "h") {
       out.legend = Object.assign({}, layout.legend, { y: -0.2, yanchor: "top", x: 0, font: { size: 11 } });
       out.height = (layout.height || 420) + 60;
-      out.margin = Object.assign({}, out.margin, { t: 12, b: Math.max(110, (layout.margin && layout.margin.b) || 0) });
+      out.margin = Object.assign({}, out.margin, { b: Math.max(110, (layout.margin && layout.margin.b) || 0) });
       if (out.xaxis && out.xaxis.tickangle) { out.legend.y = -0.45; out.height += 40; }
     }
     return out;
   }
   function withTheme(given) {
     const layout = fitted(given);
-    const t = themed(), out = Object.assign({}, layout, { paper_bgcolor: t.paper_bgcolor, plot_bgcolor: t.plot_bgcolor, font: t.font, hoverlabel: t.hoverlabel });
-    for (const key of Object.keys(out)) if (/^[xy]axis\d*$/.test(key)) out[key] = Object.assign({}, t.axis, out[key]);
+    const t = themed(), margin = Object.assign({}, layout.margin, { t: Math.max(BAND, (layout.margin && layout.margin.t) || 0) });
+    const out = Object.assign({}, layout, { margin, modebar: t.modebar, paper_bgcolor: t.paper_bgcolor, plot_bgcolor: t.plot_bgcolor, font: t.font, hoverlabel: t.hoverlabel });
+    for (const key of Object.keys(out)) if (/^[xy]axis\d*$/.test(key)) out[key] = Object.assign({}, t.axis, key[0] === "y" ? { automargin: true } : {}, out[key]);
     return out;
   }
   const drawn = new Set();
@@ -57,7 +59,7 @@
     const t = themed();
     for (const id of drawn) {
       const el = typeof id === "string" ? $(id) : id;
-      const update = { paper_bgcolor: t.paper_bgcolor, plot_bgcolor: t.plot_bgcolor, "font.color": t.font.color, hoverlabel: t.hoverlabel };
+      const update = { modebar: t.modebar, paper_bgcolor: t.paper_bgcolor, plot_bgcolor: t.plot_bgcolor, "font.color": t.font.color, hoverlabel: t.hoverlabel };
       for (const key of Object.keys(el.layout)) if (/^[xy]axis\d*$/.test(key)) {
         update[key + ".gridcolor"] = t.axis.gridcolor; update[key + ".zerolinecolor"] = t.axis.zerolinecolor;
         update[key + ".linecolor"] = t.axis.linecolor; update[key + ".tickcolor"] = t.axis.tickcolor;
@@ -307,14 +309,14 @@
       const shownPixels = (y) => y.filter((v, p) => v !== null && wave[p] >= span[0] && wave[p] <= span[1]), flux = data.filter((d) => !d.yaxis).flatMap((d) => shownPixels(d.y));
       const range = flux.length ? pad(flux) : [0, 1.2];
       range[1] += 0.18 * (range[1] - range[0]);
-      Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 50 }, height: 470, hovermode: "closest", uirevision: "spectrum" + w, legend: { orientation: "h", x: 0, y: 1.12 }, shapes, annotations,
+      Plotly.react($("spectrum"), data, withTheme({ margin: { l: 60, r: 10, t: 30, b: 100 }, height: 520, hovermode: "closest", uirevision: "spectrum" + w, legend: { orientation: "h", x: 0, y: -0.21, yanchor: "top" }, shapes, annotations,
         xaxis: { title: { text: E.spectra.title }, exponentformat: "none", anchor: rest ? "y2" : "y", range: span }, yaxis: { title: { text: "normalised flux" }, domain: rest ? [0.33, 1] : [0, 1], range },
         yaxis2: { title: { text: under }, domain: [0, 0.27], nticks: 4, range: rest && shownPixels(rest).length ? pad(shownPixels(rest)) : [-1, 1] } }), CONFIG);
       drawn.add($("spectrum"));
     }
     $("region").addEventListener("change", drawSpectrum);
     let shown = 0;
-    const show = (v, digits) => Number.isFinite(v) ? v.toFixed(digits) : "–";
+    const show = (v, digits) => Number.isFinite(v) ? v.toFixed(digits).replace(/^-(0\.?0*)$/, "$1") : "–";
     const tableColumns = ["fe_h", "alpha_m", "c_fe", "teff", "logg", "snr", "radial_velocity", "extinction"].filter((c) => columns[c]).slice(0, 7);
     function drawTable() {
       const table = $("siblings"), head = document.createElement("tr");
