@@ -99,17 +99,17 @@ def _cores() -> Check:
 
 def _memory() -> Check:
     import psutil
-    from dask.utils import format_bytes
     from distributed.system import MEMORY_LIMIT
+    from rich.filesize import decimal
 
     free = psutil.virtual_memory().available
     low = min(free, MEMORY_LIMIT) < 2e9
-    text = f"{format_bytes(MEMORY_LIMIT)} may be used, {format_bytes(free)} free"
+    text = f"{decimal(MEMORY_LIMIT)} may be used, {decimal(free)} free"
     return Check("memory", "note" if low else "ok", text, "use --workers 1" if low else "")
 
 
 def _scratch() -> Check:
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
 
     from chemscale.runtime.observe import human_seconds
 
@@ -121,7 +121,7 @@ def _scratch() -> Check:
         f.flush()
         os.fsync(f.fileno())
     spent = time.perf_counter() - begun
-    text = f"{folder}: {format_bytes(free)} free, 32 MiB written in {human_seconds(spent)}"
+    text = f"{folder}: {decimal(free)} free, 32 MiB written in {human_seconds(spent)}"
     return Check("scratch", "note" if free < 5e9 else "ok", text, "set TMPDIR to a larger disk" if free < 5e9 else "")
 
 
@@ -170,7 +170,7 @@ def _bokeh() -> Check:
 
 def _cluster(spec: str) -> Check:
     """Connect, run a task on every worker, compare versions."""
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
 
     from chemscale.runtime.backends import describe
     from chemscale.runtime.cluster import connect
@@ -185,7 +185,7 @@ def _cluster(spec: str) -> Check:
     other = {k for v in there.values() for k in here if v.get(k) != here[k]}
     text = (
         f"{about['scheduler']}: {about['workers']} worker(s), {about['threads']} thread(s), "
-        f"{format_bytes(about['memory_bytes'])}, {len(about['hosts'])} host(s), answered in {spent:.2f} s"
+        f"{decimal(about['memory_bytes'])}, {len(about['hosts'])} host(s), answered in {spent:.2f} s"
     )
     if other:
         return Check(
@@ -197,12 +197,12 @@ def _cluster(spec: str) -> Check:
 
 
 def _store(path: str) -> Check:
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
 
     from chemscale.survey.store.verify import verify
 
     report = verify(path, deep=False)
-    text = f"{path}: {report.n_stars:,} stars, {report.n_files:,} files, {format_bytes(report.n_bytes)} checked"
+    text = f"{path}: {report.n_stars:,} stars, {report.n_files:,} files, {decimal(report.n_bytes)} checked"
     if report.ok:
         return Check("store", "ok", text)
     some = "; ".join(str(f) for f in report.faults[:3])

@@ -18,12 +18,10 @@ def register(app: typer.Typer) -> None:
 
         Example: chemscale config > my.toml; chemscale --config my.toml rsca fit survey.zarr --run run
         """
-        from typer.main import get_command
-
-        from chemscale.cli import echo_json
+        from chemscale.cli import command, echo_json
         from chemscale.config import default_toml, describe
 
         if json:
-            echo_json(describe(get_command(app)))
+            echo_json(describe(command()))
         else:
-            sys.stdout.write(default_toml(get_command(app)))
+            sys.stdout.write(default_toml(command()))

@@ -7,7 +7,7 @@ from typing import Any
 
 def show_plan(plan: dict[str, Any], as_json: bool) -> None:
     """Print what :func:`chemscale.survey.ingest.estimate.estimate` found."""
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
     from rich.markup import escape
     from rich.table import Table
 
@@ -20,14 +20,14 @@ def show_plan(plan: dict[str, Any], as_json: bool) -> None:
     shown = Table.grid(padding=(0, 2))
     for key, value in (
         ("survey", plan["survey"]),
-        ("files to read", f"{plan['n_files']:,} ({format_bytes(plan['bytes_to_read'])})"),
+        ("files to read", f"{plan['n_files']:,} ({decimal(plan['bytes_to_read'])})"),
         (
             "stars",
             f"{plan['n_stars']:,} of {plan['n_pixels']:,} pixels; {plan['n_rejected']:,} rejected while planning",
         ),
-        ("to write", f"{format_bytes(plan['bytes_to_write'])} in about {plan['files_to_write']:,} files"),
+        ("to write", f"{decimal(plan['bytes_to_write'])} in about {plan['files_to_write']:,} files"),
         ("shards", f"{plan['n_shards']} of {plan['shard_stars']} stars (chunks of {plan['chunk_stars']})"),
-        ("memory", f"{format_bytes(plan['memory_per_worker'])} a worker"),
+        ("memory", f"{decimal(plan['memory_per_worker'])} a worker"),
         ("time", f"about {human_seconds(plan['seconds'])} with {max(1, plan['workers'])} worker(s)"),
         ("sample", f"{plan['sample']['readable']} of {plan['sample']['stars']} files of a sample could be read"),
     ):
@@ -39,7 +39,7 @@ def show_plan(plan: dict[str, Any], as_json: bool) -> None:
 
 def show_summary(summary: Any, as_json: bool) -> None:
     """Print an :class:`~chemscale.survey.ingest.ingestion.IngestSummary`."""
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
@@ -63,8 +63,8 @@ def show_summary(summary: Any, as_json: bool) -> None:
     console.print(
         f"{summary.n_stars:,} stars, {summary.n_rejected - absent:,} inputs quarantined"
         f"{f', {absent:,} listed members without a spectrum here' if absent else ''};"
-        f" read {format_bytes(summary.bytes_read)},"
-        f" wrote {format_bytes(summary.bytes_written)} in {human_seconds(summary.seconds)}{rate}",
+        f" read {decimal(summary.bytes_read)},"
+        f" wrote {decimal(summary.bytes_written)} in {human_seconds(summary.seconds)}{rate}",
         highlight=False,
     )
     if summary.n_shards_kept and summary.n_shards_kept < summary.n_shards:
@@ -86,8 +86,7 @@ def _show_rejected(summary: Any, most: int = 15) -> None:
     from rich.markup import escape
 
     from chemscale.cli import console
-    from chemscale.survey.info import by_reason
-    from chemscale.survey.sources.base import absence
+    from chemscale.survey.sources.base import absence, by_reason
 
     read = [r for r in summary.rejected if r.stage == "read"]
     for r in read[:most]:

@@ -111,7 +111,7 @@ def verify(
         _verify_run(run, as_json)
         return
     assert store is not None
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
@@ -124,7 +124,7 @@ def verify(
         echo_json(report.to_dict())
     else:
         console.print(
-            f"{report.n_stars:,} stars: {report.n_files:,} files, {format_bytes(report.n_bytes)} checked",
+            f"{report.n_stars:,} stars: {report.n_files:,} files, {decimal(report.n_bytes)} checked",
             highlight=False,
         )
         for fault in report.repaired:

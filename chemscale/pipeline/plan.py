@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from dask.utils import format_bytes
+from rich.filesize import decimal
 
 from chemscale.pipeline.execute import store_size
 from chemscale.pipeline.file import MAKES_STORE, Pipeline, Stage, select
@@ -190,8 +190,8 @@ def render(planned: dict[str, Any], console: Any) -> None:
             row["stage"],
             row["status"],
             f"{row['stars']:,}" if "stars" in row else "",
-            format_bytes(row["bytes_in"]) if "bytes_in" in row else "",
+            decimal(row["bytes_in"]) if "bytes_in" in row else "",
             _time(row),
-            format_bytes(row["memory_bytes"]) if "memory_bytes" in row else "",
+            decimal(row["memory_bytes"]) if "memory_bytes" in row else "",
         )
     console.print(table)

@@ -319,15 +319,15 @@ def check_worker_memory(client: Client, need: Estimate) -> None:
     DataError
         Names the smallest worker, its limit and what is needed.
     """
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
 
     limits = {a: w["memory_limit"] for a, w in client.scheduler_info(n_workers=-1)["workers"].items()}
     small = {a: m for a, m in limits.items() if m and m * PLANNED_SHARE < need.bytes_per_worker}
     if small:
         address, limit = min(small.items(), key=lambda pair: pair[1])
         raise DataError(
-            f"worker {address} may use {format_bytes(limit)}; this work plans for "
-            f"{format_bytes(need.bytes_per_worker)} in each worker",
+            f"worker {address} may use {decimal(limit)}; this work plans for "
+            f"{decimal(need.bytes_per_worker)} in each worker",
             "fewer and larger workers (workers, memory in [cluster]), or smaller chunks",
         )
 
@@ -357,12 +357,12 @@ def storage_speed(path: str | os.PathLike[str], *, seconds: float = 2.0, sample:
 
 def summary_line(done: str, n: int, unit: str, seconds: float, n_bytes: int = 0, limit: float | None = None) -> str:
     """The line at the end: what was done, how fast, and against the storage's own limit."""
-    from dask.utils import format_bytes
+    from rich.filesize import decimal
 
     line = f"{done}: {n:,} {unit} in {human_seconds(seconds)} ({human(n / max(seconds, 1e-9))} {unit}/s"
     if n_bytes:
         rate = n_bytes / max(seconds, 1e-9)
-        line += f", {format_bytes(int(rate))}/s"
+        line += f", {decimal(int(rate))}/s"
         if limit:
             line += f", {100 * rate / limit:.0f} % of what the storage gives one reader"
     return line + ")"

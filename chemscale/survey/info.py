@@ -7,12 +7,10 @@ import os
 from typing import Any
 
 import numpy as np
-from dask import compute
 
 from chemscale.runtime.files import Folder
-from chemscale.statistics.masked import MomentsResult, masked_moments
 from chemscale.survey.ingest.finalise import USED_PER_PIXEL
-from chemscale.survey.sources.base import absence
+from chemscale.survey.sources.base import absence, by_reason
 from chemscale.survey.store.ledger import Ledger
 from chemscale.survey.store.manifest import REJECTED, STATISTICS
 from chemscale.survey.store.open import open_survey, small_array
@@ -100,6 +98,11 @@ def pixel_statistics(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``wavelength`` (Angstrom), ``mean`` and ``scatter`` (standard deviation; None where no star has the pixel) and
         ``used_share``, lists of one entry a pixel.
     """
+    from dask import compute
+
+    # imported here: the summary of an ingest needs neither, and half a second of start-up is theirs
+    from chemscale.statistics.masked import MomentsResult, masked_moments
+
     survey = open_survey(path)
     flux, ivar, flags = (survey[name].data for name in ("flux", "ivar", "flags"))
     found = MomentsResult(*compute(*masked_moments(flux, (flags != 0) | ~(ivar > 0))))
@@ -114,23 +117,6 @@ def pixel_statistics(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _finite(values: np.ndarray) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
-
-
-def by_reason(reasons: list[str], most: int = 12) -> dict[str, int]:
-    """Counts by reason; digits are levelled so that "has 3751 values" and "has 3820 values" count together."""
-    import re
-
-    counts: dict[str, int] = {}
-    example: dict[str, str] = {}
-    for reason in reasons:
-        kind = re.sub(r"'[^']*'|\d+", "#", reason)[:160]
-        example.setdefault(kind, reason)
-        counts[kind] = counts.get(kind, 0) + 1
-    ranked = sorted(counts, key=lambda k: -counts[k])
-    out = {example[k]: counts[k] for k in ranked[:most]}
-    if len(ranked) > most:
-        out["other reasons"] = sum(counts[k] for k in ranked[most:])
-    return out
 
 
 def _add(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -187,8 +173,8 @@ def _number(value: float | None) -> str:
 
 def render(info: dict[str, Any], console: Any) -> None:
     """Print :func:`store_info` for a person."""
-    from dask.utils import format_bytes
     from rich import box
+    from rich.filesize import decimal
     from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
@@ -205,7 +191,7 @@ def render(info: dict[str, Any], console: Any) -> None:
         ("usable", f"{100 * info['used_fraction']:.1f} % of all pixels"),
         (
             "on disk",
-            f"{format_bytes(info['size_bytes'])} in {info['n_files']:,} files"
+            f"{decimal(info['size_bytes'])} in {info['n_files']:,} files"
             f" ({100 * info['size_bytes'] / max(1, info['uncompressed_bytes']):.0f} % of its size in memory)",
         ),
         (

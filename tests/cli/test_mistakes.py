@@ -192,7 +192,7 @@ def test_a_warning_is_a_sentence_without_a_line_of_source(monkeypatch, capsys):
         warnings.warn("no field star passes the [pair] cuts for: M67", stacklevel=1)
 
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(cli, "command", lambda: warn)
+    monkeypatch.setattr(cli, "command", lambda _: warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         cli.main()

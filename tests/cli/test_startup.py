@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from chemscale.cli import command
+from chemscale.cli import AREAS, command
 
 #: Processor seconds that a start may take where an empty Python starts in `BARE`; in proportion on slower cores.
 LIMIT, BARE = 0.5, 0.05
@@ -47,6 +47,19 @@ def test_importing_takes_half_a_second_at_most(limit):
 @pytest.mark.parametrize("words", [(), ("vae", "train"), ("ingest", "table"), ("rsca", "fit"), ("report",)])
 def test_help_takes_half_a_second_at_most(words, limit):
     assert cpu_seconds("-m", "chemscale", *words, "--help") <= limit
+
+
+def test_a_verb_alone_is_the_same_command_as_in_the_whole_tree():
+    whole = command().commands
+    assert sorted(whole) == sorted(verb for verbs in AREAS.values() for verb in verbs)
+    program = (
+        "import sys\n"
+        "from chemscale.cli import AREAS, command\n"
+        "print([p.name for p in command(sys.argv[1]).commands[sys.argv[1]].params])\n"
+    )
+    for verb in ("ingest", "flags", "run"):
+        done = subprocess.run([sys.executable, "-c", program, verb], capture_output=True, text=True, timeout=60)
+        assert done.stdout.strip() == str([p.name for p in whole[verb].params]), done.stderr
 
 
 def test_help_of_every_verb_imports_nothing_heavy():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ _SAME_SNR = 0.02
 _OTHER_SNR = 0.2
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A file of a star: its path, the path relative to the folder given, the telescope its name states."""
 
     path: str

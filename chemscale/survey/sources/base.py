@@ -7,6 +7,7 @@ its stars once (:meth:`Source.plan`, on the client) and reads any of them on any
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -101,6 +102,21 @@ class Source(Protocol):
     def describe(self) -> dict[str, Any]:
         """JSON-able settings: part of the fingerprint that makes a resume safe."""
         ...
+
+
+def by_reason(reasons: list[str], most: int = 12) -> dict[str, int]:
+    """Counts by reason; digits are levelled so that "has 3751 values" and "has 3820 values" count together."""
+    counts: dict[str, int] = {}
+    example: dict[str, str] = {}
+    for reason in reasons:
+        kind = re.sub(r"'[^']*'|\d+", "#", reason)[:160]
+        example.setdefault(kind, reason)
+        counts[kind] = counts.get(kind, 0) + 1
+    ranked = sorted(counts, key=lambda k: -counts[k])
+    out = {example[k]: counts[k] for k in ranked[:most]}
+    if len(ranked) > most:
+        out["other reasons"] = sum(counts[k] for k in ranked[most:])
+    return out
 
 
 def available_sources() -> dict[str, Any]:

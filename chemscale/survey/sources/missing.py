@@ -142,10 +142,12 @@ def measured(name: str, values: Any, convert: Callable[[np.ndarray], np.ndarray]
         unmistakable sentinels (-9999 and the like) on the numbers as they are in the file too.
     """
     raw = numbers(values)
+    low, high = RANGES.get(name, (-np.inf, 1e30))
+    if convert is None and raw.size and max(low, -900.0) < raw.min() and raw.max() < high:
+        return raw  # nothing is missing: most columns of most blocks
     with np.errstate(invalid="ignore", over="ignore"):
         lost = _exactly(raw, _IN_ANY_UNIT)
         out = raw if convert is None else np.array(convert(raw), np.float64)
-        low, high = RANGES.get(name, (-np.inf, 1e30))
         lost |= ~np.isfinite(out) | (out <= low) | (out >= high) | _exactly(out, SENTINELS)
     out[lost] = np.nan
     return out

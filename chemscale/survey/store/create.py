@@ -86,10 +86,13 @@ def prepare_path(folder: Folder, *, overwrite: bool) -> Folder:
 
 
 def is_begun(folder: Folder) -> bool:
-    """Whether `folder` holds a store, or the first steps of one (interrupted before the header was written)."""
+    """Whether `folder` holds a store, or the first steps of one (interrupted before the header was written).
+
+    Folders without a file are such steps too.
+    """
     if folder.exists(PLAN) or any(n in folder.list(LEDGER) for n in ("inputs.npz", "rejected-plan.json")):
         return True
-    if folder.list() and all(PARTIAL in name for name, _ in folder.walk()):
+    if all(PARTIAL in name for name, _ in folder.walk()):
         return True
     try:
         return "chemscale_store" in json.loads(folder.read("zarr.json")).get("attributes", {})
