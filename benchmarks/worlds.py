@@ -54,6 +54,7 @@ WORLDS = {
     "many": World(clusters=40, members=320),
     "wrong": World(wrong=0.1),
     "scattered": World(scatter=0.03),
+    "banded": World(band=0.25, line_spread=0.4),
     "smeared": World(line_spread=0.5, isochrone=False),
     "tilted": World(tilt=0.012, line_spread=0.2, clusters=15, members=120, scatter=0.015, dredge=0.3),
 }
@@ -171,7 +172,7 @@ def observe(
         known.append((pixel, depth * w.band, rng.uniform(8, 20)))
         bands += depth * np.exp(-0.5 * ((np.arange(len(bands)) - pad - pixel) / known[-1][2]) ** 2)
     snr = np.clip(w.snr[0] * np.exp(w.snr[1] * rng.standard_normal(n)), 50, 300)
-    fibre = rng.uniform(-1, 1, n)
+    s["fibre"] = fibre = rng.uniform(-1, 1, n)
     earth = rng.uniform(-28, 28, n)
     modes = rng.normal(0, w.line_spread, (3, 3))
     gap = np.ones(p, bool)
@@ -237,7 +238,7 @@ def make(world: World, seed: int, emulator: str, n_field: int = 12_000) -> dict[
         "teff": s["place"][:, 0] + 40 * e * rng.standard_normal(n),
         "logg": s["place"][:, 1] + 0.08 * e * rng.standard_normal(n),
         "fe_h": x_h[:, 0] + 0.02 * e * rng.standard_normal(n), "alpha_m": alpha + 0.02 * e * rng.standard_normal(n),
-        "snr": snr, "radial_velocity": s["velocity"], "extinction": s["extinction"],
+        "snr": snr, "radial_velocity": s["velocity"], "extinction": s["extinction"], "fibre": 150 * (1 + s["fibre"]),
         "abundance": abundance, "element": np.array(ELEMENTS),
         "bands": bands,
     }  # fmt: skip

@@ -103,6 +103,8 @@ _REGISTRY = (
     Variable("abundance_error", _ABUNDANCE, "float32", "error of [X/H]", "dex"),
     Variable("visits", _STAR, "str", "comma-separated visit dates or plate ids"),
     Variable("n_visits", _STAR, "float32", "number of visits"),
+    Variable("fibre", _STAR, "float32", "number of the fibre; mean over visits"),
+    Variable("mjd", _STAR, "float64", "modified Julian date of the observation; mean over visits", "d"),
     Variable("spectral_class", _STAR, "str", "the survey's spectral class"),
     Variable("quality", _STAR, "int64", "the survey's star-level bit mask"),
     Variable("source_file", _STAR, "str", "file the spectrum was read from, relative to the release"),

@@ -20,6 +20,7 @@ AREAS = {
     "simulate": ("simulate",),
     "survey": ("ingest", "finalise", "info", "export-spectra", "verify"),
     "mask": ("mask",),
+    "clean": ("clean",),
     "rsca": ("rsca",),
     "vae": ("vae", "anomalies", "flags"),
     "study": ("study",),
@@ -83,7 +84,7 @@ app = typer.Typer(
 #: Panels of `chemscale --help`, in the order of a journey; verbs by name.
 PANELS = {
     "Start": ("demo", "doctor", "config", "schema"),
-    "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask", "export-spectra"),
+    "Survey": ("simulate", "ingest", "finalise", "info", "verify", "mask", "clean", "export-spectra"),
     "Models": ("rsca", "vae"),
     "Results": ("study", "anomalies", "flags", "export", "plot", "compare", "report"),
     "Many machines": ("run", "slurm", "cluster", "bench"),

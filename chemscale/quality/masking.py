@@ -122,6 +122,6 @@ def _unmasked(survey: Any, folder: Folder) -> Any:
     """The store's flags as they were ingested."""
     import xarray as xr
 
-    from chemscale.survey.store.open import flags_as_ingested
+    from chemscale.survey.store.open import as_ingested
 
-    return xr.Variable(survey["flags"].dims, flags_as_ingested(folder, survey["flags"].chunks[0]))
+    return xr.Variable(survey["flags"].dims, as_ingested(folder, "flags", survey["flags"].chunks[0]))

@@ -22,6 +22,7 @@ import xarray as xr
 from chemscale.errors import InputError, StoreError
 from chemscale.rsca.auto import AutoMetric
 from chemscale.rsca.auto_run import load_auto
+from chemscale.rsca.cleaned import cleaned_of
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.metric import RSCA
@@ -58,6 +59,8 @@ class LikenessModel:
     wavelength : (P,) Angstrom
     likeness : dict
         Of pairs, as ``evaluation.json`` has it; empty where it is not known.
+    cleaned : tuple of str
+        What was taken off the spectra it was fitted on (``chemscale clean``).
     """
 
     basis: MaskedPPCA
@@ -68,6 +71,7 @@ class LikenessModel:
     limit: float
     wavelength: np.ndarray
     likeness: dict[str, Any] = field(default_factory=dict)
+    cleaned: tuple[str, ...] = ()
 
     @classmethod
     def of_run(cls, run: Run, metric: str = "best") -> LikenessModel:
@@ -104,6 +108,7 @@ class LikenessModel:
             float(np.quantile(distance, DOMAIN)),
             _grid(run),
             stored_likeness(run, chosen["metric"]) or {},
+            cleaned_of(run),
         )
 
     @property
@@ -134,8 +139,17 @@ class LikenessModel:
         Raises
         ------
         InputError
-            Another wavelength grid.
+            Another wavelength grid, or spectra that are not cleaned as those of the model were.
         """
+        cleaned = tuple(survey.attrs.get("cleaned", ()))
+        if set(cleaned) != set(self.cleaned):
+            had, have = (
+                f"cleaned of {', '.join(names)}" if names else "as ingested" for names in (self.cleaned, cleaned)
+            )
+            raise InputError(
+                f"the model was fitted on spectra {had}, these are {have}",
+                "make a store of them and give it the same `chemscale clean`, or take a model of other spectra",
+            )
         grid = np.asarray(survey["wavelength"].values, dtype=float)
         if grid.shape != self.wavelength.shape or not np.allclose(grid, self.wavelength, rtol=1e-6):
             raise InputError(
@@ -168,7 +182,7 @@ class LikenessModel:
             "wavelength": self.wavelength,
         }
         header: dict[str, Any] = {"format": FORMAT, "n_features": self.n_features, "limit": self.limit}
-        header["likeness"] = jsonio.plain(self.likeness)
+        header |= {"likeness": jsonio.plain(self.likeness), "cleaned": list(self.cleaned)}
         for name, ds in (("basis", self.basis.to_dataset()), ("metric", self.metric.to_dataset())):
             header[name] = {"attrs": jsonio.plain(ds.attrs), "dims": {str(v): list(ds[v].dims) for v in ds.variables}}
             arrays |= {f"{name}.{v}": np.ascontiguousarray(ds[v].values) for v in ds.variables}
@@ -210,6 +224,7 @@ class LikenessModel:
             float(header["limit"]),
             arrays["wavelength"],
             header["likeness"],
+            tuple(header.get("cleaned", ())),
         )
 
     def probability(self, distance: Any, prior: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -151,7 +151,7 @@ def _fit(
     store = run.store
     with run.stage("select", settings=settings) as stage:
         chosen = choose()
-        stage.note(**chosen.report())
+        stage.note(**chosen.report(), cleaned=list(ds.attrs.get("cleaned", ())))
         if not chosen.members.any():
             raise DataError(
                 f"{store}: no cluster with two members is left after the cuts",

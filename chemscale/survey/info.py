@@ -69,6 +69,7 @@ def store_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "wavelength": {"first": float(wave[0]), "last": float(wave[-1]), "medium": header.medium, "unit": "Angstrom"},
         "used_fraction": total["n_used"] / n_values,
         "mask": record.mask,
+        "cleaning": record.cleaning.get("facts", {}),
         "censored_fraction": {k: v / n_values for k, v in total["flagged"].items()},
         "coverage_histogram": total["coverage"],
         "coverage_by_wavelength": by_wavelength,

@@ -199,6 +199,7 @@ def test_only_known_pages_leave_blocks_unrun():
         "howto/siblings.md": "a run",
         "howto/results.md": "two runs",
         "howto/interstellar.md": "a run",
+        "howto/cleaning.md": "a run",
         "explain/choosing.md": "a run",
         "explain/vae.md": "a survey of labelled spectra",
         "index.md": "the demo has its own test",

@@ -127,7 +127,8 @@ def _append(
     groups.append((name, job.header.n_rows, closed["hidden"]))
     summary = summarise(folder, job, begun, kept=len(kept))
     fingerprint = digest([record.fingerprint, job.header.fingerprint])
-    publish(top, groups, revision=record.revision + 1, fingerprint=fingerprint, mask=record.mask)
+    seen = {"mask": record.mask, "cleaning": record.cleaning}
+    publish(top, groups, revision=record.revision + 1, fingerprint=fingerprint, **seen)
     tidy(folder)
     return replace(
         summary,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,9 @@ _COLUMNS = {
     "n_visits": ("NVISITS",),
 }
 #: what a file's own table and header can tell
-FILE_LABELS = (*_COLUMNS, "quality", "visits")
+FILE_LABELS = (*_COLUMNS, "quality", "visits", "mjd", "fibre")
+#: One of APOGEE's visits: reduction, plate, modified Julian date, fibre.
+_VISIT = re.compile(r"[^-,]*-\d+-(\d{5})-(\d{1,3})(?=,|$)")
 
 
 @dataclass
@@ -127,7 +130,17 @@ def _labels(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         out["quality"] = np.ma.filled(raw["ASPCAPFLAG"], 0).astype(np.int64)
     if "VISITS" in raw:
         out["visits"] = np.array(words(raw["VISITS"]), str)
+        out |= visit_means(out["visits"].tolist())
     return out
+
+
+def visit_means(visits: Sequence[str]) -> dict[str, np.ndarray]:
+    """Mean date and fibre of each star's visits, ``reduction-plate-mjd-fibre,...``; NaN where a text says neither."""
+    means = np.full((len(visits), 2), np.nan)
+    for row, text in enumerate(visits):
+        if found := _VISIT.findall(text):
+            means[row] = [sum(map(int, numbers)) / len(found) for numbers in zip(*found, strict=True)]
+    return {"mjd": means[:, 0], "fibre": means[:, 1].astype(np.float32)}
 
 
 def _abundances(raw: dict[str, np.ndarray], elements: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -286,6 +299,7 @@ def _table_labels(layout: TableLayout, table: np.ndarray, elements: Sequence[str
         out["quality"] = np.ma.filled(layout.values(table, "ASPCAPFLAG"), 0).astype(np.int64)
     if "VISITS" in names and dtype["VISITS"].kind == "S":
         out["visits"] = np.array(words(layout.values(table, "VISITS")), object)
+        out |= visit_means(out["visits"].tolist())
     if elements and "X_H" in names and dtype["X_H"].base.kind == "f":
         out |= _file_abundances(layout, table, elements)
     return out

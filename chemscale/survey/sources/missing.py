@@ -44,6 +44,8 @@ RANGES = {
     "extinction": (-50.0, 99.0),
     "reddening": (-50.0, 99.0),
     "n_visits": (-0.5, 1e5),
+    "fibre": (-0.5, 1e6),
+    "mjd": (1.0, 1e6),
     "cluster_probability": (-1e-9, 1.0 + 1e-6),
 }
 

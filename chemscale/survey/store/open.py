@@ -17,6 +17,7 @@ import xarray as xr
 from chemscale.errors import InputError
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES, variable_attrs
+from chemscale.survey.store.cleaning import Cleaning
 from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout, chunk_file
 from chemscale.survey.store.ledger import Ledger, ledger_crc
 from chemscale.survey.store.manifest import (
@@ -45,7 +46,8 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
     xarray.Dataset
         `flux`, `ivar`, `flags` (star, wavelength) as dask arrays whose blocks are whole Zarr
         chunks; per-star variables (star,) lazy, read when their values are asked for. Nothing
-        but metadata is read here. Attributes: `survey`, `normalisation`, `provenance`, ...
+        but metadata is read here. Attributes: `survey`, `normalisation`, `provenance`, ...; `cleaned`
+        names what `chemscale clean` takes off the flux.
 
     Raises
     ------
@@ -69,7 +71,8 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
     variables: dict[str, Any] = {}
     for name in PIXEL_VARIABLES:
         mask = Mask.of(record.mask) if name == "flags" else None
-        pixels = Rows(groups, name, (record.n_stars, header.n_pixels), VARIABLES[name].dtype, mask)
+        cleaning = Cleaning.of(folder, record.cleaning, record.checksums) if name == "flux" else None
+        pixels = Rows(groups, name, (record.n_stars, header.n_pixels), VARIABLES[name].dtype, mask, cleaning)
         variables[name] = _pixel_variable(pixels, header, chunk_stars)
     for name in header.variables():
         spec = VARIABLES[name]
@@ -82,6 +85,8 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
             ("element",), np.array(header.elements, dtype=object), variable_attrs("element")
         )
     attrs = dict(header.attrs) | {"store": folder.root, "revision": record.revision}
+    if record.cleaning:
+        attrs["cleaned"] = record.cleaning["facts"]["covariates"]
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
@@ -94,14 +99,14 @@ def open_groups(folder: Folder, record: RootRecord) -> tuple[StoreGroup, ...]:
     )
 
 
-def flags_as_ingested(folder: Folder, chunks: tuple[int, ...]) -> Any:
-    """The store's flags without its mask, as a dask array of `chunks` stars."""
+def as_ingested(folder: Folder, name: str, chunks: tuple[int, ...]) -> Any:
+    """Flux without the store's cleaning or flags without its mask, as a dask array of `chunks` stars."""
     import dask.array as da
 
     record = RootRecord.read(folder)
     header = Ledger.of(folder, record, record.groups[0]).header()
-    rows = Rows(open_groups(folder, record), "flags", (record.n_stars, header.n_pixels), np.uint8)
-    meta = np.empty((0, 0), np.uint8)
+    rows = Rows(open_groups(folder, record), name, (record.n_stars, header.n_pixels), VARIABLES[name].dtype)
+    meta = np.empty((0, 0), rows.dtype)
     return da.from_array(rows, chunks=(chunks, (header.n_pixels,)), asarray=False, fancy=False, meta=meta)
 
 

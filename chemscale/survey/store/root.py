@@ -46,10 +46,13 @@ class RootRecord:
     groups: list[GroupEntry]
     revision: int = 0
     fingerprint: str = ""
-    #: CRC32C of each group's list of markers, and of every list of hidden rows: name -> checksum
+    #: CRC32C of each group's list of markers, of every list of hidden rows and of a cleaning: name -> checksum
     checksums: dict[str, int] = field(default_factory=dict)
     #: pixels that readers see flagged beside those that are (:class:`chemscale.survey.store.rows.Mask`)
     mask: dict[str, Any] = field(default_factory=dict)
+    #: what is taken off the flux that readers see: ``file``, and words on how it was found
+    #: (:class:`chemscale.survey.store.cleaning.Cleaning`)
+    cleaning: dict[str, Any] = field(default_factory=dict)
     format: str = "chemscale-survey"
     version: int = STORE_VERSION
 
@@ -92,8 +95,9 @@ class RootRecord:
 
 
 def _content(record: RootRecord) -> dict[str, Any]:
-    """The record as it is stored: without a mask, where there is none, as stores were written before there were any."""
-    content = {_STORED_RECORD.get(k, k): v for k, v in asdict(record).items() if k != "mask" or v}
+    """The record as it is stored: without what it lacks of a mask and a cleaning, as before there were any."""
+    present = {k: v for k, v in asdict(record).items() if k not in ("mask", "cleaning") or v}
+    content = {_STORED_RECORD.get(k, k): v for k, v in present.items()}
     content["segments"] = [{_STORED_GROUP.get(k, k): v for k, v in entry.items()} for entry in content["segments"]]
     return content
 
@@ -143,10 +147,12 @@ def publish(
     revision: int,
     fingerprint: str,
     mask: dict[str, Any] | None = None,
+    cleaning: dict[str, Any] | None = None,
 ) -> None:
     """Write the root record: (path, rows, hidden rows) of every group. Until then readers see the one before."""
     entries = [group_entry(folder, path, n_rows, hidden, revision=revision) for path, n_rows, hidden in groups]
     names = [f"{path}/{SHARDS}".lstrip("/") for path, _, _ in groups] + [e.hidden for e in entries if e.hidden]
+    names += [cleaning["file"]] if cleaning else []
     RootRecord(
         n_stars=sum(n_rows - len(hidden) for _, n_rows, hidden in groups),
         groups=entries,
@@ -154,6 +160,7 @@ def publish(
         fingerprint=fingerprint,
         checksums={name: checksum(folder.read(name)) for name in names},
         mask=mask or {},
+        cleaning=cleaning or {},
     ).write(folder)
 
 
@@ -169,6 +176,38 @@ def publish_mask(folder: Folder, mask: dict[str, Any]) -> int:
         record = RootRecord.read(folder)
         if record.mask != mask:
             record = replace(record, mask=mask, revision=record.revision + 1)
+            record.write(folder)
+        folder.sub(LEDGER).remove_partials()
+    return record.revision
+
+
+def publish_cleaning(folder: Folder, data: bytes | None, facts: dict[str, Any]) -> int:
+    """Replace what is taken off the store's flux by a revision of the root record; no pixel is rewritten.
+
+    Parameters
+    ----------
+    folder : Folder
+    data : bytes or None
+        An :class:`~chemscale.survey.store.cleaning.Effects`; None: readers see the stored flux again.
+    facts : dict
+        How it was found, in words and numbers.
+
+    Returns
+    -------
+    int
+        The revision readers see now: the same one where nothing changed.
+    """
+    with writing(folder):
+        record = RootRecord.read(folder)
+        crc = None if data is None else checksum(data)
+        if crc != record.checksums.get(record.cleaning.get("file", "")) or facts != record.cleaning.get("facts", {}):
+            others = {n: c for n, c in record.checksums.items() if n != record.cleaning.get("file")}
+            cleaning: dict[str, Any] = {}
+            if data is not None and crc is not None:
+                cleaning = {"file": f"{LEDGER}/cleaning-{record.revision + 1:04d}.npz", "facts": facts}
+                folder.write(cleaning["file"], data, sync=True)
+                others[cleaning["file"]] = crc
+            record = replace(record, cleaning=cleaning, checksums=others, revision=record.revision + 1)
             record.write(folder)
         folder.sub(LEDGER).remove_partials()
     return record.revision

@@ -20,6 +20,7 @@ from chemscale.arrays import cut_at, cut_every
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.schema import Flag
+from chemscale.survey.store.cleaning import Cleaning
 from chemscale.survey.store.decoding import ShardFiles
 from chemscale.survey.store.layout import chunk_file
 from chemscale.survey.store.ledger import Ledger, Touched
@@ -152,10 +153,12 @@ class Rows:
         shape: tuple[int, ...],
         dtype: Any,
         mask: Mask | None = None,
+        cleaning: Cleaning | None = None,
     ):
         self.groups = groups
         self.name = name
         self.mask = mask
+        self.cleaning = cleaning
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.ndim = len(shape)
@@ -167,6 +170,9 @@ class Rows:
         whoever goes through a survey block by block and keeps nothing. New arrays of tens of megabytes come from the
         kernel page by page, each page cleared first.
         """
+        if self.cleaning is not None:
+            flux = self._stored(self.name, start, stop, reuse)
+            return self.cleaning.apply(flux, lambda name: self._stored(name, start, stop, False))
         if self.mask is None:
             return self._stored(self.name, start, stop, reuse)
         ivar = None if self.mask.max_error is None else self._stored("ivar", start, stop, reuse)
@@ -179,7 +185,7 @@ class Rows:
             group, lo, hi = wanted[0]
             return group.read(name, lo, hi, reuse)
         if not wanted:
-            return np.empty((0, *self.shape[1:]), self.dtype)
+            return np.empty((0, *self.shape[1:]) if name == self.name else 0, self.dtype)
         return np.concatenate([group.read(name, lo, hi) for group, lo, hi in wanted])
 
     def __getitem__(self, key: Any) -> np.ndarray:
@@ -192,6 +198,7 @@ class Rows:
             self.name,
             self.shape,
             self.mask,
+            self.cleaning,
             tuple((g.url, g.token, g.n_rows, len(g.hidden)) for g in self.groups),
         )
 

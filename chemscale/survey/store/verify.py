@@ -160,8 +160,8 @@ def _strays(top: Folder, record: RootRecord, listed: set[str]) -> list[Fault]:
         revision = re.match(r"revisions/\d+(?=/)", name)
         unpublished = revision is not None and revision[0] not in groups
         making = re.search(rf"(^|/){LEDGER}/(parts|shards|partitions)(/|$)", head) or PARTIAL in file
-        older = re.fullmatch(rf"{LEDGER}/hidden-(\d+)-\w+\.npy", name)
-        superseded = older is not None and int(older[1]) <= record.revision
+        older = re.fullmatch(rf"{LEDGER}/(?:hidden-(\d+)-\w+\.npy|cleaning-(\d+)\.npz)", name)
+        superseded = older is not None and int(older[1] or older[2]) <= record.revision
         if name not in listed | {ROOT, REPLACING, *record.checksums} and not (unpublished or making or superseded):
             faults.append(Fault(name, "is not part of the store: nothing lists it"))
     return faults

@@ -12,8 +12,10 @@ from chemscale.schema import validate
 from chemscale.survey.info import store_info
 from chemscale.survey.ingest.append import append
 from chemscale.survey.ingest.ingestion import ingest
+from chemscale.survey.store.cleaning import Effects
 from chemscale.survey.store.layout import Layout
 from chemscale.survey.store.open import open_survey
+from chemscale.survey.store.root import publish_cleaning
 from chemscale.survey.store.verify import verify
 
 SMALL = Layout(chunk_stars=4, shard_stars=8, label_stars=16)
@@ -54,6 +56,19 @@ def test_new_stars(tmp_path, first):
     assert verify(first).ok
     info = store_info(first)
     assert info["n_stars"] == 44 and info["n_rejected"] == 1 and info["labels"]["teff"]["present"] == 44
+
+
+def test_new_stars_are_cleaned_as_the_others_are(tmp_path, first):
+    line = (np.array([v]) for v in (4000.0, 1.0, 0.0, 100.0))
+    effects = Effects(("teff",), *line, np.array([[1]]), np.full((1, 40), 0.001, np.float32))
+    publish_cleaning(Folder(first), effects.to_bytes(), {"covariates": ["teff"]})
+    release = later(tmp_path, range(30, 45))
+    append(ToySource(release), first)
+    ds = open_survey(first)
+    assert ds.attrs["cleaned"] == ["teff"] and verify(first).ok
+    stored = np.load(release / "star0044.npy")[0].astype("f4")
+    np.testing.assert_allclose(ds.flux.values[-1], stored - 0.001 * (ds.teff.values[-1] - 4000), atol=1e-6)
+    assert ds.teff.values[-1] > 4010
 
 
 def test_replace(tmp_path, first):

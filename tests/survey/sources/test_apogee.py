@@ -12,7 +12,7 @@ from releases import aspcap_arrays, write_allstar, write_aspcap
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, Flag
 from chemscale.survey.sources.apogee import ApogeeSource, star_id_of
-from chemscale.survey.sources.apogee_labels import DR17_ELEMENTS
+from chemscale.survey.sources.apogee_labels import DR17_ELEMENTS, visit_means
 from chemscale.survey.sources.apogee_pixels import CHIPS, N_PIXELS, wavelength_grid
 from chemscale.survey.sources.base import Source
 
@@ -283,3 +283,11 @@ def test_wrong_arguments(tmp_path):
 )
 def test_names(name, star):
     assert star_id_of(name) == star
+
+
+def test_date_and_fibre_are_means_over_visits_where_the_text_tells_them():
+    found = visit_means(
+        ["r12-5213-55862-123,r12-5213-55864-125", "apogee-4424-56001-7", "", "55862,55864", "r12-1-2-3"]
+    )
+    np.testing.assert_array_equal(found["mjd"], [55863, 56001, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(found["fibre"], np.array([124, 7, np.nan, np.nan, np.nan], "f4"))
