@@ -27,7 +27,7 @@ def id_problem(star_id: str) -> str:
     never become paths, and reports escape them).
     """
     if not star_id.strip():
-        return "identifier is empty"
+        return "identifier is empty: nothing, or a word for none (nan, N/A, --)"
     if len(star_id) > MAX_ID:
         return f"identifier has {len(star_id)} characters, more than {MAX_ID}"
     if not (star_id.isascii() and star_id.isprintable()) and any(

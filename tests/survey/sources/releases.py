@@ -67,6 +67,33 @@ def write_aspcap(
     return path
 
 
+def write_apstar(path: Path, star: str, *, seed: int = 0, visits: int = 1, mask_type: str = "i2") -> Path:
+    """Write an apStar file: flux, error and APOGEE_PIXMASK; the combination and the visits where there are several.
+
+    Pixels 400 to 409 have BADPIX set. A `mask_type` of unsigned integers is stored by BZERO.
+    """
+    shape, error = aspcap_arrays(seed)
+    flux, mask = 1000.0 * shape, np.zeros(N_PIXELS, mask_type)
+    mask[400:410] = 1
+    rows = [flux, np.where(error < 1, 1000.0 * error, error), mask]
+    if visits > 1:
+        others = [
+            np.ones((visits + 1, N_PIXELS)),
+            np.full((visits + 1, N_PIXELS), 1e10),
+            np.ones((visits + 1, N_PIXELS)),
+        ]
+        rows = [np.vstack([row[None], other.astype(row.dtype)]) for row, other in zip(rows, others)]
+    units: list[Any] = [fits.PrimaryHDU()]
+    units[0].header["OBJID"], units[0].header["NVISITS"], units[0].header["SNR"] = star, visits, 90.0
+    for data in rows:
+        unit = fits.ImageHDU(data)
+        unit.header.update({"CRVAL1": 4.179, "CDELT1": 6e-6, "CRPIX1": 1})
+        units.append(unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fits.HDUList(units).writeto(path)
+    return path
+
+
 def write_allstar(
     path: Path, rows: list[dict[str, Any]], *, elements: int = 26, symbols: list[str] | None = None
 ) -> Path:

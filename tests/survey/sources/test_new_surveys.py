@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import pickle
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from newer_releases import desi_coadd, galah, lamost_mrs, sdss_spec, write_xp
 
 from chemscale import open_survey
 from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.desi import DesiSource
-from chemscale.survey.sources.gaia_xp import SAMPLING, GaiaXpSource
+from chemscale.survey.sources.gaia_xp import GaiaXpSource
 from chemscale.survey.sources.galah import CAMERAS, GalahSource
 from chemscale.survey.sources.lamost_mrs import LamostMrsSource
 from chemscale.survey.sources.sdss_spec import SdssSpecSource
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
-
-
-def with_line(wave, at, velocity, depth=0.5, width=2.0):
-    """A continuum of 1 with an absorption line at rest wavelength `at`, shifted by `velocity` km/s."""
-    centre = at * (1 + velocity / SPEED_OF_LIGHT)
-    return 1 - depth * np.exp(-0.5 * ((wave - centre) / width) ** 2)
 
 
 def read_all(source):
@@ -41,30 +35,6 @@ def line_at(plan, block, row, near, half=40):
 
 
 # ---------------------------------------------------------------- DESI
-
-B, R, Z = np.arange(3600, 5800.1, 0.8), np.arange(5760, 7620.1, 0.8), np.arange(7520, 9824.1, 0.8)
-
-
-def desi_coadd(path, ids, velocities, *, compressed=False, kinds=None):
-    n = len(ids)
-    fibres = Table({"TARGETID": ids, "TARGET_RA": np.full(n, 10.0), "TARGET_DEC": np.full(n, 20.0)})
-    fibres["OBJTYPE"] = np.array(kinds or ["TGT"] * n)
-    fibres["COADD_FIBERSTATUS"], fibres["EBV"] = np.zeros(n, "i4"), np.full(n, 0.03, "f4")
-    units = [fits.PrimaryHDU(), fits.table_to_hdu(fibres)]
-    units[1].name = "FIBERMAP"
-    for arm, wave in (("B", B), ("R", R), ("Z", Z)):
-        flux = np.array([5e-3 * with_line(wave, 6562.8, v) * (1 + (wave - 6000) / 2e4) for v in velocities])
-        mask = np.zeros((n, len(wave)), np.uint32)
-        mask[:, 100:103] = 2**30
-        make = fits.CompImageHDU if compressed else fits.ImageHDU
-        units += [
-            fits.ImageHDU(wave, name=f"{arm}_WAVELENGTH"),
-            fits.ImageHDU(flux.astype("f4"), name=f"{arm}_FLUX"),
-            fits.ImageHDU(np.full(flux.shape, 1 / 1e-4**2, "f4"), name=f"{arm}_IVAR"),
-            make(mask.astype(np.int32) if compressed else mask, name=f"{arm}_MASK"),
-        ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fits.HDUList(units).writeto(path)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -112,20 +82,6 @@ def test_the_real_desi_coadd_is_usable_all_but_its_empty_fibres(shared_data):
 # ---------------------------------------------------------------- SDSS/BOSS
 
 
-def sdss_spec(path, velocity=60.0, kind="STAR", mask=0):
-    loglam = 3.56 + 1e-4 * np.arange(4000)
-    flux = 30 * with_line(10**loglam, 6562.8, velocity)
-    bad = np.zeros(4000, "i4")
-    bad[2000:2004] = mask
-    columns = [("flux", "E", flux), ("loglam", "E", loglam), ("ivar", "E", np.full(4000, 9.0))]
-    columns += [("and_mask", "J", bad), ("or_mask", "J", np.full(4000, 2**23))]
-    coadd = fits.BinTableHDU.from_columns([fits.Column(n, f, array=v) for n, f, v in columns], name="COADD")
-    labels = Table({"Z": [velocity / SPEED_OF_LIGHT], "CLASS": [kind], "SUBCLASS": ["K1"], "PLUG_RA": [10.0]})
-    labels["PLUG_DEC"], labels["SN_MEDIAN_ALL"], labels["ZWARNING"] = [20.0], [90.0], [4]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fits.HDUList([fits.PrimaryHDU(), coadd, fits.table_to_hdu(labels)]).writeto(path)
-
-
 def test_sdss_spectra_come_to_rest_and_galaxies_are_refused(tmp_path):
     sdss_spec(tmp_path / "spec-1234-55555-0042.fits", mask=2**24)
     sdss_spec(tmp_path / "spec-1234-55555-0043.fits", kind="GALAXY")
@@ -148,27 +104,6 @@ def test_the_real_sdss_spectrum_is_read(shared_data):
 
 
 # ---------------------------------------------------------------- LAMOST MRS
-
-
-def lamost_mrs(path, *, rows=False, velocity=40.0, arms=("B", "R"), damaged=""):
-    units = [fits.PrimaryHDU()]
-    units[0].header.update({"RA": 10.0, "DEC": 20.0, "OBSID": 77})
-    for arm, start, at in (("B", 3.6942, 5184.0), ("R", 3.7993, 6563.0)):
-        if arm not in arms:
-            continue
-        wave = 10 ** (start + 1e-5 * np.arange(3430))
-        flux = 800 * with_line(wave, at, velocity, width=0.5)
-        if arm == damaged:
-            flux[:] = np.nan
-        columns = {"FLUX": flux, "IVAR": np.full(3430, 1 / 8.0**2), "ANDMASK": np.zeros(3430), "ORMASK": np.zeros(3430)}
-        columns["LOGLAM" if rows else "WAVELENGTH"] = np.log10(wave) if rows else wave
-        made = [fits.Column(k, "D" if rows else "3430D", array=v if rows else [v]) for k, v in columns.items()]
-        for name in (f"COADD_{arm}", f"{arm}-84420148"):
-            unit = fits.BinTableHDU.from_columns(made, name=name)
-            unit.header.update({"RV": velocity, "SNR": 100.0})
-            units.append(unit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fits.HDUList(units).writeto(path)
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -194,32 +129,6 @@ def test_mrs_files_are_not_taken_for_low_resolution(tmp_path):
 
 
 # ---------------------------------------------------------------- GALAH
-
-
-def galah(folder, star, velocity, *, cameras=(1, 2, 3, 4), dr4=True):
-    folder.mkdir(parents=True, exist_ok=True)
-    for camera in cameras:
-        low, high = CAMERAS[camera - 1]
-        n = 4096
-        step = (high - low + 40) / n
-        wave = low - 20 + step * np.arange(n)
-        shape = with_line(wave, (low + high) / 2, velocity, width=0.3)
-        raw = 500 * (1 + (wave - low) / 500) * shape
-
-        def image(data, name, kind=fits.ImageHDU, low=low, step=step):
-            unit = kind(data.astype("f4"))
-            unit.header.update({"CRVAL1": low - 20, "CDELT1": step, "CRPIX1": 1})
-            if kind is fits.ImageHDU:
-                unit.name = name
-            return unit
-
-        error = np.full(n, 0.01)
-        if dr4:
-            units = [image(raw, "", fits.PrimaryHDU), image(shape, "normalized"), image(error, "relative_error")]
-        else:
-            others = [image(raw, "no_sky"), image(error, "no_sky_sigma")]
-            units = [image(raw, "", fits.PrimaryHDU), image(error, "input_sigma"), *others, image(shape, "normalised")]
-        fits.HDUList(units).writeto(folder / f"{star}{camera}.fits")
 
 
 @pytest.mark.parametrize("dr4", [True, False])
@@ -253,30 +162,11 @@ def test_galah_without_a_velocity_is_refused(tmp_path):
 # ---------------------------------------------------------------- Gaia XP
 
 
-def xp_rows(n=5):
-    rng = np.random.default_rng(2)
-    shape = 1e-16 * (1 + 0.3 * np.sin(np.linspace(0, 4, len(SAMPLING))))
-    flux = shape * (1 + rng.normal(0, 0.01, (n, len(SAMPLING))))
-    ids = 4295806720000000000 + 64 * np.arange(n)
-    return ids, flux, np.full(flux.shape, 1e-18)
-
-
 @pytest.mark.parametrize("form", ["csv", "csv.gz", "brackets", "parquet"])
 def test_xp_spectra_are_read_in_every_form_and_normalised(tmp_path, form):
-    ids, flux, error = xp_rows()
     if form == "parquet":
-        pa = pytest.importorskip("pyarrow")
-        pq = pytest.importorskip("pyarrow.parquet")
-        table = pa.table({"source_id": ids, "flux": list(flux), "flux_error": list(error), "ra": np.full(5, 10.0)})
-        pq.write_table(table, tmp_path / "XpSampledMeanSpectrum_1.parquet")
-    else:
-        left, right = ("[", "]") if form == "brackets" else ("(", ")")
-        cell = lambda row: '"' + left + ", ".join(map(str, row)) + right + '"'  # noqa: E731
-        lines = ["# a comment", "source_id,ra,dec,flux,flux_error"]
-        lines += [f"{i},10.0,-20.0,{cell(f)},{cell(e)}" for i, f, e in zip(ids, flux, error)]
-        text = ("\n".join(lines) + "\n").encode()
-        name = f"XpSampledMeanSpectrum_1.{'csv' if form == 'brackets' else form}"
-        (tmp_path / name).write_bytes(gzip.compress(text) if form == "csv.gz" else text)
+        pytest.importorskip("pyarrow")
+    ids, flux, error = write_xp(tmp_path, form)
     plan, block = read_all(GaiaXpSource(str(tmp_path)))
     assert block.star_id == [str(i) for i in ids] and len(plan.wavelength) == 343
     assert plan.wavelength[0] == 3360 and plan.wavelength[-1] == 10200

@@ -5,59 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from astropy.io import fits
+from newer_releases import MWM_GRIDS, mwm_star, mwm_table
 
 from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.sources.base import Source
 from chemscale.survey.sources.sdss_v import SdssVSource
-
-GRIDS = {"apogee": 10 ** (4.179 + 6e-6 * np.arange(8575)), "boss": 10 ** (3.5523 + 1e-4 * np.arange(4648))}
-
-
-def table(instrument: str, rows: int, *, snr=50.0, seed=0, wavelength=True, continuum=True, change=None):
-    grid = GRIDS[instrument]
-    n = len(grid)
-    rng = np.random.default_rng(seed)
-    level = 100 * np.exp(-((grid / grid.mean() - 1) ** 2))
-    vectors = {
-        "flux": level * (1 + rng.normal(0, 0.01, n)),
-        "ivar": 1 / (0.01 * level) ** 2,
-        "pixel_flags": np.zeros(n),
-        "continuum": level,
-        "wavelength": grid,
-    } | (change or {})
-    if not wavelength:
-        del vectors["wavelength"]
-    if not continuum:
-        del vectors["continuum"]
-    columns = [
-        fits.Column("sdss_id", "K", array=np.full(rows, 42)),
-        fits.Column("telescope", "6A", array=["apo25m"] * rows),
-        fits.Column("snr", "E", array=np.full(rows, snr)),
-        fits.Column("v_rad", "E", array=np.full(rows, -33.0)),
-    ]
-    for name, v in vectors.items():
-        form = "K" if name == "pixel_flags" else ("D" if name == "wavelength" else "E")
-        columns.append(fits.Column(name, f"{len(v)}{form}", array=np.tile(v, (rows, 1))))
-    unit = fits.BinTableHDU.from_columns(columns)
-    if not wavelength:
-        unit.header["CRVAL"], unit.header["CDELT"], unit.header["NPIXELS"] = (
-            np.log10(grid[0]),
-            np.log10(grid[1] / grid[0]),
-            n,
-        )
-    return unit
-
-
-def write_star(folder, sdss_id=42, units=None):
-    primary = fits.PrimaryHDU()
-    primary.header["SDSS_ID"], primary.header["V_ASTRA"] = sdss_id, "0.6.0"
-    primary.header["RA"], primary.header["DEC"] = 10.0, -20.0
-    units = units or [table("boss", 0), table("boss", 0), table("apogee", 1), table("apogee", 0)]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"mwmStar-0.6.0-{sdss_id}.fits"
-    fits.HDUList([primary, *units]).writeto(path)
-    return path
 
 
 def read_all(source):
@@ -68,13 +21,14 @@ def read_all(source):
 @pytest.mark.parametrize("wavelength", [True, False])
 @pytest.mark.parametrize("instrument", ["apogee", "boss"])
 def test_spectra(tmp_path, instrument, wavelength):
-    write_star(
-        tmp_path / "00" / "42", units=[table(i, 1, wavelength=wavelength) for i in ("boss", "boss", "apogee", "apogee")]
+    mwm_star(
+        tmp_path / "00" / "42",
+        units=[mwm_table(i, 1, wavelength=wavelength) for i in ("boss", "boss", "apogee", "apogee")],
     )
     source = SdssVSource(str(tmp_path), instrument=instrument)
     assert isinstance(source, Source)
     plan, block = read_all(source)
-    np.testing.assert_allclose(plan.wavelength, GRIDS[instrument])
+    np.testing.assert_allclose(plan.wavelength, MWM_GRIDS[instrument])
     assert block.star_id == ["42"] and not block.rejected
     assert abs(block.flux.mean() - 1) < 1e-3
     np.testing.assert_allclose(block.ivar, 1e4, rtol=1e-5)
@@ -87,16 +41,16 @@ def test_spectra(tmp_path, instrument, wavelength):
 def test_better_observatory_and_flags(tmp_path):
     flags = np.zeros(8575)
     flags[100], flags[101], flags[102] = 1, 1 << 9, 1 << 40  # bad, persistence (not bad), a bit of no meaning here
-    poor, good = table("apogee", 1, snr=20), table("apogee", 1, snr=90, seed=1, change={"pixel_flags": flags})
-    write_star(tmp_path, units=[table("boss", 0), table("boss", 0), poor, good])
+    poor, good = mwm_table("apogee", 1, snr=20), mwm_table("apogee", 1, snr=90, seed=1, change={"pixel_flags": flags})
+    mwm_star(tmp_path, units=[mwm_table("boss", 0), mwm_table("boss", 0), poor, good])
     _, block = read_all(SdssVSource(str(tmp_path)))
     assert block.labels["snr"].tolist() == [90.0]
     assert np.flatnonzero(block.flags[0] & Flag.SURVEY_BAD).tolist() == [100]
 
 
 def test_catalogue_and_members(tmp_path):
-    write_star(tmp_path / "s", 42)
-    write_star(tmp_path / "s", 43)
+    mwm_star(tmp_path / "s", 42)
+    mwm_star(tmp_path / "s", 43)
     columns = [
         fits.Column("sdss_id", "K", array=[43, 44]),
         fits.Column("teff", "E", array=[4700, 5000]),
@@ -122,13 +76,15 @@ def test_catalogue_and_members(tmp_path):
 
 
 def test_wrong_files(tmp_path):
-    empty = [table("boss", 1), table("boss", 0), table("apogee", 0), table("apogee", 0)]
-    write_star(tmp_path, 1, empty)
-    write_star(tmp_path, 2, [*empty[:2], table("apogee", 1, change={"wavelength": GRIDS["apogee"] * 1.001}), empty[3]])
-    write_star(tmp_path, 3, [*empty[:2], table("apogee", 1, change={"flux": np.ones(100)}), empty[3]])
-    write_star(tmp_path, 4, [*empty[:2], table("apogee", 1, change={"flux": np.full(8575, np.nan)}), empty[3]])
-    write_star(tmp_path, 5, [*empty[:2], table("apogee", 1, continuum=False), empty[3]])
-    write_star(tmp_path, 6, [*empty[:2], table("apogee", 1, change={"continuum": np.zeros(8575)}), empty[3]])
+    empty = [mwm_table("boss", 1), mwm_table("boss", 0), mwm_table("apogee", 0), mwm_table("apogee", 0)]
+    mwm_star(tmp_path, 1, empty)
+    mwm_star(
+        tmp_path, 2, [*empty[:2], mwm_table("apogee", 1, change={"wavelength": MWM_GRIDS["apogee"] * 1.001}), empty[3]]
+    )
+    mwm_star(tmp_path, 3, [*empty[:2], mwm_table("apogee", 1, change={"flux": np.ones(100)}), empty[3]])
+    mwm_star(tmp_path, 4, [*empty[:2], mwm_table("apogee", 1, change={"flux": np.full(8575, np.nan)}), empty[3]])
+    mwm_star(tmp_path, 5, [*empty[:2], mwm_table("apogee", 1, continuum=False), empty[3]])
+    mwm_star(tmp_path, 6, [*empty[:2], mwm_table("apogee", 1, change={"continuum": np.zeros(8575)}), empty[3]])
     (tmp_path / "mwmStar-0.6.0-7.fits").write_bytes((tmp_path / "mwmStar-0.6.0-1.fits").read_bytes())
     (tmp_path / "mwmStar-nonsense.fits").write_bytes(b"")
     plan, block = read_all(SdssVSource(str(tmp_path)))
