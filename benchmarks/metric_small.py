@@ -58,7 +58,11 @@ def basis(flux: np.ndarray, missing: np.ndarray, weight: np.ndarray, k: int) -> 
 
 def survey(world: World, seed: int, emulator: str, n_field: int) -> tuple[RunStars, np.ndarray]:
     """Stars of one survey on its basis, and the directions of continuum errors."""
-    arrays = make(world, seed, emulator, n_field)
+    return on_basis(make(world, seed, emulator, n_field))
+
+
+def on_basis(arrays: dict[str, np.ndarray]) -> tuple[RunStars, np.ndarray]:
+    """Stars of the survey in these arrays on its basis, and the directions of continuum errors."""
     missing = ~(arrays["error"] < 1e5)
     used = missing.mean(axis=0) < 0.5
     error, gone = arrays["error"][:, used], missing[:, used]

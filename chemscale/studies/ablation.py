@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from chemscale.errors import ChemscaleError
@@ -10,12 +12,13 @@ from chemscale.rsca.uncertainty import bootstrap
 from chemscale.studies import style
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.restarts import restarts
 
 
 def compute(context: StudyContext) -> StudyResult:
     """Rates of every representation under every registered metric, each leave-one-cluster-out."""
-    sample = context.sample
-    n_top = int(context.settings["n_features"])
+    sample, settings = context.sample, context.settings
+    tops = sorted({min(int(n), sample.n_components) for n in str(settings["n_features"]).split(",")})
     inputs = {"spectra": sample.evaluation}
     left_out = []
     for name, subset in (("all abundances", False), ("abundance subset", True)):
@@ -29,23 +32,27 @@ def compute(context: StudyContext) -> StudyResult:
             rates = evaluation.rates(method)
             rows.append((name, method, evaluation.members.shape[1], rates.overall, *bootstrap(rates)))
         if name == "spectra":
-            k = evaluation.members.shape[1]
-            rates = evaluation.rates("rsca", n_features=min(n_top, k))
-            rows.append((name, f"rsca top {min(n_top, k)}", k, rates.overall, *bootstrap(rates)))
+            for n in tops:
+                rates = evaluation.rates("rsca", n_features=n)
+                rows.append((name, f"rsca top {n}", sample.n_components, rates.overall, *bootstrap(rates)))
     keys = ("input", "method", "dimensions", "rate", "rate_error", "rate_low", "rate_high")
-    table = {key: [row[i] for row in rows] for i, key in enumerate(keys)}
+    table: dict[str, list[Any]] = {key: [row[i] for row in rows] for i, key in enumerate(keys)}
+    again, ended = _again(context, tops)
+    for i, key in enumerate(("restart_mean", "restart_scatter")):
+        table[key] = [again[row[1]][i] if row[0] == "spectra" and again else np.nan for row in rows]
 
     fig, ax = style.figure(aspect=0.75)
     names = list(inputs)
-    shown = [*METRICS, f"rsca top {min(n_top, sample.n_components)}"]
+    shown = [*METRICS, *(f"rsca top {n}" for n in tops)]
     for m, method in enumerate(shown):
         mine = [(names.index(r[0]), r[3], r[4]) for r in rows if r[1] == method]
         x, y, e = (np.array(v, float) for v in zip(*mine, strict=True))
         low = np.minimum(e, 0.9 * y)  # a logarithmic axis cannot show a bar that reaches zero
-        label = (
-            METRICS[method].legend if method in METRICS else (f"on transformed, top {min(n_top, sample.n_components)}")
-        )
-        offset = 0.16 * (m - 1.5)
+        label = METRICS[method].legend if method in METRICS else method.replace("rsca", "on transformed,")
+        offset = 0.14 * (m - 2)
+        if method in again:
+            mean, scatter = again[method]
+            ax.errorbar(offset + 0.05, mean, scatter, color="black", marker="_", capsize=1.5, ms=3, lw=0.8)
         ax.errorbar(x + offset, y, (low, e), ls="", marker=style.MARKERS[m], color=style.CYCLE[m], label=label, ms=5)
     ax.set_xticks(range(len(names)), names)
     ax.xaxis.minorticks_off()
@@ -62,6 +69,8 @@ def compute(context: StudyContext) -> StudyResult:
         "Global doppelganger rates of three representations: distances on the representation as it is, after scaling "
         "each dimension, and after every step of RSCA. Bars: standard error over clusters."
     )
+    if again:
+        caption += f" Black, beside: mean and scatter of {settings['restarts']} bases refitted on random stars."
     if left_out:
         caption += " Left out: " + "; ".join(left_out) + "."
     return StudyResult(
@@ -75,10 +84,28 @@ def compute(context: StudyContext) -> StudyResult:
             "rate_error": "standard error, clusters drawn with replacement",
             "rate_low": "16th percentile",
             "rate_high": "84th percentile",
+            "restart_mean": "mean over bases refitted on random stars with other seeds (spectra only)",
+            "restart_scatter": "standard deviation over those bases",
         },
         numbers=numbers,
         caption=caption,
+        basis=ended,
     )
+
+
+def _again(context: StudyContext, tops: list[int]) -> tuple[dict[str, tuple[float, float]], str]:
+    """Mean and scatter of every method's rate over bases refitted with other seeds, and how their fits ended."""
+    n = int(context.settings["restarts"])
+    if not n:
+        return {}, ""
+    runs = restarts(context, n, int(context.settings["restart_stars"]), context.sample.n_components)
+    options: dict[str, dict[str, Any]] = {method: {"method": method} for method in METRICS}
+    options |= {f"rsca top {k}": {"method": "rsca", "n_features": k} for k in tops}
+    out = {}
+    for name, option in options.items():
+        rates = [r.evaluation.rates(**option).overall for r in runs]
+        out[name] = (float(np.mean(rates)), float(np.std(rates, ddof=1)) if n > 1 else np.nan)
+    return out, f"{context.basis}; {sum(r.converged for r in runs)} of {n} restarts converged"
 
 
 STUDY = Study(
@@ -86,5 +113,5 @@ STUDY = Study(
     "What each step brings, and abundances instead of spectra",
     "de Mijolla & Ness 2021, Figure 4",
     compute,
-    {"n_features": 3},
+    {"n_features": "3,4", "restarts": 10, "restart_stars": 4000},
 )

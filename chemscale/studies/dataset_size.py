@@ -9,6 +9,7 @@ from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.metric import RSCA
 from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.restarts import wide
 
 
 def thin(context: StudyContext, max_field: int) -> Evaluation:
@@ -65,13 +66,16 @@ CURVES = {
 def compute(context: StudyContext) -> StudyResult:
     """Random subsets of 1 .. N clusters for several K, rated on their own clusters and on the others."""
     settings = context.settings
-    evaluation = thin(context, int(settings["max_field"]))
+    wanted = settings["components"]
+    wanted = [int(k) for k in (wanted if isinstance(wanted, list | tuple) else str(wanted).split(","))]
+    evaluation, note = wide(context, max(wanted), int(settings["stars"]))
+    if evaluation is context.sample.evaluation:
+        evaluation = thin(context, int(settings["max_field"]))
     n_clusters, repeats = len(evaluation.names), int(settings["repeats"])
     if n_clusters < 3:
         raise DataError(f"{n_clusters} clusters", "the study needs at least three")
-    wanted = settings["components"]
-    wanted = [int(k) for k in (wanted if isinstance(wanted, list | tuple) else str(wanted).split(","))]
-    ks = [k for k in wanted if k <= context.sample.n_components] or [context.sample.n_components]
+    have = evaluation.members.shape[1]
+    ks = [k for k in wanted if k <= have] or [have]
     rng = np.random.default_rng(int(settings["seed"]))
     sizes = np.arange(1, n_clusters)
     subsets = {n: [rng.choice(n_clusters, n, replace=False) for _ in range(repeats)] for n in sizes}
@@ -127,7 +131,7 @@ def compute(context: StudyContext) -> StudyResult:
             f"Rates against the number of clusters in random subsets ({repeats} of each size). Left, as in the paper: "
             "the subset's own clusters, each under a metric trained on the others of it. Right: clusters outside the "
             "subset. Subsets with fewer than K degrees of freedom cannot be fitted; the table counts them. "
-            "Bands: standard error of the mean over subsets."
+            "Bands: standard error of the mean over subsets." + note
         ),
     )
 
@@ -137,5 +141,5 @@ STUDY = Study(
     "What more clusters would bring",
     "de Mijolla & Ness 2021, Figure 5",
     compute,
-    {"components": "10,20,30,50,60", "repeats": 50, "max_field": 30000, "seed": 0},
+    {"components": "10,20,30,50,60", "stars": 4000, "repeats": 50, "max_field": 30000, "seed": 0},
 )

@@ -59,7 +59,7 @@ def compute(context: StudyContext) -> StudyResult:
     ax.set_ylabel("doppelganger rate")
     best = int(np.argmin(values))
     numbers = {"best_kept": kept[best], "best_rate": float(values[best]), "best_rate_error": float(errors[best])}
-    numbers |= {f"rate_with_{n}": float(values[kept.index(n)]) for n in (1, 2, 3, k) if n in kept}
+    numbers |= {f"rate_with_{n}": float(values[kept.index(n)]) for n in (1, 2, 3, 4, k) if n in kept}
     ended = ""
     if n_restarts:
         numbers |= {"restarts": n_restarts, "restarts_converged": sum(r.converged for r in runs)}

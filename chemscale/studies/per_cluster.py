@@ -7,11 +7,10 @@ from scipy.spatial.distance import cdist, pdist
 
 from chemscale.errors import ChemscaleError
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.pairs import Candidates, PairCovariates, PairCuts
+from chemscale.rsca.pairs import Candidates
 from chemscale.studies import style
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.registry import Study, StudyContext, StudyResult
-from chemscale.studies.sample import Sample
 
 #: Distances to field stars kept for a histogram.
 _MAX_PAIRS = 200_000
@@ -19,14 +18,13 @@ _BINS = 24
 
 
 def cluster_distances(
-    sample: Sample, evaluation: Evaluation, n_features: int | None
+    evaluation: Evaluation, n_features: int | None
 ) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
     """For each cluster: sibling distances, distances to comparable field stars (a sample), and the rate."""
     maps = evaluation.matrices("rsca", n_features=n_features)
     rates = evaluation.rates(matrices=maps).per_cluster
     n = len(evaluation.field)
-    covariates = sample.covariates if n == sample.n_field else PairCovariates()
-    candidates = Candidates(n, covariates, evaluation.groups, PairCuts())
+    candidates = Candidates(n, evaluation.covariates, evaluation.groups, evaluation.cuts)
     rng = np.random.default_rng(0)
     out = {}
     for j, name in enumerate(evaluation.names):
@@ -47,18 +45,18 @@ def compute(context: StudyContext) -> StudyResult:
     sample = context.sample
     n = context.settings["n_features"]
     n = min(int(n), sample.n_components) if n else None
-    inputs = {"spectra": cluster_distances(sample, sample.evaluation, n)}
+    inputs = {"spectra": cluster_distances(sample.evaluation, n)}
     note = ""
     try:
         values = abundance_features(sample, species(sample, subset=True))
-        if not np.isfinite(values).all():
-            note = " Abundances are left out: some stars lack one of the seven species."
-        else:
-            inputs["abundances"] = cluster_distances(sample, sample.evaluate(values), None)
+        inputs["abundances"] = cluster_distances(sample.evaluate(values), None)
+        if lacking := int(np.sum(~np.isfinite(values).all(axis=1))):
+            note = f" {lacking:,} stars lack one of the seven species and are in no panel of abundances."
     except ChemscaleError as err:
         note = f" Abundances are left out: {err.message}."
     names = sorted(inputs["spectra"], key=lambda c: -len(inputs["spectra"][c][0]))
-    table: dict[str, list] = {k: [] for k in ("input", "cluster", "bin_low", "bin_high", "siblings", "field")}
+    keys = ("input", "cluster", "rate", "median_distance", "bin_low", "bin_high", "siblings", "field")
+    table: dict[str, list] = {k: [] for k in keys}
     columns = min(4, len(names)) if len(inputs) == 1 else 2
     rows = -(-len(names) // columns)
     fig, axes = style.figure("page", 0.125 * rows + 0.12, rows, columns * len(inputs), squeeze=False)
@@ -83,7 +81,7 @@ def compute(context: StudyContext) -> StudyResult:
             rate_text = f"{rate:.4f}" if np.isfinite(rate) else "no pairs"
             style.panel_letter(ax, f"{c}\n{rate_text}", where="upper right")
             for b in range(_BINS):
-                cell = (name, c, bins[b], bins[b + 1], counts[0][b], counts[1][b])
+                cell = (name, c, rate, np.median(siblings), bins[b], bins[b + 1], counts[0][b], counts[1][b])
                 for key, value in zip(table, cell, strict=True):
                     table[key].append(value)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -92,24 +90,25 @@ def compute(context: StudyContext) -> StudyResult:
     sides = ("left: ", "right: ") if len(inputs) == 2 else ("",)
     fig.supxlabel("      ".join(side + titles[p] for side, p in zip(sides, inputs, strict=True)), fontsize=8)
     fig.supylabel("share of pairs per bin", fontsize=8)
-    rates = np.array([v[2] for v in inputs["spectra"].values()])
-    good = rates[np.isfinite(rates)]
+    numbers: dict[str, float] = {"clusters": len(names)}
+    for name, clusters in inputs.items():
+        rates = np.array([v[2] for v in clusters.values()])
+        good, after = rates[np.isfinite(rates)], "" if name == "spectra" else f"_{name}"
+        numbers |= {f"{k}_cluster_rate{after}": float(f(good)) for k, f in (("median", np.median), ("worst", np.max))}
     return StudyResult(
         figure=fig,
         table=table,
         columns={
             "input": "spectra or abundances (7 species)",
             "cluster": "cluster",
+            "rate": "doppelganger rate of the cluster, from a metric that has not seen it; empty without a pair",
+            "median_distance": "median distance of its siblings: the threshold",
             "bin_low": "lower edge of the distance bin",
             "bin_high": "upper edge",
             "siblings": "share of sibling pairs in the bin",
             "field": "share of (member, comparable field star) pairs in the bin",
         },
-        numbers={
-            "clusters": len(names),
-            "median_cluster_rate": float(np.median(good)),
-            "worst_cluster_rate": float(good.max()),
-        },
+        numbers=numbers,
         caption=(
             "For each cluster, distances between siblings (blue line) and between its members and field stars of like "
             "extinction and velocity (green); dashed: the median sibling distance. The number is the cluster's "

@@ -74,10 +74,36 @@ def restarts(context: StudyContext, n: int, n_stars: int, k: int) -> list[Restar
     return context.shared(key, make)
 
 
-def _one(data: dict[str, np.ndarray], k: int, recipe: Recipe, seed: int) -> Restart:
+def wide(context: StudyContext, k: int, n_stars: int) -> tuple[Evaluation, str]:
+    """Stars on at least `k` components, and what to say of it: the run's own, or a basis refitted on some of its stars.
+
+    Fewer than `k` where the clusters leave fewer degrees of freedom, one of them left out, or the spectra fewer pixels.
+    """
+    sample = context.sample
+    if sample.n_components >= k:
+        return sample.evaluation, ""
+    sizes = np.unique(sample.clusters, return_counts=True)[1]
+    most = int((sizes - 1).sum() - (sizes - 1).max())
+    most = min(most, context.survey.sizes["wavelength"] // 2, min(n_stars, sample.n_field) // 3)
+    short = f" The data allow {most} of {k} components." if most < k else ""
+    wanted = min(k, most)
+    if wanted <= sample.n_components:
+        return sample.evaluation, short
+
+    def make() -> Restart:
+        return _one(read_sample(context, n_stars), wanted, recipe_of(context.run), 0, share=1.0)
+
+    found = context.shared(f"wide-{wanted}-{n_stars}", make)
+    return found.evaluation, (
+        f" The run's basis has {sample.n_components} components: one of {wanted} was fitted to "
+        f"{found.evaluation.moments.n:,} of its field stars by its recipe ({found.verdict}).{short}"
+    )
+
+
+def _one(data: dict[str, np.ndarray], k: int, recipe: Recipe, seed: int, share: float = _SHARE) -> Restart:
     rng = np.random.default_rng(seed)
     is_field = data["is_field"]
-    use = ~is_field | (rng.random(len(is_field)) < _SHARE)
+    use = ~is_field | (rng.random(len(is_field)) < share)
     ppca = MaskedPPCA(k, random_state=seed, **recipe.settings())
     ivar = data["ivar"] if ppca.uses_ivar else None
     ppca.fit(data["flux"][use], data["missing"][use], None if ivar is None else ivar[use])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from chemscale.studies.sample import Sample
 from chemscale.survey.ingest.datasets import write_survey
 
 SETTINGS = {
+    "dimensionality": {"components": 6},
+    "ablation": {"restarts": 2, "restart_stars": 300},
     "kept_dimensions": {"restarts": 2, "restart_stars": 300},
     "dataset_size": {"components": "3,6", "repeats": 4},
     "interstellar": {"low": 0.15, "high": 0.3, "components": 6},
@@ -48,6 +51,10 @@ def test_restarts_follow_the_recipe_of_the_run_and_say_how_they_ended(run, done)
     numbers, basis = (done[0]["kept_dimensions"][key] for key in ("numbers", "basis"))
     assert numbers["restarts"] == 2
     assert basis.endswith(f"{numbers['restarts_converged']} of 2 restarts converged")
+    mean = {row["kept"]: row["restart_mean"] for row in table(run, "kept_dimensions")}
+    again = {row["method"]: row["restart_mean"] for row in table(run, "ablation") if row["input"] == "spectra"}
+    assert (again["rsca"], again["rsca top 3"], again["rsca top 4"]) == (mean["6"], mean["3"], mean["4"])
+    assert again["raw"] and not any(row["restart_mean"] for row in table(run, "ablation") if row["input"] != "spectra")
 
 
 def table(run, name):
@@ -92,8 +99,34 @@ def test_dimensionality_and_kept_dimensions_agree_with_each_other(run, done):
     kept = {int(r["kept"]): float(r["rate"]) for r in table(run, "kept_dimensions")}
     assert int(last["components"]) == 6
     assert float(last["cross_validated"]) == pytest.approx(kept[6], rel=1e-5)
-    assert float(last["top"]) == pytest.approx(kept[3], rel=1e-5)
+    assert float(last["top_3"]) == pytest.approx(kept[3], rel=1e-5)
+    assert float(last["top_4"]) == pytest.approx(kept[4], rel=1e-5)
     assert kept[1] > kept[3]  # three chemical latents: one feature cannot do
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A run of its own, of a survey in which 40 stars have no abundances."""
+    ds = toy_survey()
+    ds["abundance"][:40] = np.nan
+    return make_run(tmp_path_factory.mktemp("bare"), ds)
+
+
+def test_a_run_of_few_components_is_widened_as_far_as_its_clusters_allow(bare):
+    summary = registry.run_study("dimensionality", bare, {"components": 12, "stars": 300})
+    assert int(table(bare, "dimensionality")[-1]["components"]) == summary["numbers"]["most_components"] == 12
+    assert re.search(r"one of 12 was fitted to \d+ of its field stars", summary["caption"])
+    summary = registry.run_study("dataset_size", bare, {"components": "6,60", "stars": 150, "repeats": 2})
+    assert "The data allow 35 of 60 components." in summary["caption"]
+
+
+def test_abundance_panels_hold_the_stars_that_have_them(bare):
+    summary = registry.run_study("per_cluster", bare)
+    assert "40 stars lack one" in summary["caption"] and "median_cluster_rate_abundances" in summary["numbers"]
+    sample = Sample.read(bare)
+    engine = sample.evaluate(abundance_features(sample, species(sample, subset=True)))
+    rates = {r["cluster"]: float(r["rate"]) for r in table(bare, "per_cluster") if r["input"] == "abundances"}
+    assert rates == pytest.approx(engine.rates("rsca").per_cluster, abs=1e-6)
 
 
 def test_dataset_size_rates_only_clusters_it_was_not_trained_on(run):
