@@ -117,8 +117,13 @@ def run_demo(out: Path, invoke: Invoke, *, size: Size = FULL, seed: int = 1, say
         *("rsca", "fit", survey, "--run", run, "--components", size.components, "--metric", "auto"),
     )
     step("How often does a stranger look like a sibling?", "rsca", "evaluate", "--run", run)
+    without_refits = {
+        "ablation": "restarts=0",
+        "kept_dimensions": "restarts=0",
+        "dimensionality": f"components={size.components}",
+    }
     for study in size.studies:
-        fewer = ("--option", "kept_dimensions.restarts=0") if study == "kept_dimensions" else ()  # minutes of refits
+        fewer = ("--option", f"{study}.{without_refits[study]}") if study in without_refits else ()  # minutes of refits
         step(f"Study: {study}", "study", study, "--run", run, *fewer)
     step(
         "Low-resolution spectra of metal-poor stars for the autoencoder",
