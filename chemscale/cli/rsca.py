@@ -254,7 +254,7 @@ def elements(
     run: RunDir,
     windows: Annotated[
         str | None,
-        typer.Option("--windows", metavar="FILE", help="CSV: element,low,high in Angstrom. Default: found."),
+        typer.Option("--windows", metavar="FILE", help="CSV: element,low,high in Angstrom; lines; abundances."),
     ] = None,
     components: Annotated[int, typer.Option("--components", min=1, help="Components of each element's basis.")] = 6,
     n_features: Annotated[int, typer.Option("--n-features", min=1, help="Features kept of each element.")] = 2,
@@ -262,7 +262,8 @@ def elements(
 ) -> None:
     """Likeness in single elements: RSCA on windows around their lines; writes RUN/elements.zarr.
 
-    Without a table of windows they are found where spectra follow the survey's own abundances.
+    Without a table windows are those of the atomic lines that ship, where these reach the grid (15,140 to 16,960
+    Angstrom and the optical), else where spectra follow the survey's own abundances.
 
     Example: chemscale rsca elements --run run --windows lines.csv
     """
@@ -273,9 +274,11 @@ def elements(
     from chemscale.rsca.elements import elements_run
 
     report = elements_run(run, windows=windows, components=components, n_features=n_features)
-    table = Table("element", "pixels", "doppelganger rate", "|r| with [X/H]", "|r| with v, A_K", box=None)
+    console.print(f"windows: {report['source']}", highlight=False)
+    heads = ("|r|, [X/H]", "R beyond [Fe/H]", "|r|, v and A_K")
+    table = Table("element", "pixels", "rate", *heads, box=None)
     for name, e in report["elements"].items():
-        numbers = [_shown(e[k]) for k in ("correlation", "leak")]
+        numbers = [_shown(e[k]) for k in ("correlation", "own", "leak")]
         table.add_row(escape(name), str(e["pixels"]), f"{e['rate']:.4f} +- {e['rate_error']:.4f}", *numbers)
     console.print(table)
     for name, reason in report["left_out"].items():

@@ -1,4 +1,4 @@
-"""Which pixels tell of which element: windows from a table, or where spectra follow the survey's own abundances."""
+"""Which pixels tell of which element: a table, the line lists that ship, or where spectra follow abundances."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from chemscale.errors import DataError, InputError
 from chemscale.quality.interstellar import select_windows
 from chemscale.rsca.detrending import polynomial
 from chemscale.rsca.stars import ABUNDANCE, RunStars
+from chemscale.simulation.atomic import atomic_lines, elements, vacuum_to_air
 
 #: A pixel belongs to an element that makes up this share of all elements' effect on it.
 DOMINANCE = 0.5
 #: Response, in units of the element's median response over the grid, that a window must reach, and that it ends at.
 SEED, GROW = 6.0, 3.0
+
+#: Line lists that ship, and the temperature (K) at which their lines are ranked: a cool giant's.
+LINE_LISTS, TEMPERATURE = ("lines_hband", "lines_optical"), 4500.0
+#: A window from a line list: pixels on each side of the line's own; lines an element at most.
+HALF_WIDTH, MAX_LINES = 3, 15
+#: Strength (dex) below the strongest line of the grid at which a line counts as unseen.
+FAINT = 3.0
 
 Windows = dict[str, list[tuple[int, int]]]
 
@@ -58,6 +66,60 @@ def read_windows(path: str | os.PathLike[str], wavelength: np.ndarray) -> Window
         raise InputError(
             f"no window of {path} lies on the grid", f"{wavelength[0]:.0f} to {wavelength[-1]:.0f} Angstrom"
         )
+    return out
+
+
+def line_windows(wavelength: np.ndarray, medium: str) -> Windows:
+    """Windows around the atomic lines that ship, where one element makes up most of the line strength.
+
+    Strength is ``log eps(Sun) + log gf - excitation * 5040 / T``. Molecules have no line of their own in the lists:
+    C, N and O only have what atomic lines they have, and windows do not know where molecules blend.
+
+    Parameters
+    ----------
+    wavelength : (P,)
+        Angstrom, increasing.
+    medium : {"air", "vacuum"}
+
+    Returns
+    -------
+    dict of str to list of (start, stop)
+        Empty where no list reaches the grid.
+    """
+    names: list[str] = []
+    pixels, strengths = [], []
+    for name in LINE_LISTS:
+        lines = atomic_lines(name)
+        place = vacuum_to_air(lines.wavelength) if medium == "air" else lines.wavelength
+        inside = (place > wavelength[HALF_WIDTH]) & (place < wavelength[-1 - HALF_WIDTH])
+        strength = (
+            np.array([elements()[e].solar for e in lines.element]) + lines.loggf - lines.excitation * 5040 / TEMPERATURE
+        )
+        names += [e for e, i in zip(lines.element, inside, strict=True) if i]
+        pixels.append(np.searchsorted(wavelength, place[inside]))
+        strengths.append(strength[inside])
+    if not names:
+        return {}
+    element, pixel, strength = np.array(names), np.concatenate(pixels), np.concatenate(strengths)
+    opacity = 10.0**strength
+    out: Windows = {}
+    for i in np.argsort(-strength):
+        near = np.abs(pixel - pixel[i]) <= HALF_WIDTH
+        own = opacity[near & (element == element[i])].sum() / opacity[near].sum()
+        mine = out.setdefault(str(element[i]), [])
+        if own >= DOMINANCE and strength[i] > strength.max() - FAINT and len(mine) < MAX_LINES:
+            mine.append((int(pixel[i]) - HALF_WIDTH, int(pixel[i]) + HALF_WIDTH + 1))
+    return {name: merged(spans) for name, spans in out.items() if spans}
+
+
+def merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order, those that touch as one."""
+    out: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(stop, out[-1][1]))
+        else:
+            out.append((start, stop))
     return out
 
 

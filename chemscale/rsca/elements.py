@@ -18,8 +18,16 @@ import xarray as xr
 
 from chemscale.errors import DataError, InputError
 from chemscale.quality.interstellar import window_mask
+from chemscale.rsca.detrending import polynomial
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.element_windows import Windows, find_windows, pixels_of, read_windows, responses
+from chemscale.rsca.element_windows import (
+    Windows,
+    find_windows,
+    line_windows,
+    pixels_of,
+    read_windows,
+    responses,
+)
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.stars import ABUNDANCE, RunStars
 from chemscale.rsca.uncertainty import bootstrap
@@ -61,9 +69,11 @@ def elements_run(
     ----------
     run_path : path
         A run of ``chemscale rsca fit``; its selection of field stars and members is used.
-    windows : path, optional
-        CSV table element, low, high (Angstrom). By default windows are found where the run's basis follows the
-        survey's own abundances (:func:`chemscale.rsca.element_windows.responses`).
+    windows : path, "lines" or "abundances", optional
+        CSV table element, low, high (Angstrom); around the atomic lines that ship
+        (:func:`chemscale.rsca.element_windows.line_windows`); or where the run's basis follows the survey's own
+        abundances (:func:`chemscale.rsca.element_windows.responses`). By default lines where the lists reach the grid
+        (15,140 to 16,960 and the optical), else abundances.
     components : int
         Components of each element's basis.
     n_features : int
@@ -73,8 +83,10 @@ def elements_run(
     -------
     dict
         By element: ``pixels``, ``windows`` (Angstrom), ``rate`` (leave-one-cluster-out) with ``rate_error``,
-        ``correlation`` of the best kept feature with the element's [X/H], ``leak``, the largest correlation with
-        velocity or extinction. ``left_out``: reasons, by element.
+        ``correlation`` of the best kept feature with the element's [X/H], ``own``, the features' multiple correlation
+        with it beyond what [Fe/H], Teff and log g tell (0 for iron), ``leak``, the largest correlation with velocity or
+        extinction. ``source`` of the windows; ``left_out``: reasons, by element, those that the survey
+        measures and no window tells of included.
 
     Raises
     ------
@@ -91,13 +103,7 @@ def elements_run(
         stars = RunStars.read(run, max_field=MAX_FIELD)
         survey = open_survey(run.store)
         wavelength = np.asarray(survey["wavelength"].values)
-        if windows is not None:
-            found = read_windows(windows, wavelength)
-        else:
-            basis = run.open_dataset("ppca.zarr")
-            found = find_windows(responses(stars, basis["components"].values))
-        if not found:
-            raise DataError("no element stands out anywhere in the spectra", "give a table: --windows FILE")
+        source, found = _windows(run, stars, windows, wavelength, survey["wavelength"].attrs.get("medium", "vacuum"))
         union = np.unique(np.concatenate([pixels_of(w) for w in found.values()]))
         flux, missing = _pixels(survey, union)
         rows = np.concatenate([stars.field_rows, stars.member_rows])
@@ -106,7 +112,9 @@ def elements_run(
         x, gone = dask.compute(flux[rows[order]], missing[rows[order]])  # together: each chunk is decoded once
         sample = x[back], gone[back]
         models: dict[str, ElementModel] = {}
-        report: dict[str, Any] = {"elements": {}, "left_out": {}}
+        measured = [str(e) for e in survey["element"].values] if "element" in survey.variables else []
+        untold = {e: f"no window: {source} have no line of its own" for e in measured if e not in found}
+        report: dict[str, Any] = {"source": source, "elements": {}, "left_out": untold}
         for element, spans in found.items():
             pixels = np.searchsorted(union, pixels_of(spans))
             try:
@@ -123,6 +131,31 @@ def elements_run(
         run.save_json("elements.json", report)
         stage.note(elements=list(models), left_out=report["left_out"])
     return report
+
+
+def _windows(
+    run: Run, stars: RunStars, windows: str | os.PathLike[str] | None, wavelength: np.ndarray, medium: str
+) -> tuple[str, Windows]:
+    """Where windows come from, in words, and the windows."""
+    found: Windows = {}
+    if windows not in (None, "lines", "abundances"):
+        return "the given windows", read_windows(windows, wavelength)
+    if windows != "abundances":
+        found = line_windows(wavelength, medium)
+        if found:
+            return "the atomic lines that ship", found
+        if windows == "lines":
+            raise DataError(
+                f"no line that ships lies between {wavelength[0]:.0f} and {wavelength[-1]:.0f} Angstrom",
+                "give a table: --windows FILE, or --windows abundances",
+            )
+    found = find_windows(responses(stars, run.open_dataset("ppca.zarr")["components"].values))
+    if not found:
+        raise DataError(
+            "no element stands out anywhere in the spectra",
+            "the survey's abundances go together: give a table, --windows FILE",
+        )
+    return "the survey's own abundances", found
 
 
 def _pixels(survey: xr.Dataset, union: np.ndarray) -> tuple[da.Array, da.Array]:
@@ -164,9 +197,27 @@ def _fit(
         "rate": rates.overall,
         "rate_error": bootstrap(rates)[0],
         "correlation": max((abs(v) for row in own.values() for v in row), default=float("nan")),
+        "own": _own(stars, element, features, field_rows),
         "leak": max((abs(v) for row in leaks.values() for v in row), default=float("nan")),
     }
     return ElementModel(pixels, basis, metric, n_features), facts
+
+
+def _own(stars: RunStars, element: str, features: np.ndarray, rows: np.ndarray) -> float:
+    """Multiple correlation of features with [X/H] beyond what [Fe/H], Teff and log g tell of both; NaN if unknown."""
+    known = [stars.label(name) for name in (f"{ABUNDANCE}{element}", "fe_h", "teff", "logg")]
+    if known[0] is None:
+        return float("nan")
+    values = np.stack([v[rows] for v in known if v is not None], axis=1)
+    good = np.isfinite(values).all(axis=1)
+    if good.sum() < 20 * (values.shape[1] + features.shape[1]):
+        return float("nan")
+    values = values[good] - values[good].mean(axis=0)
+    held = polynomial(values[:, 1:] / np.maximum(values[:, 1:].std(axis=0), 1e-12), 2)
+    both = np.concatenate([values[:, :1], features[good]], axis=1)
+    both = both - held @ np.linalg.lstsq(held, both, rcond=None)[0]
+    told = both[:, 1:] @ np.linalg.lstsq(both[:, 1:], both[:, 0], rcond=None)[0]
+    return float(told.std() / max(both[:, 0].std(), 1e-12))
 
 
 def _block(flux: np.ndarray, missing: np.ndarray, models: list[ElementModel]) -> np.ndarray:
@@ -200,7 +251,7 @@ def _write(
         },
         coords={
             "star_id": ("star", np.asarray(survey["star_id"].values).astype(object)),
-            "element": list(models),
+            "element": np.array(list(models), dtype=object),
             "wavelength": survey["wavelength"].values,
         },
     )

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from chemscale.cli import build
 from chemscale.errors import DataError, InputError
-from chemscale.rsca.element_windows import find_windows, read_windows
+from chemscale.rsca.element_windows import find_windows, line_windows, read_windows
 from chemscale.rsca.elements import elements_run
 from chemscale.rsca.pipeline import fit_run
+from chemscale.simulation.atomic import vacuum_to_air
 from chemscale.survey.ingest.datasets import write_survey
 
 PIXELS = {"Fe": range(10, 22), "Mg": range(50, 62), "Si": range(90, 102)}
@@ -60,6 +61,8 @@ def test_windows_are_found_where_the_element_acts_and_features_follow_it(run):
         feature = product["features"].sel(element=element).values[:, 0]
         r = np.abs(np.corrcoef(np.c_[feature, chem].T)[0, 1:])
         assert r[i] > 0.95 and np.delete(r, i).max() < 0.3
+        if element != "Fe":
+            assert report["elements"][element]["own"] > 0.6
         assert report["elements"][element]["rate"] < 0.25 and report["elements"][element]["leak"] < 0.2
 
 
@@ -98,3 +101,36 @@ def test_no_abundances_no_windows(run, tmp_path):
     with pytest.raises(DataError, match="abundances of fewer than two"):
         elements_run(bare.path)
     assert find_windows({"Fe": np.zeros(50), "Mg": np.ones(50)}) == {}
+    with pytest.raises(DataError, match="no line that ships lies between 15000 and"):
+        elements_run(bare.path, windows="lines")
+
+
+def test_lines_that_ship_give_windows_on_apogees_grid_in_either_medium():
+    wave = 10 ** (4.179 + 6e-6 * np.arange(8575))
+    windows = line_windows(wave, "vacuum")
+    assert {"Fe", "Mg", "Al", "Si", "Ca", "Ti", "Ni", "Mn", "K"} <= set(windows)
+    # well-known lines of APOGEE (vacuum): Al I 16723.5 and 16755.1, Mg I 15753.3, Mn I 15221.6, K I 15172.5
+    for element, place in (("Al", 16723.5), ("Al", 16755.1), ("Mg", 15753.3), ("Mn", 15221.6), ("K", 15172.5)):
+        assert any(wave[a] < place < wave[b - 1] for a, b in windows[element]), (element, place)
+    taken = np.zeros(len(wave), int)
+    for spans in windows.values():
+        assert spans == sorted(spans) and all(a < b for a, b in spans)
+        for a, b in spans:
+            taken[a:b] += 1
+    assert np.mean(taken > 1) < 0.005  # hardly a pixel tells of two elements
+    in_air = line_windows(vacuum_to_air(wave), "air")
+    assert in_air.keys() == windows.keys()
+    assert in_air["Al"] == windows["Al"]
+    assert line_windows(np.linspace(30000, 31000, 500), "vacuum") == {}
+
+
+def test_lines_that_ship_are_the_default_on_a_grid_they_reach(tmp_path):
+    ds, _ = survey()
+    wave = 10 ** (4.179 + 6e-6 * (7350 + np.arange(140)))  # 16723 to 16755: two lines of aluminium
+    ds = ds.assign_coords(wavelength=("wavelength", wave, ds["wavelength"].attrs))
+    write_survey(ds, tmp_path / "s.zarr")
+    run = fit_run(str(tmp_path / "s.zarr"), tmp_path / "run", components=4)
+    report = elements_run(run.path, components=3, n_features=1)
+    assert report["source"] == "the atomic lines that ship" and "Al" in report["elements"]
+    assert "no line of its own" in report["left_out"]["Mg"]
+    assert elements_run(run.path, windows="abundances", components=3)["source"] == "the survey's own abundances"
