@@ -10,7 +10,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES, variable_attrs
-from chemscale.survey.sources.missing import cluster_name, identifiers, measured, numbers, words
+from chemscale.survey.sources.missing import cluster_name, identifiers, measured, no_numbers, numbers, words
 
 
 def as_columns(labels: Any) -> dict[str, Any]:
@@ -78,6 +78,8 @@ def _label(name: str, target: str, spec: Any, values: Any) -> np.ndarray:
     if not spec.dtype.startswith("float"):
         known = numbers(plain)
         return np.where(np.isfinite(known), known, 0).astype(spec.dtype)
+    if texts := no_numbers(plain):
+        raise InputError(f"labels: column {name!r} holds {texts[0]!r}, no number", "give numbers, NaN where missing")
     unit = getattr(values, "unit", None)
     convert = None if unit is None else lambda raw: u.Quantity(raw, unit).to_value(u.Unit(spec.units or ""))
     try:

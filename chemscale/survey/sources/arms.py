@@ -20,6 +20,7 @@ from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.folders import FolderSource
+from chemscale.survey.sources.formats.fits import HDU
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
@@ -88,8 +89,9 @@ def clean_arm(arm: Arm, most: float = 1e36) -> Arm:
     Raises
     ------
     FitsError
-        Nothing in it can be used.
+        Nothing in it can be used, or its wavelengths are none.
     """
+    wavelength = checked_wavelength(np.asarray(arm.wavelength, np.float64), len(arm.flux))
     with np.errstate(invalid="ignore", over="ignore"):
         flux, ivar = np.asarray(arm.flux, np.float64), np.asarray(arm.ivar, np.float64)
         wild = ~(np.abs(flux) < 1e15) | ~(np.abs(ivar) < most)
@@ -98,7 +100,31 @@ def clean_arm(arm: Arm, most: float = 1e36) -> Arm:
         raise FitsError("flux is not finite in any pixel")
     if not (ivar > 0).any():
         raise FitsError("no pixel has both a flux and a positive inverse variance")
-    return Arm(np.asarray(arm.wavelength, np.float64), flux, ivar, np.asarray(arm.bad, bool), arm.normalised)
+    return Arm(wavelength, flux, ivar, np.asarray(arm.bad, bool), arm.normalised)
+
+
+def checked_wavelength(wavelength: np.ndarray, n_pixels: int) -> np.ndarray:
+    """Wavelengths of `n_pixels` pixels; FitsError where they are not finite, increasing and in Angstrom."""
+    if wavelength.shape != (n_pixels,) or n_pixels < 2:
+        raise FitsError(f"{wavelength.size} wavelengths for {n_pixels} pixels")
+    if not np.isfinite(wavelength).all():
+        raise FitsError(f"wavelength is not finite at pixel {int(np.argmin(np.isfinite(wavelength)))}")
+    rising = np.diff(wavelength) > 0
+    if not rising.all():
+        raise FitsError(f"wavelength does not increase at pixel {int(np.argmin(rising)) + 1}")
+    if wavelength[0] < 900.0 or wavelength[-1] > 3e5:
+        raise FitsError(f"wavelengths from {wavelength[0]:g} to {wavelength[-1]:g} are not in Angstrom")
+    return wavelength
+
+
+def pixel_column(unit: HDU, name: str) -> np.ndarray | None:
+    """A vector of pixels out of a table; undefined ones are NaN, of masks set; None where there is no such column."""
+    column = unit.column(name)
+    if not isinstance(column, np.ma.MaskedArray):
+        return column
+    if name.upper().endswith("MASK"):
+        return np.ma.filled(column, 1)
+    return np.ma.filled(column.astype(np.float64), np.nan)
 
 
 def log_grid(low: float, high: float, step: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from chemscale.errors import InputError
 from chemscale.schema import VARIABLES
 from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import measured, numbers, words
+from chemscale.survey.sources.missing import measured, no_numbers, numbers, words
 from chemscale.survey.sources.species import SpeciesColumn, abundances, species_columns
 from chemscale.survey.sources.star_keys import POSITION, StarKeys, finder
 from chemscale.survey.sources.units import SPEED_OF_LIGHT, converter
@@ -131,9 +131,20 @@ def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, ra
         "without_spectrum": total - int(found.sum()) - repeated,
         "stars_without_labels": int(n - found.sum()),
         "used": wanted | {s.species: s.column for s in species},
-        "ignored": [c for c in table.columns if c not in used] + [f"{c} ({why})" for c, why in table.left_out.items()],
+        "ignored": [c for c in table.columns if c not in used]
+        + [f"{c} ({why})" for c, why in table.left_out.items()]
+        + _unreadable(picked, [c for n, c in wanted.items() if VARIABLES[n].dtype != "str"] + _columns_of(species)),
     }
     return Joined(out, tuple(s.species for s in species) if picked else (), found, note)
+
+
+def _unreadable(picked: Mapping[str, np.ndarray], columns: Iterable[str]) -> list[str]:
+    """What of columns of numbers is text that is none, in words."""
+    told = []
+    for column in columns:
+        if column in picked and (texts := no_numbers(picked[column])):
+            told.append(f"{column} ({len(texts)} of {len(picked[column])} values are no numbers, such as {texts[0]!r})")
+    return told
 
 
 def _columns_of(species: Iterable[SpeciesColumn]) -> list[str]:
@@ -149,7 +160,7 @@ def label_columns(table: Catalogue, redshift: str = "") -> tuple[dict[str, str],
         if redshift and lower == redshift:
             name = "radial_velocity"
         spec = VARIABLES.get(name)
-        if spec is None or spec.dims != ("star",) or name in _NOT_LABELS:
+        if spec is None or spec.dims != ("star",) or name in _NOT_LABELS or spec.dtype.startswith("int"):
             continue
         if name not in found or (lower in VARIABLES and found[name].lower() not in VARIABLES):
             found[name] = column

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.arms import TELLURIC_WINDOWS, Arm, ArmSource, Spectrum, clean_arm, linear_grid
+from chemscale.survey.sources.arms import (
+    TELLURIC_WINDOWS,
+    Arm,
+    ArmSource,
+    Spectrum,
+    checked_wavelength,
+    clean_arm,
+    linear_grid,
+)
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.files import find_files, other_survey
@@ -28,7 +36,7 @@ from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import is_remote, printable
 from chemscale.survey.sources.labels import RowLabels
 from chemscale.survey.sources.missing import identifiers, measured, measured_one, numbers, words
-from chemscale.survey.sources.units import SPEED_OF_LIGHT
+from chemscale.survey.sources.units import SPEED_OF_LIGHT, converter
 
 _COADD = re.compile(r"^(?:coadd|spectra)-.*\.fits(?:\.gz)?$")
 _BESIDE = re.compile(r"^(?:rvtab[-_].*|redrock-.*|zbest-.*)\.fits(?:\.gz)?$")
@@ -133,9 +141,7 @@ class DesiSource(ArmSource):
         beside: list[str] = list(self.redshifts)
         for root in self.spectra:
             single = not is_remote(root) and os.path.isfile(root)
-            for path, relative in find_files(
-                root, lambda n: bool(_COADD.match(n) or _BESIDE.match(n)), broken=rejected
-            ):
+            for path, relative in find_files(root, _accept, broken=rejected):
                 if single or _COADD.match(os.path.basename(path)):
                     coadds.append((path, relative))
                     if single and not self.redshifts:
@@ -175,20 +181,23 @@ class DesiSource(ArmSource):
     ) -> list[tuple[Item, str]]:
         """(item, Gaia source) of the targets of one coadd."""
         file = self._open(path)
-        shapes = file.shapes()
+        shapes, fibres = file.shapes(), file.columns_of("FIBERMAP")
         absent = [f"{a}_{w}" for a in _ARMS for w in ("WAVELENGTH", "FLUX", "IVAR") if f"{a}_{w}" not in shapes]
-        if "TARGETID" not in shapes or len(absent) == 3 * len(_ARMS):
-            raise InputError(
-                f"not a DESI coadd: no {'TARGETID' if 'TARGETID' not in shapes else absent[0]}", "check it"
-            )
-        ids = identifiers(file.rows("TARGETID")) or []
+        if "TARGETID" not in fibres or len(absent) == 3 * len(_ARMS):
+            lacks = "TARGETID in FIBERMAP" if "TARGETID" not in fibres else absent[0]
+            raise InputError(f"not a DESI coadd: no {lacks}", "check it")
+        ids = identifiers(file.rows(fibres["TARGETID"])) or []
         n = len(ids)
-        kinds = words(file.rows("OBJTYPE")) if "OBJTYPE" in shapes else ["TGT"] * n
-        reference = identifiers(file.rows("REF_ID")) if "REF_ID" in shapes else None
-        columns = {k: measured(k, file.rows(c)) for k, c in _FIBERMAP.items() if shapes.get(c) == (n,)}
+        for name in (f"{a}_{w}" for a in _ARMS for w in ("FLUX", "IVAR", "MASK")):
+            if name in shapes and shapes[name][0] != n:
+                raise InputError(f"{name} has {shapes[name][0]} spectra, FIBERMAP {n} targets", "check the file")
+        kinds = words(file.rows(fibres["OBJTYPE"])) if "OBJTYPE" in fibres else ["TGT"] * n
+        reference = identifiers(file.rows(fibres["REF_ID"])) if "REF_ID" in fibres else None
+        reference = ["" if r in ("0", "-1") else r for r in reference or ()]  # not in Gaia
+        columns = {k: measured(k, file.rows(fibres[c])) for k, c in _FIBERMAP.items() if c in fibres}
         columns["snr"] = self._ratios(file, n)
-        if shapes.get("COADD_FIBERSTATUS") == (n,):
-            columns["quality"] = np.ma.filled(file.rows("COADD_FIBERSTATUS"), -1).astype(np.int64)
+        if "COADD_FIBERSTATUS" in fibres:
+            columns["quality"] = np.ma.filled(file.rows(fibres["COADD_FIBERSTATUS"]), -1).astype(np.int64)
         at = np.array([known.rows.get(star, -1) for star in ids])
         for name, values in known.columns.items():
             taken = np.array(values[at])
@@ -212,10 +221,10 @@ class DesiSource(ArmSource):
 
     def _ratios(self, file: FitsFile, n: int) -> np.ndarray:
         """Median signal-to-noise ratio of the R arm, where SCORES has it."""
-        shapes = file.shapes()
+        scores = file.columns_of("SCORES")
         for name in ("MEDIAN_COADD_SNR_R", "MEDIAN_COADD_SNR_B", "MEDIAN_COADD_SNR_Z"):
-            if shapes.get(name) == (n,):
-                return measured("snr", file.rows(name))
+            if name in scores and len(ratios := file.rows(scores[name])) == n:
+                return measured("snr", ratios)
         return np.full(n, np.nan)
 
     def _open(self, path: str) -> FitsFile:
@@ -238,7 +247,7 @@ class DesiSource(ArmSource):
         for path, rows in wanted.items():
             try:
                 arms |= _load(self._open(path), path, rows)
-            except (InputError, OSError) as problem:
+            except (InputError, FitsError, OSError) as problem:
                 problems[path] = getattr(problem, "message", str(problem))
         return lambda item: self._spectrum(
             item, arms.get(item.path, []), problems.get(item.path.rpartition("#")[0], "")
@@ -262,10 +271,6 @@ class DesiSource(ArmSource):
         return Spectrum(good)
 
 
-def _file_of(item: Item) -> str:
-    return item.path.rpartition("#")[0]
-
-
 def _accept(name: str) -> bool:
     return bool(_COADD.match(name) or _BESIDE.match(name))
 
@@ -279,7 +284,12 @@ def _load(file: FitsFile, path: str, rows: list[int]) -> dict[str, list[Arm]]:
         flux, wave, ivar, mask = (f"{arm}_{w}" for w in ("FLUX", "WAVELENGTH", "IVAR", "MASK"))
         if not all(n in shapes for n in (flux, wave, ivar)):
             continue
-        grid = numbers(file.rows(wave))
+        to_angstrom = converter("wavelength", file.units(wave), printable(path))
+        grid = numbers(file.rows(wave)) if to_angstrom is None else to_angstrom(numbers(file.rows(wave)))
+        try:
+            checked_wavelength(grid, shapes[flux][1])
+        except FitsError as problem:
+            raise FitsError(f"{wave}: {problem}") from None
         values, weights = file.rows(flux, chosen), file.rows(ivar, chosen)
         bad = np.ma.filled(file.rows(mask, chosen), 1) != 0 if mask in shapes else np.zeros(values.shape, bool)
         for k, row in enumerate(chosen.tolist()):

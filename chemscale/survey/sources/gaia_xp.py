@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import identifiers, measured, numbers
 from chemscale.survey.sources.normalising import divide_by
+from chemscale.survey.sources.units import converter
 
 #: nm, of the archive's sampled spectra.
 SAMPLING = np.arange(336.0, 1021.0, 2.0)
@@ -105,13 +106,13 @@ class GaiaXpSource(FolderSource):
         rejected: list[Rejection] = []
         items: list[Item] = []
         seen: dict[str, str] = {}
-        sampling = SAMPLING
+        samplings: dict[str, np.ndarray] = {}
         n_files = 0
         ignored: set[str] = set()
         for root in self.spectra:
             for path, relative in find_files(root, _accept, broken=rejected):
-                if path.endswith("_sampling.csv"):
-                    sampling = _read_sampling(path)
+                if path.endswith(("_sampling.csv", "_sampling.csv.gz")):
+                    samplings[path] = _read_sampling(path)
                     continue
                 n_files += 1
                 try:
@@ -136,6 +137,7 @@ class GaiaXpSource(FolderSource):
                 "expected CSV or Parquet files with source_id, flux and flux_error"
                 + other_survey(self.spectra, self.name),
             )
+        sampling = _one_sampling(samplings)
         attrs = {
             "survey": "Gaia XP",
             "resolution": 50,
@@ -146,6 +148,7 @@ class GaiaXpSource(FolderSource):
             }[self.continuum],
             "interstellar_windows": [],
             "files": n_files,
+            "assumed": _assumed(items, samplings),
             "ignored": sorted(ignored),
         }
         labels_of = contract_labels(("ra", "dec", "source_file"))
@@ -163,7 +166,7 @@ class GaiaXpSource(FolderSource):
         for item in items:
             path, _, row = item.path.rpartition("#")
             try:
-                one, error = self._rows(path).row(int(row))
+                one, error = self._rows(path).row(int(row), grid / 10.0)
                 if len(one) != len(grid) or len(error) != len(grid):
                     raise ValueError(f"{len(one)} values of flux and {len(error)} of its error for {len(grid)} pixels")
             except (InputError, ValueError, OSError) as problem:
@@ -196,6 +199,23 @@ def _read_sampling(path: str) -> np.ndarray:
     return grid
 
 
+def _one_sampling(samplings: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The sampling of all files, nm: GaiaXPy's where it is given, else the archive's."""
+    first = next(iter(samplings), "")
+    for path, grid in samplings.items():
+        if not np.array_equal(grid, samplings[first]):
+            raise InputError(
+                f"{printable(path)} is another sampling than {printable(first)}", "ingest them into stores of their own"
+            )
+    return samplings[first] if first else SAMPLING
+
+
+def _assumed(items: Sequence[Item], samplings: Mapping[str, np.ndarray]) -> list[str]:
+    """That spectra stand on the archive's sampling, where neither their files' names nor a sampling file say so."""
+    own = all(os.path.basename(i.path).startswith(("XpSampledMeanSpectrum", "XP_SAMPLED")) for i in items)
+    return [] if samplings or own else ["sampling is 336, 338, ..., 1020 nm: there is no *_sampling.csv"]
+
+
 def _list_stars(path: str) -> tuple[list[tuple[str, int, dict[str, Any]]], set[str]]:
     """(source_id, row, labels) of the spectra of a file, and its columns that are not read."""
     single = _SINGLE.match(os.path.basename(path))
@@ -225,8 +245,12 @@ def _list_stars(path: str) -> tuple[list[tuple[str, int, dict[str, Any]]], set[s
 
 def parse_array(value: Any) -> np.ndarray:
     """Numbers of one cell: a list of Parquet, or text such as "[1.0, 2.0]" or "(1.0, nan)"."""
+    if value is None or value is np.ma.masked:
+        return np.zeros(0)
+    if isinstance(value, np.ma.MaskedArray):
+        return np.ma.filled(value.astype(np.float64), np.nan)
     if not isinstance(value, (str, bytes)):
-        return np.asarray(value, np.float64)
+        return np.atleast_1d(np.asarray(value, np.float64))
     text = (value.decode() if isinstance(value, bytes) else value).strip().strip("[]()\"'").replace(",", " ")
     return np.array([_number(t) for t in text.split()], np.float64)
 
@@ -249,11 +273,10 @@ class _Rows:
         self._block: dict[str, np.ndarray] = {}
         self._start = self._stop = 0
 
-    def row(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Flux and error of a row; of the whole file for -1."""
+    def row(self, row: int, sampling: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flux and error of a row; for -1 of the whole file, whose wavelengths have to be the `sampling` (nm)."""
         if row < 0:
-            whole = self._table.read(self._columns)
-            return numbers(whole[self._columns[0]]), numbers(whole[self._columns[1]])
+            return self._whole(sampling)
         if self._blocks is None or row < self._start:
             self._blocks = self._table.blocks(self._columns, rows=_ROWS)
             self._start = self._stop = 0
@@ -264,3 +287,20 @@ class _Rows:
             self._start, self._stop = self._stop, self._stop + len(self._block[self._columns[0]])
         at = row - self._start
         return parse_array(self._block[self._columns[0]][at]), parse_array(self._block[self._columns[1]][at])
+
+    def _whole(self, sampling: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Flux and error of a file with a row a pixel, in the order of wavelength."""
+        column = self._table.need("wavelength", "a DataLink file has wavelength, flux and flux_error")
+        values = self._table.read([column, *self._columns])
+        wavelength, flux, error = (numbers(values[c]) for c in (column, *self._columns))
+        to_angstrom = converter("wavelength", self._table.units.get(column, "") or "nm", printable(self.path))
+        wavelength = wavelength if to_angstrom is None else to_angstrom(wavelength)
+        order = np.argsort(wavelength, kind="stable")
+        if not len(order):
+            raise ValueError("the file has no rows")
+        if len(order) != len(sampling) or not np.allclose(wavelength[order], 10.0 * sampling, rtol=1e-6, atol=0):
+            raise ValueError(
+                f"wavelengths from {wavelength[order[0]] / 10:g} to {wavelength[order[-1]] / 10:g} nm ({len(order)})"
+                f" are not the sampling from {sampling[0]:g} to {sampling[-1]:g} nm ({len(sampling)})"
+            )
+        return flux[order], error[order]

@@ -187,6 +187,8 @@ def _grid(unit: HDU, primary: HDU) -> np.ndarray:
     header = unit.header if unit.header.number("CRVAL1") == unit.header.number("CRVAL1") else primary.header
     start, step = header.number("CRVAL1"), header.number("CDELT1", header.number("CD1_1"))
     reference = header.number("CRPIX1", 1.0)
+    if "LOG" in header.text("CTYPE1").upper() or header.number("DC-FLAG", 0.0) == 1.0:
+        raise FitsError("CTYPE1 or DC-FLAG says that wavelengths are logarithmic: GALAH's are linear")
     if not (4500 < start < 8500 and 0.01 < step < 1):
         raise FitsError(f"no GALAH wavelength solution: CRVAL1 {start}, CDELT1 {step}")
     return start + step * (np.arange(unit.shape[-1]) + 1.0 - reference)

@@ -15,6 +15,7 @@ from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.members import MIN_PROBABILITY, Membership, default_probability, read_members
+from chemscale.survey.sources.missing import spelled_alike
 from chemscale.survey.sources.star_keys import StarKeys
 
 
@@ -162,6 +163,7 @@ def _add_members(
     columns["cluster"] = np.array([g[0] for g in given], str) if given else np.zeros(0, str)
     if membership.probability_column:
         columns["cluster_probability"] = np.array([g[1] for g in given], np.float32)
+    plan.attrs["assumed"] = [*plan.attrs.get("assumed", ()), *spelled_alike(columns["cluster"])]
     table, held = printable(str(joins.members)), set(ids)
     for star, (cluster, _) in stars.items():
         if star not in held:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid
+from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.folders import FolderSource, header_texts
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
@@ -146,10 +146,11 @@ def _from_table(units: list[HDU]) -> Arm:
         raise FitsError("COADD table has no rows")
     vectors = {}
     for name in ("FLUX", "IVAR", "ANDMASK", "ORMASK"):
-        column = unit.column(name)
+        column = pixel_column(unit, name)
         if column is None:
             raise FitsError(f"COADD table has no column {name}")
-        column = np.ma.filled(column, 1 if name.endswith("MASK") else 0)  # an undefined pixel is not good
+        if column.ndim == 2 and len(column) > 1:
+            raise FitsError(f"COADD table has {len(column)} rows, expected one spectrum a file")
         vectors[name] = np.ravel(column[0]) if column.ndim == 2 else column
         if vectors[name].dtype.kind not in "fiub":
             raise FitsError(f"column {name} holds {vectors[name].dtype}, expected numbers")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid
+from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
@@ -146,8 +146,8 @@ def _exposures(star: str, path: str, extra: dict[str, Any], rejected: list[Rejec
 
 
 def _arm(unit: HDU) -> Arm:
-    columns = {name: unit.column(name) for name in ("FLUX", "IVAR", "WAVELENGTH", "LOGLAM", *_MASKS)}
-    vectors = {n: np.ravel(np.ma.filled(v, 0)) for n, v in columns.items() if v is not None}
+    columns = {name: pixel_column(unit, name) for name in ("FLUX", "IVAR", "WAVELENGTH", "LOGLAM", *_MASKS)}
+    vectors = {n: np.ravel(v) for n, v in columns.items() if v is not None}
     for name in ("FLUX", "IVAR"):
         if name not in vectors:
             raise FitsError(f"no column {name}")

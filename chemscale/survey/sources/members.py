@@ -11,7 +11,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import cluster_name, identifiers, measured, numbers
+from chemscale.survey.sources.missing import cluster_name, identifiers, measured, no_numbers, numbers
 
 #: Columns that hold a membership probability from 0 to 1 (OCCAM, Cantat-Gaudin), whatever their case.
 PROBABILITIES = ("cg_prob", "proba", "membership_probability", "cluster_probability")
@@ -118,6 +118,11 @@ def _cluster_names(values: np.ndarray) -> list[str]:
 
 def _probabilities(values: np.ndarray, path: str, column: str) -> np.ndarray:
     raw = numbers(values)
+    if texts := no_numbers(values):
+        raise InputError(
+            f"{printable(path)}: {column} holds text that is no number, such as {texts[0]!r}",
+            "write probabilities from 0 to 1 with a decimal point",
+        )
     sensible = raw[(raw >= 0) & (raw <= 100)]
     if len(sensible) and np.mean(sensible > 1) > 0.1:
         raise InputError(

@@ -75,6 +75,14 @@ def cluster_name(name: Any) -> str:
     return text
 
 
+def spelled_alike(clusters: Iterable[str]) -> list[str]:
+    """What to say of clusters whose names differ in case and blanks alone, a sentence each."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(set(clusters)):
+        names.setdefault("".join(name.split()).casefold(), []).append(name)
+    return [f"{', '.join(alike)} are different clusters, as they are written" for alike in names.values() if alike[1:]]
+
+
 def word(value: Any) -> str:
     """A scalar as text without its padding; bytes decoded; masked, None and NaN as ''."""
     if value is None or value is np.ma.masked:
@@ -118,6 +126,16 @@ def _number(value: Any) -> float:
         return float(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
     except (TypeError, ValueError):
         return float("nan")
+
+
+def no_numbers(values: Any) -> list[str]:
+    """The texts of a column that are neither numbers nor words for "no value", such as ``5777,5`` or ``>6000``."""
+    plain = np.ma.getdata(values)
+    if plain.dtype.kind not in "OUS":
+        return []
+    hidden = np.ma.getmaskarray(values).ravel() if isinstance(values, np.ma.MaskedArray) else np.zeros(plain.size, bool)
+    texts = [word(v) for v, h in zip(plain.ravel().tolist(), hidden.tolist()) if not h and isinstance(v, (str, bytes))]
+    return [t for t in texts if not is_none(t) and np.isnan(_number(t))]
 
 
 def _exactly(values: np.ndarray, sentinels: Iterable[float]) -> np.ndarray:

@@ -179,7 +179,8 @@ def read_spectrum(
         if key in VECTORS:
             values = unit.column(name)
             assert values is not None
-            vector = np.ravel(values[row])
+            # an undefined flag is no good one
+            vector = np.ravel(np.ma.filled(values[row], -1 if key in ("pixel_flags", "or_mask") else 0))
             if vector.shape != grid.shape or vector.dtype.kind not in "fiu":
                 raise FitsError(f"column {name} has {vector.shape[0]} values ({vector.dtype}), expected {len(grid)}")
             vectors["pixel_flags" if key == "or_mask" else key] = vector

@@ -9,15 +9,18 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.catalogues import Catalogue
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import measured
+from chemscale.survey.sources.missing import measured, no_numbers
+from chemscale.survey.sources.units import converter
 
 
 class BySky:
     """Rows to stars by position: the nearest row within the radius."""
 
-    def __init__(self, columns: list[str], ra: np.ndarray, dec: np.ndarray, radius: float):
+    def __init__(self, table: Catalogue, columns: list[str], ra: np.ndarray, dec: np.ndarray, radius: float):
         from scipy.spatial import cKDTree
 
+        self._where = printable(table.path)
+        self._units = [converter(n, table.units.get(c, ""), self._where) for n, c in zip(("ra", "dec"), columns)]
         self.columns, self.what, self.radius = columns, f"position within {radius:g} arc seconds", radius
         self._known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
         self._tree = cKDTree(unit_vectors(ra[self._known], dec[self._known])) if len(self._known) else None
@@ -26,7 +29,12 @@ class BySky:
 
     def match(self, block: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Stars and rows of a block that belong together, (n,) each."""
-        ra, dec = measured("ra", block[self.columns[0]]), measured("dec", block[self.columns[1]])
+        ra, dec = (measured(n, block[c], unit) for n, c, unit in zip(("ra", "dec"), self.columns, self._units))
+        for column, degrees in zip(self.columns, (ra, dec)):
+            if texts := no_numbers(block[column][np.isnan(degrees)]):
+                raise InputError(
+                    f"{self._where}: {column} holds {texts[0]!r}, no number of degrees", "write positions in degrees"
+                )
         rows = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
         if self._tree is None or not len(rows):
             self._distance = np.zeros(0)
@@ -69,5 +77,5 @@ def sky_finder(table: Catalogue, position: Callable[[], tuple[np.ndarray, np.nda
     for pair in pairs:
         held = [c for c in map(table.find, pair) if c]
         if len(held) == 2:
-            return BySky(held, *position(), radius)
+            return BySky(table, held, *position(), radius)
     raise InputError(f"{printable(table.path)}: no columns ra and dec", "name them so, in degrees")

@@ -41,7 +41,7 @@ from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.formats.tables import TableFile, open_table
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.missing import identifiers, measured
+from chemscale.survey.sources.missing import identifiers, measured, spelled_alike
 from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read_mapping
@@ -147,6 +147,7 @@ class TableSource(JoiningSource):
             "assumed": [
                 *([] if stated else ["wavelengths are in vacuum: neither the file nor --medium says"]),
                 *([] if text["frame"] else ["spectra are at rest: the file does not say"]),
+                *spelled_alike(columns.get("cluster", ())),
             ],
             "columns": dict(sorted(names.items())),
             "ignored": self._ignored(file, shapes, names),

@@ -75,6 +75,9 @@ class FitsFile:
     def __init__(self, path: str):
         self.path = path
         self._places: dict[str, _Place | _ByAstropy] = {}
+        #: of names that occur before, by the key that `columns_of` gives them
+        self._repeated: dict[str, _Place | _ByAstropy] = {}
+        self._tables: dict[str, dict[str, str]] = {}
         self._left_out: dict[str, str] = {}
         self._notes: dict[str, str] = {}
         self._content: bytes | None = None
@@ -122,10 +125,14 @@ class FitsFile:
             self._left_out[label] = f"a {unit.kind} extension" if unit.kind != "TABLE" else "an ASCII table"
 
     def _put(self, name: str, place: _Place | _ByAstropy, label: str) -> None:
+        key = name
         if name in self._places:
-            self._left_out.setdefault(f"{name} of {label}", "the name occurs before")
+            key = f"{name} of {label}"
+            self._left_out.setdefault(key, "the name occurs before")
+            self._repeated.setdefault(key, place)
         else:
             self._places[name] = place
+        self._tables.setdefault(label, {}).setdefault(name, key)
 
     def _add_compressed(self, unit: fits.HDU, name: str, label: str) -> None:
         header: Header = unit.header
@@ -149,6 +156,10 @@ class FitsFile:
         else:
             self._put(column.name, _ByAstropy(unit.index, (rows, least), column.unit, column.name), column.name)
 
+    def columns_of(self, table: str) -> dict[str, str]:
+        """Column -> what :meth:`rows` calls it, of the table of this EXTNAME."""
+        return dict(self._tables.get(table, {}))
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {n: p.full_shape if isinstance(p, _Place) else p.shape for n, p in self._places.items()}
 
@@ -165,7 +176,7 @@ class FitsFile:
         return dict(self._left_out)
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
-        place = self._places[name]
+        place = self._places[name] if name in self._places else self._repeated[name]
         if isinstance(place, _ByAstropy):
             return as_text(self._by_astropy(name, place, slice(None) if rows is None else rows))
         if rows is not None:
