@@ -1,82 +1,15 @@
-"""Every code block of the documentation runs, or at least names commands, options and settings that exist."""
+"""Pages run from top to bottom, the site builds, its settings are valid; for single commands see test_commands.py."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
-
-from chemscale.cli import build
-
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.S | re.M)
-#: Pages whose blocks are run one after the other in a fresh folder.
-RUN = [
-    "howto/own-survey.md",
-    "howto/python-objects.md",
-    "howto/studies.md",
-    "explain/ppca.md",
-    "explain/rsca.md",
-    "reference/cli.md",
-]
-
-
-def blocks(page: Path, *kinds: str) -> list[tuple[str, str, str]]:
-    return [(k, opts, code) for k, opts, code in BLOCK.findall(page.read_text(encoding="utf-8")) if k in kinds]
-
-
-def commands(code: str) -> list[list[str]]:
-    lines = code.replace("\\\n", " ").splitlines()
-    found = []
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        if words and words[0] == "chemscale":
-            stop = next((i for i, w in enumerate(words) if w in {">", "|", "&&"}), len(words))
-            found.append(words[1:stop])
-    return found
-
-
-def documented() -> list[tuple[str, list[str]]]:
-    return [
-        (page.relative_to(ROOT).as_posix(), words)
-        for page in PAGES
-        if page.exists()
-        for _, _, code in blocks(page, "bash", "sh", "console", "")
-        for words in commands(code)
-    ]
-
-
-def test_documented_commands_and_options_exist():
-    """Walk each command line down the tree of verbs; every `--option` must be one of that verb."""
-    problems, checked = [], 0
-    for page, words in documented():
-        node, rest = get_command(build()), list(words)
-        known = {o for p in node.params for o in p.opts} | {"--help", "--install-completion"}
-        while rest:
-            word = rest.pop(0)
-            if word == "--":  # a command of chemscale follows
-                node = get_command(build())
-            elif word.startswith("-"):
-                if word.split("=")[0] not in known:
-                    problems.append(f"{page}: chemscale {' '.join(words)}: no option {word}")
-            elif word in getattr(node, "commands", {}):
-                node = node.commands[word]
-                known |= {o for p in node.params for o in (*p.opts, *p.secondary_opts)}
-            elif getattr(node, "commands", None) and word.islower() and word.isalpha():
-                previous = words[words.index(word) - 1] if words.index(word) else ""
-                if not previous.startswith("-"):
-                    problems.append(f"{page}: chemscale {' '.join(words)}: no verb {word}")
-        checked += 1
-    assert checked > 20
-    assert problems == []
+from pages import DOCS, PAGES, ROOT, RUN, blocks
 
 
 def test_documented_settings_are_valid():
@@ -188,27 +121,6 @@ def test_figures_script_runs(tmp_path):
     done = subprocess.run([sys.executable, DOCS / "figures.py", tmp_path], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list(tmp_path.glob("*.pdf"))) == len(list(tmp_path.glob("*.csv"))) == 4
-
-
-def test_only_known_pages_leave_blocks_unrun():
-    """A page whose Python is not run must be listed here with a reason, so that none is forgotten."""
-    needs_something = {
-        "howto/apogee-slurm.md": "a Slurm cluster and DR17",
-        "howto/lamost-gpu.md": "LAMOST files",
-        "howto/s3-kubernetes.md": "an object store",
-        "howto/siblings.md": "a run",
-        "howto/results.md": "two runs",
-        "howto/interstellar.md": "a run",
-        "howto/cleaning.md": "a run",
-        "explain/choosing.md": "a run",
-        "explain/vae.md": "a survey of labelled spectra",
-        "index.md": "the demo has its own test",
-        "tutorial.md": "run by the slow test",
-    }
-    for page in sorted(DOCS.rglob("*.md")):
-        name = page.relative_to(DOCS).as_posix()
-        if blocks(page, "bash", "python") and name not in RUN:
-            assert name in needs_something, name
 
 
 def test_changelog_and_citation_have_this_version():
