@@ -110,10 +110,39 @@ _REGISTRY = (
     Variable("source_file", _STAR, "str", "file the spectrum was read from, relative to the release"),
 )
 
-#: Every variable chemscale knows, by name.
-VARIABLES: dict[str, Variable] = {v.name: v for v in _REGISTRY}
+#: Names of further per-star numbers that a survey may carry begin so: ``x_age``.
+EXTRA = "x_"
+
+
+class _Known(dict[str, Variable]):
+    """The contract's variables by name; an extra column is described by its name alone and is not among the keys."""
+
+    def __missing__(self, name: str) -> Variable:
+        if not name.startswith(EXTRA):
+            raise KeyError(name)
+        return Variable(name, _STAR, "float64", f"{name.removeprefix(EXTRA)} of the ingested table, as it was there")
+
+
+#: Every variable chemscale knows, by name; ``VARIABLES["x_NAME"]`` describes an extra column.
+VARIABLES: dict[str, Variable] = _Known((v.name, v) for v in _REGISTRY)
 #: Variables with one value a star (the `star` dimension only).
 STAR_VARIABLES = tuple(v.name for v in _REGISTRY if v.dims == _STAR)
+
+
+def known(name: str) -> bool:
+    """Whether a survey may hold a variable of this name: one of the contract, or an extra column."""
+    return name in VARIABLES or (name.startswith(EXTRA) and len(name) > len(EXTRA))
+
+
+def ordered(names: Iterable[Any]) -> tuple[str, ...]:
+    """Those of `names` that a survey may hold, in the contract's order, extra columns last."""
+    wanted = {str(n) for n in names}
+    return (*(n for n in VARIABLES if n in wanted), *sorted(n for n in wanted - set(VARIABLES) if known(n)))
+
+
+def star_variables(names: Iterable[Any]) -> tuple[str, ...]:
+    """Those of `names` with one value a star, in the contract's order, extra columns last."""
+    return tuple(n for n in ordered(names) if VARIABLES[n].dims == _STAR)
 
 
 class SchemaError(InputError, ValueError):
@@ -161,12 +190,12 @@ def flag_mask(names: str | int | Iterable[str]) -> int:
         if names == "all":
             return ALL_FLAGS
         names = [names]
-    known = {str(f.name).lower(): int(f) for f in Flag}
+    bits = {str(f.name).lower(): int(f) for f in Flag}
     mask = 0
     for name in names:
-        if name not in known:
-            raise ValueError(f"unknown pixel flag {name!r}; known flags: {', '.join(known)}")
-        mask |= known[name]
+        if name not in bits:
+            raise ValueError(f"unknown pixel flag {name!r}; known flags: {', '.join(bits)}")
+        mask |= bits[name]
     return mask
 
 
@@ -182,8 +211,10 @@ def check(ds: xr.Dataset, *, ids: bool = True) -> list[str]:
                 problems.append(f"{name}: missing (required, dims {spec.dims}, dtype {spec.dtype})")
             continue
         problems += _check_variable(ds[name], spec)
-    for extra in ds.data_vars:
-        if extra not in VARIABLES:
+    for extra in map(str, ds.data_vars):
+        if extra.startswith(EXTRA) and known(extra):
+            problems += _check_variable(ds[extra], VARIABLES[extra])
+        elif extra not in VARIABLES:
             problems.append(f"{extra}: not in the contract; see chemscale.schema.VARIABLES")
     if "wavelength" in ds.variables and ds["wavelength"].dims == ("wavelength",):
         wave = np.asarray(ds["wavelength"].values)
@@ -210,8 +241,8 @@ def _check_variable(da: xr.DataArray, spec: Variable) -> list[str]:
     if spec.units and units != spec.units:
         problems.append(f"{spec.name}: units are {units!r}, must be {spec.units!r}")
     if spec.name == "flags":
-        known = da.attrs.get("flag_masks")
-        if known is None or [int(k) for k in np.atleast_1d(known)] != [int(f) for f in Flag]:
+        masks = da.attrs.get("flag_masks")
+        if masks is None or [int(k) for k in np.atleast_1d(masks)] != [int(f) for f in Flag]:
             problems.append("flags: attribute `flag_masks` must list the bits of chemscale.schema.Flag")
     return problems
 

@@ -69,6 +69,9 @@ def show_summary(summary: Any, as_json: bool) -> None:
     )
     if summary.n_shards_kept and summary.n_shards_kept < summary.n_shards:
         console.print(f"{summary.n_shards_kept} shards were already done", highlight=False)
+    if summary.extra:
+        names = escape(", ".join(summary.extra))
+        console.print(f"stored besides the contract: {names}; exports, plots and the report have them", highlight=False)
     if summary.ignored:
         names = escape(", ".join(summary.ignored))
         console.print(f"[yellow]not stored[/], no variable of the contract: {names}", highlight=False)

@@ -189,13 +189,17 @@ def table(
         str | None, typer.Option("--continuum", help="as-given (normalised flux), running-quantile or median.")
     ] = None,
     window: Annotated[float | None, typer.Option("--window", help="Of the running quantile, Angstrom.")] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option("--extra", metavar="COLUMN", help="Store a further number of each star, as x_COLUMN; repeatable."),
+    ] = None,
 ) -> dict[str, Any]:
     """Ingest a table of spectra: flux, error (or ivar) and wavelength, columns mapped by a small TOML.
 
     Example: chemscale ingest table spectra.npz --out survey.zarr
     """
     given = {"path": full_path(file), "mapping": full_path(mapping), "medium": medium}
-    return given | {"continuum": continuum, "window": window}
+    return given | {"continuum": continuum, "window": window, "extra": tuple(extra) if extra else None}
 
 
 def _folders(spectra: list[str] | None) -> dict[str, Any]:

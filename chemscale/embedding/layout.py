@@ -11,7 +11,7 @@ import xarray as xr
 
 from chemscale.embedding.found import OUTLIER_BIT
 from chemscale.errors import InputError
-from chemscale.schema import STAR_VARIABLES
+from chemscale.schema import star_variables
 from chemscale.statistics.ppca import MaskedPPCA
 
 #: Stars in a chunk of the per-star variables, in a block of the product when it is read, and (without a cluster)
@@ -28,8 +28,7 @@ def reading_chunk(chunk: int) -> int:
 
 def columns_of(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     """The survey's per-star variables and those given beside them."""
-    names = [name for name in STAR_VARIABLES if name in ds.variables]
-    columns = {name: np.asarray(ds[name].values) for name in names}
+    columns = {name: np.asarray(ds[name].values) for name in star_variables(ds.variables)}
     for name, values in (extra or {}).items():
         values = np.asarray(values)
         if values.shape != (ds.sizes["star"],):

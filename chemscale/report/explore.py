@@ -20,7 +20,7 @@ from chemscale.results.spectra import lines as spectral_lines
 from chemscale.rsca.siblings import recommended
 from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
 from chemscale.runtime.run import Run
-from chemscale.schema import VARIABLES
+from chemscale.schema import EXTRA, VARIABLES
 from chemscale.statistics.masked import masked_moments
 
 #: Features shown and compared at most.
@@ -180,7 +180,7 @@ def axis_title(name: str) -> str:
     """Axis title of a label in plain text, with its unit."""
     symbols = {"fe_h": "[Fe/H]", "alpha_m": "[α/M]", "c_fe": "[C/Fe]", "teff": "Teff", "logg": "log g"}
     spec = VARIABLES.get(name)
-    text = symbols.get(name, name.replace("_", " "))
+    text = symbols.get(name, name.removeprefix(EXTRA).replace("_", " "))
     unit = {"Angstrom": "Å"}.get(spec.units, spec.units) if spec else ""
     return f"{text} ({unit})" if unit else text
 

@@ -12,7 +12,7 @@ import xarray as xr
 from chemscale.rsca.stars import read_rows
 from chemscale.runtime.product import PARTIAL
 from chemscale.runtime.run import Run
-from chemscale.schema import STAR_VARIABLES, VARIABLES
+from chemscale.schema import VARIABLES, star_variables
 from chemscale.studies.registry import names
 
 #: Chunks of spectra the report decodes at most, and pixels it embeds a spectrum.
@@ -51,8 +51,8 @@ def choose_rows(role: np.ndarray, n_field: int, n_members: int = 2000, seed: int
 def star_columns(embedding: xr.Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Numeric labels of the chosen stars that have at least one finite value, in the order of the contract."""
     columns = {}
-    for name in STAR_VARIABLES:
-        if name not in embedding or not VARIABLES[name].dtype.startswith("float"):
+    for name in star_variables(embedding.variables):
+        if not VARIABLES[name].dtype.startswith("float"):
             continue
         values = read_rows(embedding[name], rows).astype(float)
         if np.isfinite(values).any():

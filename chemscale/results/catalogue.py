@@ -56,12 +56,14 @@ def add(table: RunTable, path: str | os.PathLike[str], *, key: str | None = None
         raise InputError(
             f"no star of the run is in {path}", f"the run has {str(ids[0])!r}, the catalogue {str(theirs[0])!r}"
         )
-    taken = {c.name for c in table.columns}
+    taken = {c.name: i for i, c in enumerate(table.columns)}
     for name in catalogue.colnames:
         if name == names[0] or catalogue[name].ndim > 1:
             continue
         column = _column(f"x_{name.removeprefix('x_')}", catalogue[name], match)
-        if column.name not in taken:
+        if column.name in taken:  # an extra column of the survey: what is joined now is what is wanted
+            table.columns[taken[column.name]] = column
+        else:
             table.columns.append(column)
     return int((match >= 0).sum())
 

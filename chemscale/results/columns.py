@@ -20,7 +20,7 @@ from chemscale.results.features import RunFeatures
 from chemscale.rsca.siblings import recommended
 from chemscale.rsca.stars import text
 from chemscale.runtime.run import Run
-from chemscale.schema import STAR_VARIABLES, VARIABLES
+from chemscale.schema import VARIABLES, star_variables
 
 #: Stars of a block.
 BLOCK_STARS = 65_536
@@ -180,8 +180,8 @@ def _pick(read: Callable[[int, int], np.ndarray], k: int) -> Callable[[int, int]
 
 def _labels(ds: xr.Dataset) -> list[Column]:
     columns = []
-    for name in STAR_VARIABLES:
-        if name not in ds.variables or name == "star_id":
+    for name in star_variables(ds.variables):
+        if name == "star_id":
             continue
         spec = VARIABLES[name]
         if spec.dtype == "str":

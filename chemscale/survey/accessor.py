@@ -10,7 +10,7 @@ import xarray as xr
 
 from chemscale.arrays import missing_pixels
 from chemscale.display import Shown
-from chemscale.schema import STAR_VARIABLES, flag_mask
+from chemscale.schema import flag_mask, star_variables
 from chemscale.survey import conversions
 
 #: Clusters are counted for the summary of a survey of at most so many stars: one column is read for it.
@@ -74,7 +74,7 @@ class SurveyAccessor(Shown):
         if "cluster" in ds.variables and n <= COUNTED:
             names = np.asarray(ds["cluster"].values).astype(str)
             facts["clusters"] = f"{len(set(names[names != '']))} with {int(np.sum(names != '')):,} members"
-        facts["labels"] = ", ".join(v for v in STAR_VARIABLES if v in ds.variables and v not in ("star_id", "cluster"))
+        facts["labels"] = ", ".join(v for v in star_variables(ds.variables) if v not in ("star_id", "cluster"))
         if "element" in ds.variables:
             facts["abundances"] = ", ".join(np.asarray(ds["element"].values).astype(str))
         for key in ("normalisation", "store", "revision"):

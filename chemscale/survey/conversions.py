@@ -14,7 +14,7 @@ import xarray as xr
 
 from chemscale.arrays import missing_pixels
 from chemscale.errors import InputError, MissingExtra
-from chemscale.schema import STAR_VARIABLES, VARIABLES, Flag, validate, variable_attrs
+from chemscale.schema import VARIABLES, Flag, known, star_variables, validate, variable_attrs
 from chemscale.suggest import close_names
 from chemscale.survey.python_labels import as_columns, contract_variables, identifiers_of
 from chemscale.survey.resample import Rebinner
@@ -86,15 +86,14 @@ def to_table(survey: xr.Dataset, stars: Any = None) -> Any:
 
     part = survey.isel(star=rows_of(survey, stars))
     table = QTable(meta={k: v for k, v in survey.attrs.items() if isinstance(v, str | int | float)})
-    for name in STAR_VARIABLES:
-        if name in part.variables:
-            table[name] = _column(part[name].values, VARIABLES[name], u)
+    for name in star_variables(part.variables):
+        table[name] = _column(part[name].values, VARIABLES[name], u)
     if "element" in part.variables:
         for name in ("abundance", "abundance_error"):
             for k, element in enumerate(np.asarray(part["element"].values).astype(str)) if name in part else ():
                 table[f"{name}_{element}"] = part[name].values[:, k] * u.dex
     for name in table.colnames:
-        base = name if name in VARIABLES else name.rpartition("_")[0]
+        base = name if known(name) else name.rpartition("_")[0]
         table[name].info.description = VARIABLES[base].doc
     return table
 
@@ -157,10 +156,9 @@ def to_spectrum(survey: xr.Dataset, stars: Any, *, flags: int = 255) -> Any:
 def _meta(survey: xr.Dataset, part: xr.Dataset, single: bool) -> dict[str, Any]:
     meta = {"medium": survey["wavelength"].attrs.get("medium", ""), "survey": survey.attrs.get("survey", "")}
     meta["normalisation"] = survey.attrs.get("normalisation", "")
-    for name in STAR_VARIABLES:
-        if name in part.variables:
-            values = part[name].values
-            meta[name] = (values[0].item() if hasattr(values[0], "item") else str(values[0])) if single else values
+    for name in star_variables(part.variables):
+        values = part[name].values
+        meta[name] = (values[0].item() if hasattr(values[0], "item") else str(values[0])) if single else values
     return meta
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
-from chemscale.schema import STAR_VARIABLES, VARIABLES
+from chemscale.schema import VARIABLES, star_variables
 from chemscale.survey.conversions import rows_of
 from chemscale.survey.sources.formats.fits_file import NOTES
 
@@ -130,7 +130,7 @@ def _blocks(values: xr.DataArray) -> Iterator[np.ndarray]:
 def _labels(part: xr.Dataset) -> Any:
     from astropy.io import fits
 
-    names = [n for n in STAR_VARIABLES if n in part.variables]
+    names = list(star_variables(part.variables))
     names += [n for n in ("abundance", "abundance_error") if n in part.variables]
     columns = [_column(n, part[n].values) for n in names]
     return fits.BinTableHDU.from_columns(columns, name="STARS")

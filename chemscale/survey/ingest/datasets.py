@@ -11,7 +11,7 @@ import xarray as xr
 
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jsonio import digest, dump
-from chemscale.schema import STAR_VARIABLES, VARIABLES, SchemaError, check
+from chemscale.schema import VARIABLES, SchemaError, check, ordered, star_variables
 from chemscale.survey.ingest.finalise import finalise_store
 from chemscale.survey.ingest.writing import write_shard
 from chemscale.survey.store.create import check_path, create_store, is_begun, prepare_path
@@ -89,7 +89,7 @@ def _interrupted(folder: Folder) -> bool:
 
 def _header(ds: xr.Dataset, layout: Layout | None) -> StoreHeader:
     n, pixels = ds.sizes["star"], ds.sizes["wavelength"]
-    names = [v for v in ds.variables if v in STAR_VARIABLES or v in ("abundance", "abundance_error")]
+    names = {*star_variables(ds.variables), *(v for v in ("abundance", "abundance_error") if v in ds.variables)}
     elements = tuple(str(e) for e in ds["element"].values) if "element" in ds.variables else ()
     attrs = {k: v for k, v in ds.attrs.items() if k not in {"store", "revision", "chemscale_store"}}
     header = StoreHeader(
@@ -97,7 +97,7 @@ def _header(ds: xr.Dataset, layout: Layout | None) -> StoreHeader:
         medium=str(ds["wavelength"].attrs["medium"]),
         n_rows=n,
         n_pixels=pixels,
-        labels=tuple(v for v in VARIABLES if v in names and v not in ("star_id", "cluster")),
+        labels=ordered(names - {"star_id", "cluster"}),
         elements=elements,
         layout=layout or choose_layout(n, pixels),
         attrs=json.loads(dump(attrs)),

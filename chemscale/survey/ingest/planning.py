@@ -13,7 +13,7 @@ from chemscale.errors import DataError, InputError, ResumeError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jobs import Inputs, differing_keys, files_in
 from chemscale.runtime.jsonio import digest, dump
-from chemscale.schema import VARIABLES
+from chemscale.schema import VARIABLES, known, ordered
 from chemscale.survey.ingest.censoring import MAX_ERROR, window_pixels, windows_for
 from chemscale.survey.sources.base import Item, Rejection, Source, SurveyPlan
 from chemscale.survey.store.layout import Layout, choose_layout
@@ -74,7 +74,7 @@ def plan_ingest(
         medium=plan.medium,
         n_rows=len(items),
         n_pixels=len(wavelength),
-        labels=tuple(n for n in VARIABLES if n in set(plan.labels) - {"star_id", "cluster"}),
+        labels=ordered(set(plan.labels) - {"star_id", "cluster"}),
         elements=tuple(plan.elements),
         layout=layout,
         attrs=attrs,
@@ -129,7 +129,7 @@ def _software() -> dict[str, str]:
 
 
 def _check_plan(plan: SurveyPlan, header: StoreHeader) -> None:
-    unknown = sorted(set(plan.labels) - set(VARIABLES))
+    unknown = sorted(n for n in set(plan.labels) if not known(n))
     wrong = [n for n in plan.labels if n in VARIABLES and VARIABLES[n].dims[0] != "star"]
     if unknown or wrong:
         raise InputError(

@@ -37,6 +37,8 @@ class IngestSummary(Shown):
     clusters: dict[str, int] = field(default_factory=dict)
     #: columns and extensions of the inputs that are not stored, with the reason where there is one
     ignored: list[str] = field(default_factory=list)
+    #: columns stored besides the contract's
+    extra: list[str] = field(default_factory=list)
     #: what no input says and is taken for granted
     assumed: list[str] = field(default_factory=list)
     #: the file that lists all rejections, once the store is complete
@@ -96,6 +98,7 @@ def summarise(folder: Folder, job: Job | None, begun: float, *, kept: int) -> In
         n_shards_kept=kept,
         clusters=clusters,
         ignored=list(header.attrs.get("ignored", ())),
+        extra=list(header.attrs.get("extra", ())),
         assumed=list(header.attrs.get("assumed", ())),
         rejected_file=folder.where(REJECTED),
     )

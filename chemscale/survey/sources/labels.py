@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.schema import VARIABLES
+from chemscale.schema import VARIABLES, ordered
 from chemscale.survey.sources.base import Item
 
 
@@ -109,9 +109,8 @@ def block_labels(
     own = read if isinstance(read, Mapping) else _columns(read)
     catalogued = {name for item in items for name in item.labels}
     out: dict[str, np.ndarray] = {}
-    for name, spec in VARIABLES.items():
-        if name == "star_id" or not (name in own or name in catalogued):
-            continue
+    for name in ordered({*own, *catalogued} - {"star_id"}):
+        spec = VARIABLES[name]
         single = spec.dims == ("star",)
         if not single and not ("element" in spec.dims and elements):
             continue
@@ -152,4 +151,5 @@ def _columns(read: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, Any
 def contract_labels(names: Iterable[str]) -> tuple[str, ...]:
     """Those of `names` that are per-star variables of the contract, in its order."""
     wanted = set(names) - {"star_id", "cluster"}
-    return tuple(n for n, v in VARIABLES.items() if n in wanted and v.dims[0] == "star" and "wavelength" not in v.dims)
+    dims = {n: VARIABLES[n].dims for n in ordered(wanted)}
+    return tuple(n for n, d in dims.items() if d[0] == "star" and "wavelength" not in d)

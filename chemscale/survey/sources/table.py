@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.schema import VARIABLES, Flag
+from chemscale.schema import EXTRA, VARIABLES, Flag
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import BATCH, Batch, read_in_batches
 from chemscale.survey.sources.files import id_problem
@@ -45,7 +45,7 @@ from chemscale.survey.sources.missing import identifiers, measured, spelled_alik
 from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read_mapping
-from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, label_words
+from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, extra_column, label_words
 from chemscale.survey.sources.units import converter
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
@@ -76,6 +76,8 @@ class TableSource(JoiningSource):
         What flux is divided by. Flux that is not normalised to its continuum is refused unless it is divided here.
     window : float
         Of the running quantile, Angstrom.
+    extra : sequence of str
+        Further per-star numbers of the file to store, as ``x_NAME`` in float64, without a conversion of units.
     **joins
         Labels and members, as for :class:`~chemscale.survey.sources.folders.JoiningSource`.
 
@@ -100,12 +102,14 @@ class TableSource(JoiningSource):
         medium: str | None = None,
         continuum: str = "as-given",
         window: float = 300.0,
+        extra: Sequence[str] = (),
         **joins: Any,
     ):
         super().__init__(**joins)
         self.path = str(path) if "://" in str(path) else os.path.abspath(str(path))
         self.mapping = str(mapping) if mapping else None
         self.medium, self.continuum, self.window = medium, continuum, float(window)
+        self.extra = tuple(extra)
         self._settings = read_mapping(self.mapping)
         if medium not in (None, "vacuum", "air"):
             raise InputError(f"medium is {medium!r}", "use 'vacuum' or 'air'")
@@ -119,7 +123,10 @@ class TableSource(JoiningSource):
 
     def describe(self) -> dict[str, Any]:
         """Settings, JSON-able; the mapping by content, so that editing it is noticed."""
-        return super().describe() | {"mapping": self._settings}
+        settings = super().describe() | {"mapping": self._settings}
+        if not self.extra:  # as before there were extra columns: an unfinished store is carried on with
+            del settings["extra"]
+        return settings
 
     # ------------------------------------------------------------------ plan
 
@@ -138,6 +145,7 @@ class TableSource(JoiningSource):
             raise InputError(f"{printable(self.path)}: medium is {medium!r}", "use 'vacuum' or 'air'")
         elements = self._elements(file, names, shapes)
         columns = self._columns(file, names, shapes, n_stars, elements)
+        columns |= {self._stored(name): extra_column(file, name, n_stars, printable(self.path)) for name in self.extra}
         items, rejected = self._items(file, names, n_stars, columns)
         attrs: dict[str, Any] = {
             "survey": text["survey"] or "table",
@@ -151,6 +159,7 @@ class TableSource(JoiningSource):
             ],
             "columns": dict(sorted(names.items())),
             "ignored": self._ignored(file, shapes, names),
+            "extra": [printable(self._stored(name)) for name in self.extra],
         }
         if self.continuum == "as-given":
             self._check_normalised(file, names)
@@ -158,6 +167,10 @@ class TableSource(JoiningSource):
         plan = SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
         ids = {names["star_id"].lower(): [item.star_id for item in items]} if "star_id" in names else {}
         return self._complete(plan, self._keys(items, ids))
+
+    def _stored(self, name: str) -> str:
+        """What an extra column is called in the store; one that was exported from a store keeps its name."""
+        return EXTRA + name.removeprefix(EXTRA)
 
     def _keys(self, items: list[Item], ids: dict[str, list[str]]) -> StarKeys:
         names: dict[str, Callable[[], list[str]]] = {k: partial(list, v) for k, v in ids.items()}
@@ -179,7 +192,7 @@ class TableSource(JoiningSource):
 
     def _ignored(self, file: TableFile, shapes: dict[str, tuple[int, ...]], names: dict[str, str]) -> list[str]:
         """What of the file is not stored, with the reason where it is not that the contract has no place for it."""
-        plain = [printable(s) for s in shapes.keys() - set(names.values()) - set(TEXT_KEYS)]
+        plain = [printable(s) for s in shapes.keys() - set(names.values()) - {*TEXT_KEYS, *self.extra}]
         return sorted(plain + [f"{printable(name)} ({why})" for name, why in file.left_out().items()])
 
     def _names(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:

@@ -6,6 +6,8 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import ALL_FLAGS, Flag
+from chemscale.suggest import hint
+from chemscale.survey.sources.formats.tables import TableFile
 from chemscale.survey.sources.missing import cluster_name, words
 
 
@@ -78,3 +80,29 @@ def contract_flags(values: np.ndarray) -> np.ndarray:
     known = known.astype(np.uint8)
     known[strange] |= np.uint8(Flag.SURVEY_BAD)
     return known
+
+
+def extra_column(file: TableFile, name: str, n_stars: int, where: str) -> np.ndarray:
+    """A column that the contract does not know as numbers, (n_stars,) float64, NaN where missing.
+
+    Raises
+    ------
+    InputError
+        It is not there, has not one value a star, holds no numbers, or whole numbers that a float would confuse.
+    """
+    shapes = file.shapes()
+    single = {n for n, shape in shapes.items() if shape in ((n_stars,), (n_stars, 1))}
+    if name not in shapes:
+        raise InputError(f"{where}: no column {name!r}", hint(name, sorted(single), "columns with one value a star"))
+    if name not in single:
+        raise InputError(f"{where}: {name} has shape {shapes[name]}, expected ({n_stars},)", "give one value a star")
+    values = file.rows(name).reshape(n_stars)
+    if values.dtype.kind not in "fiub":
+        raise InputError(f"{where}: {name} holds {values.dtype}, expected numbers", "leave it out")
+    numbers = np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+    if values.dtype.kind in "iu" and np.nanmax(np.abs(numbers), initial=0) > 2**53:
+        raise InputError(
+            f"{where}: {name} holds whole numbers that 64-bit floats cannot tell apart",
+            "keep them in a catalogue of your own: `chemscale export RUN --join FILE` keeps every digit",
+        )
+    return numbers

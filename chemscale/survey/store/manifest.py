@@ -27,7 +27,7 @@ import numpy as np
 from chemscale.errors import StoreError
 from chemscale.runtime.files import Folder
 from chemscale.runtime.jsonio import dump
-from chemscale.schema import STORE_VERSION, VARIABLES
+from chemscale.schema import STORE_VERSION, VARIABLES, ordered
 from chemscale.survey.sources.base import Rejection
 from chemscale.survey.store.layout import Layout
 
@@ -71,8 +71,7 @@ class StoreHeader:
 
     def variables(self) -> tuple[str, ...]:
         """Per-star variables of the store, `star_id` and `cluster` included, in the contract's order."""
-        wanted = {"star_id", "cluster", *self.labels}
-        return tuple(v for v in VARIABLES if v in wanted)
+        return ordered(("star_id", "cluster", *self.labels))
 
     def to_json(self) -> bytes:
         """Canonical JSON."""
