@@ -42,6 +42,7 @@ def train(
     processes: int = typer.Option(1, "--processes", help="Data-parallel processes on this machine."),
     resume: bool = typer.Option(False, "--resume", help="Carry on from the last checkpoint, to the step."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a finished model."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Take a few steps, say how long the training would take."),
     json: AsJson = False,
 ) -> None:
     """Train on a survey with Teff and log g; labels of chemistry are never used.
@@ -65,6 +66,25 @@ def train(
     choose_device(device or None)  # refuse a GPU that is not there before minutes of preparation
     settings: dict[str, Any] = {"seed": seed, "precision": precision, "patience": patience, "memory_gb": memory}
     settings |= {k: v for k, v in (("epochs", epochs), ("batch", batch)) if v}
+    if dry_run:
+        from chemscale.runtime.observe import human_seconds
+        from chemscale.vae.timing import training_time
+
+        front = {"n_components": components} if components else None
+        given: dict[str, Any] = {"preset": preset, "model": front, "settings": settings, "held_out": held_out}
+        given |= {"regions": regions or None, "groups": groups or None, "device": device or None}
+        found = training_time(store, **given)
+        console.print(
+            f"about {human_seconds(found.seconds)} on this machine as busy as it is: {found.steps:,} steps on "
+            f"{found.stars:,} stars; preparation {human_seconds(found.preparation)}, head start "
+            f"{human_seconds(found.head_start)}, main phase {human_seconds(found.main)}, decoders "
+            f"{human_seconds(found.decoders)}, errors and guard {human_seconds(found.afterwards)}; nothing was written",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if json:
+            echo_json(found.to_dict())
+        return
     _, config, _ = recipe(preset, None, settings)
     total = config.label_pretrain_epochs + config.epochs + config.decoder_finetune_epochs
     with progress_bar(total, "training", unit="epochs") as bar:

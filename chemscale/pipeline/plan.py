@@ -22,7 +22,7 @@ START = {"simulate": 3.0, "fit": 5.0, "evaluate": 2.5, "train": 5.0, "infer": 4.
 #: Stars a second and thread for 7,514 pixels (`train`: stars times epochs). Measured on a two-core virtual machine
 #: with a 12,000-star simulated survey and `chemscale bench scaling`: right within a factor of two there (a test keeps
 #: them under four times what a small run takes), elsewhere an order of magnitude. A stage that has run before is
-#: estimated from its own time.
+#: estimated from its own time, and a training from a few of its own steps where the store is there.
 RATES = {"simulate": 210.0, "evaluate": 17_000.0, "train": 2900.0, "infer": 2000.0}
 #: Of a pass of the fit (stars a second and thread), and seconds on the client between two, for K = 30.
 PASS_RATE, BETWEEN = 7000.0, 0.25
@@ -102,6 +102,8 @@ def _cost(pipeline: Pipeline, stage: Stage, facts: dict[str, Any], threads: int)
     before = pipeline.state.get(stage.name, {})
     if before.get("status") == "done":
         out["seconds"] = before["wall_s"]
+    elif stage.name == "train" and store_size(pipeline) is not None:
+        out |= _measured(pipeline, stage)
     elif stage.name in START:
         out |= _seconds(stage, stars, pixels, threads)
     if stage.name in ("fit", "infer"):
@@ -142,6 +144,15 @@ def _seconds(stage: Stage, stars: int, pixels: int, threads: int) -> dict[str, f
     return {"seconds": start + stars * width / RATES[stage.name] / threads}
 
 
+def _measured(pipeline: Pipeline, stage: Stage) -> dict[str, Any]:
+    """Seconds of a training from a few of its own steps, in a process of its own (it imports torch)."""
+    command = [sys.executable, "-m", "chemscale", *stage.arguments, "--dry-run", "--json"]
+    done = subprocess.run(command, cwd=pipeline.folder, capture_output=True, text=True)
+    if done.returncode:
+        return {"problem": " ".join(done.stderr.split())}
+    return {"seconds": START["train"] + json.loads(done.stdout)["seconds"]}
+
+
 def _simulated(stage: Stage) -> dict[str, Any] | None:
     """Stars, pixels and bytes of a survey that is to be simulated; None where an emulator's file decides."""
     from chemscale.simulation.generator import Simulation
@@ -172,7 +183,7 @@ def _sample(pipeline: Pipeline, stage: Stage) -> dict[str, Any] | None:
 
 def _time(row: dict[str, Any]) -> str:
     if "seconds" not in row:
-        return ""
+        return str(row.get("problem", ""))
     most = f", at most {human_seconds(row['seconds_at_most'])}" if "seconds_at_most" in row else ""
     return human_seconds(row["seconds"]) + most
 
@@ -191,7 +202,7 @@ def render(planned: dict[str, Any], console: Any) -> None:
             row["status"],
             f"{row['stars']:,}" if "stars" in row else "",
             decimal(row["bytes_in"]) if "bytes_in" in row else "",
-            _time(row),
+            escape(_time(row)),
             decimal(row["memory_bytes"]) if "memory_bytes" in row else "",
         )
     console.print(table)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 FOLDER = "vae"
 HELD_OUT = 0.3
+#: Stars that the guard over the axes looks at.
+GUARDED = 4096
 
 
 def open_source(store: str | xr.Dataset) -> tuple[xr.Dataset, str | None]:
@@ -254,12 +256,12 @@ def fit(
         "error_factors": dict(zip(network.config.latents, measured.factors.tolist(), strict=True)),
         "auxiliary_error": measured.auxiliary.tolist(),
         "label_error": dict(zip(names, measured.labels.tolist(), strict=True)),
-        "alignment": _alignment(network, source, survey).to_dict(),
+        "alignment": guard(network, source, survey).to_dict(),
     }
     write_json(where / "summary.json", summary)
 
 
-def _alignment(network: ChemicalVAE, source: BatchSource, survey: Survey, most: int = 4096) -> Alignment:
+def guard(network: ChemicalVAE, source: BatchSource, survey: Survey, most: int = GUARDED) -> Alignment:
     """The guard over the axes (:mod:`~chemscale.vae.alignment`) on stars of the first batches."""
     batches: list[TrainingBatch] = []
     for batch in source.epoch(0):
