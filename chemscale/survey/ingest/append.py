@@ -27,7 +27,7 @@ from chemscale.survey.sources.base import Source
 from chemscale.survey.store.create import create_store, tidy
 from chemscale.survey.store.ledger import Ledger
 from chemscale.survey.store.locks import writing
-from chemscale.survey.store.manifest import INPUTS, PLAN, StoreHeader, done_shards
+from chemscale.survey.store.manifest import INPUTS, LEDGER, PLAN, StoreHeader, done_shards
 from chemscale.survey.store.open import open_groups, small_array
 from chemscale.survey.store.root import RootRecord, publish, read_hidden
 
@@ -80,6 +80,12 @@ def append(
         return _append(source, top, replace_existing, client, max_error, max_bad, resume, progress)
 
 
+def _tidy(top: Folder, revision: Folder) -> None:
+    """Remove what the writing left: in the revision, and beside the root record that names it."""
+    tidy(revision)
+    top.sub(LEDGER).remove_partials()
+
+
 def _append(
     source: Source,
     top: Folder,
@@ -97,7 +103,7 @@ def _append(
     job = _fit(plan_ingest(source, layout=first.layout, max_error=max_error), first, ledger)
     last = top.sub(record.groups[-1].path)
     if resume and record.groups[-1].path and StoreHeader.read(last).fingerprint == job.header.fingerprint:
-        tidy(last)  # it was published, and interrupted after that
+        _tidy(top, last)  # it was published, and interrupted after that
         return replace(summarise(last, job, begun, kept=job.header.n_shards), path=top.root, complete=True)
     existing = _existing(top, record)
     known = [i.star_id for i in job.items if i.star_id in existing]
@@ -129,7 +135,7 @@ def _append(
     fingerprint = digest([record.fingerprint, job.header.fingerprint])
     seen = {"mask": record.mask, "cleaning": record.cleaning}
     publish(top, groups, revision=record.revision + 1, fingerprint=fingerprint, **seen)
-    tidy(folder)
+    _tidy(top, folder)
     return replace(
         summary,
         path=top.root,
