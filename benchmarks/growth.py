@@ -33,6 +33,7 @@ import psutil
 import xarray as xr
 
 from chemscale.schema import VARIABLES, Flag, variable_attrs
+from chemscale.survey.store.layout import Layout
 
 BLOCK, CLUSTERS, MEMBERS, LATENTS, CHEMICAL = 4096, 22, 8, 12, 4
 ELEMENTS = ("Fe", "Mg", "Si", "C", "N", "Ni", "Al", "Ca")
@@ -246,7 +247,9 @@ def main() -> None:
     if args.build:
         from chemscale.survey.ingest.datasets import write_survey
 
-        write_survey(survey(args.build, args.pixels), args.work, overwrite=True)
+        # one layout at every size: else the slope is that of larger chunks
+        layout = Layout(chunk_stars=2048, shard_stars=8192, label_stars=65536)
+        write_survey(survey(args.build, args.pixels), args.work, layout=layout, overwrite=True)
     elif args.table:
         args.table.write_text(table(args.work, args.facts))
     else:

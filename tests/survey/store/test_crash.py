@@ -4,7 +4,6 @@ the command repeated ends with the very files of an undisturbed one."""
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.ingest.repair import repair
 from chemscale.survey.store.layout import Layout
 from chemscale.survey.store.open import open_survey
+from chemscale.survey.store.replace import under_way
 from chemscale.survey.store.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -86,7 +86,7 @@ def more(where: Path) -> ToySource:
 
 def carried_on(w: Path) -> Any:
     """As the error asks for: --resume where the overwrite was interrupted, --overwrite where it had not begun."""
-    begun = os.path.exists(f"{w}/s.zarr.replacement")
+    begun = under_way(Folder(w / "s.zarr"))
     return ingest(more(w), w / "s.zarr", layout=SMALL, overwrite=not begun, resume=begun)
 
 
