@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +30,9 @@ KEPT = ("raw", "scaled", "rsca", "rsca_top", "rsca_without_cross_validation", "a
 
 
 def command(*words: str) -> str:
-    """Run a command; its stdout."""
+    """Run a command; its stdout. `chemscale` is the one of this Python, on the search path or not."""
+    if words[0] == "chemscale":
+        words = (sys.executable, "-m", *words)
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
