@@ -58,6 +58,9 @@ def fit(
     start: Annotated[
         str | None, typer.Option("--start", help="subsample, or incremental: an incremental PCA over all stars.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cuda, cuda:1, ...: passes of the fit on a GPU; by default on CPUs.")
+    ] = None,
     min_members: Annotated[int, typer.Option("--min-members", min=2, help="Smallest cluster that takes part.")] = 2,
     where: Annotated[
         list[str] | None,
@@ -110,6 +113,7 @@ def fit(
             components=components,
             metric=metric,
             recipe=how,
+            device=device,
             overwrite=overwrite,
             selection={"min_members": min_members} if min_members > 2 else None,
             where=limits_of(where or []),

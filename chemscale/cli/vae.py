@@ -57,10 +57,10 @@ def train(
 
     from chemscale.cli import console, echo_json
     from chemscale.results.verdict import record, training_verdict
+    from chemscale.runtime.devices import choose_device
     from chemscale.runtime.observe import progress_bar
     from chemscale.runtime.run import Run
     from chemscale.vae import pipeline
-    from chemscale.vae.devices import choose_device
     from chemscale.vae.presets import recipe
 
     choose_device(device or None)  # refuse a GPU that is not there before minutes of preparation

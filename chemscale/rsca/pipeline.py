@@ -58,6 +58,7 @@ def fit_run(
     default_cuts: bool = True,
     pairs: str | os.PathLike[str] | None = None,
     pair_weights: Mapping[str, float] | None = None,
+    device: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Run:
     """From a survey store to a metric: select stars, fit the basis, embed every star, learn the metric.
@@ -93,6 +94,8 @@ def fit_run(
         (:func:`chemscale.rsca.companions.read_pairs`).
     pair_weights : mapping of str to float, optional
         Weight of a kind of pairs in the place of :data:`chemscale.rsca.companions.KIND_WEIGHTS`.
+    device : str, optional
+        A GPU for the passes of the fit, as in :class:`~chemscale.statistics.ppca.MaskedPPCA`.
     progress : callable, optional
         Told what is being done.
 
@@ -128,7 +131,7 @@ def fit_run(
     with run.locked():
         known = None if pairs is None else Companions(str(pairs), dict(pair_weights or {}))
         settled = {**(selection or {}), **given}
-        _fit(run, ds, components, recipe, metric, overwrite, choose, known, settled, say, choose_k)
+        _fit(run, ds, components, recipe, metric, overwrite, choose, known, settled, say, choose_k, device)
     return run
 
 
@@ -144,6 +147,7 @@ def _fit(
     settings: dict[str, Any],
     say: Callable[[str], None],
     choose_k: bool,
+    device: str | None,
 ) -> None:
     """The stages of :func:`fit_run`, by the only process that writes the run."""
     from chemscale.survey.store.root import store_token
@@ -179,7 +183,7 @@ def _fit(
     for line in chosen.account():
         say(line)
     token = "" if overwrite else store_token(store)
-    n_pixels = _basis(run, ds, chosen.keep, columns, components, recipe, "", say, token, choose_k)
+    n_pixels = _basis(run, ds, chosen.keep, columns, components, recipe, "", say, token, choose_k, device)
     with run.stage("metric") as stage:
         stars = RunStars.read(run)
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
@@ -188,7 +192,8 @@ def _fit(
     run.forget("evaluation.json", "auto.json", "auto.zarr")
     if metric == "auto":
         more = auto_components(components, int(chosen.field.sum()), n_pixels)
-        _basis(run, ds, chosen.keep, columns, more, replace(recipe, noise="per-pixel"), "_auto", say, token)
+        own = replace(recipe, noise="per-pixel")
+        _basis(run, ds, chosen.keep, columns, more, own, "_auto", say, token, device=device)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
             result, detrendings, note = fit_auto(run)
@@ -207,6 +212,7 @@ def _basis(
     say: Callable[[str], None],
     token: str,
     choose_k: bool = False,
+    device: str | None = None,
 ) -> int:
     """Fit a basis and embed every star, unless that is done (`token`: what the store holds; '' = fit in any case).
 
@@ -229,7 +235,7 @@ def _basis(
     with run.stage(f"ppca{suffix}", settings=settings | {"key": key}) as stage:
         with progress_bar(recipe.max_passes, "counting pixels, fitting a subsample", unit="passes") as bar:
             watch = _Passes(bar, recipe.tol, say)
-            model = fit_survey(ds, keep, n_components=components, progress=watch, **recipe.settings())
+            model = fit_survey(ds, keep, n_components=components, progress=watch, device=device, **recipe.settings())
         run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
         stage.note(
             passes=model.n_passes_,

@@ -67,6 +67,8 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         pixels filled with the mean spectrum).
     random_state : int
         Seed of the subsample. The result does not depend on it beyond the tolerance.
+    device : str, optional
+        ``"cuda"``, ``"cuda:1"``: passes on a GPU (of each worker), where blocks stay if they fit. None: on CPUs.
 
     Attributes
     ----------
@@ -168,6 +170,7 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         intrinsic: Intrinsic = "pixel",
         start: Start = "subsample",
         random_state: int = 0,
+        device: str | None = None,
     ):
         self.n_components = n_components
         self.noise: Noise = noise
@@ -178,6 +181,7 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         self.intrinsic: Intrinsic = intrinsic
         self.start: Start = start
         self.random_state = random_state
+        self.device = device
 
     # ---------------------------------------------------------------- fit
 
@@ -204,10 +208,7 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
             Too few stars or pixels for K components.
         """
         settings = self._settings()
-        flux, mask, ivar = pixels(flux, mask, ivar)
-        flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
-        check_shapes(flux, mask, ivar)
-        self._check_ivar(ivar)
+        flux, mask, ivar = self._checked(*pixels(flux, mask, ivar))
         return self._store(fit(self._source(flux, mask, ivar, self.uses_ivar), settings, told=progress))
 
     @staticmethod
@@ -266,11 +267,15 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
             self.loglike_tol,
             int(self.max_iter),
             self.random_state,
+            self.device,
         )
 
-    def _check_ivar(self, ivar: Any) -> None:
+    def _checked(self, flux: Any, mask: Any, ivar: Any) -> tuple[Any, Any, Any]:
+        flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
+        check_shapes(flux, mask, ivar)
         if self.noise == "per-pixel" and ivar is None:
             raise InputError("per-pixel noise needs inverse variances", "pass ivar=, or use noise='shared'")
+        return flux, mask, ivar
 
     def _store(self, fitted: Fitted) -> Self:
         model, trace, used, unit = fitted.model, fitted.trace, fitted.used, fitted.unit
@@ -347,10 +352,7 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
     def score(self, flux: Any, mask: Any = None, ivar: Any = None) -> float:
         """Mean log-likelihood of the stars with a valid pixel; one pass, outliers not rejected."""
         model = self.model()
-        flux, mask, ivar = pixels(flux, mask, ivar)
-        flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
-        check_shapes(flux, mask, ivar)
-        self._check_ivar(ivar)
+        flux, mask, ivar = self._checked(*pixels(flux, mask, ivar))
         return mean_loglike(self._source(flux, mask, ivar, self.noise == "per-pixel"), self.pixel_used_, model)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -373,13 +375,11 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
 
     def _embed(self, flux: Any, mask: Any, ivar: Any) -> Any:
         model = self.model()
-        flux = flux if isinstance(flux, (da.Array, np.ma.MaskedArray)) else np.asarray(flux)
-        check_shapes(flux, mask, ivar)
+        flux, mask, ivar = self._checked(flux, mask, ivar)
         if flux.shape[1] != self.pixel_used_.size:
             raise InputError(
                 f"flux has {flux.shape[1]} pixels, the model {self.pixel_used_.size}", "use the grid of the fit"
             )
-        self._check_ivar(ivar)
         weighted = self.noise == "per-pixel"
         kernel = partial(embed, model=model, used=self.pixel_used_, weighted=weighted, rejection=self.rejection)
         return embed_arrays(flux, mask, ivar, kernel, self.n_components)

@@ -212,9 +212,11 @@ def compact(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None) -> A
 
 
 def on_compact(block: Any, kernel: Kernel) -> Stats:
-    """``kernel(*block)`` of a block from :func:`compact`."""
+    """``kernel(*block)`` of a block from :func:`compact`, or of tensors from :func:`.ppca_device.upload`."""
     blocks.share_cores(blocks.task_threads())
     flux, packed, ivar = block
+    if not isinstance(flux, np.ndarray):
+        return kernel(flux, packed, ivar)
     return kernel(flux, np.unpackbits(packed, axis=1, count=flux.shape[1]).view(bool), ivar)
 
 

@@ -12,6 +12,7 @@ from chemscale.errors import DataError
 from chemscale.statistics.blocks import available_cores, share_cores
 from chemscale.statistics.outliers import Rejection
 from chemscale.statistics.ppca_arrays import Sample
+from chemscale.statistics.ppca_device import KERNELS, room, upload
 from chemscale.statistics.ppca_kernels import Model, SharedPass, Stats, shared_stats
 from chemscale.statistics.ppca_kernels_weighted import WeightedPass, weighted_stats
 from chemscale.statistics.ppca_shared import SharedState, solve_shared
@@ -47,6 +48,7 @@ class Settings:
     loglike_tol: float | None
     max_iter: int
     seed: int
+    device: str | None = None
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Fitted:
 def fit(source: Source, settings: Settings, keep_bytes: int = 0, told: Told | None = None) -> Fitted:
     """Count pixels, draw the subsample, solve on it and then on all stars."""
     k = settings.n_components
+    space = room(settings.device) if settings.device else 0
     size = subsample_size(source.n_stars, source.n_pixels, k)
     rng = np.random.default_rng(settings.seed)
     index = np.sort(rng.choice(source.n_stars, min(size, source.n_stars), replace=False))
@@ -81,8 +84,11 @@ def fit(source: Source, settings: Settings, keep_bytes: int = 0, told: Told | No
     del stars  # it holds every pixel of them
     if not used.all():
         source = source.using(used)
-    if isinstance(source, DaskSource) and source.nbytes <= keep_bytes:
-        source.cache()
+    if isinstance(source, DaskSource):
+        if settings.device and source.device_bytes <= space:
+            source.cache(partial(upload, device=settings.device))
+        elif source.nbytes <= keep_bytes:
+            source.cache()
     small = source.n_stars * n_pixels <= SMALL
     few = sample.few(max(WARM_STARS if small else WARM_STARS // 2, 16 * k))
     share_cores(available_cores())  # small products between passes: threads of a busy machine wait for each other
@@ -106,7 +112,8 @@ def fit(source: Source, settings: Settings, keep_bytes: int = 0, told: Told | No
     )
     stops = [last, first]
     solve = _shared if settings.noise == "shared" else _weighted
-    model, trace = solve(levels, stops, start, settings, partial(_run, dtype=dtype, unit=unit))
+    run = partial(_run, dtype=dtype, unit=unit, device=settings.device)
+    model, trace = solve(levels, stops, start, settings, run)
     passes += len(trace.loglike)
     return Fitted(model, trace, used, unit, n_stars, float(moments["count"].sum()), passes)
 
@@ -142,9 +149,17 @@ def _weighted(
 
 
 def _run(
-    level: Source | Sample, kernel: Any, task: SharedPass | WeightedPass, *, dtype: np.dtype, unit: float
+    level: Source | Sample,
+    kernel: Any,
+    task: SharedPass | WeightedPass,
+    *,
+    dtype: np.dtype,
+    unit: float,
+    device: str | None = None,
 ) -> Stats:
-    """Sums of one pass over a level."""
+    """Sums of one pass over a level, on CPUs or on a device."""
+    if device:
+        kernel = partial(KERNELS["shared" if isinstance(task, SharedPass) else "per-pixel"], device=device)
     out = level.reduce(partial(kernel, task=task, unit=unit, dtype=dtype))
     share_cores(available_cores())
     return out

@@ -178,9 +178,17 @@ class DaskSource:
         per_value = self.dtype.itemsize + 0.125 + (4 if self.weighted and self.ivar is not None else 0)
         return int(self.n_stars * self.n_pixels * per_value)
 
-    def cache(self) -> None:
-        """Keep the used pixels of every block in the cluster's memory from now on (one pass)."""
-        self._cached = list(dask.persist(*self._parts(compact)))
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the same as tensors on a device, where a mask takes a byte a pixel."""
+        return self.nbytes + int(self.n_stars * self.n_pixels * 0.875)
+
+    def cache(self, keep: Callable[..., Any] = compact) -> None:
+        """Keep the used pixels of every block, as `keep` gives them, from now on (one pass).
+
+        They stay in the cluster's memory, or where `keep` puts them (:func:`.ppca_device.upload`).
+        """
+        self._cached = list(dask.persist(*self._parts(keep)))
 
     def survey(self, index: np.ndarray) -> tuple[Stats, Callable[[np.ndarray], Sample]]:
         chosen = np.flatnonzero(self.chosen) if self.chosen is not None else np.arange(self.flux.shape[0])

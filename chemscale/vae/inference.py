@@ -26,13 +26,13 @@ from dask.system import CPU_COUNT
 
 from chemscale.errors import DataError, InputError
 from chemscale.runtime.blocks import readers_of
+from chemscale.runtime.devices import choose_device
 from chemscale.runtime.product import ResumableProduct, mark_done
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
 from chemscale.vae.checkpoint import grid_fingerprint, load_model
 from chemscale.vae.data import values_here
 from chemscale.vae.device_engine import DeviceEngine
-from chemscale.vae.devices import choose_device
 from chemscale.vae.engine import Engine
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.product import LAYOUT, begin, outputs

@@ -15,13 +15,13 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import DataError, InputError
+from chemscale.runtime.devices import choose_device
 from chemscale.runtime.run import Run
 from chemscale.simulation.truth import read_noise_free
 from chemscale.vae import alignment
 from chemscale.vae import evaluate as evaluation
 from chemscale.vae.checkpoint import load_model, read_record
 from chemscale.vae.data import identifiers
-from chemscale.vae.devices import choose_device
 from chemscale.vae.fitting import FOLDER, fit, open_source, run_of, train
 from chemscale.vae.inference import infer_survey
 from chemscale.vae.product import PRODUCT, open_latents

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from chemscale.errors import DataError, InputError, ResumeError
+from chemscale.runtime.devices import choose_device
 from chemscale.runtime.jsonio import digest, write_json
 from chemscale.vae import losses
 from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
 from chemscale.vae.data import BatchSource, TrainingBatch
-from chemscale.vae.devices import choose_device
 from chemscale.vae.encoders import PPCAEncoder
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel, decode_groups, objective

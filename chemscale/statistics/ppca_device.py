@@ -1,0 +1,363 @@
+"""The block kernels of masked PPCA as tensor code, for a GPU; :mod:`.ppca_kernels` and :mod:`.ppca_kernels_weighted`.
+
+The sums are the same, under the same names and for both noise models, outliers included: only who multiplies differs.
+Pixels are float32 or float64 as on CPUs; the small systems, and everything summed over stars, are float64. Where the
+CPU goes through the few missing pixels of a star, a card makes the dense product with the K(K+1)/2 outer products of
+the basis: two large products a block are most of a pass.
+
+Blocks are NumPy arrays, which are copied to the device on every pass, or tensors that were left there by
+:func:`upload`, which are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chemscale.runtime.cluster import current_client
+from chemscale.statistics.outliers import MEAN_ABSOLUTE, Rejection
+from chemscale.statistics.ppca_kernels import LEAST_PRECISION, LOG_2PI, Model, SharedPass, Stats
+from chemscale.statistics.ppca_kernels_weighted import WeightedPass
+
+if TYPE_CHECKING:
+    import torch
+
+#: Share of the device's free memory that blocks left on it may take.
+KEPT_SHARE = 0.7
+#: A residual counts as at most so many of its errors in the misfit of a star, as on CPUs.
+TOP = 100.0
+
+
+def upload(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None, *, device: str) -> Any:
+    """A block as tensors on `device`, copies of the arrays: what is kept between passes."""
+    import torch
+
+    copy = partial(torch.tensor, device=device)
+    return copy(flux), copy(missing), None if ivar is None else copy(ivar)
+
+
+def room(device: str) -> int:
+    """Bytes that blocks may take on the device, or on those of all workers; 0 on CPUs: there `keep_bytes` decides."""
+    client = current_client()
+    if client is None:
+        from chemscale.runtime.devices import choose_device
+
+        choose_device(device)
+        return _free_bytes(device)
+    return sum(client.run(_free_bytes, device).values())
+
+
+def _free_bytes(device: str) -> int:
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return 0
+    return int(KEPT_SHARE * torch.cuda.mem_get_info(torch.device(device))[0])
+
+
+@dataclass
+class Card:
+    """A device, the type of its large products, and what moves blocks and parameters there."""
+
+    device: str
+    dtype: np.dtype
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.large = torch.float64 if self.dtype == np.float64 else torch.float32
+
+    def pixels(self, array: Any) -> torch.Tensor:
+        """A block's array in the type of the products."""
+        import torch
+
+        return torch.as_tensor(array, device=self.device).to(self.large)
+
+    def marks(self, array: Any) -> torch.Tensor:
+        """A block's mask."""
+        import torch
+
+        return torch.as_tensor(array, device=self.device)
+
+    def wide(self, array: Any) -> torch.Tensor:
+        """A parameter as float64."""
+        import torch
+
+        return torch.as_tensor(np.asarray(array, np.float64), device=self.device)
+
+
+@dataclass
+class DeviceBlock:
+    """A block under a model, as tensors on the device."""
+
+    latent: torch.Tensor  # (n, K) float64: z of the per-pixel model, u of the shared one
+    covariance: torch.Tensor  # (n, K, K) float64, of the same latents
+    logdet: torch.Tensor  # (n,) float64
+    residual: torch.Tensor  # (n, P), 0 where missing or rejected
+    gone: torch.Tensor  # (n, P) bool, missing or rejected
+    weight: torch.Tensor | None  # (n, P), 0 where gone; the per-pixel model's
+    hits: torch.Tensor | None  # (n, P) bool, rejected
+    anomalous: torch.Tensor | None  # (n,) bool
+    rejected_log: float = 0.0
+
+
+def _triangle(k: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    i, j = torch.triu_indices(k, k, device=device)
+    return i, j
+
+
+def _pack_outer(rows: torch.Tensor) -> torch.Tensor:
+    i, j = _triangle(rows.shape[1], str(rows.device))
+    return rows[:, i] * rows[:, j]
+
+
+def _unpack(packed: torch.Tensor, k: int) -> torch.Tensor:
+    """Symmetric float64 matrices (n, K, K) from their upper triangles."""
+    i, j = _triangle(k, str(packed.device))
+    out = packed.new_empty((len(packed), k, k)).double()
+    out[:, i, j] = out[:, j, i] = packed.double()
+    return out
+
+
+def _invert(systems: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverses and log-determinants."""
+    import torch
+
+    lower, failed = torch.linalg.cholesky_ex(systems)
+    if bool(failed.any()):
+        raise np.linalg.LinAlgError("a matrix is not positive definite")
+    return torch.cholesky_inverse(lower), 2.0 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+def _outlying(
+    residual: torch.Tensor, seen: torch.Tensor, precision: torch.Tensor | float, rejection: Rejection
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rejected pixels (n, P) and anomalous stars (n,): see :func:`.outliers.find_outliers`, whose rules these are."""
+    import torch
+
+    root = precision.sqrt() if isinstance(precision, torch.Tensor) else precision**0.5
+    sizes = residual.abs() * root
+    capped = sizes.clamp(max=TOP)
+    total = capped.sum(1)
+    limit = rejection.sigmas * (total / seen.clamp(min=1) / MEAN_ABSOLUTE).clamp(min=1.0)
+    hits = sizes > limit[:, None]
+    many = hits.sum(1) > (rejection.most * seen.double()).long()
+    hits &= ~many[:, None]
+    count = hits.sum(1)
+    misfit = (total - (capped * hits).sum(1)) / (seen - count).clamp(min=1) / MEAN_ABSOLUTE
+    return hits, many | (misfit > rejection.misfit)
+
+
+def weighted_block(
+    flux: Any, missing: Any, ivar: Any, model: Model, card: Card, unit: float, rejection: Rejection | None
+) -> DeviceBlock:
+    """:func:`.ppca_kernels_weighted.weighted_block` on a device; `residual` is that of all pixels not missing."""
+    k = len(model.scale)
+    basis, mean = card.pixels(model.basis), card.pixels(model.mean)
+    noise = card.pixels(np.broadcast_to(model.noise, model.mean.shape).copy())
+    scale = card.wide(model.scale)
+    gone = card.marks(missing)
+    weight = card.pixels(ivar) * unit**2
+    weight = (weight / (1.0 + weight * noise)).masked_fill_(gone, 0.0)
+    centred = (card.pixels(flux) / unit - mean).masked_fill_(gone, 0.0)
+    outer = _pack_outer(basis)
+
+    def solve(w: Any, x: Any) -> tuple[Any, Any, Any]:
+        system = _unpack(w @ outer, k) * scale[:, None] * scale
+        system.diagonal(dim1=1, dim2=2).add_(1.0)
+        covariance, logdet = _invert(system)
+        right = ((w * x) @ basis).double() * scale
+        return (covariance @ right[:, :, None])[:, :, 0], covariance, logdet
+
+    latent, covariance, logdet = solve(weight, centred)
+    residual = centred - (latent * scale).to(basis.dtype) @ basis.T
+    block = DeviceBlock(latent, covariance, logdet, residual, gone, weight, None, None)
+    if rejection is None:
+        return block
+    hits, block.anomalous = _outlying(residual, (weight > 0).sum(1), weight, rejection)
+    block.hits = hits
+    rows = hits.any(1).nonzero()[:, 0]
+    if len(rows):
+        block.rejected_log = float(weight[hits].double().log().sum())
+        weight.masked_fill_(hits, 0.0)
+        block.gone = gone | hits
+        latent[rows], covariance[rows], logdet[rows] = solve(weight[rows], centred[rows])
+        residual[rows] = centred[rows] - (latent[rows] * scale).to(basis.dtype) @ basis.T
+    return block
+
+
+def weighted_stats(
+    flux: Any, missing: Any, ivar: Any, *, task: WeightedPass, dtype: np.dtype, unit: float, device: str
+) -> Stats:
+    """:func:`.ppca_kernels_weighted.weighted_stats` on a device."""
+    import torch
+
+    with torch.inference_mode():
+        card, model = Card(device, np.dtype(dtype)), task.model
+        k = len(model.scale)
+        block = weighted_block(flux, missing, ivar, model, card, unit, task.rejection)
+        weight, z, covariance = block.weight, block.latent, block.covariance
+        assert weight is not None
+        seen = (weight > 0).sum(1)
+        valid = seen > 0
+        i, j = _triangle(k, device)
+        second = (z[:, :, None] * z[:, None, :] + covariance)[:, i, j]
+        rows = (torch.cat([second, z, torch.ones_like(z[:, :1])], 1) * valid[:, None]).to(card.large)
+        sums = (weight.T @ rows).double()
+        centred = block.residual + (z * card.wide(model.scale)).to(card.large) @ card.pixels(model.basis).T
+        cross = ((weight * centred).T @ rows[:, len(i) :]).double()
+        product = weight * block.residual
+        squares = product.double() ** 2
+        w2 = weight.double() ** 2
+        power, strength = squares.sum(1), w2.sum(1)
+        logsum = torch.where(weight > 0, weight, torch.ones_like(weight)).double().log().sum(1)
+        chi2 = (block.residual.double() * product.double()).sum(1) + (z**2).sum(1)
+        loglike = -0.5 * (seen * LOG_2PI - logsum + block.logdet + chi2)
+        found = {
+            "second": sums[:, : len(i)],
+            "first": sums[:, len(i) :],
+            "cross": cross,
+            "latent": z[valid].sum(0),
+            "latent2": z[valid].T @ z[valid] + covariance[valid].sum(0),
+            "cov": covariance[valid].diagonal(dim1=1, dim2=2).sum(0),
+            "n": valid.sum(),
+            "count": (weight > 0).sum(0),
+            "loglike": loglike[valid].sum(),
+            "w2r2": squares.sum(0),
+            "w2": w2.sum(0),
+            "spread": (z[valid] ** 2).T @ power[valid],
+            "power2": (z**2).sum(0),
+            "power4": (z**4).sum(0),
+            "lever": torch.einsum("n,nij->ij", strength, covariance) * card.wide(np.outer(model.scale, model.scale)),
+            "strength": strength.sum(),
+        }
+        score = (product @ card.pixels(task.extra)) * covariance[:, -1, -1:].to(card.large)
+        found["extra"] = product.T @ score
+        if block.hits is not None and task.rejection is not None:
+            found |= _rejected(block)
+            found["loglike"] = found["loglike"] - 0.5 * (
+                block.hits.sum() * (LOG_2PI + task.rejection.sigmas**2) - block.rejected_log
+            )
+        return _fetched(found)
+
+
+def shared_block(
+    flux: Any, missing: Any, ivar: Any, task: SharedPass, card: Card, unit: float
+) -> tuple[DeviceBlock, torch.Tensor]:
+    """:func:`.ppca_kernels.shared_block` on a device, and the centred flux, 0 where missing."""
+    import torch
+
+    model = task.model
+    k, noise = len(model.scale), float(model.noise)
+    basis = card.pixels(model.basis)
+    scale = card.wide(model.scale)
+    gone = card.marks(missing)
+    centred = (card.pixels(flux) / unit - card.pixels(model.mean)).masked_fill_(gone, 0.0)
+    outer = _pack_outer(basis)
+    prior = torch.clamp(noise / scale**2, min=LEAST_PRECISION)
+    constant = float(np.sum(2 * np.log(model.scale) - np.log(noise)))
+
+    def solve(hidden: Any, x: Any) -> tuple[Any, Any, Any]:
+        system = _unpack((~hidden).to(card.large) @ outer, k)
+        system.diagonal(dim1=1, dim2=2).add_(prior)
+        inverse, logdet = _invert(system)
+        right = (x @ basis).double()
+        return (inverse @ right[:, :, None])[:, :, 0], noise * inverse, logdet + constant
+
+    latent, covariance, logdet = solve(gone, centred)
+    residual = (centred - latent.to(basis.dtype) @ basis.T).masked_fill_(gone, 0.0)
+    block = DeviceBlock(latent, covariance, logdet, residual, gone, None, None, None)
+    if task.rejection is None:
+        return block, centred
+    precision = 1.0 / noise if ivar is None else (card.pixels(ivar) * unit**2).masked_fill_(gone, 0.0)
+    hits, block.anomalous = _outlying(residual, (~gone).sum(1), precision, task.rejection)
+    block.hits = hits
+    rows = hits.any(1).nonzero()[:, 0]
+    if len(rows):
+        block.gone = gone | hits
+        without = centred[rows].masked_fill(hits[rows], 0.0)
+        latent[rows], covariance[rows], logdet[rows] = solve(block.gone[rows], without)
+        left = without - latent[rows].to(basis.dtype) @ basis.T
+        residual[rows] = left.masked_fill_(block.gone[rows], 0.0)
+    return block, centred
+
+
+def shared_stats(
+    flux: Any, missing: Any, ivar: Any, *, task: SharedPass, dtype: np.dtype, unit: float, device: str
+) -> Stats:
+    """:func:`.ppca_kernels.shared_stats` on a device."""
+    import torch
+
+    with torch.inference_mode():
+        card, model = Card(device, np.dtype(dtype)), task.model
+        k, noise, width = len(model.scale), float(model.noise), task.extra.shape[1]
+        block, centred = shared_block(flux, missing, ivar, task, card, unit)
+        residual, covariance, gone = block.residual, block.covariance, block.gone
+        seen = (~gone).sum(1)
+        valid = seen > 0
+        along = residual @ card.pixels(task.extra)
+        squares = (residual.double() ** 2).sum(1)
+        columns = [along, block.latent.to(card.large), torch.ones_like(residual[:, :1])]
+        back = (residual.T @ torch.cat(columns, 1)).double()
+        u = block.latent[valid]
+        distance = squares / noise + ((block.latent / card.wide(model.scale)) ** 2).sum(1)
+        loglike = -0.5 * (seen * (LOG_2PI + np.log(noise)) + block.logdet + distance)
+        i, j = _triangle(k, device)
+        packed = (covariance * valid[:, None, None])[:, i, j].to(card.large)
+        missed = _unpack(gone.to(card.large).T @ packed, k)
+        found = {
+            "n": valid.sum(),
+            "count": (~gone).sum(0),
+            "resid_extra": back[:, :width],
+            "resid_latent": back[:, width : width + k],
+            "resid": back[:, -1],
+            "latent": u.sum(0),
+            "latent2": u.T @ u,
+            "latent_extra": u.T @ along[valid].double(),
+            "cov": covariance[valid].sum(0),
+            "missing_cov": (missed @ card.wide(model.basis)[:, :, None])[:, :, 0],
+            "rss": squares.sum(),
+            "spread": (u**2).T @ squares[valid] + (u**4).sum(0),
+            "loglike": loglike[valid].sum(),
+        }
+        if block.hits is not None and task.rejection is not None:
+            found |= _rejected(block)
+            per_hit = LOG_2PI + np.log(noise) + task.rejection.sigmas**2
+            found["loglike"] = found["loglike"] - 0.5 * block.hits.sum() * per_hit
+        if task.rare.size:
+            rare = torch.as_tensor(task.rare, device=device)
+            observed = (~card.marks(missing)[:, rare]).to(card.large)
+            second = ((block.latent[:, :, None] * block.latent[:, None, :] + covariance)[:, i, j]) * valid[:, None]
+            first = torch.cat([block.latent, torch.ones_like(block.latent[:, :1])], 1) * valid[:, None]
+            found["rare_second"] = observed.T @ second.to(card.large)
+            found["rare_first"] = observed.T @ first.to(card.large)
+            found["rare_cross"] = centred[:, rare].T @ first.to(card.large)
+        return _fetched(found)
+
+
+def _rejected(block: DeviceBlock) -> dict[str, torch.Tensor]:
+    hits, anomalous = block.hits, block.anomalous
+    assert hits is not None and anomalous is not None
+    return {"rejected": hits.sum(0), "rejected_stars": hits.any(1).sum(), "anomalous": anomalous.sum()}
+
+
+def _fetched(found: dict[str, torch.Tensor]) -> Stats:
+    """The sums as float64 arrays: the device is waited for once a block."""
+    import torch
+
+    flat = torch.cat([v.double().reshape(-1) for v in found.values()]).cpu().numpy()
+    ends = np.cumsum([v.numel() for v in found.values()])
+    return {
+        key: flat[end - value.numel() : end].reshape(tuple(value.shape))
+        for (key, value), end in zip(found.items(), ends, strict=True)
+    }
+
+
+#: Kernel of each noise model.
+KERNELS: dict[str, Callable[..., Stats]] = {"shared": shared_stats, "per-pixel": weighted_stats}
