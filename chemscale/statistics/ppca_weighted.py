@@ -60,7 +60,11 @@ def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
 
 
 def _intrinsic(model: Model, stats: Stats, kind: str) -> np.ndarray | float:
-    """Fisher-scoring step of the variance added to 1 / ivar (never negative)."""
+    """Step of the variance added to 1 / ivar (never negative): Fisher scoring, or Newton's where that is shorter.
+
+    A few stars whose errors are far too small bend the likelihood more than it is expected to: scoring alone then goes
+    from no variance to too much and back for ever.
+    """
     if kind == "none":
         return model.noise
     # E[residual^2] also holds the posterior variance of the prediction. Its exact sum would need one
@@ -70,9 +74,10 @@ def _intrinsic(model: Model, stats: Stats, kind: str) -> np.ndarray | float:
     lever = np.einsum("pi,ij,pj->p", model.basis, typical, model.basis)
     score = stats["w2r2"] + stats["w2"] * lever - stats["first"][:, -1]
     if kind == "global":
-        step = score.sum() / max(stats["w2"].sum(), 1e-300)
+        step = score.sum() / max(stats["w2"].sum(), float(np.sum(2 * stats["w3r2"] - stats["w2"])), 1e-300)
         return max(float(model.noise) + step, 0.0)
-    step = np.divide(score, stats["w2"], out=np.zeros_like(score), where=stats["w2"] > 0)
+    curvature = np.maximum(stats["w2"], 2 * stats["w3r2"] - stats["w2"])
+    step = np.divide(score, curvature, out=np.zeros_like(score), where=curvature > 0)
     return np.maximum(model.noise + step, 0.0)
 
 
