@@ -230,7 +230,6 @@ def weighted_stats(
             "count": (weight > 0).sum(0),
             "loglike": loglike[valid].sum(),
             "w2r2": squares.sum(0),
-            "w3r2": (squares * weight).sum(0),
             "w2": w2.sum(0),
             "spread": (z[valid] ** 2).T @ power[valid],
             "power2": (z**2).sum(0),

@@ -137,7 +137,7 @@ def weighted_stats(
         ``second`` (P, K(K+1)/2) sum of w (z z^T + Cov z), ``first`` (P, K+1) sum of w [z, 1],
         ``cross`` (P, K+1) sum of w x [z, 1] (x centred on the old mean); ``latent``, ``latent2`` sums of
         z and z z^T + Cov z over stars, ``cov`` (K,) of the diagonal of Cov z; ``n``, ``count``, ``loglike``;
-        ``w2r2``, ``w3r2``, ``w2`` (P,): sums of w^2 residual^2, of w^3 residual^2 and of w^2; ``spread`` (K,) sum of z^2 (sum of w^2 residual^2),
+        ``w2r2``, ``w2`` (P,): sums of w^2 residual^2 and of w^2; ``spread`` (K,) sum of z^2 (sum of w^2 residual^2),
         ``power2`` and ``power4`` (K,) sums of z^2 and z^4; ``extra`` (P, L) sum of (w r) ((w r)^T extra) times the
         posterior variance of the last latent; for the intrinsic variance ``lever`` (K, K), ``strength``: sums over
         stars of (sum of w^2) Cov u and of (sum of w^2), with u = z scale; with a rejection ``rejected`` (P,),
@@ -153,7 +153,7 @@ def weighted_stats(
     sums = (arrays.weight.T @ rows).astype(np.float64)
     cross = (arrays.weighted.T @ rows[:, packed_size(k) :]).astype(np.float64)
     # The product of weight and flux is done with: its memory takes that of weight and residual.
-    chi2, power, w2r2, w3r2, w2 = weighted_loops.weighted_residuals(arrays.x, arrays.weight, arrays.weighted)
+    chi2, power, w2r2, w2 = weighted_loops.weighted_residuals(arrays.x, arrays.weight, arrays.weighted)
     chi2 += np.sum(block.latent**2, axis=1)
     loglike = -0.5 * (arrays.seen * LOG_2PI - arrays.logsum + block.logdet + chi2)
     z, covariance, strength = block.latent[valid], block.covariance[valid], arrays.strength
@@ -168,7 +168,6 @@ def weighted_stats(
         "count": len(flux) - pixel_loops.count_missing(arrays.weight == 0)[1],
         "loglike": np.array(loglike[valid].sum()),
         "w2r2": w2r2,
-        "w3r2": w3r2,
         "w2": w2,
         "spread": (z**2).T @ power[valid],
         "power2": np.sum(z**2, axis=0),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,27 @@ REJECTED = 1e-7
 LARGEST_TURN = 0.5
 
 
-def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
+class Damping:
+    """Shortens the steps of an intrinsic variance that goes back and forth.
+
+    Scoring steps by the expected curvature of the likelihood. A few stars whose errors are far too small bend it more,
+    and the variance of a pixel then jumps between nothing and too much for ever: its step is halved whenever it turns
+    round, and grows again while it does not.
+    """
+
+    def __init__(self) -> None:
+        self.factor: Any = 1.0
+        self.last: Any = 0.0
+
+    def __call__(self, change: Any) -> Any:
+        """The change of one pixel (or of all) to make, of that which scoring asks for."""
+        turned = change * self.last < 0
+        self.factor = np.where(turned, 0.5 * self.factor, np.minimum(REGAINED * self.factor, 1.0))
+        self.last = change
+        return self.factor * change
+
+
+def m_step(model: Model, stats: Stats, intrinsic: str, damped: Damping | None = None) -> Model:
     """Loadings, mean and intrinsic variance that maximise the expected complete log-likelihood."""
     k = model.basis.shape[1]
     n = float(stats["n"])
@@ -56,15 +77,11 @@ def m_step(model: Model, stats: Stats, intrinsic: str) -> Model:
     values, vectors = np.linalg.eigh(covariance)
     loadings = rows[:, :k] @ (vectors * np.sqrt(np.maximum(values, 0)))
     mean = model.mean + rows[:, k] + rows[:, :k] @ centre
-    return principal(mean, loadings, _intrinsic(model, stats, intrinsic))
+    return principal(mean, loadings, _intrinsic(model, stats, intrinsic, damped or Damping()))
 
 
-def _intrinsic(model: Model, stats: Stats, kind: str) -> np.ndarray | float:
-    """Step of the variance added to 1 / ivar (never negative): Fisher scoring, or Newton's where that is shorter.
-
-    A few stars whose errors are far too small bend the likelihood more than it is expected to: scoring alone then goes
-    from no variance to too much and back for ever.
-    """
+def _intrinsic(model: Model, stats: Stats, kind: str, damped: Damping) -> np.ndarray | float:
+    """Fisher-scoring step of the variance added to 1 / ivar (never negative)."""
     if kind == "none":
         return model.noise
     # E[residual^2] also holds the posterior variance of the prediction. Its exact sum would need one
@@ -74,11 +91,10 @@ def _intrinsic(model: Model, stats: Stats, kind: str) -> np.ndarray | float:
     lever = np.einsum("pi,ij,pj->p", model.basis, typical, model.basis)
     score = stats["w2r2"] + stats["w2"] * lever - stats["first"][:, -1]
     if kind == "global":
-        step = score.sum() / max(stats["w2"].sum(), float(np.sum(2 * stats["w3r2"] - stats["w2"])), 1e-300)
-        return max(float(model.noise) + step, 0.0)
-    curvature = np.maximum(stats["w2"], 2 * stats["w3r2"] - stats["w2"])
-    step = np.divide(score, curvature, out=np.zeros_like(score), where=curvature > 0)
-    return np.maximum(model.noise + step, 0.0)
+        step = score.sum() / max(stats["w2"].sum(), 1e-300)
+        return max(float(model.noise + damped(step)), 0.0)
+    step = np.divide(score, stats["w2"], out=np.zeros_like(score), where=stats["w2"] > 0)
+    return np.maximum(model.noise + damped(step), 0.0)
 
 
 @dataclass
@@ -191,11 +207,10 @@ def solve_weighted(
     k = len(model.scale)
     slow = slow or SlowDirections.start(model.basis, k)
     fallback: Model | None = None
-    best, longest = -np.inf, LONGEST
+    best, longest, damped = -np.inf, LONGEST, Damping()
     while True:
         stats = run(WeightedPass(model, slow.vectors, stop.rejection))
         loglike = float(stats["loglike"])
-        step = m_step(model, stats, intrinsic)
         slack = max(stop.loglike_tol, REJECTED if stop.rejection else 0.0) * abs(loglike)
         if loglike < best - slack and fallback is not None:
             trace.add(stats, np.inf)
@@ -203,6 +218,7 @@ def solve_weighted(
             mixer.clear()
         else:
             best = max(best, loglike)
+            step = m_step(model, stats, intrinsic, damped)
             tested = SlowDirections(slow.vectors, slow.ratio, np.maximum(stats["second"][:, -1], 1e-300))
             slow = slow.following(model, stats)
             error, power = axis_error(model, stats, slow.ratio)

@@ -108,25 +108,23 @@ def weighted_residuals(residual, weight, product):
     -------
     chi2, power : ndarray (n,)
         Sums over pixels of w r^2 and of (w r)^2.
-    w2r2, w3r2, w2 : ndarray (P,)
-        Sums over stars of (w r)^2, of w (w r)^2 and of w^2.
+    w2r2, w2 : ndarray (P,)
+        Sums over stars of (w r)^2 and w^2.
     """
     n, p = residual.shape
-    chi2, power, w2r2, w3r2, w2 = np.zeros(n), np.zeros(n), np.zeros(p), np.zeros(p), np.zeros(p)
+    chi2, power, w2r2, w2 = np.zeros(n), np.zeros(n), np.zeros(p), np.zeros(p)
     for i in range(n):
         r, w, wr = residual[i], weight[i], product[i]
         for j in range(p):
             wr[j] = w[j] * r[j]
-            squared = np.float64(wr[j]) * np.float64(wr[j])
-            w2r2[j] += squared
-            w3r2[j] += squared * np.float64(w[j])
+            w2r2[j] += np.float64(wr[j]) * np.float64(wr[j])
             w2[j] += np.float64(w[j]) * np.float64(w[j])
         total, squares = 0.0, 0.0
         for j in range(p):
             total += np.float64(r[j]) * np.float64(wr[j])
             squares += np.float64(wr[j]) * np.float64(wr[j])
         chi2[i], power[i] = total, squares
-    return chi2, power, w2r2, w3r2, w2
+    return chi2, power, w2r2, w2
 
 
 @njit(nogil=True, cache=True)

@@ -97,3 +97,20 @@ def test_models_of_earlier_releases_are_read():
     back = MaskedPPCA.from_dataset(old)
     assert (back.converged_, back.stopping_reason_, back.n_determined_) == (False, "passes", 0)
     np.testing.assert_array_equal(back.transform(flux, gone), MaskedPPCA.from_dataset(ds).transform(flux, gone))
+
+
+@pytest.mark.parametrize(("stars", "misfit"), [(1, 3), (3, 3), (6, 3)])
+def test_a_few_stars_with_far_too_small_errors_do_not_keep_a_fit_from_converging(stars, misfit):
+    """Their weight makes the intrinsic variance of pixels overshoot: undamped it jumped between two values for ever."""
+    for seed in (11, 12):
+        rng = np.random.default_rng(seed)
+        basis = np.linalg.qr(rng.normal(size=(120, 9)))[0]
+        error = np.full((200, 120), 0.05)
+        error[:stars] = 0.002
+        flux = (
+            1 + (rng.normal(size=(200, 9)) * np.geomspace(3, 0.15, 9)) @ basis.T + error * rng.normal(size=(200, 120))
+        )
+        flux[:stars] += misfit * rng.normal(0, 0.02, (stars, 120)) * (rng.random((stars, 120)) < 0.3)
+        missing = rng.random(flux.shape) < 0.05
+        fitted = MaskedPPCA(6, noise="per-pixel", tol=0.01, max_iter=60).fit(flux, missing, 1 / error**2)
+        assert fitted.converged_, (seed, fitted.angle_[-6:])
