@@ -12,7 +12,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, VARIABLES
 from chemscale.survey.sources.formats.fits import HDU
-from chemscale.survey.sources.formats.fits_columns import TableLayout
+from chemscale.survey.sources.formats.fits_columns import TableLayout, concatenate
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns
 from chemscale.survey.sources.missing import measured, measured_one, words
@@ -92,7 +92,7 @@ def read_allstar(path: str) -> AllStar:
         raise InputError(f"{path}: {error}", "give the release's allStar file") from error
     if not blocks or "APOGEE_ID" not in blocks[0]:
         raise InputError(f"{path}: no APOGEE_ID column or no rows", "give the release's allStar file")
-    raw = {name: np.concatenate([b.pop(name) for b in blocks]) for name in list(blocks[0])}
+    raw = {name: concatenate([b.pop(name) for b in blocks]) for name in list(blocks[0])}
     ids = np.array(words(raw["APOGEE_ID"]), str)
     columns = _labels(raw)
     elements: tuple[str, ...] = ()

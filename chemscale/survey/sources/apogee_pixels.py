@@ -54,7 +54,9 @@ def copy_spectrum(units: list[HDU], index: int, what: str, out: np.ndarray) -> N
     _check_grid(unit.header, units[0].header, index)
     if dtype is None:  # scaled values
         image = unit.image()
-        out[:] = image if image.ndim == 1 else image[0]
+        pixels = image if image.ndim == 1 else image[0]
+        # an undefined pixel of a mask has every bit set: it is bad
+        out[:] = np.where(np.isfinite(pixels), pixels, -1) if what == "mask" else pixels
     elif unit.size < N_PIXELS * dtype.itemsize:
         raise FitsError(f"HDU {index} ({what}) declares {unit.size} bytes for {N_PIXELS} pixels")
     else:
@@ -63,7 +65,7 @@ def copy_spectrum(units: list[HDU], index: int, what: str, out: np.ndarray) -> N
 
 @lru_cache(maxsize=256)  # once for all files of a release: their image headers are the same
 def _stored_type(raw: bytes, kind: str, shape: tuple[int, ...], index: int, what: str) -> np.dtype | None:
-    """Type of the values of a spectrum's HDU, checked against what is expected there; None for scaled values."""
+    """Type of the values of a spectrum's HDU, checked against what is expected; None for scaled or undefined values."""
     header = Header(raw)
     if kind != "IMAGE":
         raise FitsError(f"HDU {index} ({what}) is a {kind}, not an image")
@@ -73,6 +75,7 @@ def _stored_type(raw: bytes, kind: str, shape: tuple[int, ...], index: int, what
     if (bitpix < 0) == (what == "mask"):
         raise FitsError(f"HDU {index} ({what}) has BITPIX {bitpix}, expected {'integers' if bitpix < 0 else 'floats'}")
     scaled = header.number("BSCALE", 1.0) != 1.0 or header.number("BZERO", 0.0) != 0.0
+    scaled |= what == "mask" and header.get("BLANK") is not None
     return None if scaled else np.dtype(IMAGE_DTYPES[bitpix])
 
 

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,20 +92,22 @@ class _Parquet(Catalogue):
 class _Csv(Catalogue):
     delimiter = ","
     encoding = "utf-8-sig"
+    #: lines before the header, and behind it up to a line of dashes
     skip = 0
+    ruled = 0
 
     def blocks(self, columns: Iterable[str], rows: int = ROWS) -> Iterator[dict[str, np.ndarray]]:
         wanted = list(columns)
         width = len(self.columns)
         at = [self.columns.index(c) for c in wanted]
         with _text(self.path, self.encoding) as stream:
-            for _ in range(self.skip + 1):
+            for _ in range(self.skip + 1 + self.ruled):
                 stream.readline()
             reader = csv.reader(stream, delimiter=self.delimiter, skipinitialspace=True)
             try:
                 while block := list(itertools.islice(reader, rows)):
                     if set(map(len, block)) != {width}:
-                        block = self._whole(block, reader.line_num - len(block) + self.skip + 2)
+                        block = self._whole(block, reader.line_num - len(block) + self.skip + self.ruled + 2)
                     fields = list(zip(*block)) if block else [()] * width
                     yield {c: np.array(fields[i], dtype=object) for c, i in zip(wanted, at)}
             except (csv.Error, EOFError, OSError) as error:
@@ -230,8 +233,10 @@ def _by_astropy(path: str, kind: str, remedy: str, **options: Any) -> Catalogue:
             table = Table.read(source, format=kind, **options)
     except Exception as error:
         raise InputError(f"{printable(path)}: cannot be read as {kind}: {error}", remedy) from error
-    units = {c: str(table[c].unit or "") for c in table.colnames}
-    found = _InMemory(path, tuple(table.colnames), units)
+    kinds = {c: type(table[c]).__name__ for c in table.colnames}
+    plain = tuple(c for c in table.colnames if hasattr(table[c], "dtype") and table[c].ndim)
+    units = {c: str(table[c].unit or "") for c in plain}
+    found = _InMemory(path, plain, units, {c: f"a {kind}" for c, kind in kinds.items() if c not in plain})
     found.table = table
     return found
 
@@ -275,6 +280,7 @@ def _open_text(path: str, remedy: str) -> Catalogue:
         raise InputError(f"{printable(path)}: cannot be read: {error}", remedy) from error
     comments: list[str] = []
     header = ""
+    before = 0  # lines before the header
     with _text(path, encoding) as stream:
         for line in stream:
             text = line.strip("\r\n")
@@ -283,18 +289,29 @@ def _open_text(path: str, remedy: str) -> Catalogue:
             elif text.strip():
                 header = text
                 break
+            before += 1
+        behind = list(itertools.islice(stream, 2))
     if not header:
         raise InputError(f"{printable(path)}: empty table", remedy)
-    counts = {d: header.count(d) for d in _DELIMITERS}
-    delimiter = max(counts, key=lambda d: counts[d])
-    if not counts[delimiter]:
+    split = {d: next(csv.reader([header], delimiter=d, skipinitialspace=True)) for d in _DELIMITERS}
+    delimiter = max(split, key=lambda d: len(split[d]))
+    if len(split[delimiter]) == 1:
         return _open_blanks(path, header, comments, remedy)
-    names = [name.strip().strip('"') for name in header.split(delimiter)]
+    names = [name.strip().strip('"') for name in split[delimiter]]
     if len(set(names)) < len(names):
         raise InputError(f"{printable(path)}: two columns have one name", "rename one of them in its header line")
-    found = _Csv(path, tuple(names))
-    found.delimiter, found.encoding, found.skip = delimiter, encoding, len(comments)
+    ruled = _ruled(behind)
+    units = next(csv.reader([behind[0]], delimiter=delimiter)) if ruled == 2 else []
+    found = _Csv(path, tuple(names), {n: u.strip() for n, u in zip(names, units)})
+    found.delimiter, found.encoding, found.skip = delimiter, encoding, before
+    found.ruled = ruled
     return found
+
+
+def _ruled(lines: list[str]) -> int:
+    """How many lines behind the header belong to it: VizieR writes units and a line of dashes under the names."""
+    dashes = [i for i, line in enumerate(lines) if re.fullmatch(r"[-\s,;|]*-{3}[-\s,;|]*", line)]
+    return dashes[0] + 1 if dashes else 0
 
 
 def _open_blanks(path: str, header: str, comments: list[str], remedy: str) -> Catalogue:

@@ -163,6 +163,11 @@ def _from_table(units: list[HDU]) -> Arm:
         normalised = normalised if len(normalised) == len(vectors["FLUX"]) else None
     bad = (vectors["ANDMASK"] != 0) | (vectors["ORMASK"] != 0)
     wavelength = _wavelength(units[0].header, len(bad))
+    stated = unit.column("WAVELENGTH")
+    if stated is not None and (
+        stated.size != len(bad) or not np.allclose(np.ravel(stated), wavelength, rtol=1e-4, atol=0)
+    ):
+        raise FitsError("WAVELENGTH is not the grid of COEFF0 and COEFF1: rebinned, or in air?")
     return Arm(wavelength, vectors["FLUX"], vectors["IVAR"], bad, normalised)
 
 

@@ -6,14 +6,16 @@ import gzip
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table, vstack
 from newer_releases import desi_coadd, galah, lamost_mrs, mwm_star, sdss_spec, write_xp, xp_rows
-from releases import lamost_arrays, write_lamost
+from releases import lamost_arrays, write_allstar, write_apstar, write_aspcap, write_lamost
 
 from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.python_labels import contract_variables
+from chemscale.survey.sources.apogee import ApogeeSource
 from chemscale.survey.sources.desi import DesiSource
 from chemscale.survey.sources.gaia_xp import SAMPLING, GaiaXpSource
 from chemscale.survey.sources.galah import GalahSource
@@ -87,6 +89,35 @@ def test_undefined_flags_of_sdss_v_are_bad_pixels(tmp_path):
     assert np.flatnonzero(block.flags[0] & Flag.SURVEY_BAD).tolist() == list(range(300, 310))
 
 
+def test_undefined_pixels_of_an_apstar_mask_are_bad(tmp_path):
+    path = write_apstar(tmp_path / "apStar-dr17-2M1.fits", "2M1")
+
+    def how(units):
+        units[3].data[500:510] = -32768
+        units[3].header["BLANK"] = -32768
+
+    change(path, how)
+    _, block = read_all(ApogeeSource(str(tmp_path), product="apStar"))
+    assert (block.flags[0, 500:510] & Flag.SURVEY_BAD != 0).all()
+
+
+def test_undefined_integers_of_allstar_are_missing(tmp_path):
+    write_aspcap(tmp_path / "s" / "aspcapStar-dr17-2M1.fits", "2M1")
+    write_allstar(tmp_path / "allStar.fits", [{"APOGEE_ID": "2M1"}])
+
+    def how(units):
+        table = Table(units[1].data)
+        for name in ("ASPCAPFLAG", "NVISITS", "TEFF"):
+            table[name] = MaskedColumn([3], mask=[True])
+            table[name].fill_value = 4
+        units[1] = fits.table_to_hdu(table)
+
+    change(tmp_path / "allStar.fits", how)
+    _, block = read_all(ApogeeSource(str(tmp_path / "s"), str(tmp_path / "allStar.fits")))
+    assert block.labels["quality"].tolist() == [0]
+    assert np.isnan(block.labels["teff"]).all() and np.isnan(block.labels["n_visits"]).all()
+
+
 # ---------------------------------------------------------------- wavelengths
 
 
@@ -143,6 +174,14 @@ def test_galah_on_logarithmic_wavelengths_is_refused(tmp_path):
         change(path, lambda units: [u.header.update({"CTYPE1": "WAVE-LOG"}) for u in units] and None)
     _, block = read_all(GalahSource(str(tmp_path), frame="observed"))
     assert block.star_id == [] and "logarithmic" in block.rejected[0].reason
+
+
+def test_lamost_wavelengths_that_contradict_the_header_are_refused(tmp_path):
+    arrays = lamost_arrays()
+    write_lamost(tmp_path / "spec-a.fits", arrays=arrays | {"WAVELENGTH": arrays["WAVELENGTH"] / 1.00028})  # in air
+    write_lamost(tmp_path / "spec-b.fits", arrays=arrays)
+    _, block = read_all(LamostSource(str(tmp_path)))
+    assert block.star_id == ["spec-b"] and "COEFF0" in block.rejected[0].reason
 
 
 # ---------------------------------------------------------------- which row is whose
@@ -264,3 +303,35 @@ def test_clusters_that_differ_in_case_or_blanks_are_told(spectra, tmp_path):
     plan, block = read_all(LamostSource(spectra, members=str(tmp_path / "m.csv")))
     assert block.labels["cluster"].tolist() == ["M67", "M 67", "NGC 188"]
     assert plan.attrs["assumed"] == ["M 67, M67 are different clusters, as they are written"]
+
+
+def test_tables_as_vizier_writes_them(spectra, tmp_path):
+    comments = "#RESOURCE=made up\n#---\n\n"
+    members = "file\tgroup\tproba\n \t \t\n------\t-------\t-----\nspec-a\tNGC 188\t0.95\nspec-b\tNGC 188\t0.1\n\n"
+    (tmp_path / "m.tsv").write_text(comments + members)
+    (tmp_path / "l.tsv").write_text(
+        comments + "file;teff;rv\n ;K;m/s\n------;----;---\nspec-a;5000;-9990\nspec-c;5100;10\n"
+    )
+    source = LamostSource(spectra, str(tmp_path / "l.tsv"), members=str(tmp_path / "m.tsv"))
+    plan, block = read_all(source)
+    assert block.labels["cluster"].tolist() == ["NGC 188", "", ""]
+    np.testing.assert_array_equal(block.labels["teff"], np.array([5000, np.nan, 5100], "f4"))
+    assert block.labels["radial_velocity"][0] == pytest.approx(-9.99)
+    assert plan.attrs["membership"]["rows"] == 2 and not plan.rejected
+    (tmp_path / "gaps.csv").write_text("file,teff,rv\nspec-a,5000,1\n--,--,--\nspec-b,4000,2\n")  # gaps, no ruler
+    _, block = read_all(LamostSource(spectra, str(tmp_path / "gaps.csv")))
+    np.testing.assert_array_equal(block.labels["teff"], np.array([5000, 4000, np.nan], "f4"))
+
+
+def test_names_of_columns_may_hold_the_delimiter(spectra, tmp_path):
+    (tmp_path / "l.csv").write_text('"file","teff, K","logg"\nspec-a,5000,4.4\n')
+    plan, block = read_all(LamostSource(spectra, str(tmp_path / "l.csv")))
+    assert block.labels["logg"][0] == np.float32(4.4) and "teff, K of l.csv" in plan.attrs["ignored"]
+
+
+def test_columns_of_ecsv_that_are_objects_are_told(spectra, tmp_path):
+    table = Table({"file": ["spec-a"], "teff": [5000.0]})
+    table["place"] = SkyCoord([10.0], [-5.0], unit="deg")
+    table.write(tmp_path / "l.ecsv")
+    plan, block = read_all(LamostSource(spectra, str(tmp_path / "l.ecsv")))
+    assert block.labels["teff"][0] == 5000.0 and "place (a SkyCoord) of l.ecsv" in plan.attrs["ignored"]
