@@ -15,6 +15,7 @@ RUN = [
     "howto/own-survey.md",
     "howto/python-objects.md",
     "howto/studies.md",
+    "howto/try.md",
     "explain/ppca.md",
     "explain/rsca.md",
     "reference/cli.md",

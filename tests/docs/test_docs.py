@@ -44,7 +44,7 @@ def run_page(page: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n.startswith("howto/own") else []) for n in RUN]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n.startswith(("howto/own", "howto/try")) else []) for n in RUN]
 )
 def test_page_runs(name, tmp_path):
     run_page(DOCS / name, tmp_path)
@@ -54,7 +54,7 @@ def test_page_runs(name, tmp_path):
 @pytest.mark.timeout(900)
 def test_tutorial_runs(tmp_path):
     run_page(DOCS / "tutorial.md", tmp_path)
-    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "giants" / "report.html").exists()
 
 
 @pytest.mark.slow
