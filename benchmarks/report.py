@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -77,11 +78,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.make:
         make(args.make, args.report)
+    busy = os.getloadavg()[0]
     seconds = measure(args.report, args.repeat)
     made = f"--make {args.make} " if args.make else ""
     result = {
         "command": f"python benchmarks/report.py {made}{args.report.name} --repeat {args.repeat}",
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores, load {busy:.1f} before",
         "megabytes": round(args.report.stat().st_size / 1e6, 2),
         "seconds": {k: [round(x, 3) for x in v] for k, v in seconds.items()},
         "median_s": {k: round(statistics.median(v), 3) for k, v in seconds.items()},
