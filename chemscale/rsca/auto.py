@@ -9,7 +9,9 @@ What the paper's recipe leaves on the table, and what is done about it:
 * what a continuum left by the normalisation does to the coordinates is known without any star: metrics may ignore it;
 * members are weighted by their noise where their scatter is measured;
 * one choice of K, shrinkage and kept dimensions is a lottery: the best choices form a committee, whose distance is
-  the root mean square of their distances. It is Euclidean in a space of at most K dimensions a representation.
+  the root mean square of their distances. It is Euclidean in a space of at most K dimensions a representation;
+* where labels of chemistry are known, its leading features are refined by contrast with the field stars that look most
+  like siblings.
 
 The rate that is reported is honest: for each cluster the committee is chosen and fitted without it, the choice
 itself resting on leave-one-out among the remaining clusters (in folds where there are many).
@@ -25,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import DataError, InputError
+from chemscale.rsca.committee import committee_metric
 from chemscale.rsca.detrending import LabelDetrending, SelfDetrending, stored_detrending
 from chemscale.rsca.likeness import sample_pairs
 from chemscale.rsca.moments import check_freedom
@@ -265,30 +268,12 @@ def _rates_by_kept(
     return close / len(star)
 
 
-def _committee_maps(
-    views: Mapping[str, Representation], committee: Sequence[Candidate], left_out: Sequence[int], k_max: int
-) -> np.ndarray:
-    """Stacked map (n_forms * k_max, d) whose Euclidean distance is the committee's root mean square distance."""
-    names = list(views)
-    stacked = []
-    for c in committee:
-        block = np.zeros((len(names) * k_max, c.n_features))
-        start = names.index(c.representation) * k_max
-        block[start : start + c.k] = views[c.representation].metric(c, left_out)
-        stacked.append(block / np.sqrt(len(committee)))
-    wide = np.concatenate(stacked, axis=1)
-    # wide @ wide.T is all that distances see; its factor has few columns
-    values, axes = np.linalg.eigh(wide @ wide.T)
-    keep = values > 1e-12 * values[-1]
-    return (axes[:, keep] * np.sqrt(values[keep]))[:, ::-1]
-
-
 def _rate_without(
-    forms: Mapping[str, Representation], committee: Sequence[Candidate], j: int, k_max: int
+    forms: Mapping[str, Representation], committee: Sequence[Candidate], j: int, k_max: int, contrast: bool
 ) -> tuple[tuple[int, int], float, tuple[np.ndarray, np.ndarray]]:
     """Pairs of cluster `j` that are close and compared, the threshold, and distances, under a committee without it."""
     views = {name: form.view((j,)) for name, form in forms.items()}
-    matrix = _committee_maps(views, committee, (j,), k_max)
+    matrix = committee_metric(views, committee, (j,), k_max, contrast)[0]
     rows = [view.rows(j) for view in views.values()]
     group = next(iter(views.values())).groups[j]
     members = np.concatenate([view.centred[group] for view in views.values()], axis=1) @ matrix
@@ -304,6 +289,7 @@ def choose_metric(
     ks: Sequence[int] | None = None,
     committee: int = COMMITTEE,
     search_forms: Mapping[str, Representation] | None = None,
+    contrast: bool = True,
 ) -> AutoResult:
     """Choose a committee and rate it by nested leave-one-cluster-out.
 
@@ -317,6 +303,9 @@ def choose_metric(
         Members of the committee.
     search_forms : mapping, optional
         The forms on a thinned field, for the search; `forms` by default.
+    contrast : bool
+        Refine the committee's metric (:mod:`chemscale.rsca.contrastive`) where some form knows the field's scatter at
+        fixed chemistry; elsewhere that brought nothing.
 
     Raises
     ------
@@ -337,10 +326,11 @@ def choose_metric(
             f"nested cross-validation leaves {freedom} degrees of freedom, too few for a metric", "add cluster members"
         )
     search = Search(search_forms or forms, ks)
+    contrast = contrast and any("residual" in form.targets for form in forms.values())
     found = []
     for j in range(len(names)):
         chosen = [search.candidates[i] for i in search.order(without=j)[:committee]]
-        found.append(_rate_without(forms, chosen, j, k_max))
+        found.append(_rate_without(forms, chosen, j, k_max, contrast))
     rates = evaluation.summary(
         list(range(len(names))),
         np.array([counts for counts, _, _ in found], dtype=np.int64),
@@ -353,14 +343,13 @@ def choose_metric(
     order = np.argsort(scores, kind="stable")
     chosen = [search.candidates[i] for i in order[:committee]]
     views = {name: form.view(()) for name, form in forms.items()}
-    matrix = _committee_maps(views, chosen, (), k_max)
-    stacked = np.concatenate([view.field_coords() for view in views.values()], axis=1)
-    features = (stacked - stacked.mean(axis=0)) @ matrix
+    matrix, stacked, mean = committee_metric(views, chosen, (), k_max, contrast)
+    features = (stacked - mean) @ matrix
     axes = np.linalg.eigh(features.T @ features)[1]
     metric = AutoMetric(
         names=tuple(forms),
         k=k_max,
-        mean=stacked.mean(axis=0).reshape(len(forms), k_max),
+        mean=mean.reshape(len(forms), k_max),
         matrix=matrix @ axes[:, ::-1],  # uncorrelated in the field, largest spread (most telling) first
         committee=chosen,
     )

@@ -1,6 +1,7 @@
 """Detrending, committee, likeness and nuisance planes on data whose truth is known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.spatial.distance import pdist
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import Search, choose_metric
+from chemscale.rsca.contrastive import FEATURES, refine
 from chemscale.rsca.detrending import LabelDetrending, stored_detrending
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import Likeness, calibrate, held_out_pairs, pair_ratios, sibling_probability
@@ -162,9 +164,42 @@ def test_committee_beats_the_plain_metric_and_is_honest():
     np.testing.assert_allclose(pdist(result.metric.transform(z)) ** 2, want, rtol=1e-8)
 
 
+def knowing(forms):
+    """The forms as they are where chemistry is known: with the field's scatter at fixed labels."""
+    return {k: replace(f, targets=f.targets | {"residual": 0.05**2 * np.eye(8)}) for k, f in forms.items()}
+
+
+def test_contrast_refines_where_chemistry_is_known_and_only_there():
+    forms = forms_of(n=1500)
+    committee = choose_metric(knowing(forms), ks=[5, 8], contrast=False)
+    refined = choose_metric(knowing(forms), ks=[5, 8])
+    assert refined.metric.matrix.shape[1] <= FEATURES
+    assert refined.rates.overall < 1.2 * committee.rates.overall
+    blind = (choose_metric(forms, ks=[8], contrast=c).metric.matrix for c in (True, False))
+    np.testing.assert_array_equal(*blind)
+
+
+def test_contrast_turns_towards_what_tells_strangers_apart():
+    rng = np.random.default_rng(0)
+    field = rng.standard_normal((2000, 4)) * [5, 5, 3, 3]
+    clusters = np.repeat(np.arange(30), 5).astype(str)
+    centres = (rng.standard_normal((30, 4)) * [5, 5, 3, 3])[np.repeat(np.arange(30), 5)]
+    members = centres + rng.standard_normal((150, 4)) * [0.4, 2.5, 1, 1]  # scales of the first two are off
+    engine = Evaluation(field, members, clusters)
+    rates = []
+    for matrix in (np.eye(4), None):
+        maps = {}
+        for name in engine.names:
+            train = clusters != name
+            maps[name] = refine(field, members[train], clusters[train]) if matrix is None else matrix
+        rates.append(engine.rates(matrices=maps).overall)
+    assert rates[1] < 0.8 * rates[0]
+    np.testing.assert_array_equal(refine(field, members, clusters), refine(field, members, clusters))
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_shuffled_clusters_give_a_half(seed):
-    result = choose_metric(forms_of(seed, shuffle=True, n=1500), ks=[5, 8])
+    result = choose_metric(knowing(forms_of(seed, shuffle=True, n=1500)), ks=[5, 8])
     assert result.rates.overall == pytest.approx(0.5, abs=0.12)
 
 
