@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,10 @@ def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, ra
         )
     found = row_of >= 0
     picked = {c: _pick([k[c] for k in kept], row_of, found) for c in columns} if n_kept else {}
+    wide = [c for c, values in picked.items() if math.prod(values.shape[1:]) != 1]
+    picked = {c: values.reshape(len(values)) for c, values in picked.items() if c not in wide}
+    wanted = {name: c for name, c in wanted.items() if c not in wide}
+    species = [s for s in species if s.column not in wide and s.error not in wide]
     out = _as_labels(table, wanted, species, picked, found, n) if picked else {}
     used = {*wanted.values(), *_columns_of(species), *by.columns}
     note = {
@@ -131,7 +136,7 @@ def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, ra
         "without_spectrum": total - int(found.sum()) - repeated,
         "stars_without_labels": int(n - found.sum()),
         "used": wanted | {s.species: s.column for s in species},
-        "ignored": [c for c in table.columns if c not in used]
+        "ignored": [f"{c} (several values a row)" if c in wide else c for c in table.columns if c not in used]
         + [f"{c} ({why})" for c, why in table.left_out.items()]
         + _unreadable(picked, [c for n, c in wanted.items() if VARIABLES[n].dtype != "str"] + _columns_of(species)),
     }

@@ -318,7 +318,10 @@ def read_velocities(paths: Sequence[str]) -> Velocities:
         used = [key, *found.values(), *(c for c in (z, kind) if c)]
         values = table.read(dict.fromkeys(used))
         ids = identifiers(values[key]) or []
-        block = {name: measured(name, values[c]) for name, c in found.items()}
+        block = {
+            name: measured(name, values[c], converter(name, table.units.get(c, ""), printable(path)))
+            for name, c in found.items()
+        }
         classes = np.array(words(values[kind]) if kind else [""] * len(ids), str)
         if "radial_velocity" not in block and z:
             redshift = numbers(values[z])

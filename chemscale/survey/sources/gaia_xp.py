@@ -236,7 +236,10 @@ def _list_stars(path: str) -> tuple[list[tuple[str, int, dict[str, Any]]], set[s
             raise InputError(
                 f"{printable(path)}: source_id went through floating point: its last digits are lost", "write integers"
             )
-        columns = {name: measured(name, block[c]).tolist() for name, c in zip(("ra", "dec"), position)}
+        columns = {
+            name: measured(name, block[c], converter(name, table.units.get(c, ""), printable(path))).tolist()
+            for name, c in zip(("ra", "dec"), position)
+        }
         for i, star in enumerate(ids):
             out.append((star, len(out), {name: values[i] for name, values in columns.items()}))
     used = {key, *position, table.find("flux"), table.find("flux_error")}

@@ -80,6 +80,10 @@ def read_members(
             "name it with --probability-column, or drop the minimum",
         )
     values = table.read([*dict.fromkeys(names), *([chosen] if chosen else [])])
+    for name, column_values in values.items():
+        if np.ndim(column_values) > 1 and math.prod(column_values.shape[1:]) != 1:
+            raise InputError(f"{printable(path)}: {name} holds several values a row", _REMEDY)
+        values[name] = column_values.reshape(len(column_values))
     ids = identifiers(values[names[0]])
     if ids is None:
         raise InputError(

@@ -134,7 +134,8 @@ def no_numbers(values: Any) -> list[str]:
     if plain.dtype.kind not in "OUS":
         return []
     hidden = np.ma.getmaskarray(values).ravel() if isinstance(values, np.ma.MaskedArray) else np.zeros(plain.size, bool)
-    texts = [word(v) for v, h in zip(plain.ravel().tolist(), hidden.tolist()) if not h and isinstance(v, (str, bytes))]
+    shown = [v for v, h in zip(plain.ravel().tolist(), hidden.tolist()) if not h]
+    texts = [word(v) for v in shown if isinstance(v, (str, bytes, list, tuple, dict, np.ndarray))]
     return [t for t in texts if not is_none(t) and np.isnan(_number(t))]
 
 

@@ -335,3 +335,26 @@ def test_columns_of_ecsv_that_are_objects_are_told(spectra, tmp_path):
     table.write(tmp_path / "l.ecsv")
     plan, block = read_all(LamostSource(spectra, str(tmp_path / "l.ecsv")))
     assert block.labels["teff"][0] == 5000.0 and "place (a SkyCoord) of l.ecsv" in plan.attrs["ignored"]
+
+
+def test_columns_of_several_values_a_row_are_told(spectra, tmp_path):
+    columns = {"file": ["spec-a"], "teff": [[5000.0, 6000.0]], "logg": [[4.0]], "group": [["a", "b"]]}
+    Table(columns).write(tmp_path / "l.fits")
+    plan, block = read_all(LamostSource(spectra, str(tmp_path / "l.fits")))
+    assert "teff" not in block.labels and block.labels["logg"][0] == 4.0
+    assert "teff (several values a row) of l.fits" in plan.attrs["ignored"]
+    with pytest.raises(InputError, match="group holds several values a row"):
+        LamostSource(spectra, members=str(tmp_path / "l.fits")).plan()
+
+
+def test_velocities_and_positions_are_read_in_the_unit_they_state(tmp_path):
+    desi_coadd(tmp_path / "d" / "coadd-1.fits", np.array([11]), (50,))
+    Table({"TARGETID": [11], "VRAD": [50_000.0]}, units={"VRAD": "m/s"}).write(tmp_path / "d" / "rvtab-1.fits")
+    _, block = read_all(DesiSource(str(tmp_path / "d")))
+    np.testing.assert_allclose(block.labels["radial_velocity"], [50.0], rtol=1e-6)
+    ids, flux, error = xp_rows(1)
+    table = Table({"source_id": ids, "ra": [np.pi / 4], "dec": [0.1], "flux": flux, "flux_error": error})
+    table["ra"].unit = "rad"
+    table.write(tmp_path / "XpSampledMeanSpectrum_1.fits")
+    _, block = read_all(GaiaXpSource(str(tmp_path / "XpSampledMeanSpectrum_1.fits")))
+    np.testing.assert_allclose(block.labels["ra"], [45.0])
