@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,9 @@ from chemscale.schema import APOGEE_ELEMENTS, VARIABLES
 from chemscale.survey.sources.formats.fits import HDU
 from chemscale.survey.sources.formats.fits_columns import TableLayout, concatenate
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
-from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns
+from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns, table_units
 from chemscale.survey.sources.missing import measured, measured_one, words
+from chemscale.survey.sources.units import converter
 
 #: DR17's 20 species (HDU3 `ELEM_SYMBOL` of allStar-dr17).
 DR17_ELEMENTS = tuple(e for e in APOGEE_ELEMENTS if e not in {"P", "Cu", "Ge", "Rb", "Nd", "Yb"})
@@ -94,7 +95,7 @@ def read_allstar(path: str) -> AllStar:
         raise InputError(f"{path}: no APOGEE_ID column or no rows", "give the release's allStar file")
     raw = {name: concatenate([b.pop(name) for b in blocks]) for name in list(blocks[0])}
     ids = np.array(words(raw["APOGEE_ID"]), str)
-    columns = _labels(raw)
+    columns = _labels(raw, table_units(path), path)
     elements: tuple[str, ...] = ()
     if "X_H" in raw:
         raw["X_H"] = raw["X_H"].reshape(len(ids), -1)
@@ -119,13 +120,14 @@ def read_allstar(path: str) -> AllStar:
     return AllStar(columns, ids, rows, elements, place[0], place[1], place[2], len(ids), ignored)
 
 
-def _labels(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _labels(raw: dict[str, np.ndarray], units: Mapping[str, str], path: str) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for name, sources in _COLUMNS.items():
         source = next((s for s in sources if s in raw), None)
         if source is not None:
             kind = np.float64 if name in {"ra", "dec"} else np.float32
-            out[name] = measured(name, raw[source]).astype(kind)
+            unit = converter(name, units.get(source, ""), path)
+            out[name] = measured(name, raw[source], unit).astype(kind)
     if "ASPCAPFLAG" in raw:
         out["quality"] = np.ma.filled(raw["ASPCAPFLAG"], 0).astype(np.int64)
     if "VISITS" in raw:

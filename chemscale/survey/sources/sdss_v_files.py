@@ -11,10 +11,11 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.formats.fits import HDU
 from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.fits_tables import read_table, table_columns
+from chemscale.survey.sources.formats.fits_tables import read_table, table_columns, table_units
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.missing import identifiers, measured, measured_one, numbers, words
 from chemscale.survey.sources.species import abundances, species_columns
+from chemscale.survey.sources.units import converter
 
 #: contract name -> columns of a summary catalogue, the first present wins
 _CATALOGUE = {
@@ -74,10 +75,11 @@ def read_summary(path: str, instrument: str) -> Summary:
     """
     table: dict[str, np.ndarray] = {}
     names: tuple[str, ...] = ()
+    units: dict[str, str] = {}
     problem = "no table with a column sdss_id"
     for hdu in (2, 1) if instrument == "apogee" else (1, 2):
         try:
-            names = table_columns(path, hdu=hdu)
+            names, units = table_columns(path, hdu=hdu), table_units(path, hdu=hdu)
             lower = {n.lower(): n for n in names}
             species = species_columns(names)
             wanted = ["sdss_id", "telescope"] + [c for options in _CATALOGUE.values() for c in options]
@@ -98,7 +100,9 @@ def read_summary(path: str, instrument: str) -> Summary:
         if source is not None and name == "quality":
             columns[name] = np.ma.filled(table[source], 0).astype(np.int64)
         elif source is not None:
-            columns[name] = measured(name, table[source])
+            columns[name] = measured(
+                name, table[source], converter(name, units.get(source.upper(), ""), printable(path))
+            )
     if species:
         columns |= abundances(species, {**found, **table}, len(ids))
     rows: dict[str, list[int]] = {}

@@ -358,3 +358,19 @@ def test_velocities_and_positions_are_read_in_the_unit_they_state(tmp_path):
     table.write(tmp_path / "XpSampledMeanSpectrum_1.fits")
     _, block = read_all(GaiaXpSource(str(tmp_path / "XpSampledMeanSpectrum_1.fits")))
     np.testing.assert_allclose(block.labels["ra"], [45.0])
+
+
+def test_the_surveys_own_catalogues_are_read_in_the_units_they_state(tmp_path):
+    write_aspcap(tmp_path / "a" / "aspcapStar-dr17-2M1.fits", "2M1")
+    write_allstar(tmp_path / "allStar.fits", [{"APOGEE_ID": "2M1", "VHELIO_AVG": -12_000.0}])
+
+    def how(units):
+        units[1].header[f"TUNIT{units[1].columns.names.index('VHELIO_AVG') + 1}"] = "m/s"
+
+    change(tmp_path / "allStar.fits", how)
+    _, block = read_all(ApogeeSource(str(tmp_path / "a"), str(tmp_path / "allStar.fits")))
+    assert block.labels["radial_velocity"].tolist() == [-12.0]
+    mwm_star(tmp_path / "m", 42)
+    Table({"sdss_id": [42], "v_rad": [-12_000.0]}, units={"v_rad": "m/s"}).write(tmp_path / "summary.fits")
+    _, block = read_all(SdssVSource(str(tmp_path / "m"), str(tmp_path / "summary.fits")))
+    assert block.labels["radial_velocity"].tolist() == [-12.0]

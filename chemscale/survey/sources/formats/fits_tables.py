@@ -58,6 +58,13 @@ def table_columns(path: str, *, hdu: int = 1) -> tuple[str, ...]:
         return tuple(layout_of(header, shape[1]).dtype.names or ())
 
 
+def table_units(path: str, *, hdu: int = 1) -> dict[str, str]:
+    """Units that a table states: upper-case name of a column -> TUNIT, '' where it has none."""
+    with _Opened(path) as stream:
+        header, shape = _seek_hdu(stream, hdu)
+        return {name.upper(): c.unit for name, c in layout_of(header, shape[1]).columns.items()}
+
+
 def first_table(path: str) -> tuple[int, TableLayout]:
     """Number and layout of the first binary table that has rows (of the first one where none has).
 
