@@ -108,8 +108,11 @@
   }
 
   /* ---- explore ---- */
-  if (DATA.explore) explore(DATA.explore);
-  if (DATA.anomalies) anomalies(DATA.anomalies);
+  drawStatic($("chart-rates"));                          // what is in sight is painted first, then thousands of stars are unpacked
+  setTimeout(() => {
+    if (DATA.explore) explore(DATA.explore);
+    if (DATA.anomalies) anomalies(DATA.anomalies);
+  }, 0);
 
   function explore(E) {
     const n = E.star_id.length, K = E.n_components;
