@@ -103,6 +103,7 @@ def embed_survey(
     fingerprint = _fingerprint(ds, model, columns, missing_bits(flags), parts)
     product = ResumableProduct(root, {"fingerprint": fingerprint})
     if resume and product.is_finished():
+        product.clear()
         return open_embedding(root)
     create = partial(create_empty, ds=ds, model=model, columns=columns, chunk=size, fingerprint=fingerprint)
     done = _begin(product, create, overwrite=overwrite, resume=resume)

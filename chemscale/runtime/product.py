@@ -305,14 +305,19 @@ class ResumableProduct:
 
             zarr.open_group(self.folder, mode="r+").attrs.update(dict(attributes or {}))
             self._versions.publish(self.partial.read("version").decode(), self.plan)
-            self.partial.remove_tree()
+            self.clear()
             return
-        for left in Path(self.folder).rglob(f"*{PARTIAL}"):  # of a worker that was killed while it wrote a chunk
+        for left in Path(self.folder).rglob(f"*{PARTIAL}*"):  # of a process that was killed while it wrote a file
             left.unlink()
         seal(Path(self.folder), made_from, self.plan, attributes)
         switch(Path(self.folder), Path(self.target))
-        shutil.rmtree(self.partial.root)
-        remove_leftovers(Path(self.target))
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what the making of the finished product needed, also where that was interrupted at its very end."""
+        self.partial.remove_tree()
+        if self._versions is None:
+            remove_leftovers(Path(self.target))
 
 
 def mark_done(partial: str, part: int, facts: Mapping[str, Any] | None = None) -> None:

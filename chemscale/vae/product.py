@@ -56,6 +56,7 @@ def begin(product: ResumableProduct, model: ChemicalVAE, overwrite: bool) -> set
     target = Path(str(product.target))
     if not overwrite:
         if product.is_finished():
+            product.clear()
             return None
         there = _plan_there(target)
         different = product.differing()
