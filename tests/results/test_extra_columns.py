@@ -116,3 +116,42 @@ def test_an_extra_column_of_another_kind_breaks_the_contract():
     ds = toy_survey(n_field=20, n_clusters=2, n_pixels=20)
     with pytest.raises(SchemaError, match="x_age: dtype is float32"):
         chemscale.validate(ds.assign(x_age=xr.zeros_like(ds["teff"])))
+
+
+def test_names_that_no_folder_can_have_are_stored_under_ones_that_can(table, tmp_path):
+    path, _ = table
+    with np.load(path) as arrays:
+        np.savez(tmp_path / "t.npz", **arrays, **{"[Fe/H]": np.arange(len(arrays["age"])), "..": arrays["age"]})
+    store = tmp_path / "t.zarr"
+    shown = cli("ingest", "table", tmp_path / "t.npz", "--extra", "[Fe/H]", "--extra", "..", "--out", store)
+    assert "x_[Fe_H]" in " ".join(shown.output.split())
+    cli("verify", store)
+    survey = chemscale.open_survey(store)
+    np.testing.assert_array_equal(survey["x_[Fe_H]"].values, np.arange(survey.sizes["star"]))
+    chemscale.export_spectra(survey, tmp_path / "t.fits")
+    again = TableSource(str(tmp_path / "t.fits"), extra=["x_[Fe_H]"]).plan()
+    assert again.attrs["extra"] == ["x_[Fe_H]"]
+
+
+def test_two_columns_are_never_stored_as_one(table, tmp_path):
+    path, _ = table
+    with np.load(path) as arrays:
+        np.savez(tmp_path / "t.npz", **arrays, x_age=2 * arrays["age"], Age=3 * arrays["age"])
+    for other in ("x_age", "Age"):
+        with pytest.raises(InputError, match="both be stored"):
+            TableSource(str(tmp_path / "t.npz"), extra=["age", other]).plan()
+    for nothing in ("", "x_", " "):
+        with pytest.raises(InputError, match="names no column"):
+            TableSource(str(tmp_path / "t.npz"), extra=[nothing]).plan()
+    assert TableSource(str(tmp_path / "t.npz"), extra=["age", "age"]).plan().attrs["extra"] == ["x_age"]
+
+
+def test_an_append_says_which_columns_the_store_has_no_place_for(table, tmp_path):
+    path, _ = table
+    store, table_to = tmp_path / "s.zarr", ("ingest", "table", path, "--workers", 0, "--out")
+    cli(*table_to, store, "--extra", "age")
+    shown = cli(*table_to, store, "--extra", "age", "--extra", "n_planets", "--append", "--replace")
+    told = " ".join(shown.output.split())
+    assert "stored besides the contract: x_age;" in told
+    assert "x_n_planets (the store was made without it)" in told
+    assert "x_n_planets" not in chemscale.open_survey(store)

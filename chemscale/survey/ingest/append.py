@@ -162,7 +162,12 @@ def _fit(job: Job, first: StoreHeader, ledger: Ledger) -> Job:
             f" the source has {job.header.medium} and {', '.join(job.header.elements) or 'none'}",
             "ingest it into a store of its own",
         )
-    return replace(job, header=replace(job.header, labels=first.labels))
+    lost = [name for name in job.header.labels if name not in first.labels]
+    attrs = dict(job.header.attrs)
+    if lost:
+        attrs["extra"] = [name for name in attrs.get("extra", ()) if name in first.labels]
+        attrs["ignored"] = [*attrs.get("ignored", ()), *(f"{n} (the store was made without it)" for n in lost)]
+    return replace(job, header=replace(job.header, labels=first.labels, attrs=attrs))
 
 
 def _begin(folder: Folder, job: Job, *, resume: bool) -> None:

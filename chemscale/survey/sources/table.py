@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.schema import EXTRA, VARIABLES, Flag
+from chemscale.schema import VARIABLES, Flag
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import BATCH, Batch, read_in_batches
 from chemscale.survey.sources.files import id_problem
@@ -45,7 +45,14 @@ from chemscale.survey.sources.missing import identifiers, measured, spelled_alik
 from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read_mapping
-from chemscale.survey.sources.table_values import are_counts, check_grid, contract_flags, extra_column, label_words
+from chemscale.survey.sources.table_values import (
+    are_counts,
+    check_grid,
+    contract_flags,
+    extra_column,
+    extra_names,
+    label_words,
+)
 from chemscale.survey.sources.units import converter
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
@@ -109,7 +116,7 @@ class TableSource(JoiningSource):
         self.path = str(path) if "://" in str(path) else os.path.abspath(str(path))
         self.mapping = str(mapping) if mapping else None
         self.medium, self.continuum, self.window = medium, continuum, float(window)
-        self.extra = tuple(extra)
+        self.extra = tuple(dict.fromkeys(extra))
         self._settings = read_mapping(self.mapping)
         if medium not in (None, "vacuum", "air"):
             raise InputError(f"medium is {medium!r}", "use 'vacuum' or 'air'")
@@ -145,7 +152,8 @@ class TableSource(JoiningSource):
             raise InputError(f"{printable(self.path)}: medium is {medium!r}", "use 'vacuum' or 'air'")
         elements = self._elements(file, names, shapes)
         columns = self._columns(file, names, shapes, n_stars, elements)
-        columns |= {self._stored(name): extra_column(file, name, n_stars, printable(self.path)) for name in self.extra}
+        stored = extra_names(self.extra)
+        columns |= {stored[name]: extra_column(file, name, n_stars, printable(self.path)) for name in self.extra}
         items, rejected = self._items(file, names, n_stars, columns)
         attrs: dict[str, Any] = {
             "survey": text["survey"] or "table",
@@ -159,7 +167,7 @@ class TableSource(JoiningSource):
             ],
             "columns": dict(sorted(names.items())),
             "ignored": self._ignored(file, shapes, names),
-            "extra": [printable(self._stored(name)) for name in self.extra],
+            "extra": [printable(name) for name in stored.values()],
         }
         if self.continuum == "as-given":
             self._check_normalised(file, names)
@@ -167,10 +175,6 @@ class TableSource(JoiningSource):
         plan = SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
         ids = {names["star_id"].lower(): [item.star_id for item in items]} if "star_id" in names else {}
         return self._complete(plan, self._keys(items, ids))
-
-    def _stored(self, name: str) -> str:
-        """What an extra column is called in the store; one that was exported from a store keeps its name."""
-        return EXTRA + name.removeprefix(EXTRA)
 
     def _keys(self, items: list[Item], ids: dict[str, list[str]]) -> StarKeys:
         names: dict[str, Callable[[], list[str]]] = {k: partial(list, v) for k, v in ids.items()}

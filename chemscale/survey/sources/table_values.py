@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.schema import ALL_FLAGS, Flag
+from chemscale.schema import ALL_FLAGS, EXTRA, Flag
 from chemscale.suggest import hint
 from chemscale.survey.sources.formats.tables import TableFile
 from chemscale.survey.sources.missing import cluster_name, words
@@ -80,6 +83,31 @@ def contract_flags(values: np.ndarray) -> np.ndarray:
     known = known.astype(np.uint8)
     known[strange] |= np.uint8(Flag.SURVEY_BAD)
     return known
+
+
+def extra_names(names: Iterable[str]) -> dict[str, str]:
+    """Column -> what it is called in the store; one that was exported from a store keeps its name.
+
+    A variable of a store is a folder: characters that no name of a folder may have become `_`.
+
+    Raises
+    ------
+    InputError
+        A name is empty, or two would be one, also where capitals count for nothing (FITS columns, some disks).
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        own = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', "_", name.removeprefix(EXTRA))
+        if not own.strip():
+            raise InputError(f"--extra {name!r} names no column", "for example --extra age")
+        same = [n for n, stored in found.items() if stored.lower() == (EXTRA + own).lower()]
+        if same:
+            raise InputError(
+                f"the extra columns {same[0]!r} and {name!r} would both be stored as {EXTRA + own}",
+                "leave one out, or rename it in the file",
+            )
+        found[name] = EXTRA + own
+    return found
 
 
 def extra_column(file: TableFile, name: str, n_stars: int, where: str) -> np.ndarray:
