@@ -25,7 +25,7 @@ from sklearn.preprocessing import PolynomialFeatures
 from chemscale.arrays import missing_pixels
 from chemscale.errors import DataError, InputError
 from chemscale.runtime.files import Folder
-from chemscale.schema import STAR_VARIABLES, VARIABLES
+from chemscale.schema import VARIABLES, star_variables
 from chemscale.statistics.regression import NormalEquations, block_equations
 from chemscale.suggest import hint
 from chemscale.survey.store.cleaning import Effects
@@ -211,7 +211,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
 
 def _column(survey: xr.Dataset, name: str) -> np.ndarray:
     """A numeric per-star variable, (n,), NaN = missing."""
-    numeric = [n for n in STAR_VARIABLES if n in survey and VARIABLES[n].dtype.startswith("float")]
+    numeric = [n for n in star_variables(survey.variables) if VARIABLES[n].dtype.startswith("float")]
     if name not in numeric:
         raise InputError(f"the survey has no numeric variable {name!r}", hint(name, numeric, "variables"))
     return np.asarray(survey[name].values, dtype=np.float64)

@@ -201,6 +201,9 @@ def render(info: dict[str, Any], console: Any) -> None:
             f" chunks of {info['layout']['chunk_stars']}",
         ),
     ]
+    if info["cleaning"]:
+        of = ", ".join(info["cleaning"]["covariates"])
+        rows.insert(4, ("cleaned", f"of {of}; `chemscale clean {info['path']} --clear` takes it off"))
     if info["members_absent"]:
         lacking = ", ".join(f"{n:,} {lacks}" for lacks, n in info["members_absent"].items())
         absent_rows = sum(info["members_absent"].values())

@@ -157,3 +157,21 @@ def test_the_verb(store):
     assert subprocess.run(command, capture_output=True, text=True).returncode == 2
     assert subprocess.run([*command, "--clear"], capture_output=True, text=True).returncode == 0
     assert open_survey(store).attrs["revision"] == 2
+
+
+def test_an_extra_column_comes_off_too(tmp_path):
+    ds = survey(0.2)
+    ds["x_slit"] = ds["radial_velocity"].astype("f8")
+    write_survey(ds.drop_vars("radial_velocity"), tmp_path / "s.zarr")
+    found = clean_survey(tmp_path / "s.zarr", of=["x_slit"])
+    assert found["covariates"] == ["x_slit"] and found["share"] > 3 * found["chance"]
+
+
+def test_info_says_what_is_cleaned(store):
+    from typer.testing import CliRunner
+
+    from chemscale.cli import build
+
+    clean_survey(store, of=["radial_velocity"])
+    shown = CliRunner().invoke(build(), ["info", store])
+    assert "of radial_velocity" in " ".join(shown.stdout.split())
