@@ -10,6 +10,7 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.results.run import RunResults, open_latents
+from chemscale.rsca.cleaned import cleaned_of
 from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.siblings import SiblingSearch
 from chemscale.rsca.stars import text
@@ -64,6 +65,8 @@ def _settings(run: Run) -> dict[str, Any]:
         for key, value in (entry.get("settings") or {}).items():
             if key != "key":  # a digest of the others
                 flat[f"{stage}.{key}"] = value
+    cleaned = cleaned_of(run)
+    flat["spectra"] = f"cleaned of {', '.join(cleaned)}" if cleaned else "as ingested"
     return flat | {f"version of {k}": v for k, v in (run.manifest.get("versions") or {}).items()}
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from chemscale.cli import build
 from chemscale.errors import InputError, StoreError
 from chemscale.results.compare import compare
+from chemscale.rsca.pipeline import fit_run
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,6 @@ def test_the_command_line_shows_it(runs, tmp_path):
 
 def test_neighbours_are_those_of_each_runs_recommended_metric(tmp_path):
     """One run recommends the searched metric, the other all six of the paper's features: both are used and named."""
-    from chemscale.rsca.pipeline import fit_run
     from chemscale.rsca.siblings import siblings
     from chemscale.survey.ingest.datasets import write_survey
 
@@ -77,3 +77,15 @@ def test_two_runs_given_to_the_report_are_compared_on_a_page(runs, tmp_path):
 def test_a_third_run_is_refused_not_dropped(runs):
     done = CliRunner().invoke(build(), ["report", *(w for r in (*runs, runs[0]) for w in ("--run", str(r)))])
     assert isinstance(done.exception, InputError) and "3 runs were given" in str(done.exception)
+
+
+def test_spectra_that_were_cleaned_are_told_from_spectra_that_were_not(tmp_path):
+    from chemscale.quality.cleaning import clean_survey
+    from chemscale.survey.ingest.datasets import write_survey
+
+    store = str(tmp_path / "survey.zarr")
+    write_survey(toy_survey(n_field=400, n_pixels=60), store)
+    before = fit_run(store, tmp_path / "before", components=4)
+    clean_survey(store, of=["radial_velocity"], degree=1)
+    after = fit_run(store, tmp_path / "after", components=4)
+    assert compare(before.path, after.path)["settings"] == {"spectra": ["as ingested", "cleaned of radial_velocity"]}
