@@ -286,6 +286,7 @@ def _facts(
     return {
         "preset": preset,
         "survey": str(ds.attrs.get("survey", "")),
+        "cleaned": list(ds.attrs.get("cleaned", ())),
         "grid": survey.grid,
         "wavelength": {
             "pixels": int(wave.size),

@@ -209,7 +209,7 @@ def check_grid(ds: xr.Dataset, record: Mapping[str, Any]) -> None:
     Raises
     ------
     InputError
-        Other wavelength grid, medium or survey.
+        Other wavelength grid, medium or survey, or spectra that are not cleaned as those of the training were.
     """
     wave = np.asarray(ds["wavelength"].values)
     medium = str(ds["wavelength"].attrs.get("medium", ""))
@@ -225,6 +225,13 @@ def check_grid(ds: xr.Dataset, record: Mapping[str, Any]) -> None:
         raise InputError(
             f"the survey is {survey!r}, the model was trained on {trained_on!r}",
             "train on this survey: line spread and normalisation differ from survey to survey",
+        )
+    seen, learned = (tuple(c.get("cleaned", ())) for c in (ds.attrs, record))
+    if set(seen) != set(learned):
+        was, now = (f"cleaned of {', '.join(names)}" if names else "as ingested" for names in (learned, seen))
+        raise InputError(
+            f"the model was trained on spectra {was}, these are {now}",
+            "give the store the same `chemscale clean` (--clear takes one off), or train on these spectra",
         )
 
 

@@ -170,6 +170,7 @@ def test_workers_give_the_same_latents(toy_store, toy_run, tmp_path):
         (lambda ds: ds.isel(wavelength=slice(0, 200)), "grid"),
         (lambda ds: ds.assign_coords(wavelength=ds["wavelength"] + 1.0).assign_attrs(ds.attrs), "grid|medium"),
         (lambda ds: ds.assign_attrs(survey="other"), "trained on 'toy'"),
+        (lambda ds: ds.assign_attrs(cleaned=["extinction"]), "spectra as ingested, these are cleaned of extinction"),
         (lambda ds: ds.isel(star=slice(0, 0)), "no stars"),
     ],
 )
