@@ -98,7 +98,10 @@ class GalahSource(ArmSource):
         for root in self.spectra:
             for path, relative in find_files(root, lambda name: _NAME.match(name) is not None, broken=rejected):
                 match = _NAME.match(relative.rsplit("/", 1)[-1])
-                assert match is not None
+                if match is None:  # a file that was named itself
+                    reason = "file name does not follow <sobject_id><camera>.fits"
+                    rejected.append(Rejection(printable(path), reason, stage="plan"))
+                    continue
                 star, camera = match["id"], int(match["camera"])
                 problem = id_problem(star)
                 if camera in files.get(star, {}):
@@ -110,7 +113,7 @@ class GalahSource(ArmSource):
         if not files:
             where = ", ".join(map(printable, self.spectra))
             raise InputError(
-                f"no GALAH spectra under {where}",
+                f"no GALAH spectra under {where}" + "".join(f"; {r.path}: {r.reason}" for r in rejected[:3]),
                 "expected <sobject_id><camera>.fits, such as 1704180037012051.fits"
                 + other_survey(self.spectra, self.name),
             )

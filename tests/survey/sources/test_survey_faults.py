@@ -374,3 +374,9 @@ def test_the_surveys_own_catalogues_are_read_in_the_units_they_state(tmp_path):
     Table({"sdss_id": [42], "v_rad": [-12_000.0]}, units={"v_rad": "m/s"}).write(tmp_path / "summary.fits")
     _, block = read_all(SdssVSource(str(tmp_path / "m"), str(tmp_path / "summary.fits")))
     assert block.labels["radial_velocity"].tolist() == [-12.0]
+
+
+def test_a_galah_file_of_another_name_is_refused_in_words(tmp_path):
+    (tmp_path / "mine.fits").write_text("no spectrum")
+    with pytest.raises(InputError, match=r"mine.fits: file name does not follow"):
+        GalahSource(str(tmp_path / "mine.fits")).plan()
