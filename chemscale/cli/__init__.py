@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -176,6 +176,8 @@ def _recording(invoke: Any) -> Any:
         token = SETTINGS.set(found)
         try:
             return invoke(ctx)
+        except KeyboardInterrupt:  # Typer would end without a word
+            _interrupted()
         finally:
             SETTINGS.reset(token)
 
@@ -192,13 +194,17 @@ def main() -> None:
     except ChemscaleError as err:
         _fail(err.message, err.remedy, err.exit_code)
     except KeyboardInterrupt:
-        console.print(f"[yellow]interrupted[/]: {_plain(kept(sys.argv[1:]))}", highlight=False, soft_wrap=True)
-        sys.exit(130)
+        _interrupted()
     except Exception as err:
         met = of_the_machine(err)
         if met is None:
             raise
         _fail(met.message, met.remedy, met.exit_code)
+
+
+def _interrupted() -> NoReturn:
+    console.print(f"[yellow]interrupted[/]: {_plain(kept(sys.argv[1:]))}", highlight=False, soft_wrap=True)
+    sys.exit(130)
 
 
 def kept(words: list[str]) -> str:

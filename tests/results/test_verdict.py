@@ -124,3 +124,17 @@ def test_siblings_of_a_list_name_the_star_with_the_most():
     told = siblings_verdict([near("A", [1.0]), near("B", [1.0, 2.0]), near("C", [])], "run")
     assert "3 stars near 3 stars" in told and "B has the most, 2" in told and "rsca evaluate --run run" in told
     assert "larger --within" in siblings_verdict([near("A", [])], "run")
+
+
+def test_an_interrupt_inside_a_command_is_told(monkeypatch, capsys):
+    import chemscale.survey.info as info
+    from chemscale import cli
+
+    def interrupt(store):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "store_info", interrupt)
+    monkeypatch.setattr("sys.argv", ["chemscale", "info", "s.zarr"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130 and "carry on with: chemscale info s.zarr" in capsys.readouterr().err
