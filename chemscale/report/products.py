@@ -96,8 +96,8 @@ def read_spectra(survey: xr.Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.n
 
 def bin_pixels(values: np.ndarray, factor: int) -> np.ndarray:
     """Means over `factor` neighbouring pixels, NaN left out; the last axis shrinks."""
-    n = values.shape[-1] // factor * factor
-    folded = values[..., :n].reshape(*values.shape[:-1], -1, factor)
+    n = values.shape[-1] // factor
+    folded = values[..., : n * factor].reshape(*values.shape[:-1], n, factor)
     good = np.isfinite(folded)
     with np.errstate(invalid="ignore"):
         return np.where(good, folded, 0).sum(-1) / np.where(good.any(-1), good.sum(-1), np.nan)

@@ -29,7 +29,7 @@ from chemscale.rsca.element_windows import (
     responses,
 )
 from chemscale.rsca.metric import RSCA
-from chemscale.rsca.stars import ABUNDANCE, RunStars
+from chemscale.rsca.stars import ABUNDANCE, RunStars, check_rows
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.run import Run
 from chemscale.schema import ALL_FLAGS
@@ -102,6 +102,7 @@ def elements_run(
     with run.stage("elements", settings=settings | {"n_features": n_features}) as stage:
         stars = RunStars.read(run, max_field=MAX_FIELD)
         survey = open_survey(run.store)
+        check_rows(survey, stars.embedding)
         wavelength = np.asarray(survey["wavelength"].values)
         source, found = _windows(run, stars, windows, wavelength, survey["wavelength"].attrs.get("medium", "vacuum"))
         union = np.unique(np.concatenate([pixels_of(w) for w in found.values()]))

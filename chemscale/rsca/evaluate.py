@@ -17,7 +17,7 @@ from chemscale.rsca.likeness import Likeness, calibrate, held_out_pairs
 from chemscale.rsca.pipeline import load_metric
 from chemscale.rsca.rates import DoppelgangerRates
 from chemscale.rsca.registry import METRICS
-from chemscale.rsca.stars import RunStars
+from chemscale.rsca.stars import RunStars, check_rows
 from chemscale.rsca.uncertainty import paired
 from chemscale.runtime.run import Run
 from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
@@ -214,6 +214,7 @@ def abundance_baselines(run: Run, stars: RunStars) -> dict[str, dict[str, Any]]:
         return {}
     if survey.sizes["star"] != stars.embedding.sizes["star"]:
         return {}
+    check_rows(survey, stars.embedding)
     elements = [str(e) for e in survey["element"].values]
     step = max(1, len(stars.field_rows) // BASELINE_FIELD)
     field_rows = stars.field_rows[::step]

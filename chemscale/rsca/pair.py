@@ -11,7 +11,7 @@ from chemscale.errors import InputError
 from chemscale.rsca.applied import LikenessModel
 from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.siblings import stored_likeness
-from chemscale.rsca.stars import RunStars, read_rows, text
+from chemscale.rsca.stars import RunStars, check_rows, read_rows, text
 from chemscale.runtime.run import Run
 
 #: Draws of the coordinates' noise that the error of a distance rests on.
@@ -71,6 +71,7 @@ def pair(
     rng = np.random.default_rng(0)
     draws = [_distance(model, mean + spread * rng.standard_normal(mean.shape), labels) for _ in range(NOISE_DRAWS)]
     survey = open_survey(run.store)
+    check_rows(survey, stars.embedding)
     missing = (read_rows(survey["flags"], rows) != 0) | ~(read_rows(survey["ivar"], rows) > 0)
     flux = np.where(missing, np.nan, read_rows(survey["flux"], rows).astype(np.float64))
     with np.errstate(divide="ignore"):

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.embedding.product import open_embedding
-from chemscale.errors import DataError
+from chemscale.errors import DataError, InputError
 from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.pairs import PairCovariates
@@ -47,6 +47,22 @@ def read_rows(variable: xr.DataArray, rows: np.ndarray) -> np.ndarray:
     if not parts:
         return np.empty((0, *variable.shape[1:]), dtype=variable.dtype)
     return np.concatenate(parts)[np.argsort(order, kind="stable")]
+
+
+def check_rows(survey: xr.Dataset, embedding: xr.Dataset) -> None:
+    """Refuse a survey whose rows are no longer those of a run's embedding.
+
+    Raises
+    ------
+    InputError
+        Stars were replaced since the run was fitted; stars that were added at the end do no harm.
+    """
+    ids = text(embedding["star_id"])
+    if not np.array_equal(text(survey["star_id"].isel(star=slice(0, len(ids)))), ids):
+        raise InputError(
+            f"the stars of {survey.attrs.get('store', 'the survey')} are no longer those of the run",
+            "fit the run again: `chemscale rsca fit STORE --run RUN`",
+        )
 
 
 def pair_covariates(label: Callable[[str], np.ndarray | None], field: Any, members: Any) -> PairCovariates:
@@ -170,6 +186,7 @@ class RunStars:
         survey = open_survey(self.store)
         if "abundance" not in survey.variables or survey.sizes["star"] != self.embedding.sizes["star"]:
             return
+        check_rows(survey, self.embedding)
         values = np.asarray(survey["abundance"].values)
         for j, element in enumerate(survey["element"].values):
             if np.isfinite(values[:, j]).any():

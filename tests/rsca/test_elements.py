@@ -134,3 +134,28 @@ def test_lines_that_ship_are_the_default_on_a_grid_they_reach(tmp_path):
     assert report["source"] == "the atomic lines that ship" and "Al" in report["elements"]
     assert "no line of its own" in report["left_out"]["Mg"]
     assert elements_run(run.path, windows="abundances", components=3)["source"] == "the survey's own abundances"
+
+
+def test_a_store_whose_stars_were_replaced_is_refused(tmp_path):
+    from chemscale import open_survey
+    from chemscale.report import build_report
+    from chemscale.rsca.evaluate import evaluate_run
+    from chemscale.rsca.pair import pair
+    from chemscale.survey.export import export_spectra
+    from chemscale.survey.ingest.append import append
+    from chemscale.survey.sources.table import TableSource
+
+    store = tmp_path / "s.zarr"
+    write_survey(make_survey(300, 6, 6, n_pixels=80, seed=1), store)
+    run = fit_run(str(store), tmp_path / "run", components=4)
+    ids = open_survey(store)["star_id"].values
+    export_spectra(open_survey(store), tmp_path / "part.fits", slice(0, 50))
+    append(TableSource(str(tmp_path / "part.fits")), store, replace_existing=True)
+    for refused in (
+        lambda: elements_run(run.path, windows="abundances"),
+        lambda: pair(ids[60], ids[61], run.path),
+        lambda: evaluate_run(run.path),
+    ):
+        with pytest.raises(InputError, match="no longer those of the run"):
+            refused()
+    assert build_report(run, tmp_path / "report.html").is_file()
