@@ -285,8 +285,11 @@ def elements(
         numbers = [_shown(e[k]) for k in ("correlation", "own", "leak")]
         table.add_row(escape(name), str(e["pixels"]), f"{e['rate']:.4f} +- {e['rate_error']:.4f}", *numbers)
     console.print(table)
+    alike: dict[str, list[str]] = {}
     for name, reason in report["left_out"].items():
-        console.print(f"[yellow]{escape(name)} left out:[/] {escape(reason)}", highlight=False)
+        alike.setdefault(reason, []).append(name)
+    for reason, names in alike.items():
+        console.print(f"[yellow]{escape(', '.join(names))} left out:[/] {escape(reason)}", highlight=False)
     if json:
         echo_json(report)
 
