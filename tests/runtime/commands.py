@@ -165,7 +165,7 @@ def _read_json(*where: str, key: str = "") -> Callable[[Path], str]:
 def _read_dataset(run: str, name: str) -> Callable[[Path], str]:
     def read(f: Path) -> str:
         ds: xr.Dataset = Run.open(f / run).open_dataset(name).load()
-        return digest(str({str(v): ds[v].values.tolist() for v in ds.variables}))
+        return digest(str({v: ds[v].values.tolist() for v in sorted(map(str, ds.variables))}))
 
     return read
 
