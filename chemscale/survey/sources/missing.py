@@ -167,9 +167,10 @@ def measured(name: str, values: Any, convert: Callable[[np.ndarray], np.ndarray]
     if convert is None and raw.size and max(low, -900.0) < raw.min() and raw.max() < high:
         return raw  # nothing is missing: most columns of most blocks
     with np.errstate(invalid="ignore", over="ignore"):
-        lost = _exactly(raw, _IN_ANY_UNIT)
         out = raw if convert is None else np.array(convert(raw), np.float64)
-        lost |= ~np.isfinite(out) | (out <= low) | (out >= high) | _exactly(out, SENTINELS)
+        lost = ~np.isfinite(out) | (out <= low) | (out >= high) | _exactly(out, SENTINELS)
+        if convert is not None:
+            lost |= _exactly(raw, _IN_ANY_UNIT)
     out[lost] = np.nan
     return out
 
