@@ -63,12 +63,12 @@ class AllStar:
 
     def place(self, row: int) -> tuple[str, tuple[str, ...]]:
         """Telescope and the names of the field (FIELD, LOCATION_ID) of a row; empty where not said."""
-        names = (str(self.field[row]), str(self.location[row]))
-        return str(self.telescope[row]), tuple(n for n in names if n)
+        names = (self.field.item(row), self.location.item(row))
+        return self.telescope.item(row), tuple(n for n in names if n)
 
     def rows_of(self, row: int) -> list[int]:
         """All rows of the star that a row is of."""
-        return self.rows[str(self.ids[row])]
+        return self.rows[self.ids.item(row)]
 
     def places(self) -> frozenset[str]:
         """Names of all fields: what a folder may be called."""

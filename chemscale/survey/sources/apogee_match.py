@@ -37,7 +37,8 @@ class Found(NamedTuple):
 
     def folder(self) -> str:
         """Name of the folder the file lies in."""
-        return os.path.basename(os.path.dirname(self.path))
+        above = self.path.rpartition("/")[0]
+        return above[above.rfind("/") + 1 :]
 
 
 def match_star(
