@@ -120,6 +120,10 @@ def fit_run(
         raise InputError("the paper's recipe knows clusters alone", "add --metric auto, or leave out --pairs")
     if pair_weights and pairs is None:
         raise InputError("there are weights of pairs, but no pairs", "add --pairs TABLE")
+    if device:
+        from chemscale.statistics.ppca_device import room
+
+        room(device)  # a device that is not there is said before anything is made
     say = progress or logger.info
     ds = open_survey(store)
     run = Run.create(run_path, store=store, overwrite=overwrite)

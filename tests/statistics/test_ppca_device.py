@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from chemscale.errors import InputError
+from chemscale.rsca.pipeline import fit_run
 from chemscale.statistics import ppca_device
 from chemscale.statistics.outliers import Rejection
 from chemscale.statistics.ppca import MaskedPPCA
@@ -110,3 +111,9 @@ def test_a_device_that_is_not_there_is_said():
     flux, missing, ivar, _ = spectra(5)
     with pytest.raises(InputError, match="quantum"):
         MaskedPPCA(K, device="quantum").fit(flux, missing, ivar)
+
+
+def test_a_run_with_a_device_that_is_not_there_is_not_begun(tmp_path):
+    with pytest.raises(InputError, match="quantum"):
+        fit_run(str(tmp_path / "s.zarr"), tmp_path / "run", device="quantum")
+    assert not (tmp_path / "run").exists()
