@@ -58,6 +58,24 @@ def run_of(run: Run | str | Path, store: str | None = None, create: bool = False
     return Run.create(run, store=store) if create else Run.open(run)
 
 
+def with_groups(
+    model: Mapping[str, Any] | None, regions: str | RegionSet | None, groups: str | Path | None
+) -> tuple[Mapping[str, Any] | None, str | RegionSet | None]:
+    """Settings of the model and regions, those of a groups file among them.
+
+    Raises
+    ------
+    InputError
+        Both regions and a groups file, or a file that cannot be read.
+    """
+    if groups is None:
+        return model, regions
+    if regions is not None:
+        raise InputError("regions and a groups file, which has its own", "give one of the two")
+    table, regions = read_groups(groups)
+    return {**table, **dict(model or {})}, regions
+
+
 def train(
     store: str | xr.Dataset,
     run: Run | str | Path,
@@ -132,11 +150,7 @@ def train(
     chemscale.errors.StoreError: no survey store at ...nowhere.zarr...
     """
     ds, path = open_source(store)
-    if groups is not None:
-        if regions is not None:
-            raise InputError("regions and a groups file, which has its own", "give one of the two")
-        table, regions = read_groups(groups)
-        model = {**table, **dict(model or {})}
+    model, regions = with_groups(model, regions, groups)
     model_config, config, preset_regions = recipe(preset, model, settings)
     survey = look_at(ds, held_out, split_seed)
     chosen = choose_regions(survey, regions if regions is not None else preset_regions)

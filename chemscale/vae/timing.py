@@ -14,8 +14,7 @@ import torch
 import xarray as xr
 
 from chemscale.vae.errors import STARS, measure_errors
-from chemscale.vae.fitting import GUARDED, HELD_OUT, guard, open_source
-from chemscale.vae.groups import read_groups
+from chemscale.vae.fitting import GUARDED, HELD_OUT, guard, open_source, with_groups
 from chemscale.vae.prepare import PPCA_STARS, build, choose_regions, look_at, sample_rows, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
@@ -86,9 +85,7 @@ def training_time(
         What the training itself would raise.
     """
     ds, _ = open_source(store)
-    if groups is not None:
-        table, regions = read_groups(groups)
-        model = {**table, **dict(model or {})}
+    model, regions = with_groups(model, regions, groups)
     model_config, config, preset_regions = recipe(preset, model, settings)
     survey = look_at(ds, held_out)
     chosen = choose_regions(survey, regions if regions is not None else preset_regions)

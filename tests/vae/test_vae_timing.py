@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from vae_toy import TOY_REGIONS, toy_survey
 
 from chemscale.cli import build
-from chemscale.errors import DataError
+from chemscale.errors import DataError, InputError
 from chemscale.survey.ingest.datasets import write_survey
 from chemscale.vae.fitting import train
 from chemscale.vae.timing import training_time
@@ -43,6 +43,8 @@ def test_more_epochs_take_longer_and_nothing_is_written(tmp_path):
     assert two.main > one.main and two.steps > 5 * one.steps  # ten times the epochs, on a machine of varying speed
     with pytest.raises(DataError, match="stars to train on"):
         training_time(toy_survey(60), model=MODEL, regions=TOY_REGIONS)
+    with pytest.raises(InputError, match="which has its own"):
+        training_time(ds, model=MODEL, regions=TOY_REGIONS, groups="groups.toml")
 
 
 def test_the_command_line_tells_it(tmp_path):
