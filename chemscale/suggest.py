@@ -1,11 +1,15 @@
-"""What did the user mean? Names close to a mistyped one."""
+"""What did the user mean? Names close to a mistyped one, endings of files."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
+
+from chemscale.errors import InputError
 
 #: Names that are compared letter by letter, at most: the search must stay instant among millions.
 POOL = 20_000
@@ -37,3 +41,17 @@ def hint(name: str, known: Iterable[str] | np.ndarray, what: str = "names", n: i
     listed = ", ".join(known[:25]) + (", ..." if len(known) > 25 else "")
     meant = f"did you mean {' or '.join(repr(s) for s in near)}? " if near else ""
     return f"{meant}{what}: {listed or 'none'}"
+
+
+def known_ending(path: str | os.PathLike[str], known: Iterable[str]) -> Path:
+    """`path`, whose ending says what is to be written there.
+
+    Raises
+    ------
+    InputError
+        It ends in none of `known`.
+    """
+    target = Path(path)
+    if target.suffix not in (known := list(known)):
+        raise InputError(f"{target}: unknown ending {target.suffix!r}", f"choose one of {', '.join(known)}")
+    return target

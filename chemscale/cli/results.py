@@ -77,6 +77,11 @@ def compare(
     from chemscale.cli import echo_json
     from chemscale.results.compare import compare as side_by_side
 
+    if out is not None:
+        from chemscale.report.html import ENDINGS
+        from chemscale.suggest import known_ending
+
+        known_ending(out, ENDINGS)  # before anything is computed
     found = side_by_side(a, b)
     if out is not None:
         from chemscale.cli import console

@@ -11,8 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from chemscale._version import __version__
 from chemscale.report.findings import Table, words
+from chemscale.report.html import ENDINGS
 from chemscale.rsca.registry import titles
 from chemscale.runtime.files import write_file
+from chemscale.suggest import known_ending
 
 
 def build_comparison(found: Mapping[str, Any], out: str | os.PathLike[str]) -> Path:
@@ -26,13 +28,18 @@ def build_comparison(found: Mapping[str, Any], out: str | os.PathLike[str]) -> P
     Returns
     -------
     pathlib.Path
+
+    Raises
+    ------
+    InputError
+        `out` does not end in ``.html``.
     """
     env = Environment(loader=PackageLoader("chemscale.report"), autoescape=True, undefined=StrictUndefined)
     css = env.loader.get_source(env, "report.css")[0]  # type: ignore[union-attr]
     page = env.get_template("compare.html").render(
         a=found["a"], b=found["b"], tables=tables(found), absent=found["absent"], css=css, version=__version__
     )
-    target = Path(out)
+    target = known_ending(out, ENDINGS)
     write_file(target, page.encode())
     return target
 

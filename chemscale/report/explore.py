@@ -13,15 +13,16 @@ import numpy as np
 import xarray as xr
 
 from chemscale.embedding.product import open_embedding
-from chemscale.errors import ChemscaleError, StoreError
+from chemscale.errors import ChemscaleError, InputError, StoreError
 from chemscale.report import charts, products
 from chemscale.results.features import RunFeatures
 from chemscale.results.spectra import lines as spectral_lines
 from chemscale.rsca.siblings import recommended
-from chemscale.rsca.stars import FIT_COMMAND, read_rows, text
+from chemscale.rsca.stars import FIT_COMMAND, cleaned_of, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.schema import EXTRA, VARIABLES
 from chemscale.statistics.masked import masked_moments
+from chemscale.survey.store.cleaning import check_cleaned
 
 #: Features shown and compared at most.
 MAX_FEATURES = 30
@@ -198,6 +199,12 @@ def _add_spectra(
     stars.survey_name = str(survey.attrs.get("survey", "survey"))
     stars.n_survey = int(survey.sizes["star"])
     stars.provenance = {k: _readable(v) for k, v in survey.attrs.items()}
+    made_from = cleaned_of(run) if model else products.load_json(run, "vae/model.json").get("cleaned", ())
+    try:
+        check_cleaned(survey.attrs.get("cleaned", ()), made_from)
+    except InputError as err:
+        stars.note += f" Spectra are left out: {err}"
+        return
     wave = survey["wavelength"].values
     factor = max(1, -(-len(wave) // products.MAX_PIXELS))
     medium = survey["wavelength"].attrs.get("medium", "")
@@ -315,7 +322,8 @@ def anomalies(run: Run, n: int = 8) -> Gallery | None:
         return None  # the latents are of another survey
     flux, _ = products.read_spectra(survey, rows)
     try:
-        model, _ = load_model(run.path / "vae")
+        model, record = load_model(run.path / "vae")
+        check_cleaned(survey.attrs.get("cleaned", ()), record.get("cleaned", ()))
     except ChemscaleError as err:  # the rest of the page is worth having; it says why this part is missing
         return Gallery(None, [], f"The gallery is left out: {err}")
     with torch.no_grad():

@@ -30,7 +30,10 @@ from chemscale.runtime.files import write_file
 from chemscale.runtime.product import remove_partials
 from chemscale.runtime.run import Run
 from chemscale.studies import registry
+from chemscale.suggest import known_ending
 
+#: What a page's name may end in.
+ENDINGS = (".html", ".htm")
 #: Figures beyond so many bytes are embedded in 256 colours: the page must stay small with every study in it.
 LARGE_IMAGE = 150_000
 
@@ -68,9 +71,11 @@ def build_report(
     ------
     StoreError
         `run_dir` is not a run.
+    InputError
+        `out` does not end in ``.html``.
     """
     run = run_dir if isinstance(run_dir, Run) else Run.open(run_dir)
-    target = Path(out) if out is not None else run.path / "report.html"
+    target = known_ending(out, ENDINGS) if out is not None else run.path / "report.html"
     page = _Page(run, n_stars, n_spectra).render().encode()
     if not target.absolute().is_relative_to(run.path.absolute()):
         write_file(target, page)

@@ -133,8 +133,10 @@ def gather(run: Run, *, features: int | None = None) -> RunTable:
     except (StoreError, OSError) as err:
         survey = None
         out.left_out.append(f"labels that only the survey has: {err}")
-    labels = survey if survey is not None and _same(survey, ids) else embedding
-    if survey is not None and labels is not survey:
+    labels = embedding
+    if survey is not None and _same(first := survey.isel(star=slice(0, len(ids))), ids):
+        labels = first  # without the stars that were appended since
+    elif survey is not None:
         out.left_out.append(f"labels of {run.store}: its stars are not those of the run")
     if labels is not None:
         out.columns += _labels(labels)

@@ -10,11 +10,11 @@ import numpy as np
 
 from chemscale.errors import StoreError
 from chemscale.results.run import RunResults, open_latents
-from chemscale.rsca.cleaned import cleaned_of
 from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.siblings import SiblingSearch
-from chemscale.rsca.stars import text
+from chemscale.rsca.stars import cleaned_of, text
 from chemscale.runtime.run import Run
+from chemscale.survey.store.cleaning import in_words
 
 #: Neighbours of a star that are compared, and stars they are compared for.
 NEIGHBOURS, SAMPLE = 10, 500
@@ -65,8 +65,7 @@ def _settings(run: Run) -> dict[str, Any]:
         for key, value in (entry.get("settings") or {}).items():
             if key != "key":  # a digest of the others
                 flat[f"{stage}.{key}"] = value
-    cleaned = cleaned_of(run)
-    flat["spectra"] = f"cleaned of {', '.join(cleaned)}" if cleaned else "as ingested"
+    flat["spectra"] = in_words(cleaned_of(run))
     return flat | {f"version of {k}": v for k, v in (run.manifest.get("versions") or {}).items()}
 
 

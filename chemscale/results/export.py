@@ -23,6 +23,7 @@ from chemscale.results import catalogue
 from chemscale.results.columns import Column, RunTable, gather
 from chemscale.runtime.files import written_beside
 from chemscale.runtime.run import Run
+from chemscale.suggest import known_ending
 
 _DTYPES = {"float32": ">f4", "float64": ">f8", "int64": ">i8", "bool": "S1"}
 _FITS = {"float32": "E", "float64": "D", "int64": "K", "bool": "L"}
@@ -64,9 +65,7 @@ def export(
         Text that the format cannot hold.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    target = Path(out)
-    if target.suffix not in WRITERS:
-        raise InputError(f"{target}: unknown ending {target.suffix!r}", f"choose one of {', '.join(WRITERS)}")
+    target = known_ending(out, WRITERS)
     table = gather(run, features=features)
     if join is not None:
         matched = catalogue.add(table, join, key=key)

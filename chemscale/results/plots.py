@@ -19,7 +19,7 @@ from chemscale.results import catalogue
 from chemscale.results.columns import Column, RunTable, gather
 from chemscale.runtime.run import Run
 from chemscale.studies import style
-from chemscale.suggest import hint
+from chemscale.suggest import hint, known_ending
 
 #: More field stars than this are drawn as a density, unless they are coloured.
 MOST_POINTS = 5000
@@ -208,9 +208,7 @@ def save(plot: Plot, out: str | os.PathLike[str]) -> list[Path]:
     InputError
         Another ending.
     """
-    target = Path(out)
-    if target.suffix not in ENDINGS:
-        raise InputError(f"{target}: unknown ending {target.suffix!r}", f"choose one of {', '.join(ENDINGS)}")
+    target = known_ending(out, ENDINGS)
     target.parent.mkdir(parents=True, exist_ok=True)
     files = [target]
     with style.context():

@@ -15,11 +15,12 @@ import xarray as xr
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError, InputError
 from chemscale.results.plots import Plot, _call
-from chemscale.rsca.stars import read_rows, text
+from chemscale.rsca.stars import cleaned_of, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.simulation.atomic import atomic_lines, vacuum_to_air
 from chemscale.studies import style
 from chemscale.suggest import hint
+from chemscale.survey.store.cleaning import check_cleaned
 from chemscale.survey.store.open import open_survey
 
 #: Stars drawn on one page, and lines marked in one panel at most.
@@ -63,7 +64,7 @@ def read(run: Run | str | os.PathLike[str], stars: Sequence[str]) -> StarSpectra
     Raises
     ------
     InputError
-        A star is not in the survey.
+        A star is not in the survey, or its spectra are not cleaned as those of the run were.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     survey = open_survey(run.store)
@@ -71,7 +72,7 @@ def read(run: Run | str | os.PathLike[str], stars: Sequence[str]) -> StarSpectra
     flux = np.asarray(read_rows(survey["flux"], rows), np.float64)
     unused = (read_rows(survey["flags"], rows) != 0) | ~(read_rows(survey["ivar"], rows) > 0)
     wave = survey["wavelength"]
-    model, made_by = _reconstruction(run, list(stars), len(wave))
+    model, made_by = _reconstruction(run, list(stars), survey)
     shown = np.where(unused, np.nan, flux)
     return StarSpectra(np.asarray(stars), wave.values, str(wave.attrs.get("medium", "")), shown, model, made_by)
 
@@ -85,9 +86,9 @@ def _rows(survey: xr.Dataset, stars: Sequence[str]) -> np.ndarray:
     return np.array([where[s] for s in stars], dtype=np.int64)
 
 
-def _reconstruction(run: Run, stars: list[str], n_pixels: int) -> tuple[np.ndarray, str]:
+def _reconstruction(run: Run, stars: list[str], survey: xr.Dataset) -> tuple[np.ndarray, str]:
     """What the model of the run makes of each star (n, p), and what that model is."""
-    nothing = np.full((len(stars), n_pixels), np.nan)
+    seen = survey.attrs.get("cleaned", ())
     if run.has("latents.zarr") and run.has("vae/model.json"):
         import torch
 
@@ -95,7 +96,8 @@ def _reconstruction(run: Run, stars: list[str], n_pixels: int) -> tuple[np.ndarr
         from chemscale.vae.product import open_latents
 
         latents = open_latents(run.path / "latents.zarr")
-        model, _ = load_model(run.path / "vae")
+        model, record = load_model(run.path / "vae")
+        check_cleaned(seen, record.get("cleaned", ()))
         rows = _rows(latents, stars)
         with torch.inference_mode():
             parts = [
@@ -105,11 +107,12 @@ def _reconstruction(run: Run, stars: list[str], n_pixels: int) -> tuple[np.ndarr
     if run.has("embedding.zarr") and run.has("ppca.zarr"):
         from chemscale.statistics.ppca import MaskedPPCA
 
+        check_cleaned(seen, cleaned_of(run))
         embedding = open_embedding(run.file("embedding.zarr"))
         basis = MaskedPPCA.from_dataset(run.open_dataset("ppca.zarr").load())
         coords = read_rows(embedding["coords"], _rows(embedding, stars)).astype(np.float64)
         return np.asarray(basis.mean_ + coords @ basis.components_), f"{len(basis.components_)} components"
-    return nothing, ""
+    return np.full((len(stars), survey.sizes["wavelength"]), np.nan), ""
 
 
 def anomalous(run: Run | str | os.PathLike[str], n: int) -> dict[str, str]:

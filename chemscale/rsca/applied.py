@@ -22,18 +22,18 @@ import xarray as xr
 from chemscale.errors import InputError, StoreError
 from chemscale.rsca.auto import AutoMetric
 from chemscale.rsca.auto_run import load_auto
-from chemscale.rsca.cleaned import cleaned_of
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.moments import field_moments
 from chemscale.rsca.pipeline import load_metric
 from chemscale.rsca.siblings import recommended, stored_likeness
-from chemscale.rsca.stars import ABUNDANCE, RunStars
+from chemscale.rsca.stars import ABUNDANCE, RunStars, cleaned_of
 from chemscale.runtime import jsonio
 from chemscale.runtime.files import write_file
 from chemscale.runtime.run import Run
 from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.survey.store.cleaning import check_cleaned
 
 #: Share of the training field that lies within the domain.
 DOMAIN = 0.999
@@ -141,15 +141,7 @@ class LikenessModel:
         InputError
             Another wavelength grid, or spectra that are not cleaned as those of the model were.
         """
-        cleaned = tuple(survey.attrs.get("cleaned", ()))
-        if set(cleaned) != set(self.cleaned):
-            had, have = (
-                f"cleaned of {', '.join(names)}" if names else "as ingested" for names in (self.cleaned, cleaned)
-            )
-            raise InputError(
-                f"the model was fitted on spectra {had}, these are {have}",
-                "make a store of them and give it the same `chemscale clean`, or take a model of other spectra",
-            )
+        check_cleaned(survey.attrs.get("cleaned", ()), self.cleaned, "model")
         grid = np.asarray(survey["wavelength"].values, dtype=float)
         if grid.shape != self.wavelength.shape or not np.allclose(grid, self.wavelength, rtol=1e-6):
             raise InputError(

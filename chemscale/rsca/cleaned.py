@@ -15,16 +15,11 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.scales import encoder
-from chemscale.rsca.stars import RunStars
+from chemscale.rsca.stars import RunStars, cleaned_of
 from chemscale.rsca.uncertainty import paired
 from chemscale.runtime.run import Run
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.survey.store.cleaning import Effects
-
-
-def cleaned_of(run: Run) -> tuple[str, ...]:
-    """The variables whose effect was taken off the spectra that a run was fitted on."""
-    return tuple(run.manifest.get("stages", {}).get("select", {}).get("facts", {}).get("cleaned", ()))
 
 
 def cleaned_rates(

@@ -29,11 +29,12 @@ from chemscale.rsca.element_windows import (
     responses,
 )
 from chemscale.rsca.metric import RSCA
-from chemscale.rsca.stars import ABUNDANCE, RunStars, check_rows
+from chemscale.rsca.stars import ABUNDANCE, RunStars, check_rows, cleaned_of
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.runtime.run import Run
 from chemscale.schema import ALL_FLAGS
 from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.survey.store.cleaning import check_cleaned
 
 #: Field stars the bases are fitted and the metrics rated on, at most.
 MAX_FIELD = 12_000
@@ -103,6 +104,7 @@ def elements_run(
         stars = RunStars.read(run, max_field=MAX_FIELD)
         survey = open_survey(run.store)
         check_rows(survey, stars.embedding)
+        check_cleaned(survey.attrs.get("cleaned", ()), cleaned_of(run))
         wavelength = np.asarray(survey["wavelength"].values)
         source, found = _windows(run, stars, windows, wavelength, survey["wavelength"].attrs.get("medium", "vacuum"))
         union = np.unique(np.concatenate([pixels_of(w) for w in found.values()]))

@@ -212,8 +212,6 @@ def abundance_baselines(run: Run, stars: RunStars) -> dict[str, dict[str, Any]]:
     survey = open_survey(run.store)
     if "abundance" not in survey.variables or "element" not in survey.variables:
         return {}
-    if survey.sizes["star"] != stars.embedding.sizes["star"]:
-        return {}
     check_rows(survey, stars.embedding)
     elements = [str(e) for e in survey["element"].values]
     step = max(1, len(stars.field_rows) // BASELINE_FIELD)

@@ -13,6 +13,7 @@ from chemscale.rsca.neighbours import SiblingIndex
 from chemscale.rsca.siblings import stored_likeness
 from chemscale.rsca.stars import RunStars, check_rows, read_rows, text
 from chemscale.runtime.run import Run
+from chemscale.survey.store.cleaning import check_cleaned
 
 #: Draws of the coordinates' noise that the error of a distance rests on.
 NOISE_DRAWS = 400
@@ -72,6 +73,7 @@ def pair(
     draws = [_distance(model, mean + spread * rng.standard_normal(mean.shape), labels) for _ in range(NOISE_DRAWS)]
     survey = open_survey(run.store)
     check_rows(survey, stars.embedding)
+    check_cleaned(survey.attrs.get("cleaned", ()), model.cleaned)
     missing = (read_rows(survey["flags"], rows) != 0) | ~(read_rows(survey["ivar"], rows) > 0)
     flux = np.where(missing, np.nan, read_rows(survey["flux"], rows).astype(np.float64))
     with np.errstate(divide="ignore"):

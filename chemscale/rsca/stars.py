@@ -65,6 +65,11 @@ def check_rows(survey: xr.Dataset, embedding: xr.Dataset) -> None:
         )
 
 
+def cleaned_of(run: Run) -> tuple[str, ...]:
+    """The variables whose effect was taken off the spectra that a run was fitted on."""
+    return tuple(run.manifest.get("stages", {}).get("select", {}).get("facts", {}).get("cleaned", ()))
+
+
 def pair_covariates(label: Callable[[str], np.ndarray | None], field: Any, members: Any) -> PairCovariates:
     """Covariates of the pair cuts that some of the `field` and some of the `members` rows have.
 
@@ -184,10 +189,10 @@ class RunStars:
             return
         self._abundances_read = True
         survey = open_survey(self.store)
-        if "abundance" not in survey.variables or survey.sizes["star"] != self.embedding.sizes["star"]:
+        if "abundance" not in survey.variables:
             return
         check_rows(survey, self.embedding)
-        values = np.asarray(survey["abundance"].values)
+        values = np.asarray(survey["abundance"].values)[: self.embedding.sizes["star"]]
         for j, element in enumerate(survey["element"].values):
             if np.isfinite(values[:, j]).any():
                 self._labels[f"{ABUNDANCE}{element}"] = values[:, j].astype(np.float64)

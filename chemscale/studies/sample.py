@@ -14,7 +14,7 @@ import numpy as np
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.pairs import PairCovariates
-from chemscale.rsca.stars import RunStars, pair_covariates, read_rows, text
+from chemscale.rsca.stars import RunStars, check_rows, pair_covariates, read_rows, text
 from chemscale.runtime.run import Run
 from chemscale.schema import STAR_VARIABLES, VARIABLES
 
@@ -63,6 +63,8 @@ class Sample:
             The run has no embedding.
         DataError
             It has no field stars or no members.
+        InputError
+            Stars of the store were replaced since the fit.
         """
         from chemscale.survey.store.open import open_survey
 
@@ -82,12 +84,12 @@ class Sample:
             labels=labels,
         )
         survey = open_survey(run.store)
-        if survey.sizes["star"] == ds.sizes["star"]:
-            if "abundance" in survey:
-                sample.abundance = read_rows(survey["abundance"], rows).astype(float)
-                sample.elements = tuple(str(e) for e in survey["element"].values)
-            if "visits" in survey:
-                sample.visits = text(read_rows(survey["visits"], rows))
+        check_rows(survey, ds)
+        if "abundance" in survey:
+            sample.abundance = read_rows(survey["abundance"], rows).astype(float)
+            sample.elements = tuple(str(e) for e in survey["element"].values)
+        if "visits" in survey:
+            sample.visits = text(read_rows(survey["visits"], rows))
         return sample
 
     @property

@@ -46,8 +46,9 @@ def export_spectra(
     Notes
     -----
     Images FLUX, IVAR (float32), FLAGS (uint8), each (stars, pixels), and WAVELENGTH (float64, Angstrom); a table STARS
-    with a row a star; a table ELEMENTS where there are abundances. Survey, medium and normalisation are keywords of the
-    primary header. Three passes over the spectra that are written; some thousand stars in memory.
+    with a row a star; a table ELEMENTS where there are abundances. Survey, medium, normalisation and what the spectra
+    were cleaned of are keywords of the primary header. Three passes over the spectra that are written; some thousand
+    stars in memory.
 
     Ingested again (``chemscale ingest table FILE``, with the same ``--max-error``) flux, ivar, flags and labels are the
     same to the last bit.
@@ -84,6 +85,7 @@ def _write(part: xr.Dataset, stream: IO[bytes]) -> None:
 
     primary = fits.PrimaryHDU()
     said = {"medium": part["wavelength"].attrs.get("medium", ""), **part.attrs}
+    said["cleaned"] = ", ".join(part.attrs.get("cleaned", ()))
     for name, key in NOTES.items():
         if said.get(name):
             primary.header[key] = str(said[name]).encode("ascii", "replace").decode()

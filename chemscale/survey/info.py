@@ -204,6 +204,8 @@ def render(info: dict[str, Any], console: Any) -> None:
     if info["cleaning"]:
         of = ", ".join(info["cleaning"]["covariates"])
         rows.insert(4, ("cleaned", f"of {of}; `chemscale clean {info['path']} --clear` takes it off"))
+    if already := info["attrs"].get("cleaned"):
+        rows.insert(4, ("cleaned", f"of {', '.join(already)}, before the spectra were ingested"))
     if info["members_absent"]:
         lacking = ", ".join(f"{n:,} {lacks}" for lacks, n in info["members_absent"].items())
         absent_rows = sum(info["members_absent"].values())

@@ -30,6 +30,7 @@ from chemscale.runtime.devices import choose_device
 from chemscale.runtime.product import ResumableProduct, mark_done
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
+from chemscale.survey.store.cleaning import check_cleaned
 from chemscale.vae.checkpoint import grid_fingerprint, load_model
 from chemscale.vae.data import values_here
 from chemscale.vae.device_engine import DeviceEngine
@@ -226,13 +227,7 @@ def check_grid(ds: xr.Dataset, record: Mapping[str, Any]) -> None:
             f"the survey is {survey!r}, the model was trained on {trained_on!r}",
             "train on this survey: line spread and normalisation differ from survey to survey",
         )
-    seen, learned = (tuple(c.get("cleaned", ())) for c in (ds.attrs, record))
-    if set(seen) != set(learned):
-        was, now = (f"cleaned of {', '.join(names)}" if names else "as ingested" for names in (learned, seen))
-        raise InputError(
-            f"the model was trained on spectra {was}, these are {now}",
-            "give the store the same `chemscale clean` (--clear takes one off), or train on these spectra",
-        )
+    check_cleaned(ds.attrs.get("cleaned", ()), record.get("cleaned", ()), "model")
 
 
 def infer_survey(

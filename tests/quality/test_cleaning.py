@@ -14,8 +14,12 @@ from helpers import make_survey
 from chemscale import open_survey, write_survey
 from chemscale.errors import DataError, InputError, StoreError
 from chemscale.quality.cleaning import clean_survey
+from chemscale.report import build_report
+from chemscale.results.spectra import read
 from chemscale.rsca.applied import LikenessModel
 from chemscale.rsca.cleaned import cleaned_rates
+from chemscale.rsca.elements import elements_run
+from chemscale.rsca.pair import pair
 from chemscale.rsca.pipeline import fit_run
 from chemscale.runtime.run import Run
 from chemscale.survey.store.cleaning import read_effects
@@ -106,12 +110,13 @@ def test_damage_is_found_and_mended_by_the_same_command(store):
     data = bytearray(file.read_bytes())
     data[-40] ^= 1
     file.write_bytes(bytes(data))
-    assert [f.file.endswith("cleaning-0001.npz") for f in verify(store).faults] == [True]
+    (fault,) = verify(store).faults
+    assert fault.file.endswith("cleaning-0001.npz") and f"chemscale clean {store} --of radial_velocity" in fault.what
     read_effects.cache_clear()  # as in a new process
     with pytest.raises(StoreError, match=r"cleaning-0001.*checksum"):
         open_survey(store)["flux"].values
-    clean_survey(store, of=[])
-    assert clean_survey(store, of=["radial_velocity"])["revision"] == 3
+    assert clean_survey(store, of=["radial_velocity"])["revision"] == 2
+    assert not verify(store).faults
     np.testing.assert_array_equal(open_survey(store)["flux"].values, good)
 
 
@@ -147,6 +152,20 @@ def test_a_run_tells_rates_before_and_after_and_fits_what_is_cleaned(store, tmp_
     clean_survey(store, of=[])
     with pytest.raises(InputError, match="these are as ingested"):
         model.transform(open_survey(store))
+
+
+def test_what_reads_spectra_of_a_run_refuses_those_cleaned_after_its_fit(store, tmp_path):
+    run = fit_run(store, tmp_path / "run", components=5)
+    ids = open_survey(store)["star_id"].values[:2]
+    clean_survey(store, of=["radial_velocity"])
+    told = "made from spectra as ingested, these are cleaned of radial_velocity"
+    for command in (lambda: pair(*ids, run.path), lambda: elements_run(run.path), lambda: read(run, ids)):
+        with pytest.raises(InputError, match=told):
+            command()
+    page = build_report(run.path).read_text(encoding="utf-8")
+    assert "Spectra are left out" in page and told in page
+    clean_survey(store, of=[])
+    assert pair(*ids, run.path).attrs["distance"] > 0
 
 
 def test_the_verb(store):

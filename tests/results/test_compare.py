@@ -46,6 +46,13 @@ def test_the_command_line_shows_it(runs, tmp_path):
         compare(runs[0], tmp_path)
 
 
+def test_a_page_is_written_under_no_ending_but_its_own(runs, tmp_path):
+    for command in (["compare", *map(str, runs)], ["report", "--run", str(runs[0])]):
+        with pytest.raises(InputError, match=r"unknown ending '\.txt'.*\n.*\.html"):
+            CliRunner().invoke(build(), [*command, "--out", str(tmp_path / "c.txt")], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_neighbours_are_those_of_each_runs_recommended_metric(tmp_path):
     """One run recommends the searched metric, the other all six of the paper's features: both are used and named."""
     from chemscale.rsca.siblings import siblings

@@ -159,3 +159,27 @@ def test_a_store_whose_stars_were_replaced_is_refused(tmp_path):
         with pytest.raises(InputError, match="no longer those of the run"):
             refused()
     assert build_report(run, tmp_path / "report.html").is_file()
+
+
+def test_stars_appended_after_the_fit_take_no_abundance_from_the_run(tmp_path):
+    from chemscale import Run, open_survey
+    from chemscale.rsca.evaluate import evaluate_run
+    from chemscale.studies.sample import Sample
+    from chemscale.survey.export import export_spectra
+    from chemscale.survey.ingest.append import append
+    from chemscale.survey.sources.table import TableSource
+
+    store = tmp_path / "s.zarr"
+    write_survey(make_survey(300, 6, 6, n_pixels=80, seed=1), store)
+    run = fit_run(str(store), tmp_path / "run", components=4)
+    alone = evaluate_run(run.path)["abundances"]
+    assert alone
+    more = make_survey(40, 2, 4, n_pixels=80, seed=2)
+    more["star_id"] = ("star", np.array([f"new {i}" for i in range(more.sizes["star"])], dtype=object))
+    write_survey(more, tmp_path / "more.zarr")
+    append(TableSource(export_spectra(open_survey(tmp_path / "more.zarr"), tmp_path / "more.fits")), store)
+    assert evaluate_run(run.path)["abundances"] == alone
+    assert Sample.read(Run(run.path)).elements
+    table = Run(run.path).table()
+    assert np.isfinite(table["teff"]).any() and not table.meta["left_out"]
+    assert len(table) == open_survey(store).sizes["star"] - more.sizes["star"]

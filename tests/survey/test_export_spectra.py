@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chemscale import export_spectra, from_spectra, ingest, open_survey
+from chemscale import export_spectra, from_spectra, ingest, open_survey, write_survey
 from chemscale.errors import InputError
+from chemscale.quality.cleaning import clean_survey
 from chemscale.schema import STAR_VARIABLES
+from chemscale.survey.info import store_info
+from chemscale.survey.ingest.append import append
 from chemscale.survey.sources.simulated import SimulatedSource
 from chemscale.survey.sources.table import TableSource
 
@@ -37,6 +40,30 @@ def test_a_fits_file_of_a_selection_comes_back_to_the_bit(survey, tmp_path, rows
     assert again["wavelength"].attrs["medium"] == survey["wavelength"].attrs["medium"]
     assert again.attrs["normalisation"] == survey.attrs["normalisation"]
     assert again["element"].values.tolist() == survey["element"].values.tolist()
+
+
+def test_cleaned_spectra_stay_marked_when_they_are_written_out_and_ingested_again(tmp_path):
+    path = tmp_path / "s.zarr"
+    ingest(SimulatedSource(420, 2, seed=3, grid="lowres"), path)
+    clean_survey(path, of=["radial_velocity"], degree=1)
+    cleaned = open_survey(path)
+    write_survey(cleaned, tmp_path / "copy.zarr")
+    ingest(TableSource(export_spectra(cleaned, tmp_path / "cleaned.fits")), tmp_path / "again.zarr")
+    for other in ("copy.zarr", "again.zarr"):
+        again = open_survey(tmp_path / other)
+        assert again.attrs["cleaned"] == ["radial_velocity"]
+        assert_same(cleaned, again)
+        assert store_info(tmp_path / other)["attrs"]["cleaned"] == ["radial_velocity"]
+    plain = export_spectra(as_ingested_survey(path), tmp_path / "plain.fits", slice(0, 5))
+    with pytest.raises(InputError, match=r"as ingested elsewhere, those of .* cleaned of radial_velocity"):
+        append(TableSource(plain), tmp_path / "again.zarr", replace_existing=True)
+    clean_survey(tmp_path / "again.zarr", of=["teff"], degree=1)
+    assert open_survey(tmp_path / "again.zarr").attrs["cleaned"] == ["radial_velocity", "teff"]
+
+
+def as_ingested_survey(path):
+    clean_survey(path, of=[])
+    return open_survey(path)
 
 
 def test_spectra_as_specutils_objects_come_back_to_the_bit(survey, tmp_path):

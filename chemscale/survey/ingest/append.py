@@ -24,6 +24,7 @@ from chemscale.survey.ingest.ingestion import run_shards, still_good
 from chemscale.survey.ingest.planning import Job, check_same, plan_ingest
 from chemscale.survey.ingest.summary import IngestSummary, summarise
 from chemscale.survey.sources.base import Source
+from chemscale.survey.store.cleaning import in_words
 from chemscale.survey.store.create import create_store, tidy
 from chemscale.survey.store.ledger import Ledger
 from chemscale.survey.store.locks import writing
@@ -161,6 +162,12 @@ def _fit(job: Job, first: StoreHeader, ledger: Ledger) -> Job:
             f"{top.root} holds {first.medium} wavelengths and elements {', '.join(first.elements) or 'none'};"
             f" the source has {job.header.medium} and {', '.join(job.header.elements) or 'none'}",
             "ingest it into a store of its own",
+        )
+    seen, there = (h.attrs.get("cleaned", []) for h in (job.header, first))
+    if set(seen) != set(there):
+        raise InputError(
+            f"the source's spectra are {in_words(seen)} elsewhere, those of {top.root} {in_words(there)}",
+            "ingest them into a store of their own",
         )
     lost = [name for name in job.header.labels if name not in first.labels]
     attrs = dict(job.header.attrs)

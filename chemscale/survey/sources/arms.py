@@ -31,6 +31,9 @@ from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Beyond this |z| a "star" is a galaxy or a failed fit: no bound star moves at 3000 km/s.
 MAX_REDSHIFT = 0.01
+#: ZWARNING bits with which a star's redshift can still be trusted: MANY_OUTLIERS (set for spectra of high S/N, which no
+#: template fits to their noise) and NEGATIVE_EMISSION (of lines that stars do not have).
+HARMLESS_ZWARNING = (1 << 4) | (1 << 6)
 #: Strong telluric absorption, O2 (gamma, B, A) and H2O, and the 5577 A airglow line; observed
 #: frame, vacuum Angstrom, with margin for the heliocentric shift (30 km/s) and the resolution.
 TELLURIC_WINDOWS = (
@@ -75,6 +78,8 @@ class Spectrum:
     arms: list[Arm]
     redshift: float = math.nan
     labels: dict[str, Any] = field(default_factory=dict)
+    #: why a redshift that stands in the file does not count, for the message of a refusal
+    doubt: str = ""
 
 
 def clean_arm(arm: Arm, most: float = 1e36) -> Arm:
@@ -306,7 +311,8 @@ class ArmSource(FolderSource):
                     raise FitsError(f"redshift {value:g} is no star's ({value * SPEED_OF_LIGHT:.0f} km/s)")
                 return value
         raise FitsError(
-            "no velocity in the file or a table: not brought to rest (give --labels with rv, or --frame observed)"
+            f"no velocity in the file{found.doubt} or a table: not brought to rest (give --labels with rv, or --frame "
+            "observed)"
         )
 
     def _fit_continuum(

@@ -1,5 +1,7 @@
 """Catalogues in whatever form they come: FITS, CSV (``,`` ``|`` ``;`` tab), Parquet, VOTable, ECSV, STILTS' ascii.
 
+Numbers with decimal commas are read where fields are divided by ``;``.
+
 Columns are read by blocks of rows, so that a catalogue of 10^7 rows needs the memory of the rows that are kept.
 What is not FITS, CSV or Parquet is read whole through :mod:`astropy.table`.
 """
@@ -12,7 +14,7 @@ import gzip
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,7 @@ from chemscale.survey.sources.formats.paths import GZIP, open_raw, printable
 #: Rows read at once.
 ROWS = 200_000
 _DELIMITERS = ",|\t;"
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+(?:[eE][+-]?\d+)?\s*")
 
 
 @dataclass
@@ -109,7 +112,8 @@ class _Csv(Catalogue):
                     if set(map(len, block)) != {width}:
                         block = self._whole(block, reader.line_num - len(block) + self.skip + self.ruled + 2)
                     fields = list(zip(*block)) if block else [()] * width
-                    yield {c: np.array(fields[i], dtype=object) for c, i in zip(wanted, at)}
+                    read = _decimal_points if self.delimiter == ";" else list
+                    yield {c: np.array(read(fields[i]), dtype=object) for c, i in zip(wanted, at)}
             except (csv.Error, EOFError, OSError) as error:
                 raise InputError(
                     f"{printable(self.path)}: cannot be read as CSV: {error}", "repair or remove the line"
@@ -129,6 +133,16 @@ class _Csv(Catalogue):
                 )
             out.append(row[:width])
         return out
+
+
+def _decimal_points(texts: Sequence[str]) -> list[str]:
+    """Fields of one column of a file divided by ``;`` with decimal points, where each that has a comma is a number.
+
+    A column that has points too is left as it is: its commas may divide thousands.
+    """
+    commas = [t for t in texts if "," in t]
+    plain = not commas or any("." in t for t in texts) or not all(map(_DECIMAL_COMMA.fullmatch, commas))
+    return list(texts) if plain else [t.replace(",", ".") for t in texts]
 
 
 class _InMemory(Catalogue):

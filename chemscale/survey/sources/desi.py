@@ -19,6 +19,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.survey.sources.arms import (
+    HARMLESS_ZWARNING,
     TELLURIC_WINDOWS,
     Arm,
     ArmSource,
@@ -89,7 +90,8 @@ class DesiSource(ArmSource):
 
     Notes
     -----
-    A target without a velocity in any table, or with a redshift beyond 0.01, is refused with that reason; so are sky
+    A target without a velocity in any table, or with a redshift beyond 0.01, is refused with that reason; a velocity
+    that RVS_WARN or ZWARN warns of (but for MANY_OUTLIERS and NEGATIVE_EMISSION) counts for none. Refused are also sky
     fibres, and targets that redrock calls GALAXY or QSO unless rvspecfit gives a velocity. A pixel whose mask is not 0
     is bad. Where arms overlap, their inverse-variance weighted mean counts.
     """
@@ -315,7 +317,8 @@ def read_velocities(paths: Sequence[str]) -> Velocities:
         key = table.need("TARGETID", "give a table of DESI targets")
         found = {name: c for name, options in _VELOCITIES.items() for o in options if (c := table.find(o))}
         z, kind = table.find("Z"), table.find("SPECTYPE")
-        used = [key, *found.values(), *(c for c in (z, kind) if c)]
+        warning = table.find("RVS_WARN" if "radial_velocity" in found else "ZWARN")
+        used = [key, *found.values(), *(c for c in (z, kind, warning) if c)]
         values = table.read(dict.fromkeys(used))
         ids = identifiers(values[key]) or []
         block = {
@@ -327,6 +330,14 @@ def read_velocities(paths: Sequence[str]) -> Velocities:
             redshift = numbers(values[z])
             star = (np.abs(redshift) < 0.01) & ~np.isin(classes, ("GALAXY", "QSO"))
             block["radial_velocity"] = np.where(star, redshift * SPEED_OF_LIGHT, np.nan)
+        if warning and "radial_velocity" in block:
+            bits = np.nan_to_num(numbers(values[warning])).astype(np.int64)
+            doubted = (bits & ~(0 if "radial_velocity" in found else HARMLESS_ZWARNING)) != 0
+            doubted &= np.isfinite(block["radial_velocity"])
+            block["radial_velocity"] = np.where(doubted, np.nan, block["radial_velocity"])
+            if doubted.any():
+                why = f"{np.count_nonzero(doubted)} velocities that {warning} warns of"
+                ignored.append(f"{why}, of {printable(os.path.basename(path))}")
         block["spectral_class"] = classes
         for name in (*_VELOCITIES, "spectral_class"):
             fill = np.full(len(ids), "") if name == "spectral_class" else np.full(len(ids), np.nan)

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.survey.sources.arms import TELLURIC_WINDOWS, Arm, ArmSource, Spectrum, clean_arm, log_grid
+from chemscale.survey.sources.arms import (
+    HARMLESS_ZWARNING,
+    TELLURIC_WINDOWS,
+    Arm,
+    ArmSource,
+    Spectrum,
+    clean_arm,
+    log_grid,
+)
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
@@ -51,12 +59,13 @@ class SdssSpecSource(ArmSource):
 
     Notes
     -----
-    The spectrum is shifted by the velocity of a label table where it has one, else by `Z` of the file. Spectra that the
-    pipeline calls GALAXY or QSO, and redshifts beyond 0.01, are refused.
+    The spectrum is shifted by the velocity of a label table where it has one, else by `Z` of the file. `Z` counts for
+    unknown where the pipeline doubts it: any bit of ZWARNING but MANY_OUTLIERS and NEGATIVE_EMISSION. Spectra that
+    the pipeline calls GALAXY or QSO, and redshifts beyond 0.01, are refused.
     """
 
     name = "boss"
-    title = "SDSS/BOSS spec files (DR8 and later)"
+    title = "SDSS/BOSS (spec files of DR8 and later)"
     survey = "SDSS/BOSS"
     resolution = 1900
     velocity_of = "1 + z of the label table, else of the file"
@@ -137,11 +146,14 @@ class SdssSpecSource(ArmSource):
         if mask is not None:
             bad = (np.ma.filled(mask, BAD_MASK).astype(np.int64) & BAD_MASK) != 0
         labels, redshift = _labels(units)
+        warned = max(labels["quality"], 0) & ~HARMLESS_ZWARNING
+        doubt = f" that counts (ZWARNING {labels['quality']}: the pipeline doubts its redshift)" if warned else ""
         header = units[0].header
         for name, keys in (("ra", ("PLUG_RA", "RA")), ("dec", ("PLUG_DEC", "DEC"))):
             known = [measured_one(name, header.get(k)) for k in keys]
             labels.setdefault(name, next((v for v in known if v == v), np.nan))
-        return Spectrum([clean_arm(Arm(10.0 ** loglam.astype(np.float64), flux, ivar, bad))], redshift, labels)
+        arm = clean_arm(Arm(10.0 ** loglam.astype(np.float64), flux, ivar, bad))
+        return Spectrum([arm], np.nan if warned else redshift, labels, doubt)
 
 
 def _accept(name: str) -> bool:

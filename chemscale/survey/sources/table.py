@@ -169,6 +169,8 @@ class TableSource(JoiningSource):
             "ignored": self._ignored(file, shapes, names),
             "extra": [printable(name) for name in stored.values()],
         }
+        if cleaned := file.note("cleaned"):
+            attrs["cleaned"] = cleaned.split(", ")
         if self.continuum == "as-given":
             self._check_normalised(file, names)
         labels = contract_labels(columns)
@@ -253,7 +255,7 @@ class TableSource(JoiningSource):
     def _convert(self, file: TableFile, name: str, column: str, values: np.ndarray) -> np.ndarray:
         """`values` in the contract's unit, from the mapping's unit or the file's own."""
         stated = self._settings.get("units", {}).get(name) or file.units(column)
-        convert = converter(name, stated, printable(self.path))
+        convert = converter(name, stated, printable(self.path), f'say it in a --mapping file: [units], {name} = "UNIT"')
         return values if convert is None else convert(values)
 
     def _text(self, file: TableFile, key: str, shapes: dict[str, tuple[int, ...]]) -> str:

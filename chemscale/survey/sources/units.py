@@ -28,13 +28,13 @@ _LOGARITHM = re.compile(r"log(?:10)?\W*([A-Za-z]+)", re.IGNORECASE)
 Converter = Callable[[np.ndarray], np.ndarray]
 
 
-def converter(name: str, stated: str, where: str) -> Converter | None:
+def converter(name: str, stated: str, where: str, remedy: str = "") -> Converter | None:
     """What turns a column in the unit `stated` into the contract's unit of `name`; None where nothing is to be done.
 
     Raises
     ------
     InputError
-        The unit is of another kind, or not known; `where` says which file.
+        The unit is of another kind, or not known; `where` says which file, `remedy` what to do about it there.
     """
     wanted = VARIABLES[name].units
     if not stated or stated == wanted or not wanted:
@@ -52,6 +52,6 @@ def converter(name: str, stated: str, where: str) -> Converter | None:
             return None
         raise InputError(
             f"{where}: {name} is in {stated!r}, which cannot be turned into {wanted}: {error}",
-            "state the unit under [units] of the mapping",
+            remedy or f"correct the unit of that column in a copy of the file; without one it is taken to be {wanted}",
         ) from error
     return lambda values: np.asarray(given.to(target, values))

@@ -6,14 +6,14 @@ variables times a spectrum a term. No pixel is rewritten, and a reader sees eith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from chemscale.errors import StoreError
+from chemscale.errors import InputError, StoreError
 from chemscale.runtime.files import Folder
 from chemscale.survey.store.ledger import compare
 from chemscale.survey.store.manifest import pack, unpack
@@ -114,3 +114,32 @@ def read_effects(url: str, file: str, crc: int) -> Effects:
             "`chemscale clean STORE` finds the effects again, --clear drops them",
         )
     return Effects.from_bytes(data)
+
+
+def check_cleaned(seen: Collection[str], learned: Collection[str], who: str = "run") -> None:
+    """Refuse spectra cleaned otherwise than those a run or model was made from.
+
+    Parameters
+    ----------
+    seen : collection of str
+        What the spectra at hand are cleaned of: the attribute ``cleaned`` of an open survey.
+    learned : collection of str
+        What the others were cleaned of.
+    who : str
+        What was made from those, for the message.
+
+    Raises
+    ------
+    InputError
+        They differ.
+    """
+    if set(seen) != set(learned):
+        raise InputError(
+            f"the {who} was made from spectra {in_words(learned)}, these are {in_words(seen)}",
+            "give the store the same `chemscale clean` (--clear takes it off), or fit anew on these spectra",
+        )
+
+
+def in_words(cleaned: Collection[str]) -> str:
+    """What spectra are cleaned of, as part of a sentence."""
+    return f"cleaned of {', '.join(cleaned)}" if cleaned else "as ingested"

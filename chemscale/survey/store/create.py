@@ -11,7 +11,7 @@ import numpy as np
 from chemscale.errors import StoreError
 from chemscale.runtime.files import PARTIAL, Folder
 from chemscale.runtime.jsonio import dump
-from chemscale.schema import STORE_VERSION, VARIABLES, variable_attrs
+from chemscale.schema import STORE_VERSION, VARIABLES, known, variable_attrs
 from chemscale.survey.store.layout import PIXEL_VARIABLES, chunk_file, encode, metadata
 from chemscale.survey.store.manifest import LEDGER, PLAN, ROOT, StoreHeader
 from chemscale.survey.store.replace import begin, beside, under_way
@@ -88,11 +88,13 @@ def prepare_path(folder: Folder, *, overwrite: bool) -> Folder:
 def is_begun(folder: Folder) -> bool:
     """Whether `folder` holds a store, or the first steps of one (interrupted before the header was written).
 
-    Folders without a file are such steps too.
+    A store's own folders without a file are such steps too; empty folders of other names are somebody else's.
     """
     if folder.exists(PLAN) or any(n in folder.list(LEDGER) for n in ("inputs.npz", "rejected-plan.json")):
         return True
-    if all(PARTIAL in name for name, _ in folder.walk()):
+    names = folder.list()
+    own = all(known(n) or n in (LEDGER, "revisions") or PARTIAL in n for n in names)
+    if names and own and all(PARTIAL in name for name, _ in folder.walk()):
         return True
     try:
         return "chemscale_store" in json.loads(folder.read("zarr.json")).get("attributes", {})

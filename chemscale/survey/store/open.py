@@ -47,7 +47,7 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
         `flux`, `ivar`, `flags` (star, wavelength) as dask arrays whose blocks are whole Zarr
         chunks; per-star variables (star,) lazy, read when their values are asked for. Nothing
         but metadata is read here. Attributes: `survey`, `normalisation`, `provenance`, ...; `cleaned`
-        names what `chemscale clean` takes off the flux.
+        names what `chemscale clean` takes off the flux, or took off before it was ingested.
 
     Raises
     ------
@@ -85,8 +85,8 @@ def open_survey(path: str | os.PathLike[str], *, chunk_stars: int | None = None)
             ("element",), np.array(header.elements, dtype=object), variable_attrs("element")
         )
     attrs = dict(header.attrs) | {"store": folder.root, "revision": record.revision}
-    if record.cleaning:
-        attrs["cleaned"] = record.cleaning["facts"]["covariates"]
+    if record.cleaning:  # besides what came off before the spectra were ingested
+        attrs["cleaned"] = list(dict.fromkeys([*attrs.get("cleaned", ()), *record.cleaning["facts"]["covariates"]]))
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 

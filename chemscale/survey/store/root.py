@@ -199,9 +199,11 @@ def publish_cleaning(folder: Folder, data: bytes | None, facts: dict[str, Any]) 
     """
     with writing(folder):
         record = RootRecord.read(folder)
-        crc = None if data is None else checksum(data)
-        if crc != record.checksums.get(record.cleaning.get("file", "")) or facts != record.cleaning.get("facts", {}):
-            others = {n: c for n, c in record.checksums.items() if n != record.cleaning.get("file")}
+        crc, file = None if data is None else checksum(data), record.cleaning.get("file", "")
+        same = crc == record.checksums.get(file) and facts == record.cleaning.get("facts", {})
+        whole = not file or (folder.exists(file) and checksum(folder.read(file)) == record.checksums[file])
+        if not (same and whole):
+            others = {n: c for n, c in record.checksums.items() if n != file}
             cleaning: dict[str, Any] = {}
             if data is not None and crc is not None:
                 cleaning = {"file": f"{LEDGER}/cleaning-{record.revision + 1:04d}.npz", "facts": facts}

@@ -71,7 +71,11 @@ def verify(
     record = RootRecord.read(top)
     report.n_stars = record.n_stars
     for name, expected in record.checksums.items():
-        _check_file(top, name, {"crc32c": expected}, report, "")
+        problem = _check_file(top, name, {"crc32c": expected}, report, "")
+        if problem and name == record.cleaning.get("file"):
+            of = " --of ".join(record.cleaning["facts"]["covariates"])
+            again = f"`chemscale clean {top.root} --of {of}` finds it again, --clear drops it"
+            report.faults[-1] = Fault(name, f"{problem}; {again}")
     listed: set[str] = set()
     for entry in record.groups:
         found = _verify_group(top, record, entry, report, deep=deep, client=client, progress=progress)

@@ -44,7 +44,7 @@ def desi_coadd(path, ids, velocities, *, compressed=False, kinds=None):
     fits.HDUList(units).writeto(path)
 
 
-def sdss_spec(path, velocity=60.0, kind="STAR", mask=0):
+def sdss_spec(path, velocity=60.0, kind="STAR", mask=0, warning=16):
     loglam = 3.56 + 1e-4 * np.arange(4000)
     flux = 30 * with_line(10**loglam, 6562.8, velocity)
     bad = np.zeros(4000, "i4")
@@ -53,7 +53,7 @@ def sdss_spec(path, velocity=60.0, kind="STAR", mask=0):
     columns += [("and_mask", "J", bad), ("or_mask", "J", np.full(4000, 2**23))]
     coadd = fits.BinTableHDU.from_columns([fits.Column(n, f, array=v) for n, f, v in columns], name="COADD")
     labels = Table({"Z": [velocity / SPEED_OF_LIGHT], "CLASS": [kind], "SUBCLASS": ["K1"], "PLUG_RA": [10.0]})
-    labels["PLUG_DEC"], labels["SN_MEDIAN_ALL"], labels["ZWARNING"] = [20.0], [90.0], [4]
+    labels["PLUG_DEC"], labels["SN_MEDIAN_ALL"], labels["ZWARNING"] = [20.0], [90.0], [warning]
     path.parent.mkdir(parents=True, exist_ok=True)
     fits.HDUList([fits.PrimaryHDU(), coadd, fits.table_to_hdu(labels)]).writeto(path)
 

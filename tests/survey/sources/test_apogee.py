@@ -267,6 +267,16 @@ def test_wrong_arguments(tmp_path):
         ApogeeSource(str(tmp_path), str(tmp_path / "text.fits")).plan()
 
 
+def test_a_unit_that_cannot_be_read_asks_for_a_corrected_file_not_for_a_mapping(tmp_path):
+    write_aspcap(tmp_path / "aspcapStar-r12-2M1.fits", "2M1")
+    path = write_allstar(tmp_path / "allStar.fits", [{"APOGEE_ID": "2M1"}])
+    with fits.open(path, mode="update") as units:
+        units[1].header.set("TUNIT5", "furlong")  # TEFF
+    with pytest.raises(InputError, match="teff is in 'furlong', which cannot be turned into K") as told:
+        ApogeeSource(str(tmp_path), str(path)).plan()
+    assert "correct the unit" in told.value.remedy and "mapping" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("name", "star"),
     [

@@ -70,6 +70,21 @@ def test_desi_sky_fibres_and_galaxies_are_no_stars(tmp_path):
     assert block.labels["radial_velocity"][0] == pytest.approx(1e-4 * SPEED_OF_LIGHT, rel=1e-5)
 
 
+def test_desi_velocities_that_their_pipeline_warns_of_do_not_count(tmp_path):
+    desi_coadd(tmp_path / "d" / "coadd-a.fits", [11, 12, 13, 14], [60.0, 60.0, 60.0, 60.0])
+    rvtab = {"TARGETID": [11, 12], "VRAD": [60.0, 900.0], "RVS_WARN": [0, 4]}
+    Table(rvtab).write(tmp_path / "d" / "rvtab-a.fits")
+    redrock = {"TARGETID": [13, 14], "Z": [2e-4, 2e-4], "ZWARN": [16, 4], "SPECTYPE": ["STAR", "STAR"]}
+    Table(redrock).write(tmp_path / "d" / "redrock-a.fits")
+    plan, block = read_all(DesiSource(str(tmp_path / "d")))
+    assert block.star_id == ["11", "13"]
+    assert [r.star_id for r in block.rejected] == ["12", "14"] and "no velocity" in block.rejected[0].reason
+    assert {
+        f"1 velocities that {w} warns of, of {f}"
+        for w, f in (("RVS_WARN", "rvtab-a.fits"), ("ZWARN", "redrock-a.fits"))
+    } <= set(plan.attrs["ignored"])
+
+
 def test_the_real_desi_coadd_is_usable_all_but_its_empty_fibres(shared_data):
     path = shared_data / "wild" / "desi-coadd.fits"
     if not path.exists():
@@ -91,8 +106,19 @@ def test_sdss_spectra_come_to_rest_and_galaxies_are_refused(tmp_path):
     assert block.star_id == ["spec-1234-55555-0042"] and "GALAXY" in block.rejected[0].reason
     assert abs(line_at(plan, block, 0, 6562.8) - 6562.8) < 1.0
     assert 3 <= (block.flags[0] & Flag.SURVEY_BAD != 0).sum() <= 8  # and-mask only: the or-mask is of single exposures
-    assert block.labels["teff"][0] == 4900 and block.labels["quality"][0] == 4
+    assert block.labels["teff"][0] == 4900 and block.labels["quality"][0] == 16
     assert block.labels["visits"].tolist() == ["1234-55555"]
+
+
+def test_a_redshift_that_the_sdss_pipeline_doubts_needs_a_table_or_the_observed_frame(tmp_path):
+    sdss_spec(tmp_path / "spec-1234-55555-0042.fits", warning=4)
+    _, block = read_all(SdssSpecSource(str(tmp_path)))
+    assert "ZWARNING 4" in block.rejected[0].reason and "--labels with rv" in block.rejected[0].reason
+    (tmp_path / "l.csv").write_text("file,rv\nspec-1234-55555-0042,60\n")
+    plan, block = read_all(SdssSpecSource(str(tmp_path), str(tmp_path / "l.csv")))
+    assert abs(line_at(plan, block, 0, 6562.8) - 6562.8) < 1.0 and block.labels["quality"][0] == 4
+    _, block = read_all(SdssSpecSource(str(tmp_path), frame="observed"))
+    assert len(block.star_id) == 1 and np.isnan(block.labels["radial_velocity"][0])
 
 
 def test_the_real_sdss_spectrum_is_read(shared_data):

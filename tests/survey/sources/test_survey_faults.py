@@ -282,8 +282,21 @@ def test_positions_are_compared_in_degrees(spectra, tmp_path, unit, factor):
     np.testing.assert_allclose(block.labels["ra"], 10.0)
 
 
+def test_decimal_commas_are_read_where_semicolons_divide_fields(spectra, tmp_path):
+    rows = "file;teff;logg;feh\nspec-a;5777,5;4,44;-1,5e-1\nspec-b;;N/A;\nspec-c;5000;--;{}\n"
+    (tmp_path / "l.csv").write_text(rows.format("0,25"))
+    plan, block = read_all(LamostSource(spectra, str(tmp_path / "l.csv")))
+    np.testing.assert_array_equal(block.labels["teff"], np.array([5777.5, np.nan, 5000], "f4"))
+    np.testing.assert_array_equal(block.labels["fe_h"], np.array([-0.15, np.nan, 0.25], "f4"))
+    assert not any("no number" in what for what in plan.attrs["ignored"])
+    (tmp_path / "l.csv").write_text(rows.format("0.25"))  # points too: a comma may stand for thousands there
+    plan, block = read_all(LamostSource(spectra, str(tmp_path / "l.csv")))
+    np.testing.assert_array_equal(block.labels["fe_h"], np.array([np.nan, np.nan, 0.25], "f4"))
+    assert "feh (1 of 3 values are no numbers, such as '-1,5e-1') of l.csv" in plan.attrs["ignored"]
+
+
 def test_text_in_columns_of_numbers_is_told(spectra, tmp_path):
-    (tmp_path / "l.csv").write_text("file;teff;logg\nspec-a;5777,5;4.4\nspec-b;;N/A\nspec-c;5000;--\n")
+    (tmp_path / "l.csv").write_text("file|teff|logg\nspec-a|5777,5|4.4\nspec-b||N/A\nspec-c|5000|--\n")
     plan, block = read_all(LamostSource(spectra, str(tmp_path / "l.csv")))
     np.testing.assert_array_equal(block.labels["teff"], np.array([np.nan, np.nan, 5000], "f4"))
     assert "teff (1 of 3 values are no numbers, such as '5777,5') of l.csv" in plan.attrs["ignored"]
@@ -291,7 +304,7 @@ def test_text_in_columns_of_numbers_is_told(spectra, tmp_path):
     (tmp_path / "sky.csv").write_text("ra,dec,teff\n00:40:00,-05:00:00,5777\n")
     with pytest.raises(InputError, match="no number of degrees"):
         LamostSource(spectra, str(tmp_path / "sky.csv"), label_key="coordinates").plan()
-    (tmp_path / "m.csv").write_text("file;group;proba\nspec-a;M 67;0,95\n")
+    (tmp_path / "m.csv").write_text("file|group|proba\nspec-a|M 67|0,95\n")
     with pytest.raises(InputError, match="no number, such as '0,95'"):
         LamostSource(spectra, members=str(tmp_path / "m.csv")).plan()
     with pytest.raises(InputError, match="holds '5777,5', no number"):

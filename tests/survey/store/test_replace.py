@@ -272,3 +272,14 @@ def test_two_writers_at_once_leave_one_whole_result(store, tmp_path, files):
 @pytest.mark.parametrize("links", ["links", "no links"])
 def test_two_writers_at_once_fifty_times(store, tmp_path, files, links):
     two_writers(store, tmp_path, files, rounds=50, links=links)
+
+
+def test_what_is_no_store_is_never_overwritten_not_even_empty_folders(tmp_path, files):
+    (tmp_path / "mine" / "plans").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("keep\n")
+    for path in (tmp_path / "mine", tmp_path / "notes.txt"):
+        with pytest.raises(StoreError, match="is not a chemscale store, so it is not overwritten"):
+            ingest(ToySource(files), path, layout=SMALL, overwrite=True)
+    assert (tmp_path / "mine" / "plans").is_dir() and (tmp_path / "notes.txt").read_text() == "keep\n"
+    (tmp_path / "begun" / "flux").mkdir(parents=True)  # an ingestion that was killed before its first file
+    ingest(ToySource(files), tmp_path / "begun", layout=SMALL, overwrite=True)

@@ -27,7 +27,13 @@ _MAPPED = 64 * 2**20
 
 
 #: what a file states for all of it -> keyword of the primary header
-NOTES = {"survey": "SURVEY", "medium": "MEDIUM", "normalisation": "NORMALIS", "frame": "FRAME"}
+NOTES = {
+    "survey": "SURVEY",
+    "medium": "MEDIUM",
+    "normalisation": "NORMALIS",
+    "frame": "FRAME",
+    "cleaned": "CLEANED",
+}
 
 
 @dataclass(frozen=True)
