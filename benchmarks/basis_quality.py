@@ -1,6 +1,7 @@
 """Every figure the basis is held to, one command each; results gather in one file.
 
     python benchmarks/basis_quality.py speed STORE --recipe recommended --base PYTHON
+    python benchmarks/basis_quality.py angles STORE --recipe shared --seeds 0 2
     python benchmarks/basis_quality.py survey --emulator hband_emulator.npz --seeds 301 302 303 304 305 --work DIR
     python benchmarks/basis_quality.py restarts STORE --starts 10
     python benchmarks/basis_quality.py doubled STORE
@@ -12,11 +13,13 @@
 
 ``speed``: fits in units of one bare read-and-decode pass of the same run, the angle of the determined components to a
 reference run to 1e-4 rad, and (``--base``: the Python of an environment that has another release) that release's fit of
-the same store between two of ours. ``survey``: simulated surveys with unflagged hits, fitted and rated by the commands.
-``restarts``: scatter of the rate over seeds. ``doubled``: the rate with K components against the first K of 2K.
-``saturated``: one pixel of every tenth star at ten times the continuum. ``components``: rates of runs against the
-number of components, and what choosing it on the other clusters gives. ``errors``: statistical errors of the axes
-against how far halves of the survey turn them. ``lamost``: real repeats as siblings, K = 20 and 30.
+the same store between two of ours. ``angles``: fits from several starts against tight ones from the same start, and
+these against each other (shared noise with hits has more than one maximum). ``survey``: simulated surveys with
+unflagged hits, fitted and rated by the commands. ``restarts``: scatter of the rate over seeds. ``doubled``: the rate
+with K components against the first K of 2K. ``saturated``: one pixel of every tenth star at ten times the continuum.
+``components``: rates of runs against the number of components, and what choosing it on the other clusters gives.
+``errors``: statistical errors of the axes against how far halves of the survey turn them. ``lamost``: real repeats as
+siblings, K = 20 and 30.
 
 Rates are doppelganger rates, leave-one-cluster-out, with the paper's cuts on pairs. Results are written to
 ``benchmarks/results/basis_quality.json`` after every figure, with the command and the commit; `table` prints them.
@@ -30,6 +33,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,11 +43,9 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from blind import command
-from passes import K, largest_angle, speed
+from passes import MOST, TIGHT, K, largest_angle, speed
 
 RESULTS = Path(__file__).parent / "results" / "basis_quality.json"
-#: Passes a fit of half a survey may take.
-MOST = 80
 #: A component rests on a star that holds more than this share of its sum of squares.
 ALONE = 0.2
 
@@ -69,6 +71,39 @@ def opened(store: str) -> tuple[xr.Dataset, Any]:
 def fit_speed(args: argparse.Namespace) -> dict[str, Any]:
     """A recipe's fit against bare passes, a tight reference and another release (:func:`passes.speed`)."""
     return speed(args.store, recipe(args.recipe), base=args.base, reference=args.reference)
+
+
+def angles(args: argparse.Namespace) -> dict[str, Any]:
+    """Angles of the determined components: of fits to tight ones of the same start, and between these."""
+    from chemscale.embedding.fit import fit_survey
+
+    ds, _ = opened(args.store)
+    settings, rows, tight = recipe(args.recipe), [], []
+    for seed in args.seeds:
+        start = time.process_time()
+        found = fit_survey(ds, n_components=K, random_state=seed, **settings)
+        cpu = time.process_time() - start
+        more = settings | {"tol": TIGHT, "max_iter": MOST, "loglike_tol": 1e-15}
+        tight.append(fit_survey(ds, n_components=K, random_state=seed, **more))
+        d = min(found.n_determined_, tight[-1].n_determined_)
+        rows.append(
+            {
+                "seed": seed,
+                "passes": found.n_passes_,
+                "cpu_s": round(cpu, 1),
+                "verdict": found.verdict,
+                "reference": tight[-1].verdict,
+                "angle": largest_angle(found.components_, tight[-1].components_[:d]),
+                "loglike_below_reference": max(tight[-1].loglike_) - found.loglike_[-1],
+                "statistical_error": float(tight[-1].axis_error_[d - 1]),
+            }
+        )
+        print(rows[-1], flush=True)
+    d = min(t.n_determined_ for t in tight)
+    first = tight[0]
+    between = [largest_angle(first.components_, t.components_[:d]) for t in tight[1:]]
+    loglikes = [max(t.loglike_) for t in tight]
+    return {"starts_compared": rows, "angle_between_references": between, "reference_loglike": loglikes}
 
 
 class Rated:
@@ -320,14 +355,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
     commands = parser.add_subparsers(dest="what", required=True)
-    for name in ("speed", "restarts", "doubled", "saturated", "errors"):
+    for name in ("speed", "angles", "restarts", "doubled", "saturated", "errors"):
         one = commands.add_parser(name)
         one.add_argument("store")
-        if name in ("speed", "errors"):
+        if name in ("speed", "angles", "errors"):
             one.add_argument("--recipe", choices=["shared", "recommended"], default="recommended")
         if name == "speed":
             one.add_argument("--base", metavar="PYTHON", help="Python of an environment with another release.")
             one.add_argument("--reference", action="store_true", help="Compare with a fit to 1e-4 rad.")
+        if name == "angles":
+            one.add_argument("--seeds", type=int, nargs="+", default=[0, 2])
         if name == "restarts":
             one.add_argument("--starts", type=int, default=10)
         if name == "errors":
@@ -363,9 +400,10 @@ def main() -> None:
     elif args.what == "lamost":
         lamost(args, keep)
     else:
-        label = f" {args.recipe}" if args.what in ("speed", "errors") else ""
+        label = f" {args.recipe}" if args.what in ("speed", "angles", "errors") else ""
         result = {
             "speed": fit_speed,
+            "angles": angles,
             "restarts": restarts,
             "doubled": doubled,
             "saturated": saturated,

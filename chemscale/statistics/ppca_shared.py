@@ -14,7 +14,7 @@ vectors of earlier passes gives the next basis. One pass over the data = one ite
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,9 +107,11 @@ def solve_shared(run: Callable[[SharedPass], Stats], state: SharedState, stop: S
     trace = Trace()
     best, before = -np.inf, None
     turns: list[float] = []
+    gains: list[float] = []
     while True:
         stats = run(SharedPass(state.model, state.extra, state.rare, stop.rejection))
         loglike = float(stats["loglike"])
+        gains.append(loglike - trace.loglike[-1] if trace.loglike else np.inf)
         if before is not None and loglike < best - max(stop.loglike_tol, 1e-7) * abs(best):
             # The step beyond the search space overshot: from where it started take the step within, which cannot.
             state, before = update(*before, trace.count, within=True)[0], None
@@ -120,10 +122,32 @@ def solve_shared(run: Callable[[SharedPass], Stats], state: SharedState, stop: S
             state, angle, d = update(state, stats, trace.count)
             # What the imputed values still change shows in how the steps shrink.
             turns.append(outside(old, state.model.basis[:, :d]))
-            rate = min(max(turns[-1] / max(turns[-2], 1e-300), 0.1), 0.9) if len(turns) > 1 else 0.9
-            trace.add(stats, max(angle, turns[-1] * rate / (1.0 - rate)))
+            trace.add(stats, max(angle, to_come(turns), angle_to_win(gains, d * len(old), trace.statistical_error)))
         if stop.reached(trace):
             return state, trace
+
+
+def to_come(steps: Sequence[float]) -> float:
+    """Sum of the steps to come of a series that goes on shrinking as its last two did."""
+    rate = min(max(steps[-1] / max(steps[-2], 1e-300), 0.1), 0.9) if len(steps) > 1 else 0.9
+    return steps[-1] * rate / (1.0 - rate)
+
+
+def angle_to_win(gains: Sequence[float], parameters: int, error: float) -> float:
+    """Angle (radian) of the determined subspace to the solution that the likelihood still to be won stands for.
+
+    Sampling turns the subspace by its statistical error, and costs half a unit of ln likelihood a parameter. Where
+    components take what their stars do not show from themselves, steps are short and there are many of them: a hit in
+    a star with few pixels. The likelihood tells what is left.
+
+    Parameters
+    ----------
+    gains : sequence of float
+        Increase of ln likelihood in every pass.
+    """
+    if len(gains) < 3 or gains[-1] <= 0:
+        return 0.0
+    return error * float(np.sqrt(2.0 * to_come(gains) / parameters))
 
 
 def update(

@@ -46,6 +46,28 @@ def test_a_fit_at_its_cap_says_so(noise):
     assert ppca.verdict.startswith("not converged after 3 passes: it reached the largest number of passes")
 
 
+def hidden_hits(seed, n=400, p=150):
+    """Stars with few pixels, one of them hit: their components take from themselves what the stars do not show."""
+    rng = np.random.default_rng(seed)
+    flux, gone = toy(n, p, 3, noise=0.1, low=0.5, missing=0.05, seed=seed)
+    stars = rng.choice(n, 4, replace=False)
+    gone[stars] = rng.random((4, p)) < 0.6
+    for star in stars:
+        flux[star, rng.choice(np.flatnonzero(~gone[star]), 1)] += rng.uniform(6, 12)
+    return flux, gone
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_fit_that_creeps_is_not_converged_while_the_likelihood_has_much_to_win(seed):
+    data = hidden_hits(seed)
+    short = MaskedPPCA(8, tol=1e-2, loglike_tol=1e-15).fit(*data)
+    long = MaskedPPCA(8, tol=1e-6, loglike_tol=1e-15, max_iter=300).fit(*data)
+    assert short.converged_ and short.n_passes_ < 60
+    # A turn by the statistical error costs half a unit a parameter; here half of it at most.
+    d = short.n_determined_
+    assert long.loglike_[-1] - short.loglike_[-1] < 0.5 * 0.5**2 * d * 150
+
+
 def test_an_axis_that_rests_on_one_star_is_not_determined():
     flux, gone, _ = crowded()
     flux[11] += 40 * np.eye(80)[7]
