@@ -107,6 +107,7 @@ _REGISTRY = (
     Variable("mjd", _STAR, "float64", "modified Julian date of the observation; mean over visits", "d"),
     Variable("spectral_class", _STAR, "str", "the survey's spectral class"),
     Variable("quality", _STAR, "int64", "the survey's star-level bit mask"),
+    Variable("gaia_source_id", _STAR, "int64", "Gaia source_id, of the release the catalogue names; 0 = not known"),
     Variable("source_file", _STAR, "str", "file the spectrum was read from, relative to the release"),
 )
 

@@ -53,12 +53,16 @@ def joins(
         float | None,
         typer.Option("--min-probability", help="Members are above it; 0.8 where there is a probability column."),
     ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option("--extra", metavar="COLUMN", help="Store a further number of each star, as x_COLUMN; repeatable."),
+    ] = None,
 ) -> dict[str, Any]:
     """Catalogues of labels and members: the same for every survey."""
     given = {"label_key": label_key, "match_radius": match_radius, "members": full_path(members)}
     given |= {"member_key": member_key, "member_column": member_column}
     given |= {"probability_column": probability_column, "min_probability": min_probability}
-    return given | {"labels": [str(full_path(t)) for t in labels] if labels else None}
+    return given | {"labels": [str(full_path(t)) for t in labels] if labels else None, "extra": extra or None}
 
 
 def apogee(
@@ -189,17 +193,13 @@ def table(
         str | None, typer.Option("--continuum", help="as-given (normalised flux), running-quantile or median.")
     ] = None,
     window: Annotated[float | None, typer.Option("--window", help="Of the running quantile, Angstrom.")] = None,
-    extra: Annotated[
-        list[str] | None,
-        typer.Option("--extra", metavar="COLUMN", help="Store a further number of each star, as x_COLUMN; repeatable."),
-    ] = None,
 ) -> dict[str, Any]:
     """Ingest a table of spectra: flux, error (or ivar) and wavelength, columns mapped by a small TOML.
 
     Example: chemscale ingest table spectra.npz --out survey.zarr
     """
     given = {"path": full_path(file), "mapping": full_path(mapping), "medium": medium}
-    return given | {"continuum": continuum, "window": window, "extra": tuple(extra) if extra else None}
+    return given | {"continuum": continuum, "window": window}
 
 
 def _folders(spectra: list[str] | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ BLOCK_STARS = 65_536
 UCDS = {
     "star_id": "meta.id;meta.main",
     "cluster": "meta.id.parent",
+    "gaia_source_id": "meta.id.cross",
     "cluster_probability": "stat.probability",
     "ra": "pos.eq.ra;meta.main",
     "dec": "pos.eq.dec;meta.main",

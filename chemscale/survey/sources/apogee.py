@@ -160,7 +160,7 @@ class ApogeeSource(FolderSource):
     def _items_from_catalogue(
         self, files: dict[str, list[Found]], rejected: list[Rejection]
     ) -> tuple[list[Item], tuple[str, ...], list[str], dict[str, Any]]:
-        catalogue = labelling.read_allstar(str(self.allstar))
+        catalogue = labelling.read_allstar(str(self.allstar), self.extra)
         places = catalogue.places()
         items: list[Item] = []
         absent = 0

@@ -15,7 +15,7 @@ from chemscale.survey.sources.formats.fits import HDU
 from chemscale.survey.sources.formats.fits_columns import TableLayout, concatenate
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns, table_units
-from chemscale.survey.sources.missing import measured, measured_one, words
+from chemscale.survey.sources.missing import extra_names, extra_numbers, gaia_ids, measured, measured_one, words
 from chemscale.survey.sources.units import converter
 
 #: DR17's 20 species (HDU3 `ELEM_SYMBOL` of allStar-dr17).
@@ -37,6 +37,8 @@ _COLUMNS = {
     "reddening": ("SFD_EBV",),
     "n_visits": ("NVISITS",),
 }
+#: Gaia's identifier, by release
+_GAIA = ("GAIAEDR3_SOURCE_ID", "GAIA_SOURCE_ID")
 #: what a file's own table and header can tell
 FILE_LABELS = (*_COLUMNS, "quality", "visits", "mjd", "fibre")
 #: One of APOGEE's visits: reduction, plate, modified Julian date, fibre.
@@ -75,8 +77,8 @@ class AllStar:
         return frozenset(np.unique(self.field).tolist()) | frozenset(np.unique(self.location).tolist()) - {""}
 
 
-def read_allstar(path: str) -> AllStar:
-    """Read an allStar file, DR13 to DR17: one pass, needed columns only.
+def read_allstar(path: str, extra: Sequence[str] = ()) -> AllStar:
+    """Read an allStar file, DR13 to DR17: one pass, needed columns only, and those of `extra` that it has.
 
     Sentinels (-9999, -9999.99, -999.99) become NaN. `fe_h` is X_H of Fe where FE_H is absent.
 
@@ -86,7 +88,7 @@ def read_allstar(path: str) -> AllStar:
         Not a FITS table, no APOGEE_ID, or an X_H array whose species nobody names.
     """
     wanted = ["APOGEE_ID", "TELESCOPE", "FIELD", "LOCATION_ID", "ASPCAPFLAG", "VISITS", "X_H", "X_H_ERR"]
-    wanted += [name for names in _COLUMNS.values() for name in names]
+    wanted += [*_GAIA, *(name for names in _COLUMNS.values() for name in names), *(e.upper() for e in extra)]
     try:
         blocks = list(iter_table(path, wanted))
     except FitsError as error:
@@ -96,6 +98,7 @@ def read_allstar(path: str) -> AllStar:
     raw = {name: concatenate([b.pop(name) for b in blocks]) for name in list(blocks[0])}
     ids = np.array(words(raw["APOGEE_ID"]), str)
     columns = _labels(raw, table_units(path), path)
+    columns |= {o: extra_numbers(e, raw[e.upper()], path) for e, o in extra_names(extra).items() if e.upper() in raw}
     elements: tuple[str, ...] = ()
     if "X_H" in raw:
         raw["X_H"] = raw["X_H"].reshape(len(ids), -1)
@@ -128,6 +131,9 @@ def _labels(raw: dict[str, np.ndarray], units: Mapping[str, str], path: str) -> 
             kind = np.float64 if name in {"ra", "dec"} else np.float32
             unit = converter(name, units.get(source, ""), path)
             out[name] = measured(name, raw[source], unit).astype(kind)
+    gaia = next((raw[g] for g in _GAIA if g in raw), None)
+    if gaia is not None and (ids := gaia_ids(gaia)) is not None:
+        out["gaia_source_id"] = ids
     if "ASPCAPFLAG" in raw:
         out["quality"] = np.ma.filled(raw["ASPCAPFLAG"], 0).astype(np.int64)
     if "VISITS" in raw:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.schema import VARIABLES
+from chemscale.schema import EXTRA, VARIABLES
 from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import measured, no_numbers, numbers, words
+from chemscale.survey.sources.missing import (
+    extra_names,
+    extra_numbers,
+    gaia_ids,
+    lost_digits,
+    measured,
+    no_numbers,
+    numbers,
+    words,
+)
 from chemscale.survey.sources.species import SpeciesColumn, abundances, species_columns
 from chemscale.survey.sources.star_keys import POSITION, StarKeys, finder
 from chemscale.survey.sources.units import SPEED_OF_LIGHT, converter
@@ -55,8 +64,9 @@ LABEL_COLUMNS = {
     "decj2000": "dec",
     "target_ra": "ra",
     "target_dec": "dec",
+    **dict.fromkeys(("source_id", "gaiaedr3_source_id", "gaiadr3_source_id", "gaia_dr3_source_id"), "gaia_source_id"),
 }
-_NOT_LABELS = {"star_id", "cluster", "cluster_probability", "source_file", "visits"}
+_NOT_LABELS = {"star_id", "cluster", "cluster_probability", "source_file", "visits", "quality"}
 
 
 @dataclass
@@ -69,7 +79,9 @@ class Joined:
     note: dict[str, Any]
 
 
-def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, radius: float = 1.0) -> Joined:
+def join_labels(
+    path: str, keys: StarKeys, n: int, *, key: str | None = None, radius: float = 1.0, extra: Sequence[str] = ()
+) -> Joined:
     """Labels of `n` stars out of one catalogue.
 
     Parameters
@@ -84,11 +96,13 @@ def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, ra
         that the catalogue has.
     radius : float
         Largest distance of a match by position, arc seconds.
+    extra : sequence of str
+        Columns that the contract does not know and that are kept all the same, where the catalogue has them.
 
     Raises
     ------
     InputError
-        No usable key, identifiers that lost digits, or not a single match.
+        An extra column that holds no numbers; no usable key, identifiers that lost digits, or not a single match.
 
     Notes
     -----
@@ -96,6 +110,7 @@ def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, ra
     """
     table = open_catalogue(path)
     wanted, species = label_columns(table, keys.redshift)
+    wanted |= {own: column for name, own in extra_names(extra).items() if (column := table.find(name))}
     by = finder(table, keys, n, key, radius)
     columns = list(dict.fromkeys([*by.columns, *wanted.values(), *_columns_of(species)]))
     row_of = np.full(n, -1, np.int64)
@@ -125,8 +140,12 @@ def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, ra
     picked = {c: values.reshape(len(values)) for c, values in picked.items() if c not in wide}
     wanted = {name: c for name, c in wanted.items() if c not in wide}
     species = [s for s in species if s.column not in wide and s.error not in wide]
+    gaia, lost = wanted.get("gaia_source_id", ""), []
+    if gaia in picked and lost_digits(picked[gaia]):
+        lost = [f"{wanted.pop('gaia_source_id')} (its last digits are lost in floating point)"]
     out = _as_labels(table, wanted, species, picked, found, n) if picked else {}
-    used = {*wanted.values(), *_columns_of(species), *by.columns}
+    used = {*wanted.values(), *_columns_of(species), *by.columns, *([gaia] if lost else ())}
+    measures = [c for name, c in wanted.items() if VARIABLES[name].dtype.startswith("float")]
     note = {
         "file": printable(path),
         "key": by.what,
@@ -138,7 +157,8 @@ def join_labels(path: str, keys: StarKeys, n: int, *, key: str | None = None, ra
         "used": wanted | {s.species: s.column for s in species},
         "ignored": [f"{c} (several values a row)" if c in wide else c for c in table.columns if c not in used]
         + [f"{c} ({why})" for c, why in table.left_out.items()]
-        + _unreadable(picked, [c for n, c in wanted.items() if VARIABLES[n].dtype != "str"] + _columns_of(species)),
+        + lost
+        + _unreadable(picked, measures + _columns_of(species)),
     }
     return Joined(out, tuple(s.species for s in species) if picked else (), found, note)
 
@@ -165,7 +185,7 @@ def label_columns(table: Catalogue, redshift: str = "") -> tuple[dict[str, str],
         if redshift and lower == redshift:
             name = "radial_velocity"
         spec = VARIABLES.get(name)
-        if spec is None or spec.dims != ("star",) or name in _NOT_LABELS or spec.dtype.startswith("int"):
+        if spec is None or spec.dims != ("star",) or name in _NOT_LABELS:
             continue
         if name not in found or (lower in VARIABLES and found[name].lower() not in VARIABLES):
             found[name] = column
@@ -193,7 +213,13 @@ def _as_labels(
             text = np.array(words(picked[column]), str)
             out[name] = np.zeros(n, text.dtype)
             out[name][found] = text
-        elif spec.dtype.startswith("float"):
+        elif name == "gaia_source_id":
+            out[name] = np.zeros(n, np.int64)
+            out[name][found] = gaia_ids(picked[column])
+        elif name.startswith(EXTRA):
+            out[name] = np.full(n, np.nan)
+            out[name][found] = extra_numbers(column, picked[column], printable(table.path))
+        else:
             if name == "radial_velocity" and column.lower() == "z":
                 redshift = numbers(picked[column])
                 values = measured(name, np.where(redshift > -9.0, redshift, np.nan) * SPEED_OF_LIGHT)

@@ -36,7 +36,7 @@ from chemscale.survey.sources.formats.fits_file import FitsFile
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import is_remote, printable
 from chemscale.survey.sources.labels import RowLabels
-from chemscale.survey.sources.missing import identifiers, measured, measured_one, numbers, words
+from chemscale.survey.sources.missing import gaia_ids, identifiers, measured, measured_one, numbers, words
 from chemscale.survey.sources.units import SPEED_OF_LIGHT, converter
 
 _COADD = re.compile(r"^(?:coadd|spectra)-.*\.fits(?:\.gz)?$")
@@ -170,7 +170,7 @@ class DesiSource(ArmSource):
         names = {"targetid": lambda: [item.star_id for item in items], "ref_id": lambda: reference}
         return self._planned(
             items,
-            (*LABELS, *known.columns),
+            (*LABELS, "gaia_source_id", *known.columns),
             rejected,
             self._keys(items, names | {"source_id": lambda: reference}, redshift="z"),
             velocities=[printable(b) for b in beside],
@@ -198,6 +198,8 @@ class DesiSource(ArmSource):
         reference = ["" if r in ("0", "-1") else r for r in reference or ()]  # not in Gaia
         columns = {k: measured(k, file.rows(fibres[c])) for k, c in _FIBERMAP.items() if c in fibres}
         columns["snr"] = self._ratios(file, n)
+        if reference and (sources := gaia_ids(np.array(reference))) is not None:
+            columns["gaia_source_id"] = sources
         if "COADD_FIBERSTATUS" in fibres:
             columns["quality"] = np.ma.filled(file.rows(fibres["COADD_FIBERSTATUS"]), -1).astype(np.int64)
         at = np.array([known.rows.get(star, -1) for star in ids])

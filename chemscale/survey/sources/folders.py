@@ -52,6 +52,9 @@ class JoiningSource:
         Its columns with the identifier and the cluster; the survey's own names by default.
     probability_column, min_probability : optional
         As for :func:`~chemscale.survey.sources.members.read_members`.
+    extra : sequence of str
+        Further per-star numbers of the catalogues (or of the table of spectra) to store, as ``x_NAME`` in float64,
+        without a conversion of units.
     """
 
     name = ""
@@ -73,6 +76,7 @@ class JoiningSource:
         member_column: str | None = None,
         probability_column: str | None = None,
         min_probability: float | None = None,
+        extra: str | Sequence[str] = (),
     ):
         if match_radius <= 0:
             raise InputError(f"the radius of a match is {match_radius}", "give arc seconds above 0")
@@ -81,10 +85,13 @@ class JoiningSource:
         self.member_key = member_key or self.default_member_key
         self.member_column = member_column or self.default_member_column
         self.probability_column, self.min_probability = probability_column, min_probability
+        self.extra = tuple(dict.fromkeys(as_list(extra)))
 
     def describe(self) -> dict[str, Any]:
         """Settings, JSON-able."""
         settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "uses"}
+        if not self.extra:  # as before there were extra columns: an unfinished store is carried on with
+            del settings["extra"]
         return {"source": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
     def _complete(self, plan: SurveyPlan, keys: StarKeys) -> SurveyPlan:
@@ -98,6 +105,7 @@ class JoiningSource:
             self.member_column,
             self.probability_column,
             self.min_probability,
+            self.extra,
         )
         return complete(plan, joins, keys)
 

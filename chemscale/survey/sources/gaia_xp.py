@@ -129,6 +129,7 @@ class GaiaXpSource(FolderSource):
                         rejected.append(Rejection(printable(f"{path}#{row}"), problem_of, star_id=star, stage="plan"))
                         continue
                     seen[star] = printable(relative)
+                    labels["gaia_source_id"] = int(star) if star.isdecimal() else 0
                     items.append(Item(star, f"{path}#{row}", labels | {"source_file": printable(relative)}))
         if not items:
             reasons = "".join(f"; {r.path}: {r.reason}" for r in rejected[:3])
@@ -151,7 +152,7 @@ class GaiaXpSource(FolderSource):
             "assumed": _assumed(items, samplings),
             "ignored": sorted(ignored),
         }
-        labels_of = contract_labels(("ra", "dec", "source_file"))
+        labels_of = contract_labels(("ra", "dec", "gaia_source_id", "source_file"))
         plan = SurveyPlan(self.name, sampling * 10.0, "vacuum", items, (), labels_of, attrs, rejected)
         return self._complete(plan, self._keys(items, {"source_id": lambda: [item.star_id for item in items]}))
 

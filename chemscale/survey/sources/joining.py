@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.errors import InputError
 from chemscale.schema import VARIABLES
+from chemscale.suggest import hint
 from chemscale.survey.sources.base import Item, SurveyPlan, absent_member
 from chemscale.survey.sources.catalogue_labels import Joined, join_labels
 from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.members import MIN_PROBABILITY, Membership, default_probability, read_members
-from chemscale.survey.sources.missing import spelled_alike
+from chemscale.survey.sources.missing import extra_names, spelled_alike
 from chemscale.survey.sources.star_keys import StarKeys
 
 
@@ -31,6 +33,7 @@ class Joins:
     member_column: str = "cluster"
     probability_column: str | None = None
     min_probability: float | None = None
+    extra: tuple[str, ...] = ()
 
 
 def complete(plan: SurveyPlan, joins: Joins, keys: StarKeys) -> SurveyPlan:
@@ -45,7 +48,7 @@ def complete(plan: SurveyPlan, joins: Joins, keys: StarKeys) -> SurveyPlan:
     notes = []
     found = np.zeros(n, bool)
     for path in joins.labels:
-        joined = join_labels(path, keys, n, key=joins.label_key, radius=joins.match_radius)
+        joined = join_labels(path, keys, n, key=joins.label_key, radius=joins.match_radius, extra=joins.extra)
         elements = _merge(columns, joined, elements, n, bool(plan.elements))
         notes.append(joined.note)
         found |= joined.found
@@ -62,6 +65,15 @@ def complete(plan: SurveyPlan, joins: Joins, keys: StarKeys) -> SurveyPlan:
         plan.items = _with_columns(plan.items, columns)
         plan.labels = contract_labels([*plan.labels, *columns])
         plan.elements = elements
+    stored = extra_names(joins.extra)
+    if absent := [name for name, own in stored.items() if own not in plan.labels]:
+        known = [c for path in joins.labels for c in open_catalogue(path).columns]
+        raise InputError(
+            f"--extra {absent[0]}: no catalogue has this column",
+            hint(absent[0], known, "columns") if known else "name the catalogue: --labels FILE",
+        )
+    if stored:
+        plan.attrs["extra"] = [printable(name) for name in stored.values()]
     return plan
 
 
@@ -94,8 +106,7 @@ def _with_columns(items: list[Item], columns: dict[str, np.ndarray]) -> list[Ite
         taken[rows < 0] = VARIABLES[name].fill
         new = columns.get(name)
         if new is not None and new.shape == taken.shape:
-            known = new != "" if new.dtype.kind == "U" else new == new
-            taken = np.where(known, new, taken)
+            taken = np.where(_known_rows(new), new, taken)
         merged[name] = taken
     for name, new in columns.items():
         merged.setdefault(name, new)
@@ -111,13 +122,13 @@ def _with_columns(items: list[Item], columns: dict[str, np.ndarray]) -> list[Ite
 
 def _known_rows(values: np.ndarray) -> np.ndarray:
     """Where a column says something."""
-    return values != "" if values.dtype.kind == "U" else values == values
+    if values.dtype.kind in "Ui":  # the only whole number of a catalogue is Gaia's, 0 = none
+        return values != values.dtype.type()
+    return values == values
 
 
 def _known(value: Any) -> bool:
-    if isinstance(value, str):
-        return value != ""
-    return bool(np.any(value == value))
+    return bool(np.any(_known_rows(np.asarray(value))))
 
 
 def read_membership(joins: Joins, keys: StarKeys) -> Membership | None:

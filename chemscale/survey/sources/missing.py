@@ -6,10 +6,14 @@ as ``-1``, ``None``, ``masked`` or nothing. Numbers are tested in the unit of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+from chemscale.errors import InputError
+from chemscale.schema import EXTRA
 
 #: Spellings of "none" in any text column, lower case.
 NO_VALUE = frozenset(
@@ -198,3 +202,63 @@ def identifiers(values: Any) -> list[str] | None:
     if lost_digits(plain):
         return None
     return words(values)
+
+
+def gaia_ids(values: Any) -> np.ndarray | None:
+    """A column of Gaia's source_id as int64, 0 where there is none; None where digits were lost in floating point.
+
+    Numbers, or text with or without the release (``Gaia DR3 5853498713190525696``).
+    """
+    if not isinstance(values, np.ma.MaskedArray) and getattr(values, "dtype", np.dtype(object)).kind == "i":
+        return np.maximum(values, 0).astype(np.int64)
+    found = identifiers(values)
+    if found is None:
+        return None
+    texts = [t.rpartition(" ")[2] for t in found]
+    return np.array([int(t) if t.isdecimal() and int(t) < 2**63 else 0 for t in texts], np.int64)
+
+
+def extra_numbers(name: str, values: Any, where: str) -> np.ndarray:
+    """A column that the contract does not know, as float64, NaN where missing; units are not converted.
+
+    Raises
+    ------
+    InputError
+        It holds text, or whole numbers that a float would confuse.
+    """
+    texts = no_numbers(values)
+    if texts or np.ma.getdata(values).dtype.kind not in "fiubOUS":
+        held = repr(texts[0]) if texts else f"{np.ma.getdata(values).dtype}"
+        raise InputError(f"{where}: {name} holds {held}, expected numbers", "leave it out")
+    out = numbers(values)
+    if np.ma.getdata(values).dtype.kind not in "fb" and np.nanmax(np.abs(out), initial=0) > 2**53:
+        raise InputError(
+            f"{where}: {name} holds whole numbers that 64-bit floats cannot tell apart",
+            "keep them in a catalogue of your own: `chemscale export RUN --join FILE` keeps every digit",
+        )
+    return out
+
+
+def extra_names(names: Iterable[str]) -> dict[str, str]:
+    """Column -> what it is called in the store; one that was exported from a store keeps its name.
+
+    A variable of a store is a folder: characters that no name of a folder may have become `_`.
+
+    Raises
+    ------
+    InputError
+        A name is empty, or two would be one, also where capitals count for nothing (FITS columns, some disks).
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        own = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', "_", name.removeprefix(EXTRA))
+        if not own.strip():
+            raise InputError(f"--extra {name!r} names no column", "for example --extra age")
+        same = [n for n, stored in found.items() if stored.lower() == (EXTRA + own).lower()]
+        if same:
+            raise InputError(
+                f"the extra columns {same[0]!r} and {name!r} would both be stored as {EXTRA + own}",
+                "leave one out, or rename it in the file",
+            )
+        found[name] = EXTRA + own
+    return found

@@ -111,7 +111,7 @@ class SdssVSource(FolderSource):
     def plan(self) -> SurveyPlan:
         """List the stars and join the catalogue; reads spectra only of visits and of sources listed more than once."""
         rejected: list[Rejection] = []
-        catalogue = read_summary(self.catalogue, self.instrument) if self.catalogue else None
+        catalogue = read_summary(self.catalogue, self.instrument, self.extra) if self.catalogue else None
         items: list[Item] = []
         seen: dict[str, str] = {}
         for root in self.spectra:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,16 @@ from chemscale.survey.sources.formats.fits import HDU
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.fits_tables import read_table, table_columns, table_units
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import identifiers, measured, measured_one, numbers, words
+from chemscale.survey.sources.missing import (
+    extra_names,
+    extra_numbers,
+    gaia_ids,
+    identifiers,
+    measured,
+    measured_one,
+    numbers,
+    words,
+)
 from chemscale.survey.sources.species import abundances, species_columns
 from chemscale.survey.sources.units import converter
 
@@ -35,6 +45,8 @@ _CATALOGUE = {
     "n_visits": ("n_good_visits", "n_visits"),
     "quality": ("result_flags",),
 }
+#: Gaia's identifier, by release
+_GAIA = ("gaia_dr3_source_id", "gaia_dr2_source_id")
 #: contract name -> column of a row of a spectra table
 ROW_LABELS = {"snr": "snr", "radial_velocity": "v_rad", "velocity_scatter": "std_v_rad", "n_visits": "n_good_visits"}
 #: vectors of a row that are read
@@ -65,7 +77,7 @@ class Summary:
         return alike[0] if len(alike) == 1 else None
 
 
-def read_summary(path: str, instrument: str) -> Summary:
+def read_summary(path: str, instrument: str, extra: Sequence[str] = ()) -> Summary:
     """Read a summary catalogue, from the HDU of the instrument where it has one for each (BOSS first, APOGEE second).
 
     Raises
@@ -82,7 +94,7 @@ def read_summary(path: str, instrument: str) -> Summary:
             names, units = table_columns(path, hdu=hdu), table_units(path, hdu=hdu)
             lower = {n.lower(): n for n in names}
             species = species_columns(names)
-            wanted = ["sdss_id", "telescope"] + [c for options in _CATALOGUE.values() for c in options]
+            wanted = ["sdss_id", "telescope", *_GAIA, *extra] + [c for options in _CATALOGUE.values() for c in options]
             wanted += [c for s in species for c in (s.column, s.error) if c]
             found = read_table(path, [lower[w.lower()] for w in wanted if w.lower() in lower], hdu=hdu)
         except FitsError as error:
@@ -103,6 +115,12 @@ def read_summary(path: str, instrument: str) -> Summary:
             columns[name] = measured(
                 name, table[source], converter(name, units.get(source.upper(), ""), printable(path))
             )
+    gaia = next((table[g] for g in _GAIA if g in table), None)
+    if gaia is not None and (sources := gaia_ids(gaia)) is not None:
+        columns["gaia_source_id"] = sources
+    for name, own in extra_names(extra).items():
+        if name.lower() in table:
+            columns[own] = extra_numbers(name, table[name.lower()], printable(path))
     if species:
         columns |= abundances(species, {**found, **table}, len(ids))
     rows: dict[str, list[int]] = {}

@@ -41,7 +41,7 @@ from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.formats.tables import TableFile, open_table
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.missing import identifiers, measured, spelled_alike
+from chemscale.survey.sources.missing import extra_names, gaia_ids, identifiers, measured, spelled_alike
 from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read_mapping
@@ -50,7 +50,6 @@ from chemscale.survey.sources.table_values import (
     check_grid,
     contract_flags,
     extra_column,
-    extra_names,
     label_words,
 )
 from chemscale.survey.sources.units import converter
@@ -83,8 +82,6 @@ class TableSource(JoiningSource):
         What flux is divided by. Flux that is not normalised to its continuum is refused unless it is divided here.
     window : float
         Of the running quantile, Angstrom.
-    extra : sequence of str
-        Further per-star numbers of the file to store, as ``x_NAME`` in float64, without a conversion of units.
     **joins
         Labels and members, as for :class:`~chemscale.survey.sources.folders.JoiningSource`.
 
@@ -109,14 +106,12 @@ class TableSource(JoiningSource):
         medium: str | None = None,
         continuum: str = "as-given",
         window: float = 300.0,
-        extra: Sequence[str] = (),
         **joins: Any,
     ):
         super().__init__(**joins)
         self.path = str(path) if "://" in str(path) else os.path.abspath(str(path))
         self.mapping = str(mapping) if mapping else None
         self.medium, self.continuum, self.window = medium, continuum, float(window)
-        self.extra = tuple(dict.fromkeys(extra))
         self._settings = read_mapping(self.mapping)
         if medium not in (None, "vacuum", "air"):
             raise InputError(f"medium is {medium!r}", "use 'vacuum' or 'air'")
@@ -130,10 +125,7 @@ class TableSource(JoiningSource):
 
     def describe(self) -> dict[str, Any]:
         """Settings, JSON-able; the mapping by content, so that editing it is noticed."""
-        settings = super().describe() | {"mapping": self._settings}
-        if not self.extra:  # as before there were extra columns: an unfinished store is carried on with
-            del settings["extra"]
-        return settings
+        return super().describe() | {"mapping": self._settings}
 
     # ------------------------------------------------------------------ plan
 
@@ -152,8 +144,9 @@ class TableSource(JoiningSource):
             raise InputError(f"{printable(self.path)}: medium is {medium!r}", "use 'vacuum' or 'air'")
         elements = self._elements(file, names, shapes)
         columns = self._columns(file, names, shapes, n_stars, elements)
-        stored = extra_names(self.extra)
-        columns |= {stored[name]: extra_column(file, name, n_stars, printable(self.path)) for name in self.extra}
+        for name, stored in extra_names(self.extra).items():
+            if name in shapes or not self.labels:
+                columns[stored] = extra_column(file, name, n_stars, printable(self.path))
         items, rejected = self._items(file, names, n_stars, columns)
         attrs: dict[str, Any] = {
             "survey": text["survey"] or "table",
@@ -167,7 +160,6 @@ class TableSource(JoiningSource):
             ],
             "columns": dict(sorted(names.items())),
             "ignored": self._ignored(file, shapes, names),
-            "extra": [printable(name) for name in stored.values()],
         }
         if cleaned := file.note("cleaned"):
             attrs["cleaned"] = cleaned.split(", ")
@@ -298,6 +290,11 @@ class TableSource(JoiningSource):
                 columns.setdefault("n_visits", values.astype(np.float32))
             elif spec.dtype == "str":
                 columns[name] = label_words(name, values)
+            elif name == "gaia_source_id":
+                found = gaia_ids(values)
+                if found is None:
+                    raise _lost_digits(self.path, names[name], values.dtype)
+                columns[name] = found
             elif values.dtype.kind not in "fiub":
                 raise InputError(
                     f"{printable(self.path)}: {name} holds {values.dtype}, expected numbers",
@@ -319,11 +316,7 @@ class TableSource(JoiningSource):
             raw = file.rows(names["star_id"]).ravel()
             found = identifiers(raw)
             if found is None:
-                raise InputError(
-                    f"{printable(self.path)}: identifiers in {names['star_id']} are {raw.dtype} and too long for it:"
-                    " their last digits are lost, and different stars may share a number",
-                    "write them as 64-bit integers or as text",
-                )
+                raise _lost_digits(self.path, names["star_id"], raw.dtype)
             ids = found
             if len(ids) != n_stars:
                 raise InputError(
@@ -396,3 +389,11 @@ class TableSource(JoiningSource):
         ivar[~np.isfinite(flux)] = 0.0
         chosen = [items[i] for i in kept]
         return Batch(chosen, [{}] * len(chosen), flux[kept], ivar[kept], flags[kept], rejected)
+
+
+def _lost_digits(path: str, column: str, dtype: np.dtype) -> InputError:
+    return InputError(
+        f"{printable(path)}: identifiers in {column} are {dtype} and too long for it: their last digits are lost, and "
+        "different stars may share a number",
+        "write them as 64-bit integers or as text",
+    )

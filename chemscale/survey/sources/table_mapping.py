@@ -16,6 +16,7 @@ ALIASES = {
     "spectra": "flux",
     "wave": "wavelength",
     "id": "star_id",
+    "source_id": "gaia_source_id",
     "feh": "fe_h",
     "alpha_fe": "alpha_m",
     "cfe": "c_fe",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.schema import ALL_FLAGS, EXTRA, Flag
+from chemscale.schema import ALL_FLAGS, Flag
 from chemscale.suggest import hint
 from chemscale.survey.sources.formats.tables import TableFile
-from chemscale.survey.sources.missing import cluster_name, words
+from chemscale.survey.sources.missing import cluster_name, extra_numbers, words
 
 
 def check_grid(wave: np.ndarray, path: str) -> None:
@@ -85,31 +82,6 @@ def contract_flags(values: np.ndarray) -> np.ndarray:
     return known
 
 
-def extra_names(names: Iterable[str]) -> dict[str, str]:
-    """Column -> what it is called in the store; one that was exported from a store keeps its name.
-
-    A variable of a store is a folder: characters that no name of a folder may have become `_`.
-
-    Raises
-    ------
-    InputError
-        A name is empty, or two would be one, also where capitals count for nothing (FITS columns, some disks).
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        own = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', "_", name.removeprefix(EXTRA))
-        if not own.strip():
-            raise InputError(f"--extra {name!r} names no column", "for example --extra age")
-        same = [n for n, stored in found.items() if stored.lower() == (EXTRA + own).lower()]
-        if same:
-            raise InputError(
-                f"the extra columns {same[0]!r} and {name!r} would both be stored as {EXTRA + own}",
-                "leave one out, or rename it in the file",
-            )
-        found[name] = EXTRA + own
-    return found
-
-
 def extra_column(file: TableFile, name: str, n_stars: int, where: str) -> np.ndarray:
     """A column that the contract does not know as numbers, (n_stars,) float64, NaN where missing.
 
@@ -124,13 +96,4 @@ def extra_column(file: TableFile, name: str, n_stars: int, where: str) -> np.nda
         raise InputError(f"{where}: no column {name!r}", hint(name, sorted(single), "columns with one value a star"))
     if name not in single:
         raise InputError(f"{where}: {name} has shape {shapes[name]}, expected ({n_stars},)", "give one value a star")
-    values = file.rows(name).reshape(n_stars)
-    if values.dtype.kind not in "fiub":
-        raise InputError(f"{where}: {name} holds {values.dtype}, expected numbers", "leave it out")
-    numbers = np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
-    if values.dtype.kind in "iu" and np.nanmax(np.abs(numbers), initial=0) > 2**53:
-        raise InputError(
-            f"{where}: {name} holds whole numbers that 64-bit floats cannot tell apart",
-            "keep them in a catalogue of your own: `chemscale export RUN --join FILE` keeps every digit",
-        )
-    return numbers
+    return extra_numbers(name, file.rows(name).reshape(n_stars), where)

@@ -25,7 +25,7 @@ B, R, Z = np.arange(3600, 5800.1, 0.8), np.arange(5760, 7620.1, 0.8), np.arange(
 def desi_coadd(path, ids, velocities, *, compressed=False, kinds=None):
     n = len(ids)
     fibres = Table({"TARGETID": ids, "TARGET_RA": np.full(n, 10.0), "TARGET_DEC": np.full(n, 20.0)})
-    fibres["OBJTYPE"] = np.array(kinds or ["TGT"] * n)
+    fibres["OBJTYPE"], fibres["REF_ID"] = np.array(kinds or ["TGT"] * n), 2**61 + np.arange(n)
     fibres["COADD_FIBERSTATUS"], fibres["EBV"] = np.zeros(n, "i4"), np.full(n, 0.03, "f4")
     units = [fits.PrimaryHDU(), fits.table_to_hdu(fibres)]
     units[1].name = "FIBERMAP"

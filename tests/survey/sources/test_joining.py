@@ -7,7 +7,7 @@ import gzip
 import numpy as np
 import pytest
 from astropy.table import MaskedColumn, Table
-from releases import write_aspcap
+from releases import write_allstar, write_aspcap
 
 from chemscale import open_survey
 from chemscale.errors import InputError
@@ -209,3 +209,45 @@ def test_a_catalogue_says_what_it_has(tmp_path):
     path = catalogue(tmp_path / "t.csv", ",")
     with pytest.raises(InputError, match="no column 'star'; it has APOGEE_ID, CLUSTER, teff"):
         open_catalogue(path).need("star", "")
+
+
+GAIA = [5853498713190525696, 0, 4295806720]
+
+
+def test_extra_columns_and_gaias_identifiers_of_a_catalogue_are_stored_for_every_source(tmp_path):
+    for star in IDS:
+        write_aspcap(tmp_path / f"aspcapStar-r12-{star}.fits", star)
+    named = np.array(["Gaia DR3 5853498713190525696", "N/A", "4295806720"])
+    for kind, ids in (("integers", GAIA), ("text", named), ("masked", MaskedColumn(GAIA, mask=[False, True, False]))):
+        table = Table({"APOGEE_ID": IDS, "gaia_dr3_source_id": ids, "Age": [3.5, np.nan, 12.0]})
+        table.write(tmp_path / "l.fits", overwrite=True)
+        source = ApogeeSource(str(tmp_path), labels=str(tmp_path / "l.fits"), extra=["age"])
+        assert source.plan().attrs["extra"] == ["x_age"], kind
+        ingest(source, tmp_path / "s.zarr", overwrite=True, progress=False)
+        survey = open_survey(tmp_path / "s.zarr")
+        assert survey["gaia_source_id"].dtype == np.int64 and survey["gaia_source_id"].values.tolist() == GAIA, kind
+        np.testing.assert_array_equal(survey["x_age"].values, [3.5, np.nan, 12.0])
+    table["gaia_dr3_source_id"] = np.array(GAIA, float)
+    table.write(tmp_path / "l.fits", overwrite=True)
+    plan = ApogeeSource(str(tmp_path), labels=str(tmp_path / "l.fits")).plan()
+    assert "gaia_source_id" not in plan.labels
+    assert "gaia_dr3_source_id (its last digits are lost in floating point) of l.fits" in plan.attrs["ignored"]
+    with pytest.raises(InputError, match="--extra agee: no catalogue has this column") as told:
+        ApogeeSource(str(tmp_path), labels=str(tmp_path / "l.fits"), extra=["agee"]).plan()
+    assert "did you mean 'Age'" in told.value.remedy
+    with pytest.raises(InputError, match="name the catalogue: --labels"):
+        ApogeeSource(str(tmp_path), extra=["age"]).plan()
+
+
+def test_extra_columns_and_gaias_identifiers_of_allstar(tmp_path):
+    for star in IDS:
+        write_aspcap(tmp_path / f"aspcapStar-r12-{star}.fits", star)
+    write_allstar(tmp_path / "allStar.fits", [{"APOGEE_ID": star, "FIELD": "M67"} for star in IDS])
+    table = Table.read(tmp_path / "allStar.fits", hdu=1)
+    table["GAIAEDR3_SOURCE_ID"], table["AGE"] = np.array(GAIA), [1.0, 2.0, 3.0]
+    table.write(tmp_path / "allStar.fits", overwrite=True)
+    source = ApogeeSource(str(tmp_path), str(tmp_path / "allStar.fits"), extra=["age"])
+    plan = source.plan()
+    assert not {"AGE of allStar", "GAIAEDR3_SOURCE_ID of allStar"} & set(plan.attrs["ignored"])
+    block = source.read(plan.items, plan.wavelength, plan.elements)
+    assert block.labels["gaia_source_id"].tolist() == GAIA and block.labels["x_age"].tolist() == [1.0, 2.0, 3.0]

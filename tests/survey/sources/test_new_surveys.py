@@ -77,7 +77,7 @@ def test_desi_velocities_that_their_pipeline_warns_of_do_not_count(tmp_path):
     redrock = {"TARGETID": [13, 14], "Z": [2e-4, 2e-4], "ZWARN": [16, 4], "SPECTYPE": ["STAR", "STAR"]}
     Table(redrock).write(tmp_path / "d" / "redrock-a.fits")
     plan, block = read_all(DesiSource(str(tmp_path / "d")))
-    assert block.star_id == ["11", "13"]
+    assert block.star_id == ["11", "13"] and block.labels["gaia_source_id"].tolist() == [2**61, 2**61 + 2]
     assert [r.star_id for r in block.rejected] == ["12", "14"] and "no velocity" in block.rejected[0].reason
     assert {
         f"1 velocities that {w} warns of, of {f}"

@@ -58,12 +58,17 @@ def test_catalogue_and_members(tmp_path):
         fits.Column("mg_h", "E", array=[-0.2, 0]),
         fits.Column("e_mg_h", "E", array=[0.02, 0.1]),
         fits.Column("result_flags", "K", array=[2**33, 0]),
+        fits.Column("gaia_dr2_source_id", "K", array=[1, 2]),
+        fits.Column("gaia_dr3_source_id", "K", array=[2**62 + 1, -1]),
+        fits.Column("Age", "E", array=[2.5, 3.5]),
     ]
     empty = fits.BinTableHDU.from_columns([fits.Column("sdss_id", "K", array=np.zeros(0))])
     summary = tmp_path / "astraAllStarASPCAP.fits"
     fits.HDUList([fits.PrimaryHDU(), empty, fits.BinTableHDU.from_columns(columns)]).writeto(summary)
     (tmp_path / "m.csv").write_text("sdss_id,cluster\n43,M_67\n99,M_67\n")
-    plan, block = read_all(SdssVSource(str(tmp_path / "s"), str(summary), str(tmp_path / "m.csv")))
+    plan, block = read_all(SdssVSource(str(tmp_path / "s"), str(summary), str(tmp_path / "m.csv"), extra=["age"]))
+    assert block.labels["gaia_source_id"].tolist() == [0, 2**62 + 1]
+    np.testing.assert_array_equal(block.labels["x_age"], [np.nan, 2.5])
     assert plan.elements == ("Fe", "Mg")
     assert block.star_id == ["42", "43"] and block.labels["cluster"].tolist() == ["", "M 67"]
     np.testing.assert_array_equal(block.labels["teff"], np.array([np.nan, 4700], "f4"))
