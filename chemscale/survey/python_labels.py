@@ -10,6 +10,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES, variable_attrs
+from chemscale.survey.sources.catalogues import plain_values
 from chemscale.survey.sources.missing import cluster_name, identifiers, measured, no_numbers, numbers, words
 
 
@@ -71,7 +72,7 @@ def _label(name: str, target: str, spec: Any, values: Any) -> np.ndarray:
     """A column of the contract's kind and unit; masked, undefined and sentinel values are missing, as of files."""
     import astropy.units as u
 
-    plain = _plain(values)
+    plain = plain_values(values)
     if spec.dtype == "str":
         text = words(plain)
         return np.array([cluster_name(t) for t in text] if target == "cluster" else text, dtype=object)
@@ -86,12 +87,3 @@ def _label(name: str, target: str, spec: Any, values: Any) -> np.ndarray:
         return measured(target, plain, convert).astype(spec.dtype)
     except u.UnitConversionError as err:
         raise InputError(f"labels: column {name!r}: {err}", f"{target} is in {spec.units}") from err
-
-
-def _plain(values: Any) -> np.ndarray:
-    """A column of any table as an array, its mask kept."""
-    if hasattr(values, "unmasked"):  # a masked quantity
-        return np.ma.array(np.asarray(values.unmasked), mask=np.asarray(values.mask))
-    if isinstance(values, np.ma.MaskedArray):
-        return np.ma.array(np.asarray(values.data), mask=np.ma.getmaskarray(values))
-    return np.asarray(values.value if hasattr(values, "to_value") else values)

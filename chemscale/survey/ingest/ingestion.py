@@ -31,7 +31,7 @@ from chemscale.survey.ingest.reading import RowReader, ShardTask, empty_pixels, 
 from chemscale.survey.ingest.summary import IngestSummary, summarise
 from chemscale.survey.ingest.writing import ShardWriter
 from chemscale.survey.sources.base import Source
-from chemscale.survey.sources.files import of_another_survey
+from chemscale.survey.sources.file_names import of_another_survey
 from chemscale.survey.store.create import check_path, create_store, is_begun, prepare_path
 from chemscale.survey.store.layout import BYTES_PER_PIXEL, Layout
 from chemscale.survey.store.locks import writing

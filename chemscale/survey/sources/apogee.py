@@ -15,8 +15,6 @@ DR17's allStar has no VISITS column; `visits` is then empty.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,21 +36,14 @@ from chemscale.survey.sources.apogee_pixels import (
 )
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
+from chemscale.survey.sources.file_names import APOGEE, APOGEE_PRODUCTS, other_products, other_survey
+from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.fits import read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.kernels import REASONS
-from chemscale.survey.sources.formats.paths import is_remote, printable
+from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-
-PRODUCTS = ("aspcapStar", "apStar")
-
-_NAME = re.compile(
-    r"^(?P<product>aspcapStar|ap1mStar|apStar|asStar)-(?P<apred>[A-Za-z0-9.]+)"
-    r"(?:-(?P<aspcap>l\d[A-Za-z0-9.]*))?(?:-(?P<telescope>apo25m|lco25m|apo1m))?-(?P<id>.+?)(?:-(?P<mjd>5\d{4}|6\d{4}))?\.fits(?:\.gz)?$",
-    re.DOTALL,
-)
 
 
 class ApogeeSource(FolderSource):
@@ -77,7 +68,6 @@ class ApogeeSource(FolderSource):
 
     name = "apogee"
     title = "APOGEE (DR13 to DR17)"
-    file_names = ("aspcapStar-", "apStar-", "asStar-", "ap1mStar-", r"a[ps]Visit-")
     uses: tuple[str, ...] = ("#1", "#2", r".*\..*")  # what of the label table is not stored is told with its species
     default_member_key = "APOGEE_ID"
     default_member_column = "CLUSTER"
@@ -91,8 +81,8 @@ class ApogeeSource(FolderSource):
         product: str = "aspcapStar",
         **joins: Any,
     ):
-        if product not in PRODUCTS:
-            raise InputError(f"product is {product!r}", f"use one of {', '.join(PRODUCTS)}")
+        if product not in APOGEE_PRODUCTS:
+            raise InputError(f"product is {product!r}", f"use one of {', '.join(APOGEE_PRODUCTS)}")
         super().__init__(spectra, members=members, **joins)
         self.allstar = str(allstar) if allstar else None
         self.product = product
@@ -132,7 +122,7 @@ class ApogeeSource(FolderSource):
 
     def _files(self, rejected: list[Rejection]) -> dict[str, list[Found]]:
         """Star id -> its files."""
-        prefixes = ("aspcapStar-",) if self.product == "aspcapStar" else ("apStar-", "asStar-", "ap1mStar-")
+        prefixes = APOGEE_PRODUCTS[self.product]
 
         def accept(name: str) -> bool:
             return name.startswith(prefixes) and name.endswith((".fits", ".fits.gz"))
@@ -140,7 +130,7 @@ class ApogeeSource(FolderSource):
         files: dict[str, list[Found]] = {}
         for root in self.spectra:
             for path, relative in find_files(root, accept, broken=rejected):
-                named = _NAME.match(relative.rsplit("/", 1)[-1])
+                named = APOGEE.match(relative.rsplit("/", 1)[-1])
                 star = named["id"] if named else ""
                 problem = id_problem(star) if star else "file name does not follow <product>-<version>-<id>.fits"
                 if problem:
@@ -152,7 +142,7 @@ class ApogeeSource(FolderSource):
                 f"no {self.product} files under {', '.join(map(printable, self.spectra))}"
                 + (f" ({len(rejected)} unusable names)" if rejected else ""),
                 f"expected names like {prefixes[0]}<version>-<id>.fits, at any depth"
-                + _other_products(self.spectra)
+                + other_products(self.spectra)
                 + other_survey(self.spectra, "apogee"),
             )
         return files
@@ -282,27 +272,6 @@ class ApogeeSource(FolderSource):
         return Batch(kept, labelling.file_labels(own, elements), flux, ivar, flags, rejected)
 
 
-def _other_products(roots: Sequence[str]) -> str:
-    """A hint at APOGEE files that these folders hold instead, '' where they hold none."""
-    for root in (r for r in roots if not is_remote(r)):
-        folder = root if os.path.isdir(root) else os.path.dirname(root)
-        for name in (n for _, _, names in os.walk(folder) for n in names):
-            for pattern, hint in _OTHERS.items():
-                if re.match(pattern, name):
-                    return f"; {printable(name)} is {hint}"
-    return ""
-
-
-#: names of APOGEE's other files, and what can be done with them
-_OTHERS = {
-    r"a[ps]Visit-": "a single visit on the wavelengths of its own detectors, not brought to rest: give the star's"
-    " apStar file (--product apStar) or aspcapStar file",
-    r"aspcapStar-": "of the product aspcapStar: leave out --product",
-    r"(?:apStar|asStar|ap1mStar)-": "of the product apStar: --product apStar",
-    r"(?:apred|apPlate|asPlate|ap1D|ap2D)-": "a whole plate or detector, no star",
-}
-
-
 def _catalogued(item: Item) -> bool:
     """Whether a star's labels come from allStar rather than from its own file."""
     return isinstance(item.labels, RowLabels) and item.labels.row_known(("teff", "snr", "ra"))
@@ -312,9 +281,3 @@ _NORMALISATION = {
     "aspcapStar": "pseudo-continuum, as normalised by ASPCAP",
     "apStar": "running quantile of each detector: 90 % of 10-Angstrom means over 100 Angstrom",
 }
-
-
-def star_id_of(name: str) -> str:
-    """Star identifier in a file name; '' where the name does not follow the survey's pattern."""
-    match = _NAME.match(name)
-    return match["id"] if match else ""

@@ -12,9 +12,10 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, VARIABLES
 from chemscale.survey.sources.formats.fits import HDU
-from chemscale.survey.sources.formats.fits_columns import TableLayout, concatenate
+from chemscale.survey.sources.formats.fits_columns import TableLayout
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns, table_units
+from chemscale.survey.sources.formats.values import concatenate
 from chemscale.survey.sources.missing import extra_names, extra_numbers, gaia_ids, measured, measured_one, words
 from chemscale.survey.sources.units import converter
 

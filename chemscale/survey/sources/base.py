@@ -136,14 +136,3 @@ def get_source(name: str) -> Any:
     if name not in known:
         raise KeyError(f"no survey source {name!r}; installed sources: {', '.join(sorted(known)) or 'none'}")
     return known[name].load()
-
-
-def file_names() -> dict[str, tuple[str, ...]]:
-    """How the files of each registered source are called: its attribute `file_names`, where it has one."""
-    out: dict[str, tuple[str, ...]] = {}
-    for name, entry in available_sources().items():
-        try:
-            out[name] = tuple(getattr(entry.load(), "file_names", ()))
-        except Exception:  # another package's source that cannot be imported must not spoil a hint
-            out[name] = ()
-    return out

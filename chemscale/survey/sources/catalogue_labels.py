@@ -13,6 +13,7 @@ from chemscale.errors import InputError
 from chemscale.schema import EXTRA, VARIABLES
 from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
 from chemscale.survey.sources.formats.paths import printable
+from chemscale.survey.sources.formats.values import concatenate
 from chemscale.survey.sources.missing import (
     extra_names,
     extra_numbers,
@@ -194,8 +195,7 @@ def label_columns(table: Catalogue, redshift: str = "") -> tuple[dict[str, str],
 
 def _pick(blocks: list[np.ndarray], row_of: np.ndarray, found: np.ndarray) -> np.ndarray:
     """The kept row of every star that has one, in the order of the stars."""
-    masked = any(isinstance(b, np.ma.MaskedArray) for b in blocks)
-    return (np.ma.concatenate if masked else np.concatenate)(blocks)[row_of[found]]
+    return concatenate(blocks)[row_of[found]]
 
 
 def _as_labels(

@@ -24,6 +24,7 @@ from chemscale.errors import InputError, MissingExtra
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.fits_tables import first_table, iter_table
 from chemscale.survey.sources.formats.paths import GZIP, open_raw, printable
+from chemscale.survey.sources.formats.values import concatenate
 
 #: Rows read at once.
 ROWS = 200_000
@@ -70,8 +71,7 @@ class Catalogue:
         blocks = list(self.blocks(wanted))
         if not blocks:
             return {c: np.array([], dtype=str) for c in wanted}
-        masked = {c: any(isinstance(b[c], np.ma.MaskedArray) for b in blocks) for c in wanted}
-        return {c: (np.ma.concatenate if masked[c] else np.concatenate)([b[c] for b in blocks]) for c in wanted}
+        return {c: concatenate([b[c] for b in blocks]) for c in wanted}
 
 
 class _Fits(Catalogue):
@@ -149,11 +149,11 @@ class _InMemory(Catalogue):
     table: Any = None
 
     def blocks(self, columns: Iterable[str], rows: int = ROWS) -> Iterator[dict[str, np.ndarray]]:
-        yield {c: _plain(self.table[c]) for c in columns}
+        yield {c: plain_values(self.table[c]) for c in columns}
 
 
-def _plain(column: Any) -> np.ndarray:
-    """A column of an astropy table as an array; masked where it is."""
+def plain_values(column: Any) -> np.ndarray:
+    """A column of any table as an array, its mask kept."""
     if hasattr(column, "unmasked"):  # a masked quantity
         return np.ma.array(np.asarray(column.unmasked), mask=np.asarray(column.mask))
     if hasattr(column, "to_value"):  # a quantity

@@ -10,7 +10,6 @@ Checked on a real coadd of five targets (EDR); the tables beside it after the pu
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,8 @@ from chemscale.survey.sources.arms import (
 )
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.files import find_files, other_survey
+from chemscale.survey.sources.file_names import DESI_COADD, DESI_VELOCITIES, other_survey
+from chemscale.survey.sources.files import find_files
 from chemscale.survey.sources.folders import as_list
 from chemscale.survey.sources.formats.fits_file import FitsFile
 from chemscale.survey.sources.formats.fits_header import FitsError
@@ -39,8 +39,6 @@ from chemscale.survey.sources.labels import RowLabels
 from chemscale.survey.sources.missing import gaia_ids, identifiers, measured, measured_one, numbers, words
 from chemscale.survey.sources.units import SPEED_OF_LIGHT, converter
 
-_COADD = re.compile(r"^(?:coadd|spectra)-.*\.fits(?:\.gz)?$")
-_BESIDE = re.compile(r"^(?:rvtab[-_].*|redrock-.*|zbest-.*)\.fits(?:\.gz)?$")
 _ARMS = ("B", "R", "Z")
 #: contract name -> columns of an rvspecfit, redrock or zbest table
 _VELOCITIES = {
@@ -102,7 +100,6 @@ class DesiSource(ArmSource):
     resolution = 3000
     velocity_of = "the velocity of a label table, of rvspecfit, else of redrock"
     limits = (3500.0, 10000.0)
-    file_names = (r"coadd-.*\.fits",)
     uses = (
         r"[BRZ]_(WAVELENGTH|FLUX|IVAR|MASK)",
         r"FIBERMAP\.(TARGETID|OBJTYPE|REF_ID|TARGET_RA|TARGET_DEC|EBV|COADD_NUMEXP|COADD_FIBERSTATUS)",
@@ -144,7 +141,7 @@ class DesiSource(ArmSource):
         for root in self.spectra:
             single = not is_remote(root) and os.path.isfile(root)
             for path, relative in find_files(root, _accept, broken=rejected):
-                if single or _COADD.match(os.path.basename(path)):
+                if single or DESI_COADD.match(os.path.basename(path)):
                     coadds.append((path, relative))
                     if single and not self.redshifts:
                         beside += _tables_beside(path)
@@ -276,7 +273,7 @@ class DesiSource(ArmSource):
 
 
 def _accept(name: str) -> bool:
-    return bool(_COADD.match(name) or _BESIDE.match(name))
+    return bool(DESI_COADD.match(name) or DESI_VELOCITIES.match(name))
 
 
 def _load(file: FitsFile, path: str, rows: list[int]) -> dict[str, list[Arm]]:
@@ -304,7 +301,7 @@ def _load(file: FitsFile, path: str, rows: list[int]) -> dict[str, list[Arm]]:
 def _tables_beside(path: str) -> list[str]:
     """Tables of velocities in the folder of a coadd."""
     folder = os.path.dirname(os.path.abspath(path))
-    return sorted(os.path.join(folder, n) for n in os.listdir(folder) if _BESIDE.match(n))
+    return sorted(os.path.join(folder, n) for n in os.listdir(folder) if DESI_VELOCITIES.match(n))
 
 
 def read_velocities(paths: Sequence[str]) -> Velocities:

@@ -7,14 +7,12 @@ a UTF-8 report are turned away.
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.base import Rejection, file_names
+from chemscale.survey.sources.base import Rejection
 from chemscale.survey.sources.formats.paths import is_remote, printable
 
 MAX_ID = 128
@@ -38,7 +36,7 @@ def id_problem(star_id: str) -> str:
 
 
 def find_files(
-    root: str, accept: Callable[[str], bool], *, broken: list[Rejection] | None = None
+    root: str, accept: Callable[[str], object], *, broken: list[Rejection] | None = None
 ) -> Iterator[tuple[str, str]]:
     """Walk `root` recursively and yield (full path, path relative to `root`) in a stable order.
 
@@ -74,35 +72,13 @@ def find_files(
     yield from _walk(root, "", accept, broken, {_identity(root)})
 
 
-def other_survey(roots: Iterable[str], mine: str) -> str:
-    """A hint for a folder without files of the survey `mine`: whose files lie there instead, else ""."""
-    for root in roots:
-        if is_remote(root) or not os.path.isdir(root):
-            continue
-        names = (name for _, _, files in os.walk(root) for name in files)
-        if found := of_another_survey(itertools.islice(names, 10_000), mine):
-            return found
-    return ""
-
-
-def of_another_survey(names: Iterable[str], mine: str) -> str:
-    """The hint of :func:`other_survey` from file names (paths will do), by what the sources say of theirs."""
-    patterns = file_names()
-    for name in names:
-        base = os.path.basename(name)
-        for survey, known in patterns.items():
-            if survey != mine.lower() and any(re.match(p, base) for p in known):
-                return f"; {printable(base)} looks like {survey}: try `chemscale ingest {survey}`"
-    return ""
-
-
 def _identity(path: str) -> tuple[int, int]:
     info = os.stat(path)
     return info.st_dev, info.st_ino
 
 
 def _walk(
-    folder: str, relative: str, accept: Callable[[str], bool], broken: list[Rejection], seen: set[tuple[int, int]]
+    folder: str, relative: str, accept: Callable[[str], object], broken: list[Rejection], seen: set[tuple[int, int]]
 ) -> Iterator[tuple[str, str]]:
     try:
         with os.scandir(folder) as listing:
@@ -133,7 +109,7 @@ def _walk(
             broken.append(Rejection(printable(entry.path), reason, stage="plan"))
 
 
-def _find_remote(root: str, accept: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+def _find_remote(root: str, accept: Callable[[str], object]) -> Iterator[tuple[str, str]]:
     import fsspec
 
     fs, base = fsspec.core.url_to_fs(root)

@@ -11,7 +11,8 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.contents import not_read
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
+from chemscale.survey.sources.file_names import other_survey
+from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.formats.fits import read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
@@ -60,8 +61,6 @@ class JoiningSource:
     name = ""
     #: what the survey is called in messages and verbs
     title = ""
-    #: regular expressions that the names of its files begin with
-    file_names: tuple[str, ...] = ()
     default_member_key: str | None = None
     default_member_column = "cluster"
 
@@ -130,7 +129,7 @@ class FolderSource(JoiningSource):
 
     def _spectra(
         self,
-        accept: Callable[[str], bool],
+        accept: Callable[[str], object],
         rejected: list[Rejection],
         *,
         expected: str,

@@ -16,7 +16,6 @@ stay in the observed frame (3000 km/s are a few pixels, a star's 100 km/s a tent
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,7 +26,8 @@ from chemscale.errors import InputError
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
+from chemscale.survey.sources.file_names import GAIA_XP_SAMPLING, GAIA_XP_SINGLE, is_table, other_survey
+from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
@@ -38,8 +38,6 @@ from chemscale.survey.sources.units import converter
 #: nm, of the archive's sampled spectra.
 SAMPLING = np.arange(336.0, 1021.0, 2.0)
 CONTINUA = ("running-quantile", "median")
-_SINGLE = re.compile(r"^XP_SAMPLED-.*?(\d{5,19})\.(?:csv|ecsv|xml|vot)(?:\.gz)?$")
-_SUFFIXES = (".csv", ".csv.gz", ".ecsv", ".ecsv.gz", ".parquet", ".xml", ".vot", ".fits")
 #: Rows of a text file that are parsed at once: arrays of 343 numbers are kilobytes of text.
 _ROWS = 2000
 
@@ -67,7 +65,6 @@ class GaiaXpSource(FolderSource):
 
     name = "gaia-xp"
     title = "Gaia XP sampled mean spectra (DR3)"
-    file_names = ("XpSampledMeanSpectrum_", "XP_SAMPLED-")
     default_member_key = "source_id"
     read_stars = 256
 
@@ -110,8 +107,8 @@ class GaiaXpSource(FolderSource):
         n_files = 0
         ignored: set[str] = set()
         for root in self.spectra:
-            for path, relative in find_files(root, _accept, broken=rejected):
-                if path.endswith(("_sampling.csv", "_sampling.csv.gz")):
+            for path, relative in find_files(root, is_table, broken=rejected):
+                if path.endswith(GAIA_XP_SAMPLING):
                     samplings[path] = _read_sampling(path)
                     continue
                 n_files += 1
@@ -185,10 +182,6 @@ class GaiaXpSource(FolderSource):
         return Batch(kept, [{}] * n, out_flux, out_ivar, flags, rejected)
 
 
-def _accept(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-
-
 def _read_sampling(path: str) -> np.ndarray:
     """GaiaXPy's sampling, nm."""
     table = open_catalogue(path)
@@ -219,7 +212,7 @@ def _assumed(items: Sequence[Item], samplings: Mapping[str, np.ndarray]) -> list
 
 def _list_stars(path: str) -> tuple[list[tuple[str, int, dict[str, Any]]], set[str]]:
     """(source_id, row, labels) of the spectra of a file, and its columns that are not read."""
-    single = _SINGLE.match(os.path.basename(path))
+    single = GAIA_XP_SINGLE.match(os.path.basename(path))
     table = open_catalogue(path)
     if single:
         table.need("wavelength", "a DataLink file has wavelength, flux and flux_error")

@@ -12,7 +12,6 @@ velocity comes from the catalogue (`rv_galah` of DR3, `rv_comp_1` of DR4), else 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,8 @@ from chemscale.errors import InputError
 from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
+from chemscale.survey.sources.file_names import GALAH, other_survey
+from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
@@ -32,7 +32,6 @@ from chemscale.survey.sources.units import SPEED_OF_LIGHT
 #: Rest-frame ends of the four cameras, Angstrom in air: inside each by the largest shift of a star.
 CAMERAS = ((4720.0, 4895.0), (5655.0, 5865.0), (6485.0, 6730.0), (7595.0, 7880.0))
 _LOG_STEP = 4e-6
-_NAME = re.compile(r"^(?P<id>\d{15})(?P<camera>[1-4])\.fits(?:\.gz)?$")
 _ERROR, _NORMALISED = ("relative_error", "input_sigma"), ("normalized", "normalised", "normalised_spectrum")
 #: O2 and H2O in the red and infrared cameras, observed frame, Angstrom in air.
 _TELLURIC = ((6470.0, 6580.0), (7590.0, 7700.0))
@@ -67,7 +66,6 @@ class GalahSource(ArmSource):
     resolution = 28000
     medium = "air"
     velocity_of = "the velocity of the catalogue, else of the header"
-    file_names = (r"\d{15}[1-4]\.fits",)
     continua = ("survey", "running-quantile")
     uses = ("#0", "HDU1", "HDU4", *_ERROR, *_NORMALISED)
     default_member_key = "sobject_id"
@@ -96,8 +94,8 @@ class GalahSource(ArmSource):
         rejected: list[Rejection] = []
         files: dict[str, dict[int, tuple[str, str]]] = {}
         for root in self.spectra:
-            for path, relative in find_files(root, lambda name: _NAME.match(name) is not None, broken=rejected):
-                match = _NAME.match(relative.rsplit("/", 1)[-1])
+            for path, relative in find_files(root, GALAH.match, broken=rejected):
+                match = GALAH.match(relative.rsplit("/", 1)[-1])
                 if match is None:  # a file that was named itself
                     reason = "file name does not follow <sobject_id><camera>.fits"
                     rejected.append(Rejection(printable(path), reason, stage="plan"))

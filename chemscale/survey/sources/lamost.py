@@ -19,6 +19,7 @@ import numpy as np
 
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
+from chemscale.survey.sources.file_names import is_fits
 from chemscale.survey.sources.folders import FolderSource, header_texts
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
@@ -64,7 +65,6 @@ class LamostSource(ArmSource):
     resolution = 1800
     velocity_of = "1 + z of the file header, else of the label table"
     file_first = True
-    file_names = (r"spec-.*_sp\d+-\d+\.fits",)
     uses = ("#0", r"#1\.(FLUX|IVAR|ANDMASK|ORMASK|NORMALIZATION)")
     continua = ("running-quantile", "survey")
     default_member_key = "file"
@@ -88,7 +88,7 @@ class LamostSource(ArmSource):
     def plan(self) -> SurveyPlan:
         """List the spectra and join labels and members; reads tables, no spectrum."""
         rejected: list[Rejection] = []
-        found = self._spectra(_accept, rejected, expected="spec-*.fits or spec-*.fits.gz")
+        found = self._spectra(is_fits, rejected, expected="spec-*.fits or spec-*.fits.gz")
         items = [Item(star, path, {"source_file": printable(relative)}) for star, path, relative in found]
         return self._planned(
             items,
@@ -169,10 +169,6 @@ def _from_table(units: list[HDU]) -> Arm:
     ):
         raise FitsError("WAVELENGTH is not the grid of COEFF0 and COEFF1: rebinned, or in air?")
     return Arm(wavelength, vectors["FLUX"], vectors["IVAR"], bad, normalised)
-
-
-def _accept(name: str) -> bool:
-    return name.endswith((".fits", ".fits.gz")) and not name.startswith(".")
 
 
 def _wavelength(header: Header, n_pixels: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
+from chemscale.survey.sources.file_names import is_fits
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
@@ -61,7 +62,6 @@ class LamostMrsSource(ArmSource):
     survey = "LAMOST MRS"
     resolution = 7500
     velocity_of = "the velocity of the label table, else of the arms' headers"
-    file_names = (r"med-.*_sp\d+-\d+\.fits",)
     uses = (r"COADD_[BR]\.(FLUX|IVAR|WAVELENGTH|LOGLAM|ANDMASK|ORMASK|PIXMASK)",)
     default_member_key = "file"
     default_member_column = "group"
@@ -93,7 +93,7 @@ class LamostMrsSource(ArmSource):
         """List the spectra and join labels and members; reads files only to list their exposures."""
         rejected: list[Rejection] = []
         items: list[Item] = []
-        for star, path, relative in self._spectra(_accept, rejected, expected="med-*.fits or med-*.fits.gz"):
+        for star, path, relative in self._spectra(is_fits, rejected, expected="med-*.fits or med-*.fits.gz"):
             extra = {"source_file": printable(relative)}
             if self.product == "coadd":
                 items.append(Item(star, path, extra))
@@ -126,10 +126,6 @@ class LamostMrsSource(ArmSource):
         labels: dict[str, Any] = {name: measured_one(name, header.get(name.upper())) for name in ("ra", "dec")}
         labels["snr"] = measured_one("snr", found[0].header.get("SNR"))
         return Spectrum(arms, _velocity(found) / SPEED_OF_LIGHT, labels)
-
-
-def _accept(name: str) -> bool:
-    return name.startswith("med-") and name.endswith((".fits", ".fits.gz"))
 
 
 def _exposures(star: str, path: str, extra: dict[str, Any], rejected: list[Rejection]) -> list[Item]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -134,11 +133,3 @@ def _probabilities(values: np.ndarray, path: str, column: str) -> np.ndarray:
             "divide them by 100",
         )
     return measured("cluster_probability", values)
-
-
-def count_by_cluster(members: Mapping[str, tuple[str, float]]) -> dict[str, int]:
-    """Number of stars a cluster, most populous first."""
-    counts: dict[str, int] = {}
-    for cluster, _ in members.values():
-        counts[cluster] = counts.get(cluster, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -7,7 +7,6 @@ HDU1 ``COADD`` has a row a pixel: `flux` (1e-17 erg/s/cm2/A), `loglam` (log10 of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +22,12 @@ from chemscale.survey.sources.arms import (
     log_grid,
 )
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
+from chemscale.survey.sources.file_names import SDSS_SPEC
 from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.missing import measured, measured_one, words
 
-_NAME = re.compile(r"^spec(?:Lite|Full)?-(?P<plate>\d+|\d+p?)-(?P<mjd>\d{5})-(?P<fibre>\d+)\.fits(?:\.gz)?$")
 #: AND_MASK bits (spPixMask) that make a pixel bad: NOPLUG, BADTRACE, BADFLAT, BADARC, MANYBADCOLUMNS, MANYREJECTED,
 #: FULLREJECT, NOSKY, BRIGHTSKY, NODATA, COMBINEREJ, BADFLUXFACTOR, BADSKYCHI, REDMONSTER.
 BAD_MASK = sum(1 << bit for bit in (0, 1, 2, 3, 4, 5, 18, 22, 23, 24, 25, 26, 27, 28))
@@ -70,7 +69,6 @@ class SdssSpecSource(ArmSource):
     resolution = 1900
     velocity_of = "1 + z of the label table, else of the file"
     limits = (3000.0, 11000.0)
-    file_names = (r"spec(?:Lite|Full)?-\d+p?-\d{5}-\d+\.fits",)
     uses = (
         r"#1\.(flux|loglam|ivar|and_mask)",
         r"#[23]\.(PLUG_RA|PLUG_DEC|SN_MEDIAN_ALL|SFD_EBV|CLASS|SUBCLASS|ZWARNING|Z|SPECOBJID)",
@@ -98,8 +96,8 @@ class SdssSpecSource(ArmSource):
         """List the spectra and join labels and members; reads tables, no spectrum."""
         rejected: list[Rejection] = []
         items: list[Item] = []
-        for star, path, relative in self._spectra(_accept, rejected, expected="spec-PLATE-MJD-FIBER.fits"):
-            match = _NAME.match(relative.rsplit("/", 1)[-1])
+        for star, path, relative in self._spectra(SDSS_SPEC.match, rejected, expected="spec-PLATE-MJD-FIBER.fits"):
+            match = SDSS_SPEC.match(relative.rsplit("/", 1)[-1])
             visits = f"{match['plate']}-{match['mjd']}" if match else ""
             items.append(Item(star, path, {"source_file": printable(relative), "visits": visits}))
         quality = "ZWARNING of the pipeline, -1 = not known"
@@ -110,7 +108,7 @@ class SdssSpecSource(ArmSource):
             return f"{int(plate)}-{int(mjd)}-{int(fibre)}" if (plate + mjd + fibre).isdigit() else ""
 
         def numbers_of() -> list[str]:
-            found = [_NAME.match(item.path.rsplit("/", 1)[-1]) for item in items]
+            found = [SDSS_SPEC.match(item.path.rsplit("/", 1)[-1]) for item in items]
             return [name_of(m["plate"], m["mjd"], m["fibre"]) if m else "" for m in found]
 
         return self._keys(
@@ -154,10 +152,6 @@ class SdssSpecSource(ArmSource):
             labels.setdefault(name, next((v for v in known if v == v), np.nan))
         arm = clean_arm(Arm(10.0 ** loglam.astype(np.float64), flux, ivar, bad))
         return Spectrum([arm], np.nan if warned else redshift, labels, doubt)
-
-
-def _accept(name: str) -> bool:
-    return _NAME.match(name) is not None
 
 
 def _specobjid(path: str) -> str:

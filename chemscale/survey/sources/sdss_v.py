@@ -15,7 +15,6 @@ hand. What it says:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,8 @@ from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.sources import apogee_pixels as apogee
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.files import find_files, id_problem, other_survey
+from chemscale.survey.sources.file_names import SDSS_V, other_survey
+from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.fits import read_bytes, scan
 from chemscale.survey.sources.formats.fits_header import FitsError
@@ -49,7 +49,6 @@ _INSTRUMENTS = {
     "boss": ((1, 2), 3.5523, 1e-4, 4648, 1800),
 }
 _PRODUCTS = ("mwmStar", "mwmVisit")
-_NAME = re.compile(r"^mwm(?:Star|Visit)-[A-Za-z0-9.]+-(?P<id>[^-]+)\.fits(?:\.gz)?$")
 
 
 class SdssVSource(FolderSource):
@@ -74,7 +73,6 @@ class SdssVSource(FolderSource):
 
     name = "sdss-v"
     title = "SDSS-V Milky Way Mapper (DR19, DR20)"
-    file_names = ("mwmStar-", "mwmVisit-")
     default_member_key = "sdss_id"
 
     def __init__(
@@ -116,7 +114,7 @@ class SdssVSource(FolderSource):
         seen: dict[str, str] = {}
         for root in self.spectra:
             for path, relative in find_files(root, self._accept, broken=rejected):
-                match = _NAME.match(relative.rsplit("/", 1)[-1])
+                match = SDSS_V.match(relative.rsplit("/", 1)[-1])
                 star = match["id"] if match else ""
                 expected = f"file name does not follow {self.product}-<version>-<sdss_id>.fits"
                 problem = id_problem(star) if star else expected

@@ -70,12 +70,3 @@ def abundances(columns: list[SpeciesColumn], table: Mapping[str, Any], n: int) -
         "abundance": np.stack(values, axis=1).astype(np.float32),
         "abundance_error": np.stack(errors, axis=1).astype(np.float32),
     }
-
-
-def species_name(name: str) -> str:
-    """One spelling a species: ``'ti_2'``, ``'TI2'`` and ``'Ti II'`` are ``'TiII'``; names it does not know stay."""
-    match = re.fullmatch(r"([A-Za-z]{1,2})[ _]?(1|2|3|I{1,3})?", name.strip())
-    if not match or match[1].capitalize() not in SYMBOLS:
-        return name.strip()
-    stage = match[2] or ""
-    return match[1].capitalize() + _STAGES.get(stage, stage)

@@ -11,10 +11,11 @@ from releases import aspcap_arrays, write_allstar, write_aspcap
 
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, Flag
-from chemscale.survey.sources.apogee import ApogeeSource, star_id_of
+from chemscale.survey.sources.apogee import ApogeeSource
 from chemscale.survey.sources.apogee_labels import DR17_ELEMENTS, visit_means
 from chemscale.survey.sources.apogee_pixels import CHIPS, N_PIXELS, wavelength_grid
 from chemscale.survey.sources.base import Source
+from chemscale.survey.sources.file_names import APOGEE
 
 
 def read_all(source):
@@ -292,7 +293,8 @@ def test_a_unit_that_cannot_be_read_asks_for_a_corrected_file_not_for_a_mapping(
     ],
 )
 def test_names(name, star):
-    assert star_id_of(name) == star
+    match = APOGEE.match(name)
+    assert (match["id"] if match else "") == star
 
 
 def test_date_and_fibre_are_means_over_visits_where_the_text_tells_them():

@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.members import cluster_name, count_by_cluster, read_members
+from chemscale.survey.sources.members import cluster_name, read_members
 
 
 def test_occam(shared_data):
@@ -27,8 +27,6 @@ def test_occam(shared_data):
     everyone = read_members(str(path), key="apogee_id", column="cluster")
     assert len(everyone.stars) == 9563 and everyone.n_repeated == 500
     assert all(math.isnan(p) for _, p in everyone.stars.values())
-    counts = count_by_cluster(found.stars)
-    assert list(counts.values()) == sorted(counts.values(), reverse=True) and sum(counts.values()) == len(found.stars)
 
 
 def test_cluster_table_and_member_table_spell_names_alike(shared_data):

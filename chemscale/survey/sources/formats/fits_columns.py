@@ -179,17 +179,3 @@ def _stored_type(code: str, count: int, shape: Sequence[int]) -> np.dtype:
     kind = "S1" if code == "L" else _NUMBERS.get(code, f"V{_WIDTHS.get(code, 1)}")
     stated = tuple(shape) if len(shape) > 1 and math.prod(shape) == count else ()
     return np.dtype((kind, stated or ((count,) if count != 1 else ())))
-
-
-def table_dtype(header: Header, width: int) -> np.dtype:
-    """Structured dtype of the stored values of a BINTABLE row of `width` bytes."""
-    return layout_of(header, width).dtype
-
-
-def concatenate(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Blocks of a column one after the other; masked where any of them is."""
-    if len(blocks) == 1:
-        return blocks[0]
-    if any(isinstance(b, np.ma.MaskedArray) for b in blocks):
-        return np.ma.concatenate(blocks)
-    return np.concatenate(blocks)

@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from chemscale.survey.sources.formats.fits import BLOCK, END_CARD, HDU, MAX_HDUS, describe, header_at
-from chemscale.survey.sources.formats.fits_columns import TableLayout, concatenate, layout_of
+from chemscale.survey.sources.formats.fits_columns import TableLayout, layout_of
 from chemscale.survey.sources.formats.fits_header import CARD, FitsError, Header
 from chemscale.survey.sources.formats.paths import GZIP, open_raw
+from chemscale.survey.sources.formats.values import concatenate
 
 _MAX_HEADER = 8 * 2**20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,12 @@ def _word(value: Any) -> str:
     if value is None or value is np.ma.masked:
         return ""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def concatenate(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Blocks of a column one after the other; masked where any of them is."""
+    if len(blocks) == 1:
+        return blocks[0]
+    if any(isinstance(b, np.ma.MaskedArray) for b in blocks):
+        return np.ma.concatenate(blocks)
+    return np.concatenate(blocks)
