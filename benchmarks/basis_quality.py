@@ -169,7 +169,7 @@ def survey(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
         keep(
             f"survey {kind_name} {seed}",
             {
-                "rates": {n: rates[n] for n in ("raw", "rsca", "rsca_top")},
+                "rates": {n: rates[n] for n in ("raw", "rsca", "rsca_top", "rsca_held_out")},
                 "components": int(coords.shape[1]),
                 "on_one_star": alone(coords),
                 "outliers": facts["outliers"],

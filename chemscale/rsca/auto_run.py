@@ -94,7 +94,7 @@ def auto_representations(
         Directions that metrics may ignore (:func:`chemscale.rsca.representation.continuum_directions`).
     """
     coords, detrendings, note = auto_forms(stars)
-    variance = np.asarray(stars.embedding["coords_variance"].data[stars.member_rows].compute(), dtype=np.float64)
+    variance = stars.member_variance
     typical = variance.mean(axis=0)
     noise = np.mean(variance / typical, axis=1)  # of each member, 1 = typical
     targets = {"noise": np.diag(typical)}
@@ -115,12 +115,13 @@ def auto_representations(
             weights,
             covariate_directions(z[:n], leaking, held),
             None if stars.siblings is None else stars.siblings.at(z[end:]),
+            hold_leading=not held,
         )
         for name, z in coords.items()
     }
     if n >= SELF_DETRENDING_FIELD and not _labelled(stars, detrendings.get("detrended")):
         plain = forms["plain"]
-        shared = (plain.evaluation, targets, continuum, plain.weights, plain.nuisances, plain.siblings)
+        shared = (plain.evaluation, targets, continuum, plain.weights, plain.nuisances, plain.siblings, not held)
         forms["self-detrended"] = SelfDetrended(*shared)
         known = {name: v for name in REMOVED if (v := stars.label(name)) is not None}
         removed = {

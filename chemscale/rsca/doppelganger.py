@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +42,8 @@ class Evaluation:
         What pairs are matched on; none by default.
     cuts : PairCuts
         Strict limits (paper: 0.05 mag in A_K, 5 km/s).
+    noise : (K, K), optional
+        Mean measurement covariance of the members' coordinates, for metrics that look at it.
 
     Raises
     ------
@@ -55,10 +58,11 @@ class Evaluation:
         clusters: Sequence[str] | np.ndarray,
         covariates: PairCovariates | None = None,
         cuts: PairCuts | None = None,
+        noise: np.ndarray | None = None,
     ):
         field, members, clusters = plain(field), plain(members), plain(clusters)
         self.field = field if isinstance(field, da.Array) else np.asarray(field)
-        self.moments = field_moments(self.field)
+        self.moments = replace(field_moments(self.field), noise=noise)
         self.members, self.clusters = check_members(members, clusters)
         if self.members.shape[1] != self.field.shape[1]:
             raise InputError(
@@ -205,7 +209,8 @@ class Evaluation:
         if total <= n:
             return self
         rows = evenly(total, n)
-        return Evaluation(self.field[rows], self.members, self.clusters, self.covariates.at(rows), self.cuts)
+        noise = self.moments.noise
+        return Evaluation(self.field[rows], self.members, self.clusters, self.covariates.at(rows), self.cuts, noise)
 
     def summary(
         self,

@@ -16,15 +16,20 @@ from chemscale.statistics.moments import block_scatter, combine_scatter
 
 @dataclass(frozen=True)
 class FieldMoments:
-    """Number, mean (K,) and covariance (K, K) of field coordinates: all RSCA needs of the field."""
+    """Number, mean (K,) and covariance (K, K) of field coordinates: all RSCA needs of the field.
+
+    `noise` is the mean measurement covariance (K, K) of the members' coordinates, where that is known.
+    """
 
     n: int
     mean: np.ndarray
     covariance: np.ndarray
+    noise: np.ndarray | None = None
 
     def leading(self, k: int) -> FieldMoments:
         """Moments of the first `k` coordinates."""
-        return FieldMoments(self.n, self.mean[:k], self.covariance[:k, :k])
+        noise = None if self.noise is None else self.noise[:k, :k]
+        return FieldMoments(self.n, self.mean[:k], self.covariance[:k, :k], noise)
 
 
 def field_blocks(field: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from chemscale.errors import InputError
 from chemscale.rsca.baselines import Raw, Scaled
+from chemscale.rsca.held_out import HeldOutRSCA
 from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.metric import RSCA
 from chemscale.suggest import hint
@@ -16,6 +17,7 @@ METRICS: dict[str, type[LinearMetric]] = {
         Raw,
         Scaled,
         RSCA,
+        HeldOutRSCA,
     )
 }
 
@@ -34,7 +36,7 @@ def titles() -> dict[str, str]:
 
 def short_titles() -> dict[str, str]:
     """The same where room is short."""
-    return {name: m.short_title for name, m in METRICS.items()} | {"rsca_top": "RSCA top", "auto": "best"}
+    return {name: m.short_title for name, m in METRICS.items()} | {"rsca_top": "RSCA top", "auto": "auto"}
 
 
 def make(metric: str | Callable[[], LinearMetric]) -> LinearMetric:

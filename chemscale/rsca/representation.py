@@ -18,6 +18,8 @@ from chemscale.rsca.scales import pooled_sigma
 IGNORED = 10.0
 #: The same for what extinction and velocity do: siblings share both, so no cross-validation would drop it.
 COVARIATE_EXTENT = 1000.0
+#: Leading features that stand for chemistry where no label does, unless they follow a covariate by this correlation.
+HELD_FEATURES, LEAST_FOLLOWING = 3, 0.1
 #: Shrinkage towards the noise of the metric that finds the axes of :class:`SelfDetrended`.
 AXES_SHRINKAGE = 0.5
 
@@ -78,6 +80,19 @@ def widened(within: np.ndarray, field_covariance: np.ndarray, directions: np.nda
     size = np.einsum("ij,ij->i", directions, np.linalg.solve(field_covariance, directions.T).T)
     scaled = directions[size > 0] / np.sqrt(size[size > 0])[:, None]
     return within + extent * scaled.T @ scaled
+
+
+def beyond_leading(directions: np.ndarray, within: np.ndarray, field_covariance: np.ndarray) -> np.ndarray:
+    """Directions (m, k) of covariates without what the leading features, which hardly follow them, have in common.
+
+    Coordinates hold much chemistry, and a covariate follows it a little, by chance or by where stars are. Where no
+    label says so, the features that clusters tell most stand for chemistry: held as labels would be, unless they
+    follow the covariate themselves.
+    """
+    axes = eigh(within, field_covariance)[1][:, :HELD_FEATURES]
+    follows = directions @ axes  # correlations: directions are slopes on standardised covariates
+    held = np.where(np.abs(follows) < LEAST_FOLLOWING, follows, 0.0)
+    return directions - held @ axes.T @ field_covariance
 
 
 def covariate_directions(
@@ -156,6 +171,8 @@ class Representation:
         Directions that every metric ignores: what extinction and velocity do to coordinates.
     siblings : SiblingGroups, optional
         Groups that are no clusters, at coordinates of this form: their scatter is learned from, too.
+    hold_leading : bool
+        No label of chemistry was held when the nuisances were measured: see :func:`beyond_leading`.
     """
 
     evaluation: Evaluation
@@ -164,6 +181,7 @@ class Representation:
     weights: np.ndarray | None = None
     nuisances: np.ndarray | None = None
     siblings: SiblingGroups | None = None
+    hold_leading: bool = False
 
     def __post_init__(self) -> None:
         e = self.evaluation
@@ -225,8 +243,7 @@ class Representation:
         covariance = self.covariance[:k, :k]
         if ignore_continuum and self.continuum is not None:
             within = widened(within, covariance, self.continuum[:, :k], IGNORED)
-        if self.nuisances is not None:
-            within = widened(within, covariance, self.nuisances[:, :k], COVARIATE_EXTENT)
+        within = self._without_nuisances(within, covariance)
         matrix, sigma = shrunk_metric(within, covariance)
         if kind != "mad":
             return matrix
@@ -238,6 +255,15 @@ class Representation:
             scale = np.sqrt(np.maximum(1 - mad**2, 0)) / mad
         order = np.argsort(-scale, kind="stable")
         return (axes * scale)[:, order]
+
+    def _without_nuisances(self, within: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+        """A covariance (k, k) wide along what metrics ignore."""
+        if self.nuisances is None:
+            return within
+        directions = self.nuisances[:, : len(within)]
+        if self.hold_leading:
+            directions = beyond_leading(directions, within, covariance)
+        return widened(within, covariance, directions, COVARIATE_EXTENT)
 
 
 @dataclass
@@ -271,9 +297,9 @@ class SelfDetrended(Representation):
         within, noise = self.within(left_out), self.targets["noise"]
         nuisance = eigh(within, noise)[1][:, -1:]
         shrunk = (1 - AXES_SHRINKAGE) * within + AXES_SHRINKAGE * noise
-        for directions, extent in ((self.continuum, IGNORED), (self.nuisances, COVARIATE_EXTENT)):
-            if directions is not None:
-                shrunk = widened(shrunk, self.covariance, directions, extent)
+        if self.continuum is not None:
+            shrunk = widened(shrunk, self.covariance, self.continuum, IGNORED)
+        shrunk = self._without_nuisances(shrunk, self.covariance)
         return np.concatenate([nuisance, shrunk_metric(shrunk, self.covariance)[0][:, :2]], axis=1)
 
 
@@ -283,7 +309,7 @@ class _SelfDetrendedView(Representation):
     def __init__(self, form: SelfDetrended, left_out: Sequence[int]):
         e = form.evaluation
         self.evaluation, self.targets, self.continuum, self.weights = e, form.targets, form.continuum, form.weights
-        self.nuisances = form.nuisances
+        self.nuisances, self.hold_leading = form.nuisances, form.hold_leading
         self.groups, self.clusters, self.names = form.groups, form.clusters, form.names
         self._labels = {name: values[0] for name, values in form.removed.items()}
         detrending = SelfDetrending(e.moments.mean, form.axes(left_out), tuple(form.removed))

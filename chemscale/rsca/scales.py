@@ -11,6 +11,8 @@ from chemscale.rsca.moments import FieldMoments
 
 #: Median absolute deviation of a Gaussian of unit standard deviation.
 MAD_OF_NORMAL = 0.6744897501960817
+#: Deviations count for at most this many standard deviations; what that leaves of a Gaussian's variance.
+CLIP, CLIPPED = 3.0, 0.9950
 
 
 def centre_on_clusters(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -35,6 +37,20 @@ def pooled_sigma(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
         total += (len(x) - 1) * deviation**2
         weight += len(x) - 1
     return np.sqrt(total / weight)
+
+
+def clipped_sigma(deviations: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Within-cluster standard deviation of each column (K,) from deviations from the means of clusters.
+
+    More certain than :func:`pooled_sigma`, which has the certainty of a third as many members. A deviation counts for
+    at most :data:`CLIP` of what comes out, so that a few strangers among the members do not set it.
+    """
+    freedom = len(deviations) - len(np.unique(clusters))
+    sigma = np.sqrt(np.sum(deviations**2, axis=0) / freedom)
+    for _ in range(10):
+        clipped = np.clip(deviations, -CLIP * sigma, CLIP * sigma)
+        sigma = np.sqrt(np.sum(clipped**2, axis=0) / (freedom * CLIPPED))
+    return sigma
 
 
 def inverse_sigma_r(sigma_clust: np.ndarray, sigma_pop: np.ndarray | float = 1.0) -> np.ndarray:

@@ -16,7 +16,7 @@ from chemscale.labelled import plain
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.neighbours import SiblingIndex
-from chemscale.rsca.registry import METRICS, make
+from chemscale.rsca.registry import METRICS
 from chemscale.rsca.stars import RunStars, text
 from chemscale.runtime.product import ResumableProduct
 from chemscale.runtime.run import Run
@@ -80,8 +80,7 @@ class SiblingSearch:
             n_features = min(n_features or 3, len(fitted.scale_))
             amplitude = fitted.log_amplitude(n_features)
         elif metric != "auto":  # another registered metric: it is learned here, from coordinates in memory
-            own = RunStars.read(run, max_field=LEARNED_FIELD)
-            fitted = make(metric).fit(own.field, own.members, own.clusters)
+            fitted = RunStars.read(run, max_field=LEARNED_FIELD).evaluation.fit(metric)
         else:
             auto, detrendings = load_auto(run)
             if n_features is not None and not 1 <= n_features <= auto.matrix.shape[1]:

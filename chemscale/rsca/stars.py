@@ -205,7 +205,17 @@ class RunStars:
     @cached_property
     def evaluation(self) -> Evaluation:
         """The engine that rates metrics on these stars."""
-        return self.evaluate(self.field, self.members)
+        return Evaluation(self.field, self.members, self.clusters, self.covariates, noise=self.noise)
+
+    @property
+    def noise(self) -> np.ndarray:
+        """Mean measurement covariance (K, K) of the members' coordinates."""
+        return np.diag(self.member_variance.mean(axis=0))
+
+    @cached_property
+    def member_variance(self) -> np.ndarray:
+        """Measurement variance of the members' coordinates, (n_members, K)."""
+        return np.asarray(self.embedding["coords_variance"].data[self.member_rows].compute(), dtype=np.float64)
 
     def evaluate(self, of_field: Any, of_members: np.ndarray) -> Evaluation:
         """An engine for other features of the same stars."""

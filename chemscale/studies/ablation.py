@@ -63,11 +63,12 @@ def compute(context: StudyContext) -> StudyResult:
     ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
     style.rate_axis(ax.yaxis)
     ax.legend(ncols=2, loc="upper center", columnspacing=1.0, handletextpad=0.3)
-    renamed = {"raw": "raw", "scaled": "scaled", "rsca": "transformed"}
+    renamed = {"raw": "raw", "scaled": "scaled", "rsca": "transformed", "rsca_held_out": "held_out"}
     numbers = {f"{r[0]} {renamed.get(r[1], r[1].replace('rsca', 'transformed'))}".replace(" ", "_"): r[3] for r in rows}
     caption = (
         "Global doppelganger rates of three representations: distances on the representation as it is, after scaling "
-        "each dimension, and after every step of RSCA. Bars: standard error over clusters."
+        "each dimension, and after every step of RSCA; beside it RSCA with scales of held-out clusters. "
+        "Bars: standard error over clusters."
     )
     if again:
         caption += f" Black, beside: mean and scatter of {settings['restarts']} bases refitted on random stars."
@@ -78,7 +79,7 @@ def compute(context: StudyContext) -> StudyResult:
         table=table,
         columns={
             "input": "representation the distance is measured on",
-            "method": "raw, scaled (step 4 alone) or rsca (steps 2-4)",
+            "method": "raw, scaled (step 4 alone), rsca (steps 2-4) or rsca_held_out (scales of held-out clusters)",
             "dimensions": "dimensions of the representation",
             "rate": "global doppelganger rate, leave-one-cluster-out",
             "rate_error": "standard error, clusters drawn with replacement",

@@ -41,6 +41,8 @@ class Sample:
     elements : tuple of str
     abundance : array (n, n_elements) or None
         [X/H], dex.
+    noise : array (K, K) or None
+        Mean measurement covariance of the members' coordinates.
     """
 
     coords: np.ndarray
@@ -52,6 +54,7 @@ class Sample:
     elements: tuple[str, ...] = ()
     abundance: np.ndarray | None = None
     visits: np.ndarray | None = None
+    noise: np.ndarray | None = None
 
     @classmethod
     def read(cls, run: Run, max_field: int = MAX_FIELD) -> Sample:
@@ -82,6 +85,7 @@ class Sample:
             clusters=stars.clusters,
             star_id=text(read_rows(ds["star_id"], rows)),
             labels=labels,
+            noise=stars.noise,
         )
         survey = open_survey(run.store)
         check_rows(survey, ds)
@@ -113,10 +117,10 @@ class Sample:
     @cached_property
     def evaluation(self) -> Evaluation:
         """The engine that rates metrics on the spectra's coordinates."""
-        return self.evaluate(self.coords)
+        return self.evaluate(self.coords, self.noise)
 
-    def evaluate(self, values: np.ndarray) -> Evaluation:
-        """An engine for any features of the same stars (n, d): abundances, latents.
+    def evaluate(self, values: np.ndarray, noise: np.ndarray | None = None) -> Evaluation:
+        """An engine for any features of the same stars (n, d), such as abundances or latents, with noise (d, d).
 
         Raises
         ------
@@ -134,4 +138,5 @@ class Sample:
             values[self.n_field :][keep_member],
             self.clusters[keep_member],
             self.covariates.at(keep_field, keep_member),
+            noise=noise,
         )

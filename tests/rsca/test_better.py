@@ -389,6 +389,24 @@ def test_metrics_do_not_hear_extinction_that_siblings_share():
     assert covariate_directions(z[:3000], [np.full(3000, np.nan)]) is None
 
 
+def test_chemistry_that_follows_extinction_by_chance_is_not_ignored_with_it():
+    rng = np.random.default_rng(4)
+    clusters = np.repeat([f"c{i:02d}" for i in range(20)], 6)
+    extinction = np.r_[rng.normal(size=3000), rng.normal(size=20).repeat(6)]
+    chem = np.r_[rng.normal(size=3000), rng.normal(size=20).repeat(6)]
+    chem[:3000] += 0.05 * extinction[:3000]  # a gradient of the field
+    z = np.stack([100 * chem, extinction, *rng.normal(size=(2, 3120))], axis=1) + 0.1 * rng.normal(size=(3120, 4))
+    leaking = covariate_directions(z[:3000], [extinction[:3000]])
+    e = Evaluation(z[:3000], z[3000:], clusters)
+    noise, rates = {"noise": 0.01 * np.eye(4)}, []
+    for hold in (False, True):
+        form = Representation(e, noise, nuisances=leaking, hold_leading=hold)
+        matrix = form.full_metric(4, 0.3, "noise")[:, :1]
+        rates.append(e.rates(matrices=dict.fromkeys(e.names, matrix)).overall)
+        assert abs(np.corrcoef((z[:3000] @ matrix)[:, 0], extinction[:3000])[0, 1]) < 0.1
+    assert rates[1] < 0.001 and rates[0] > 3 * rates[1]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_likeness_needs_little_correction_on_unseen_clusters(seed):
     """Clusters differ in scatter, members are heavy-tailed: eq. (5) is far too sure, the fitted laws are not."""

@@ -10,10 +10,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from chemscale.errors import InputError
+from chemscale.errors import DataError, InputError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.registry import METRICS, make, short_titles, titles
+from chemscale.rsca.scales import clipped_sigma
 
 
 def stars(seed=0, n_field=400, k=5, n_clusters=5, size=6):
@@ -94,3 +95,47 @@ def test_every_metric_has_titles_and_a_rate():
         assert titles()[name] and short_titles()[name]
     with pytest.raises(InputError, match="did you mean 'rsca'"):
         engine.rates("rscaa")
+
+
+def few_clusters(seed, k=30, n_clusters=20, size=5):
+    """Two telling coordinates of thirty, and eighty degrees of freedom."""
+    rng = np.random.default_rng(seed)
+    names = np.repeat([f"c{i}" for i in range(n_clusters)], size)
+    members = rng.normal(size=(len(names), k))
+    members[:, :2] = rng.normal(size=(n_clusters, 2)).repeat(size, axis=0) + 0.15 * rng.normal(size=(len(names), 2))
+    return rng.normal(size=(2000, k)), members, names
+
+
+def test_scales_of_held_out_clusters_do_not_trust_axes_that_tell_nothing():
+    data = few_clusters(0)
+    own, held_out = (make(name).fit(*data).sigma_clust_ for name in ("rsca", "rsca_held_out"))
+    assert own[2] < 0.5  # a coordinate in which siblings are strangers
+    assert held_out[2] > 0.75
+    assert 0.15 < held_out[1] < 0.25 and np.all(np.diff(held_out) >= 0)
+
+
+def test_scales_of_held_out_clusters_give_lower_rates_where_clusters_are_few():
+    rates = np.array(
+        [
+            [Evaluation(*few_clusters(seed)).rates(name).overall for name in ("rsca", "rsca_held_out")]
+            for seed in range(4)
+        ]
+    )
+    assert np.all(rates[:, 1] < rates[:, 0]) and rates[:, 1].mean() < 0.75 * rates[:, 0].mean()
+
+
+def test_measurement_noise_is_part_of_the_scatter_where_it_is_known():
+    field, members, names = few_clusters(0, k=90)  # more coordinates than degrees of freedom
+    with pytest.raises(DataError, match="degrees of freedom"):
+        Evaluation(field, members, names).fit("rsca_held_out")
+    engine = Evaluation(field, members, names, noise=np.diag([0.02, 0.02, *np.full(88, 0.9)]))
+    assert engine.rates("rsca_held_out").overall < 0.05
+    assert engine.thinned(500).moments.noise is engine.moments.noise
+
+
+def test_strangers_among_the_members_do_not_set_the_spread():
+    rng = np.random.default_rng(0)
+    x, names = rng.normal(size=(400, 1)), np.repeat(np.arange(40), 10)
+    assert clipped_sigma(x, names)[0] == pytest.approx(1.0 * np.sqrt(10 / 9), rel=0.05)
+    x[::20] = 15.0
+    assert clipped_sigma(x, names)[0] < 1.7 < 3.0 < np.std(x)
