@@ -15,13 +15,14 @@ help: ## list the targets
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch first and by exact version: a machine with a CPU build at hand then takes that one
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,s3,hpc,spectra]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@# what is imported is compiled then: the thousands of files that are not need no bytecode
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[parquet]"
 	@touch $(STAMP)
 
 $(TESTED): $(STAMP)
-	@# schemas of Kubernetes, 290 MB: nothing a user needs
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[deploy]"
+	@# tools of development, and schemas of Kubernetes, 290 MB: nothing a user needs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,s3,hpc,spectra,parquet,deploy]"
 	@touch $(TESTED)
 
 demo: $(STAMP) ## simulate a survey, fit, evaluate, show the report (under 4 minutes on 2 cores)
@@ -39,12 +40,12 @@ test-gpu: $(TESTED) ## on a machine with a CUDA device and the extra `gpu`
 test-slow: $(TESTED) ## the marked tests as well (skips what the machine lacks)
 	$(BIN)/python -m pytest -n 2
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(TESTED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP) ## mend formatting and imports
+format: $(TESTED) ## mend formatting and imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
