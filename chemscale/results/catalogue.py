@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Any
+import re
 
 import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.results.columns import Column, RunTable
 from chemscale.suggest import hint
+from chemscale.survey.sources.catalogues import open_catalogue
+from chemscale.survey.sources.missing import identifiers, no_numbers, numbers, words
 
-#: Names under which catalogues keep the identifier, tried in this order.
-KEYS = ("star_id", "STAR_ID", "APOGEE_ID", "apogee_id", "obsid", "id", "ID")
+#: Names under which catalogues keep the identifier, whatever their case, tried in this order.
+KEYS = ("star_id", "apogee_id", "obsid", "id")
+_WHOLE = re.compile(r"[+-]?\d{1,19}")
 
 
 def add(table: RunTable, path: str | os.PathLike[str], *, key: str | None = None) -> int:
-    """Append the columns of a catalogue to a run's table, as ``x_NAME``; stars it lacks have empty values.
+    """Append the columns of a catalogue to a run's table, as ``x_NAME``; stars it lacks, and gaps of its, are empty.
 
     Parameters
     ----------
     table : RunTable
         Changed in place.
     path : path
-        Any table that astropy reads: FITS, VOTable, CSV, ECSV, Parquet.
+        Any table that `--labels` of an ingestion takes: FITS, CSV, Parquet, VOTable, ECSV.
     key : str, optional
         Its column of identifiers; by default the first of :data:`KEYS` that it has.
 
@@ -35,32 +39,43 @@ def add(table: RunTable, path: str | os.PathLike[str], *, key: str | None = None
     Raises
     ------
     InputError
-        The catalogue cannot be read, has no such key, names a star twice, or shares no star with the run.
+        The catalogue cannot be read, has no such key or one whose digits were lost, names a star twice, or shares no
+        star with the run.
     """
-    catalogue = _read(path)
-    names = [key] if key is not None else [k for k in KEYS if k in catalogue.colnames]
-    if not names or names[0] not in catalogue.colnames:
+    catalogue = open_catalogue(str(path))
+    names = [key] if key is not None else KEYS
+    of_stars = next((c for name in names if (c := catalogue.find(name))), None)
+    if of_stars is None:
         raise InputError(
             f"{path} has no column {key or 'of identifiers'}",
-            f"name it with --key; {hint(key or 'star_id', catalogue.colnames, 'columns')}",
+            f"name it with --key; {hint(key or 'star_id', catalogue.columns, 'columns')}",
         )
-    theirs = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in catalogue[names[0]]])
-    theirs = np.char.strip(theirs)
+    values = catalogue.read(catalogue.columns)
+    theirs = identifiers(values[of_stars])
+    if theirs is None:
+        raise InputError(
+            f"{path}: identifiers in {of_stars} went through floating point: their last digits are lost",
+            "write them as 64-bit integers or as text",
+        )
     row = {star: i for i, star in enumerate(theirs)}
     if len(row) < len(theirs):
-        values, counts = np.unique(theirs, return_counts=True)
-        raise InputError(f"{path} names {values[counts > 1][0]!r} more than once", "keep one row a star")
+        twice = next(star for i, star in enumerate(theirs) if row[star] != i)
+        raise InputError(f"{path} names {twice!r} more than once", "keep one row a star")
     ids = table.columns[0].read(0, table.n_stars)
     match = np.array([row.get(str(s), -1) for s in ids], dtype=np.int64)
     if not (match >= 0).any():
         raise InputError(
-            f"no star of the run is in {path}", f"the run has {str(ids[0])!r}, the catalogue {str(theirs[0])!r}"
+            f"no star of the run is in {path}", f"the run has {str(ids[0])!r}, the catalogue {next(iter(theirs), '')!r}"
         )
     taken = {c.name: i for i, c in enumerate(table.columns)}
-    for name in catalogue.colnames:
-        if name == names[0] or catalogue[name].ndim > 1:
+    for name, column_values in values.items():
+        if name == of_stars or math.prod(column_values.shape[1:]) != 1:
             continue
-        column = _column(f"x_{name.removeprefix('x_')}", catalogue[name], match)
+        told = catalogue.descriptions.get(name) or f"{name} of the catalogue that was joined"
+        unit = catalogue.units.get(name, "")
+        flat = column_values.reshape(-1)
+        is_text = flat.dtype.kind not in "fiub" and (catalogue.typed or bool(no_numbers(flat)))
+        column = _column(f"x_{name.removeprefix('x_')}", flat, match, unit, told, is_text)
         if column.name in taken:  # an extra column of the survey: what is joined now is what is wanted
             table.columns[taken[column.name]] = column
         else:
@@ -68,25 +83,17 @@ def add(table: RunTable, path: str | os.PathLike[str], *, key: str | None = None
     return int((match >= 0).sum())
 
 
-def _read(path: str | os.PathLike[str]) -> Any:
-    from astropy.table import Table
-
-    try:
-        return Table.read(path)
-    except Exception as err:  # astropy's readers raise errors of many kinds
-        raise InputError(f"{path} cannot be read as a table: {err}", "FITS, VOTable, CSV, ECSV or Parquet") from err
-
-
-def _column(name: str, values: Any, match: np.ndarray) -> Column:
-    told = str(values.description or "") or f"{name.removeprefix('x_')} of the catalogue that was joined"
-    unit, there = str(values.unit or ""), match >= 0
-    plain = np.asarray(np.ma.filled(values, np.nan if values.dtype.kind == "f" else values.dtype.type()))
-    if plain.dtype.kind in "SUOT":
-        words = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in plain])
-        picked = np.where(there, words[match], "")
+def _column(name: str, values: np.ndarray, match: np.ndarray, unit: str, told: str, is_text: bool) -> Column:
+    there, plain = match >= 0, np.ma.getdata(values)
+    if is_text:
+        text = np.array(words(values) or [""], str)
+        picked = np.where(there, text[match], "")
         return Column(name, lambda a, b: picked[a:b], "text", told, width=max(picked.dtype.itemsize // 4, 1))
-    if plain.dtype.kind == "i" and (there.all() or np.abs(plain).max(initial=0) > 2**53):
-        whole = np.where(there, plain[match], 0).astype(np.int64)  # identifiers such as Gaia's: every digit counts
-        return Column(name, lambda a, b: whole[a:b], "int64", told, unit)
-    numbers = np.where(there, plain.astype(np.float64)[match], np.nan)
-    return Column(name, lambda a, b: numbers[a:b], "float64", told, unit)
+    whole = plain.dtype.kind in "iu" or (plain.dtype.kind in "OUS" and all(map(_WHOLE.fullmatch, words(values))))
+    hidden = np.ma.getmaskarray(values)
+    if whole and ((there.all() and not hidden.any()) or np.abs(numbers(values)).max(initial=0) > 2**53):
+        integers = np.array([int(v) for v in np.ma.filled(values, 0)], np.int64)
+        kept = np.where(there, integers[match], 0)  # identifiers such as Gaia's: every digit counts
+        return Column(name, lambda a, b: kept[a:b], "int64", told, unit)
+    floats = np.where(there, numbers(values)[match], np.nan)
+    return Column(name, lambda a, b: floats[a:b], "float64", told, unit)

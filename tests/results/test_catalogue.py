@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 
 from chemscale.errors import InputError
@@ -32,6 +33,33 @@ def test_columns_come_in_the_order_of_the_runs_stars(tmp_path):
     assert found["x_gaia_id"].tolist() == [2**60 + 1, 0, 2**60 + 3]  # every digit kept
 
 
+def test_gaps_are_gaps_in_every_form_of_file(tmp_path):
+    gap = np.ma.masked_array([7, 8, 9], mask=[False, True, False])
+    mine = Table({"id": ["a", "b", "c"], "planets": gap, "gaia": [2**60, 1, 2], "note": ["x", "", "z"]})
+    mine["plate"] = ["0266", "0267", "0268"]
+    mine.write(tmp_path / "mine.fits")
+    mine.write(tmp_path / "mine.vot", format="votable")
+    (tmp_path / "mine.csv").write_text(f"ID;planets;gaia;note\na;7;{2**60};x\nb;;1;\nc;9;2;z\n")
+    for file in ("mine.fits", "mine.vot", "mine.csv"):
+        table = run_table()
+        catalogue.add(table, tmp_path / file)
+        found = {c.name: c.read(0, 3) for c in table.columns}
+        np.testing.assert_array_equal(found["x_planets"], [7, np.nan, 9], err_msg=file)
+        assert found["x_gaia"].tolist() == [2**60, 1, 2] and found["x_gaia"].dtype == np.int64, file
+        assert found["x_note"].tolist() == ["x", "", "z"], file
+        assert "x_plate" not in found or found["x_plate"].tolist() == ["0266", "0267", "0268"], file
+
+
+def test_an_undefined_entry_of_a_scaled_column_is_a_gap(tmp_path):
+    column = fits.Column("mag", "I", array=np.array([1234, -32768, 5]), null=-32768)
+    unit = fits.BinTableHDU.from_columns([fits.Column("star_id", "1A", array=["a", "b", "c"]), column])
+    unit.header["TSCAL2"] = 0.01  # of the integers as they are stored
+    unit.writeto(tmp_path / "mine.fits")
+    table = run_table()
+    catalogue.add(table, tmp_path / "mine.fits")
+    np.testing.assert_allclose(table.columns[-1].read(0, 3), [12.34, np.nan, 0.05])
+
+
 @pytest.mark.parametrize(
     ("columns", "key", "told"),
     [
@@ -48,5 +76,5 @@ def test_a_catalogue_that_cannot_be_matched_is_refused(tmp_path, columns, key, t
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "mine.fits").write_text("no table")
-    with pytest.raises(InputError, match="cannot be read as a table"):
+    with pytest.raises(InputError, match="not a FITS file"):
         catalogue.add(run_table(), tmp_path / "mine.fits")

@@ -16,7 +16,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,10 @@ class Catalogue:
     units: dict[str, str] = field(default_factory=dict)
     #: columns that cannot be read, and why
     left_out: dict[str, str] = field(default_factory=dict)
+    #: what the file says of its columns, where astropy reads it
+    descriptions: dict[str, str] = field(default_factory=dict)
+    #: whether the file tells numbers from text: where not, all columns are text
+    typed: ClassVar[bool] = True
 
     def find(self, name: str) -> str | None:
         """A column by its name, without regard to case; None where there is none."""
@@ -93,6 +97,7 @@ class _Parquet(Catalogue):
 
 
 class _Csv(Catalogue):
+    typed = False
     delimiter = ","
     encoding = "utf-8-sig"
     #: lines before the header, and behind it up to a line of dashes
@@ -252,6 +257,7 @@ def _by_astropy(path: str, kind: str, remedy: str, **options: Any) -> Catalogue:
     units = {c: str(table[c].unit or "") for c in plain}
     found = _InMemory(path, plain, units, {c: f"a {kind}" for c, kind in kinds.items() if c not in plain})
     found.table = table
+    found.descriptions = {c: str(table[c].info.description or "") for c in plain}
     return found
 
 
