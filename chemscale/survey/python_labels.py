@@ -11,7 +11,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES, variable_attrs
 from chemscale.survey.sources.catalogues import plain_values
-from chemscale.survey.sources.missing import cluster_name, identifiers, measured, no_numbers, numbers, words
+from chemscale.survey.sources.missing import cluster_name, gaia_ids, identifiers, measured, no_numbers, numbers, words
 
 
 def as_columns(labels: Any) -> dict[str, Any]:
@@ -76,6 +76,10 @@ def _label(name: str, target: str, spec: Any, values: Any) -> np.ndarray:
     if spec.dtype == "str":
         text = words(plain)
         return np.array([cluster_name(t) for t in text] if target == "cluster" else text, dtype=object)
+    if target == "gaia_source_id":
+        if (ids := gaia_ids(plain)) is None:
+            raise InputError(f"labels: the last digits of {name} are lost in floating point", "pass text or integers")
+        return ids
     if not spec.dtype.startswith("float"):
         known = numbers(plain)
         return np.where(np.isfinite(known), known, 0).astype(spec.dtype)

@@ -193,6 +193,7 @@ def test_labels_in_python_mean_what_they_mean_in_files():
     table["radial_velocity"] = np.array([-250e3, 250e3, -9999.0, np.nan, 1e3]) * u.m / u.s
     table["logg"] = MaskedColumn(np.full(5, 4), mask=gone)
     table["quality"] = MaskedColumn(np.full(5, 3), mask=gone)
+    table["gaia_source_id"] = MaskedColumn(2**62 + 1 + np.arange(5), mask=gone)
     survey = chemscale.from_spectra(spectra, labels=table, medium="air")
     assert survey.star_id.values.tolist() == ["a", "b", "c", "d", "e"]
     assert survey.cluster.values.tolist() == ["M67", "", "", "", "M 67"]
@@ -200,6 +201,7 @@ def test_labels_in_python_mean_what_they_mean_in_files():
     np.testing.assert_array_equal(survey.radial_velocity.values, np.array([-250, 250, np.nan, np.nan, 1], "f4"))
     assert np.isnan(survey.logg.values[gone]).all() and (survey.logg.values[~gone] == 4).all()
     assert survey.quality.values.tolist() == [3, 0, 3, 0, 3]
+    assert survey.gaia_source_id.values.tolist() == [2**62 + 1, 0, 2**62 + 3, 0, 2**62 + 5]  # to the last digit
     frame = pd.DataFrame({"star_id": list("abcde"), "teff": pd.array([5000, None, 4000, 1, None], dtype="Int64")})
     frame["cluster"] = pd.array(["M67", None, "N/A", "x", pd.NA], dtype="string")
     survey = chemscale.from_spectra(spectra, labels=frame, medium="air")
