@@ -119,7 +119,8 @@ def train(
         console.print(f"[yellow]the axes may be led astray:[/] {escape(warning)}", highlight=False)
     opened = Run.open(run)
     told = record(opened, "vae.train", training_verdict(opened.load_json("vae/curves.json")))
-    console.print(f"[{'yellow' if 'falling' in told or 'overfits' in told else 'green'}]{told}[/]", highlight=False)
+    doubtful = any(word in told for word in ("falling", "rising", "overfits"))
+    console.print(f"[{'yellow' if doubtful else 'green'}]{told}[/]", highlight=False)
     console.print(
         f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out; "
         f"next: chemscale vae infer {escape(store)} --run {escape(run)}",

@@ -12,7 +12,7 @@ from chemscale.runtime.run import Run
 
 #: Share of the last epochs that the trend of a training is read from.
 TREND_SHARE = 0.25
-#: Relative fall of the reconstruction over those epochs below which a training has settled.
+#: Relative fall or rise of the reconstruction over those epochs below which a training has settled.
 SETTLED = 0.005
 #: Rise of the held-out error above its minimum, relative, that counts as overfitting.
 OVERFIT = 0.02
@@ -41,6 +41,11 @@ def training_verdict(curves: Sequence[Mapping[str, Any]], *, epochs: int | None 
     if fall > SETTLED:
         told += (
             f"still falling ({100 * fall:.1f} % over the last {len(tail)}): train longer with --epochs {2 * len(chi2)}"
+        )
+    elif fall < -SETTLED:
+        told += (
+            f"rising ({-100 * fall:.1f} % over the last {len(tail)}), not settled: train again with another --seed or "
+            "a larger --batch, and look for spectra with absurd errors"
         )
     else:
         told += f"settled (changed by {-100 * fall:+.1f} % over the last {len(tail)})"

@@ -17,7 +17,9 @@ import xarray as xr
 
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime.jsonio import plain, write_json
+from chemscale.runtime.product import PARTIAL, remove_leftovers, switch
 from chemscale.runtime.run import Run
+from chemscale.survey.store.cleaning import check_cleaned
 from chemscale.vae.alignment import Alignment, check
 from chemscale.vae.checkpoint import load_model, read_record, save_model
 from chemscale.vae.config import ModelConfig
@@ -119,7 +121,7 @@ def train(
     resume : bool
         Carry on from the last checkpoint of the same settings; a training that is done is left as it is.
     overwrite : bool
-        Replace a finished model.
+        Replace a finished model: it stays as it is until the new one, trained beside it in ``vae.partial``, is whole.
     processes : int
         Data-parallel processes on this machine.
     scale : bool
@@ -159,33 +161,42 @@ def train(
     if many and path is None:
         raise InputError("several processes need the path of a survey store", "write the Dataset with write_survey")
     where = run_of(run, path, create=True)
-    folder = where.path / FOLDER
+    final = where.path / FOLDER
     noted = {"preset": preset, "model": model_config.to_dict(), "train": asdict(config), "regions": chosen.name}
-    finished = (folder / "model.json").exists() and not (folder / "initial.json").exists()
-    if finished and resume:
-        asked = _Asked(preset, set(model or {}) | set(settings or {}), model_config, config)
-        _same_start(folder, asked, "model")
+    finished = (final / "model.json").exists() and not (final / "initial.json").exists()
+    # what replaces a finished model grows beside it, and takes its name when it is whole
+    folder = final.with_name(FOLDER + PARTIAL) if finished else final
+    begun = resume and (folder / "initial.json").exists()
+    asked = _Asked(preset, set(model or {}) | set(settings or {}), model_config, config)
+    if finished and resume and not begun and not overwrite:
+        _same_start(final, asked, "model")
+        check_cleaned(ds.attrs.get("cleaned", ()), read_record(final / "model.json").get("cleaned", ()), "model")
         return where.load_json(f"{FOLDER}/summary.json") | {"seconds": 0.0, "done": True}
-    if finished and not overwrite:
-        raise StoreError(f"{folder} holds a finished model", "--overwrite replaces it; or choose another --run")
+    if finished and not (overwrite or begun):
+        raise StoreError(f"{final} holds a finished model", "--overwrite replaces it; or choose another --run")
     with where.stage("vae.train", noted) as stage:
-        if not (resume and (folder / "initial.json").exists()):
+        if begun:
+            _same_start(folder, asked)
+            learned = read_record(folder / "initial.json").get("cleaned", ())
+            check_cleaned(ds.attrs.get("cleaned", ()), learned, "model")
+        else:
             for name in ("checkpoint.json", "checkpoint.safetensors"):
                 (folder / name).unlink(missing_ok=True)
             # every process, and a resumed run, starts from the same front end and weights
             facts = _facts(survey, ds, chosen, config, preset, held_out, split_seed)
             save_model(folder, build(survey, model_config, config, chosen), facts, "initial")
-        else:
-            _same_start(folder, _Asked(preset, set(model or {}) | set(settings or {}), model_config, config))
         if client is not None:
-            run_on_workers(client, fit, (str(path), str(folder), resume, device))
+            run_on_workers(client, fit, (str(path), str(folder), begun, device))
         elif processes > 1:
-            run_processes(fit, processes, (str(path), str(folder), resume, device))
+            run_processes(fit, processes, (str(path), str(folder), begun, device))
         else:
-            fit(Parallel(), ds, str(folder), resume, device, on_epoch)
-        summary = where.load_json(f"{FOLDER}/summary.json")
+            fit(Parallel(), ds, str(folder), begun, device, on_epoch)
         for name in ("initial.json", "initial.safetensors", "checkpoint.json", "checkpoint.safetensors"):
             (folder / name).unlink(missing_ok=True)
+        if finished:
+            remove_leftovers(final)
+            switch(folder, final)
+        summary = where.load_json(f"{FOLDER}/summary.json")
         stage.note(**summary)
     return summary | {"seconds": where.manifest["stages"]["vae.train"]["wall_s"], "done": False}
 

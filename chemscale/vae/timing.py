@@ -42,7 +42,7 @@ class TrainingTime:
     steps : int
         Of all phases.
     stars : int
-        Trained on.
+        Trained on, those that only watch among them; without a usable pixel none is, as far as the sample tells.
     """
 
     preparation: float
@@ -106,6 +106,7 @@ def training_time(
     guarding = _timed(lambda: guard(network, source, small))[1]
     share = n / max(sampled, 1)
     learning = source.n_stars * share
+    usable = source.n_stars + (len(validation) if validation is not None else 0)
     per_epoch = max(1, int(learning) // config.batch)
     early = min(1.0, config.late_phase_start)
     main = per_epoch * (each["early"] * early + each["late"] * (1.0 - early)) + looking * share
@@ -117,7 +118,7 @@ def training_time(
         decoders=phases[2] * per_epoch * each["decoders"],
         afterwards=measuring * min(STARS, n) / len(flux) + guarding * min(GUARDED, n) / min(GUARDED, sampled),
         steps=sum(phases) * per_epoch,
-        stars=n,
+        stars=round(usable * share),
     )
 
 

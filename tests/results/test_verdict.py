@@ -35,6 +35,7 @@ EPOCH = np.arange(40)
     [
         (1 + np.exp(-EPOCH / 4), None, "settled"),
         (1 + np.exp(-EPOCH / 40), None, "still falling"),
+        (1 + EPOCH / 400, None, "not settled"),
         (1 + np.exp(-EPOCH / 4), 1.2 + 0.01 * EPOCH, "it overfits"),
         (1 + np.exp(-EPOCH / 4), 1.1 + np.exp(-EPOCH / 4), "no overfitting"),
         (np.ones(2), None, "too few"),

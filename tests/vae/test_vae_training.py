@@ -21,6 +21,7 @@ from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.schedule import one_cycle
+from chemscale.vae.timing import training_time
 from chemscale.vae.train_config import LatePhase, TrainConfig, former_names
 from chemscale.vae.training import Trainer
 
@@ -136,6 +137,41 @@ def test_a_finished_model_is_replaced_on_demand_only(toy_store, tmp_path):
         pipeline.train(toy_store, tmp_path / "a", **other, resume=True)
     pipeline.train(toy_store, tmp_path / "a", **other, overwrite=True)
     assert (tmp_path / "a/vae/model.safetensors").read_bytes() != before
+    assert not (tmp_path / "a/vae.partial").exists()
+
+
+def test_a_model_stays_whole_until_its_successor_is(toy_store, tmp_path, monkeypatch):
+    arguments = {"model": FAST_MODEL, "settings": {**FAST, "epochs": 2}, "regions": TOY_REGIONS, "scale": False}
+    pipeline.train(toy_store, tmp_path / "a", **arguments)
+    before = {f.name: f.read_bytes() for f in (tmp_path / "a/vae").iterdir()}
+    other = arguments | {"settings": {**FAST, "epochs": 2, "seed": 1}}
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self, **k: (train(self, max_steps=3), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        pipeline.train(toy_store, tmp_path / "a", **other, overwrite=True)
+    monkeypatch.undo()
+    assert {f.name: f.read_bytes() for f in (tmp_path / "a/vae").iterdir()} == before
+    pipeline.train(toy_store, tmp_path / "b", **other)
+    assert not pipeline.train(toy_store, tmp_path / "a", **other, resume=True)["done"]
+    a, b = (load_model(tmp_path / x / "vae")[0].state_dict() for x in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not (tmp_path / "a/vae.partial").exists()
+
+
+def test_a_training_is_not_done_for_spectra_cleaned_since(toy_store, tmp_path):
+    arguments = {"model": FAST_MODEL, "settings": {**FAST, "epochs": 2}, "regions": TOY_REGIONS, "scale": False}
+    pipeline.train(toy_store, tmp_path / "a", **arguments)
+    cleaned = open_survey(toy_store).assign_attrs(cleaned=["extinction"])
+    with pytest.raises(InputError, match="as ingested"):
+        pipeline.train(cleaned, tmp_path / "a", **arguments, resume=True)
+
+
+def test_stars_without_a_usable_pixel_are_not_counted(toy_store):
+    ds = open_survey(toy_store).load()
+    ds["ivar"][:50] = 0.0
+    given = {"model": FAST_MODEL, "settings": {**FAST, "epochs": 2}, "regions": TOY_REGIONS}
+    lost = int((~held_out(np.asarray(ds["star_id"].values)[:50])).sum())
+    assert training_time(ds, **given).stars == training_time(toy_store, **given).stars - lost
 
 
 def test_a_checkpoint_of_the_former_settings_is_carried_on(toy, tmp_path):
