@@ -182,6 +182,8 @@ def pair(
     if "probability" in a:
         interval = f"{a['probability_low']:.3g} to {a['probability_high']:.3g}"
         lines.append(f"chance to be siblings {a['probability']:.3g} ({interval})")
+    if a.get("caution"):
+        lines.append(a["caution"])
     sigma = np.abs(ds["difference"].values / ds["difference_error"].values)
     usable = np.flatnonzero(np.isfinite(sigma))
     worst = usable[np.argsort(-sigma[usable])[:5]]

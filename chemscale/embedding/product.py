@@ -328,4 +328,5 @@ def _read(root: str) -> xr.Dataset:
     ds = xr.open_zarr(root, consolidated=False, chunks={"star": reading_chunk(chunk)})
     ds.attrs.pop(RECORD, None)
     text = {name: ds[name].astype(object) for name in ds.variables if ds[name].dtype.kind == "T"}
-    return ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})
+    ds = ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})
+    return ds[sorted(map(str, ds.data_vars))]  # as they are found on disk, their order is that of a race

@@ -134,6 +134,11 @@ def siblings_verdict(found: Sequence[Any], run: object) -> str:
     if "probability" in ds:
         total = [float(ds[name].sum()) for name in ("probability", "probability_low", "probability_high")]
         told += f"; at this prior {total[0]:.2g} of them are siblings ({total[1]:.2g} to {total[2]:.2g})"
+        chance, highest = np.asarray(ds["probability"].values, float), float(ds.attrs.get("highest_probability", 1.0))
+        if alike := int(np.sum(chance > 0.98 * highest)) if highest < 0.98 else 0:
+            told += f"; {alike:,} have the largest chance there is here, {highest:.2g}: nothing closer was ever counted"
+        if ds.attrs.get("caution"):
+            told += f"; {ds.attrs['caution']}"
     elif "log_ratio" in ds:
         ratio = np.asarray(ds["log_ratio"].values, float)
         told += (

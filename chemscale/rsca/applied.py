@@ -27,7 +27,7 @@ from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.moments import field_moments
 from chemscale.rsca.pipeline import load_metric
-from chemscale.rsca.siblings import recommended, stored_likeness
+from chemscale.rsca.siblings import need_auto, recommended, stored_likeness
 from chemscale.rsca.stars import ABUNDANCE, RunStars, cleaned_of
 from chemscale.runtime import jsonio
 from chemscale.runtime.files import write_file
@@ -89,6 +89,7 @@ class LikenessModel:
         suffix = "_auto" if searched else ""
         found: LinearMetric | AutoMetric
         if searched:
+            need_auto(run)
             auto, _ = load_auto(run)
             found, n = auto, auto.matrix.shape[1]
         else:

@@ -21,6 +21,9 @@ from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.metric import RSCA
 from chemscale.rsca.pair_model import PairDistances, PairModel, held_out_ratios, resampled
 
+#: Slopes on held-out clusters between which a likeness counts as calibrated, and clusters that it takes to know.
+SLOPES, FEW_CLUSTERS = (0.7, 1.3), 12
+
 
 def sibling_probability(log_ratio: Any, prior: float) -> np.ndarray:
     """Chance that a pair is a sibling pair, from the log probability ratio and the prior chance (Bayes).
@@ -160,17 +163,35 @@ class Likeness:
         What pairs of held-out clusters ask for still; the slope before it is `correction.slope`.
     n_features : int
         Dimensions of the distance.
+    n_clusters : int
+        Clusters it rests on; 0 where a file of an earlier release does not say.
     """
 
     model: PairModel
     draws: list[PairModel]
     correction: LikenessCalibration
     n_features: int
+    n_clusters: int = 0
 
     @classmethod
     def fit(cls, pairs: PairDistances, n_features: int) -> Likeness:
         """Fit to held-out pairs; the correction rests on models that have not seen the pair's cluster either."""
-        return cls(PairModel.fit(pairs), resampled(pairs), calibrate(*held_out_ratios(pairs)), n_features)
+        ratios = held_out_ratios(pairs)
+        return cls(PairModel.fit(pairs), resampled(pairs), calibrate(*ratios), n_features, len(pairs.siblings))
+
+    @property
+    def caution(self) -> str:
+        """Why its chances are not to be taken at their word; '' where nothing is known against them."""
+        slope, why = self.correction.slope, []
+        if not SLOPES[0] <= slope <= SLOPES[1]:
+            why.append(f"held-out clusters ask for {slope:.2f} of the logarithm of its ratios")
+        if 0 < self.n_clusters < FEW_CLUSTERS:
+            why.append(f"it rests on {self.n_clusters} clusters")
+        return "the likeness is not calibrated: " + " and ".join(why) if why else ""
+
+    def highest(self, prior: float) -> float:
+        """The largest chance at a prior: pairs closer than all that were counted have no larger one."""
+        return float(sibling_probability(self.correction.values.max(), prior))
 
     def log_ratio(self, distance: Any) -> np.ndarray:
         """ln of the ratio of siblings to field pairs at a distance, corrected."""
@@ -191,6 +212,7 @@ class Likeness:
         return {
             **vars(self.correction),
             "n_features": self.n_features,
+            "n_clusters": self.n_clusters,
             "model": self.model.to_list(),
             "draws": [m.to_list() for m in self.draws],
         }
@@ -204,7 +226,8 @@ class Likeness:
         }
         correction = LikenessCalibration(**fields)
         draws = [PairModel.from_list(v) for v in values["draws"]]
-        return cls(PairModel.from_list(values["model"]), draws, correction, int(values["n_features"]))
+        counts = int(values["n_features"]), int(values.get("n_clusters", 0))
+        return cls(PairModel.from_list(values["model"]), draws, correction, *counts)
 
 
 def _line(siblings: np.ndarray, field: np.ndarray) -> tuple[float, float]:

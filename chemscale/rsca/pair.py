@@ -100,7 +100,8 @@ def pair(
     if likeness is not None and likeness["n_features"] == model.n_features:
         from chemscale.rsca.likeness import Likeness
 
-        out.attrs["log_ratio"] = float(Likeness.from_json(likeness).log_ratio(distance))
+        known = Likeness.from_json(likeness)
+        out.attrs |= {"log_ratio": float(known.log_ratio(distance)), "caution": known.caution}
     if prior is not None:
         chance = model.probability(distance, prior)
         for key, value in zip(("probability", "probability_low", "probability_high"), chance, strict=True):

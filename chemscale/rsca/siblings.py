@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from chemscale.errors import InputError
+from chemscale.errors import InputError, StoreError
 from chemscale.labelled import plain
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.linear import LinearMetric
@@ -70,6 +70,8 @@ class SiblingSearch:
         if metric != "auto" and metric not in ALIASES and metric not in METRICS:
             known = ["best", "auto", *ALIASES, *METRICS]
             raise InputError(f"unknown metric {metric!r}", hint(metric, known, "metrics"))
+        if metric == "auto":
+            need_auto(run)
         stars = RunStars.read(run, "embedding_auto.zarr" if metric == "auto" else "embedding.zarr", max_field=1)
         coords = stars.embedding["coords"].data
         amplitude: float | None = None
@@ -144,6 +146,8 @@ class SiblingSearch:
             chance = self.probability(distance, prior)
             for name, values in zip(("probability", "probability_low", "probability_high"), chance, strict=True):
                 ds[name] = ("sibling", values, {"long_name": PROBABILITY[name]})
+            assert self.likeness is not None
+            ds.attrs |= {"caution": self.likeness.caution, "highest_probability": self.likeness.highest(prior)}
         for name in COVARIATES:
             if name in self.stars.embedding.variables:
                 values = self._column(name)
@@ -202,6 +206,20 @@ def recommended(run: Run) -> dict[str, Any]:
     if "recommended" in found and (found["recommended"]["metric"] != "auto" or run.has("auto.zarr")):
         return dict(found["recommended"])
     return {"metric": "auto" if run.has("auto.zarr") else "paper"}
+
+
+def need_auto(run: Run) -> None:
+    """Refuse a run without the searched metric, with the command that adds it.
+
+    Raises
+    ------
+    StoreError
+    """
+    if not run.has("auto.zarr"):
+        raise StoreError(
+            f"{run.path} was fitted without the searched metric",
+            f"add it: `chemscale rsca fit {run.store} --run {run.path} --metric auto`, or ask with --metric paper",
+        )
 
 
 def stored_likeness(run: Run, metric: str) -> dict[str, Any] | None:

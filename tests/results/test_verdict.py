@@ -119,6 +119,13 @@ def test_siblings_end_with_how_many_how_sure_and_what_next():
     chance = {"probability": [0.5, 0.2, 0.1], "probability_low": [0.25, 0.1, 0.0], "probability_high": [0.75, 0.5, 0.2]}
     told = siblings_verdict([ds.assign({k: ("sibling", v) for k, v in chance.items()})], "run")
     assert "at this prior 0.8 of them are siblings (0.35 to 1.4)" in told
+    assert "largest chance" not in told
+    alike = ds.assign({k: ("sibling", v) for k, v in (chance | {"probability": [0.5, 0.5, 0.1]}).items()}).assign_attrs(
+        highest_probability=0.5, caution="the likeness is not calibrated: it rests on 8 clusters"
+    )
+    told = siblings_verdict([alike], "run")
+    assert "2 have the largest chance there is here, 0.5: nothing closer was ever counted" in told
+    assert "not calibrated: it rests on 8 clusters" in told
 
 
 def test_siblings_of_a_list_name_the_star_with_the_most():

@@ -427,6 +427,13 @@ def test_likeness_needs_little_correction_on_unseen_clusters(seed):
     assert np.all(np.diff(found.model.log_ratio(d)) <= 1e-9)
     chance, low, high = found.probability(d, 1e-3)
     assert np.all((low <= chance) & (chance <= high))
+    assert chance.max() <= found.highest(1e-3) and again.n_clusters == 20
+    assert bool(found.caution) == (not 0.7 <= found.correction.slope <= 1.3)
+    flat = replace(found, correction=replace(found.correction, slope=0.31), n_clusters=8)
+    assert flat.caution == (
+        "the likeness is not calibrated: held-out clusters ask for 0.31 of the logarithm of its ratios and it rests on "
+        "8 clusters"
+    )
 
 
 def test_the_pair_model_is_the_law_it_was_drawn_from():

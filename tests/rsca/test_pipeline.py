@@ -1,6 +1,7 @@
 """From a store to rates and siblings, on a toy survey."""
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
 
@@ -10,9 +11,11 @@ import xarray as xr
 from helpers import make_survey
 from typer.testing import CliRunner
 
+from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError, InputError, StoreError
 from chemscale.quality.masking import mask_survey
 from chemscale.rsca import pipeline
+from chemscale.rsca.applied import LikenessModel
 from chemscale.rsca.auto_run import auto_features, load_auto
 from chemscale.rsca.doppelganger import doppelganger_rates
 from chemscale.rsca.evaluate import evaluate_run, follows
@@ -106,6 +109,7 @@ def test_sibling_probability_needs_a_calibration_and_falls_with_distance(run):
     found = siblings(star, run.path, 30, metric="paper", prior=0.01)
     p = found["probability"].values
     assert np.all((p > 0) & (p < 1)) and np.all(np.diff(p) <= 0)
+    assert p[0] <= found.attrs["highest_probability"] and "it rests on 8 clusters" in found.attrs["caution"]
     with pytest.raises(InputError, match="calibrated"):
         siblings(star, run.path, 3, metric="paper", n_features=2, prior=0.01)
 
@@ -134,6 +138,24 @@ def test_the_searched_metric_knows_ratio_and_probability_too(run):
     assert siblings(star, run.path, 3, metric="scaled").attrs["metric"] == "scaled"
     with pytest.raises(InputError, match="calibrated"):
         siblings(star, run.path, 3, metric="auto", n_features=1, prior=0.01)
+
+
+def test_a_run_without_the_searched_metric_says_how_to_add_it(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "auto.zarr")
+    remedy = rf"rsca fit \S+ --run {tmp_path / 'run'} --metric auto"
+    for ask in (lambda p: siblings("any", p, 3, metric="auto"), lambda p: LikenessModel.of_run(Run.open(p), "auto")):
+        with pytest.raises(StoreError) as told:
+            ask(tmp_path / "run")
+        assert re.search(remedy, told.value.remedy)
+
+
+def test_products_list_their_variables_in_one_order(run):
+    for name in ("ppca.zarr", "embedding.zarr", "auto.zarr"):
+        names = list(run.open_dataset(name).data_vars)
+        assert names == sorted(names) and len(names) > 1
+    stored = list(open_embedding(run.file("embedding.zarr")).data_vars)
+    assert stored == sorted(stored)
 
 
 def test_labels_that_features_follow_are_named():
