@@ -39,8 +39,8 @@ class Size:
 FULL = Size(
     4000,
     22,
-    30,
-    6000,
+    40,  # as many as the basis of the searched metric has: one fit serves both
+    4000,
     ("--preset", "quick"),
     ("dimensionality", "features", "ablation", "kept_dimensions", "per_cluster"),
 )

@@ -197,7 +197,8 @@ def _fit(
     if metric == "auto":
         more = auto_components(components, int(chosen.field.sum()), n_pixels)
         own = replace(recipe, noise="per-pixel")
-        _basis(run, ds, chosen.keep, columns, more, own, "_auto", say, token, device=device)
+        same = own == recipe and more == components and not choose_k
+        _basis(run, ds, chosen.keep, columns, more, own, "_auto", say, token, device=device, copy=same)
         say("choosing the metric by nested cross-validation")
         with run.stage("auto") as stage:
             result, detrendings, note = fit_auto(run)
@@ -217,11 +218,12 @@ def _basis(
     token: str,
     choose_k: bool = False,
     device: str | None = None,
+    copy: bool = False,
 ) -> int:
     """Fit a basis and embed every star, unless that is done (`token`: what the store holds; '' = fit in any case).
 
-    With `choose_k`, keep the leading components that held-out clusters ask for, and embed again with these.
-    Returns the number of pixels used.
+    With `copy` the basis is the run's first one, which was fitted by the same recipe. With `choose_k`, keep the leading
+    components that held-out clusters ask for, and embed again with these. Returns the number of pixels used.
     """
     from chemscale.embedding.fit import fit_survey
 
@@ -233,6 +235,16 @@ def _basis(
     if token and (done := _done(run, suffix, key)):
         say(f"the basis of {components} components ({recipe.noise} noise) is there; --overwrite fits it again")
         return done
+    if copy:
+        from chemscale.statistics.ppca import MaskedPPCA
+
+        say(f"the better metric has the same basis of {components} components")
+        with run.stage(f"ppca{suffix}", settings=settings | {"key": key}) as stage:
+            model = MaskedPPCA.from_dataset(run.open_dataset("ppca.zarr").load())
+            run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
+            stage.note(**run.manifest["stages"]["ppca"]["facts"])
+        _embed(run, ds, model, columns, suffix, key)
+        return int(model.pixel_used_.sum())
     most = f"at most {recipe.max_passes} passes over {int(keep.sum()):,} spectra"
     outliers = "" if recipe.outlier_sigmas is None else f", outliers beyond {recipe.outlier_sigmas:g} sigma left out"
     say(f"fitting {components} components ({recipe.noise} noise{outliers}): {most}")

@@ -349,6 +349,20 @@ def test_fit_moves_a_bar_and_is_quiet_without_a_terminal(store, tmp_path, monkey
     assert capsys.readouterr().err == ""
 
 
+def test_one_fit_serves_both_metrics_where_their_bases_are_alike(tmp_path):
+    path = str(tmp_path / "s.zarr")
+    write_survey(make_survey(300, 6, 6, n_pixels=60, seed=6), path)
+    said: list[str] = []
+    run = fit_run(path, tmp_path / "run", components=6, metric="auto", progress=said.append)
+    assert sum(text.startswith("fitting 6 components") for text in said) == 1
+    first, second = (xr.open_zarr(run.file(f"ppca{s}.zarr"), consolidated=False).load() for s in ("", "_auto"))
+    xr.testing.assert_identical(first, second)
+    assert run.manifest["stages"]["ppca_auto"]["facts"] == run.manifest["stages"]["ppca"]["facts"]
+    said.clear()
+    fit_run(path, tmp_path / "other", components=6, metric="auto", recipe="paper", progress=said.append)
+    assert sum(text.startswith("fitting") for text in said) == 2
+
+
 def test_a_basis_that_is_there_is_kept_until_store_or_settings_change(tmp_path):
     path, run = str(tmp_path / "s.zarr"), tmp_path / "run"
     write_survey(make_survey(300, 6, 6, n_pixels=60, seed=6), path)
