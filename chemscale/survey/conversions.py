@@ -156,6 +156,8 @@ def to_spectrum(survey: xr.Dataset, stars: Any, *, flags: int = 255) -> Any:
 def _meta(survey: xr.Dataset, part: xr.Dataset, single: bool) -> dict[str, Any]:
     meta = {"medium": survey["wavelength"].attrs.get("medium", ""), "survey": survey.attrs.get("survey", "")}
     meta["normalisation"] = survey.attrs.get("normalisation", "")
+    if survey.attrs.get("cleaned"):
+        meta["cleaned"] = ", ".join(survey.attrs["cleaned"])
     for name in star_variables(part.variables):
         values = part[name].values
         meta[name] = (values[0].item() if hasattr(values[0], "item") else str(values[0])) if single else values
@@ -267,7 +269,12 @@ def from_spectra(
     variables["star_id"] = ("star", ids, variable_attrs("star_id"))
     variables |= contract_variables(table, columns or {}, ids)
     axis = ("wavelength", grid, {**variable_attrs("wavelength"), "medium": medium})
-    attrs = {"survey": survey, "normalisation": normalisation, "provenance": {"source": "specutils"}}
+    attrs: dict[str, Any] = {"survey": survey, "normalisation": normalisation, "provenance": {"source": "specutils"}}
+    told = {str(m.get("cleaned", "")) for *_, m in parts}
+    if len(told) > 1:
+        raise InputError("the spectra are not all cleaned of the same (`cleaned` of their meta)", "pass them in turns")
+    if cleaned := told.pop():
+        attrs["cleaned"] = cleaned.split(", ")
     return validate(xr.Dataset(variables, coords={"wavelength": axis}, attrs=attrs))
 
 

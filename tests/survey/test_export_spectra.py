@@ -43,6 +43,7 @@ def test_a_fits_file_of_a_selection_comes_back_to_the_bit(survey, tmp_path, rows
 
 
 def test_cleaned_spectra_stay_marked_when_they_are_written_out_and_ingested_again(tmp_path):
+    pytest.importorskip("specutils")
     path = tmp_path / "s.zarr"
     ingest(SimulatedSource(420, 2, seed=3, grid="lowres"), path)
     clean_survey(path, of=["radial_velocity"], degree=1)
@@ -54,6 +55,10 @@ def test_cleaned_spectra_stay_marked_when_they_are_written_out_and_ingested_agai
         assert again.attrs["cleaned"] == ["radial_velocity"]
         assert_same(cleaned, again)
         assert store_info(tmp_path / other)["attrs"]["cleaned"] == ["radial_velocity"]
+    spectra = cleaned.chemscale.to_spectrum(slice(0, 3))
+    assert from_spectra(spectra).attrs["cleaned"] == ["radial_velocity"]
+    with pytest.raises(InputError, match="not all cleaned of the same"):
+        from_spectra([spectra, as_ingested_survey(tmp_path / "s.zarr").chemscale.to_spectrum(slice(3, 5))])
     plain = export_spectra(as_ingested_survey(path), tmp_path / "plain.fits", slice(0, 5))
     with pytest.raises(InputError, match=r"as ingested elsewhere, those of .* cleaned of radial_velocity"):
         append(TableSource(plain), tmp_path / "again.zarr", replace_existing=True)
