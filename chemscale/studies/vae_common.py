@@ -12,6 +12,7 @@ from chemscale.errors import DataError
 from chemscale.schema import flag_mask
 from chemscale.studies import style
 from chemscale.studies.registry import StudyContext
+from chemscale.survey.store.cleaning import check_cleaned
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model, read_record
 from chemscale.vae.config import ModelConfig
@@ -118,8 +119,16 @@ def spectra(ds: xr.Dataset, rows: np.ndarray, floor: float = 0.0) -> tuple[np.nd
 
 
 def model_of(context: StudyContext) -> ChemicalVAE:
-    """The run's trained model."""
-    return load_model(context.run.path / pipeline.FOLDER)[0]
+    """The run's trained model, for the spectra of its store.
+
+    Raises
+    ------
+    InputError
+        They were cleaned since it was trained, or the cleaning was taken off.
+    """
+    model, record = load_model(context.run.path / pipeline.FOLDER)
+    check_cleaned(context.survey.attrs.get("cleaned", ()), record.get("cleaned", ()), "model")
+    return model
 
 
 def retrain(

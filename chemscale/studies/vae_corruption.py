@@ -9,9 +9,9 @@ import numpy as np
 from chemscale.errors import DataError
 from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
+from chemscale.studies.vae_common import model_of
 from chemscale.vae import pipeline
 from chemscale.vae.anomalies import SCORES
-from chemscale.vae.checkpoint import load_model
 from chemscale.vae.corrupt import separate
 from chemscale.vae.data import clean, star_blocks, values_here
 
@@ -46,7 +46,7 @@ def compute(context: StudyContext) -> StudyResult:
     _, record, held_out = pipeline.latents(context.run)
     floor = float(record.get("train", {}).get("floor", 0.0))
     flux, weight = _sample(context, held_out, int(context.settings["stars"]), floor)
-    model, _ = load_model(context.run.path / pipeline.FOLDER)
+    model = model_of(context)
     rate = float(context.settings["false_alarm"])
     found, values = separate(model, flux, weight, int(context.settings["seed"]), rate)
     reached = found.pop("clean")["found"]
