@@ -31,7 +31,7 @@ from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
-from chemscale.survey.sources.missing import identifiers, measured, numbers
+from chemscale.survey.sources.missing import gaia_id, identifiers, measured, numbers
 from chemscale.survey.sources.normalising import divide_by
 from chemscale.survey.sources.units import converter
 
@@ -126,7 +126,7 @@ class GaiaXpSource(FolderSource):
                         rejected.append(Rejection(printable(f"{path}#{row}"), problem_of, star_id=star, stage="plan"))
                         continue
                     seen[star] = printable(relative)
-                    labels["gaia_source_id"] = int(star) if star.isdecimal() else 0
+                    labels["gaia_source_id"] = gaia_id(star)
                     items.append(Item(star, f"{path}#{row}", labels | {"source_file": printable(relative)}))
         if not items:
             reasons = "".join(f"; {r.path}: {r.reason}" for r in rejected[:3])

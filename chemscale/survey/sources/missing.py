@@ -207,15 +207,21 @@ def identifiers(values: Any) -> list[str] | None:
 def gaia_ids(values: Any) -> np.ndarray | None:
     """A column of Gaia's source_id as int64, 0 where there is none; None where digits were lost in floating point.
 
-    Numbers, or text with or without the release (``Gaia DR3 5853498713190525696``).
+    Numbers, or text with or without the release (``Gaia DR3 5853498713190525696``). Numbers below 2^32 are of other
+    catalogues that have a source_id: Gaia's begin above.
     """
     if not isinstance(values, np.ma.MaskedArray) and getattr(values, "dtype", np.dtype(object)).kind == "i":
-        return np.maximum(values, 0).astype(np.int64)
+        return np.where(values >= 2**32, values, 0).astype(np.int64)
     found = identifiers(values)
     if found is None:
         return None
-    texts = [t.rpartition(" ")[2] for t in found]
-    return np.array([int(t) if t.isdecimal() and int(t) < 2**63 else 0 for t in texts], np.int64)
+    return np.array([gaia_id(text) for text in found], np.int64)
+
+
+def gaia_id(text: str) -> int:
+    """Scalar form of :func:`gaia_ids`."""
+    digits = text.rpartition(" ")[2]
+    return int(digits) if digits.isdecimal() and 2**32 <= int(digits) < 2**63 else 0
 
 
 def extra_numbers(name: str, values: Any, where: str) -> np.ndarray:

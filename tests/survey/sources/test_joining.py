@@ -16,7 +16,7 @@ from chemscale.survey.sources.apogee import ApogeeSource
 from chemscale.survey.sources.catalogue_labels import join_labels
 from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.members import read_members
-from chemscale.survey.sources.missing import cluster_name, identifiers, measured, words
+from chemscale.survey.sources.missing import cluster_name, gaia_ids, identifiers, measured, words
 from chemscale.survey.sources.species import abundances, species_columns
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table import TableSource
@@ -212,6 +212,12 @@ def test_a_catalogue_says_what_it_has(tmp_path):
 
 
 GAIA = [5853498713190525696, 0, 4295806720]
+
+
+def test_what_is_no_identifier_of_gaia_is_none():
+    for values in ([7, -1, 2**32], np.array([7, -9999, 2**32]), ["7", "Gaia DR2", f"Gaia DR2 {2**32}"]):
+        assert gaia_ids(values).tolist() == [0, 0, 2**32]
+    assert gaia_ids(np.array([5.8e18])) is None
 
 
 def test_extra_columns_and_gaias_identifiers_of_a_catalogue_are_stored_for_every_source(tmp_path):
