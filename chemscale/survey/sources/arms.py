@@ -15,7 +15,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import Flag
-from chemscale.survey.continuum import divide, running_quantile
+from chemscale.survey.continuum import running_quantile
 from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
@@ -25,7 +25,7 @@ from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import measured_one
-from chemscale.survey.sources.normalising import implied_continuum
+from chemscale.survey.sources.normalising import implied_continuum, over_continuum
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
@@ -287,12 +287,7 @@ class ArmSource(FolderSource):
         flux, ivar, flags, continuum = flux[:n], ivar[:n], flags[:n], continuum[:n]
         if self.continuum == "running-quantile" and n:
             self._fit_continuum(grids, flux, ivar, flags, continuum)
-        out_flux, out_ivar = divide(flux, ivar, continuum)
-        with np.errstate(invalid="ignore"):
-            absurd = ~(np.abs(out_flux) <= 1e3)  # the continuum is 1
-        out_ivar[absurd] = 0.0
-        flags[absurd | ((out_ivar <= 0) & (ivar > 0))] |= np.uint8(Flag.SURVEY_BAD)
-        return Batch(kept, own, out_flux, out_ivar, flags, rejected)
+        return Batch(kept, own, *over_continuum(flux, ivar, flags, continuum), flags, rejected)
 
     def _redshift(self, found: Spectrum, item: Item) -> float:
         """Redshift by the catalogues' radial velocity, else by the file; or the other way round.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from chemscale.errors import InputError
+from chemscale.schema import Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.formats.pixels import inverse_variance
@@ -119,6 +120,21 @@ def divide_by(
         out = divide(flux, ivar, level)
     out[1][~np.isfinite(out[1])] = 0.0
     return out
+
+
+def over_continuum(
+    flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray, continuum: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flux and inverse variance (n, P) over the continuum, float32.
+
+    A pixel beyond 1000 times its continuum, or without one, loses its weight and is SURVEY_BAD in `flags`.
+    """
+    out_flux, out_ivar = divide(flux, ivar, continuum)
+    with np.errstate(invalid="ignore"):
+        absurd = ~(np.abs(out_flux) <= 1e3)
+    out_ivar[absurd] = 0.0
+    flags[absurd | ((out_ivar <= 0) & (ivar > 0))] |= np.uint8(Flag.SURVEY_BAD)
+    return out_flux, out_ivar
 
 
 def implied_continuum(normalised: np.ndarray, ivar: np.ndarray, rebinner: Rebinner, flux: np.ndarray) -> np.ndarray:

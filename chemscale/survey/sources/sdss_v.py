@@ -22,7 +22,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import Flag
-from chemscale.survey.continuum import divide, running_quantile
+from chemscale.survey.continuum import running_quantile
 from chemscale.survey.sources import apogee_pixels as apogee
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
@@ -34,6 +34,7 @@ from chemscale.survey.sources.formats.fits_header import FitsError
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
+from chemscale.survey.sources.normalising import over_continuum
 from chemscale.survey.sources.sdss_v_files import (
     ROW_LABELS,
     VECTORS,
@@ -236,9 +237,5 @@ class SdssVSource(FolderSource):
             # windows of the same number of resolution elements for both instruments
             window = 100.0 if self.instrument == "apogee" else 300.0
             continuum = running_quantile(grid, flux[:n], trusted, window=window)[2]
-        out_flux, out_ivar = divide(flux[:n], ivar[:n], continuum[:n])
-        with np.errstate(invalid="ignore"):
-            absurd = ~(np.abs(out_flux) <= 1e3)  # the continuum is 1
-        out_ivar[absurd] = 0.0
-        flags[:n][absurd] |= np.uint8(Flag.SURVEY_BAD)
-        return Batch(kept, own, out_flux, out_ivar, flags[:n], rejected)
+        flags = flags[:n]
+        return Batch(kept, own, *over_continuum(flux[:n], ivar[:n], flags, continuum[:n]), flags, rejected)
