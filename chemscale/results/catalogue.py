@@ -12,7 +12,7 @@ from chemscale.errors import InputError
 from chemscale.results.columns import Column, RunTable
 from chemscale.suggest import hint
 from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.missing import identifiers, no_numbers, numbers, words
+from chemscale.survey.sources.missing import no_numbers, numbers, whole_identifiers, words
 
 #: Names under which catalogues keep the identifier, whatever their case, tried in this order.
 KEYS = ("star_id", "apogee_id", "obsid", "id")
@@ -51,12 +51,7 @@ def add(table: RunTable, path: str | os.PathLike[str], *, key: str | None = None
             f"name it with --key; {hint(key or 'star_id', catalogue.columns, 'columns')}",
         )
     values = catalogue.read(catalogue.columns)
-    theirs = identifiers(values[of_stars])
-    if theirs is None:
-        raise InputError(
-            f"{path}: identifiers in {of_stars} went through floating point: their last digits are lost",
-            "write them as 64-bit integers or as text",
-        )
+    theirs = whole_identifiers(values[of_stars], f"{path}: {of_stars}")
     row = {star: i for i, star in enumerate(theirs)}
     if len(row) < len(theirs):
         twice = next(star for i, star in enumerate(theirs) if row[star] != i)

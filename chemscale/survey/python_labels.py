@@ -11,7 +11,15 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES, variable_attrs
 from chemscale.survey.sources.catalogues import plain_values
-from chemscale.survey.sources.missing import cluster_name, gaia_ids, identifiers, measured, no_numbers, numbers, words
+from chemscale.survey.sources.missing import (
+    cluster_name,
+    gaia_id,
+    measured,
+    no_numbers,
+    numbers,
+    whole_identifiers,
+    words,
+)
 
 
 def as_columns(labels: Any) -> dict[str, Any]:
@@ -30,10 +38,8 @@ def identifiers_of(values: Any) -> list[str]:
     InputError
         Their last digits were lost in floating point.
     """
-    found = identifiers(values if hasattr(values, "dtype") else np.array(list(values), dtype=object))
-    if found is None:
-        raise InputError("identifiers went through floating point: their last digits are lost", "pass text or integers")
-    return found
+    column = values if hasattr(values, "dtype") else np.array(list(values), dtype=object)
+    return whole_identifiers(column, "star_id")
 
 
 def contract_variables(table: Mapping[str, Any], columns: Mapping[str, str], ids: np.ndarray) -> dict[str, Any]:
@@ -77,9 +83,7 @@ def _label(name: str, target: str, spec: Any, values: Any) -> np.ndarray:
         text = words(plain)
         return np.array([cluster_name(t) for t in text] if target == "cluster" else text, dtype=object)
     if target == "gaia_source_id":
-        if (ids := gaia_ids(plain)) is None:
-            raise InputError(f"labels: the last digits of {name} are lost in floating point", "pass text or integers")
-        return ids
+        return np.array([gaia_id(text) for text in whole_identifiers(plain, f"labels: {name}")], np.int64)
     if not spec.dtype.startswith("float"):
         known = numbers(plain)
         return np.where(np.isfinite(known), known, 0).astype(spec.dtype)

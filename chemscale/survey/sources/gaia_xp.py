@@ -31,7 +31,7 @@ from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
-from chemscale.survey.sources.missing import gaia_id, identifiers, measured, numbers
+from chemscale.survey.sources.missing import gaia_id, measured, numbers, whole_identifiers
 from chemscale.survey.sources.normalising import divide_by
 from chemscale.survey.sources.units import converter
 
@@ -225,11 +225,7 @@ def _list_stars(path: str) -> tuple[list[tuple[str, int, dict[str, Any]]], set[s
     position = [c for c in (table.find("ra"), table.find("dec")) if c]
     out: list[tuple[str, int, dict[str, Any]]] = []
     for block in table.blocks([key, *position]):
-        ids = identifiers(block[key])
-        if ids is None:
-            raise InputError(
-                f"{printable(path)}: source_id went through floating point: its last digits are lost", "write integers"
-            )
+        ids = whole_identifiers(block[key], f"{printable(path)}: source_id")
         columns = {
             name: measured(name, block[c], converter(name, table.units.get(c, ""), printable(path))).tolist()
             for name, c in zip(("ra", "dec"), position)

@@ -10,7 +10,7 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import cluster_name, identifiers, measured, no_numbers, numbers
+from chemscale.survey.sources.missing import cluster_name, measured, no_numbers, numbers, whole_identifiers
 
 #: Columns that hold a membership probability from 0 to 1 (OCCAM, Cantat-Gaudin), whatever their case.
 PROBABILITIES = ("cg_prob", "proba", "membership_probability", "cluster_probability")
@@ -83,12 +83,7 @@ def read_members(
         if np.ndim(column_values) > 1 and math.prod(column_values.shape[1:]) != 1:
             raise InputError(f"{printable(path)}: {name} holds several values a row", _REMEDY)
         values[name] = column_values.reshape(len(column_values))
-    ids = identifiers(values[names[0]])
-    if ids is None:
-        raise InputError(
-            f"{printable(path)}: identifiers in {names[0]} went through floating point: their last digits are lost",
-            "write them as 64-bit integers or as text",
-        )
+    ids = whole_identifiers(values[names[0]], f"{printable(path)}: {names[0]}")
     clusters = _cluster_names(values[names[1]])
     probability = _probabilities(values[chosen], path, chosen) if chosen else np.full(len(ids), math.nan)
     found = Membership(n_rows=len(ids), probability_column=chosen or "", min_probability=min_probability)

@@ -28,6 +28,8 @@ NO_CLUSTER = frozenset({"field", "noise", "no cluster", "not a member", "non-mem
 SENTINELS = (-999.0, -999.9, -999.99, -9999.0, -9999.9, -9999.99, -99999.0, -999999.0, -1e20, -1e30)
 #: Those that are sentinels in any unit: no measurement is so round by chance in a column that is converted.
 _IN_ANY_UNIT = (-9999.0, -9999.9, -9999.99, -99999.0, -999999.0, -1e20, -1e30)
+#: An identifier that was written as a floating-point number.
+_EXPONENT = re.compile(r"^\d(\.\d+)?[eE]\+?(1[5-9]|2\d)$")
 #: Sensible range (exclusive) of each label in the contract's unit; what lies outside is no measurement.
 RANGES = {
     "ra": (-0.001, 360.001),
@@ -202,6 +204,23 @@ def identifiers(values: Any) -> list[str] | None:
     if lost_digits(plain):
         return None
     return words(values)
+
+
+def whole_identifiers(values: Any, column: str) -> list[str]:
+    """As :func:`identifiers`.
+
+    Raises
+    ------
+    InputError
+        Digits were lost: `column` says of which column of which file.
+    """
+    found = identifiers(values)
+    if found is None or (found and _EXPONENT.match(found[0])):
+        raise InputError(
+            f"{column} went through floating point: its last digits are lost, and different stars may share a number",
+            "write identifiers as 64-bit integers or as text",
+        )
+    return found
 
 
 def gaia_ids(values: Any) -> np.ndarray | None:

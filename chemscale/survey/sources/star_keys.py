@@ -6,7 +6,6 @@ made of, or by position on the sky.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +16,11 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.catalogues import Catalogue
 from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import identifiers, words
+from chemscale.survey.sources.missing import whole_identifiers, words
 from chemscale.survey.sources.sky_match import BySky, sky_finder
 
 #: What asks for a match by position.
 POSITION = "coordinates"
-_EXPONENT = re.compile(r"^\d(\.\d+)?[eE]\+?(1[5-9]|2\d)$")
 
 
 @dataclass
@@ -125,13 +123,7 @@ def _name_finder(table: Catalogue, keys: StarKeys, column: str, name: str) -> By
     spell = keys.spelled.get(name)
 
     def texts(block: Mapping[str, Any]) -> list[str]:
-        found = identifiers(block[column])
-        if found is None or (found and _EXPONENT.match(found[0])):
-            raise InputError(
-                f"{printable(table.path)}: identifiers in {column} went through floating point: their last digits"
-                " are lost",
-                "write them as 64-bit integers or as text",
-            )
+        found = whole_identifiers(block[column], f"{printable(table.path)}: {column}")
         return [spell(t) for t in found] if spell else found
 
     return ByName([column], keys.names[name](), texts)

@@ -41,7 +41,7 @@ from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.formats.tables import TableFile, open_table
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.missing import extra_names, gaia_ids, identifiers, measured, spelled_alike
+from chemscale.survey.sources.missing import extra_names, gaia_id, measured, spelled_alike, whole_identifiers
 from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read_mapping
@@ -291,10 +291,8 @@ class TableSource(JoiningSource):
             elif spec.dtype == "str":
                 columns[name] = label_words(name, values)
             elif name == "gaia_source_id":
-                found = gaia_ids(values)
-                if found is None:
-                    raise _lost_digits(self.path, names[name], values.dtype)
-                columns[name] = found
+                whole = whole_identifiers(values, f"{printable(self.path)}: {names[name]} ({values.dtype})")
+                columns[name] = np.array([gaia_id(text) for text in whole], np.int64)
             elif values.dtype.kind not in "fiub":
                 raise InputError(
                     f"{printable(self.path)}: {name} holds {values.dtype}, expected numbers",
@@ -314,10 +312,7 @@ class TableSource(JoiningSource):
     ) -> tuple[list[Item], list[Rejection]]:
         if "star_id" in names:
             raw = file.rows(names["star_id"]).ravel()
-            found = identifiers(raw)
-            if found is None:
-                raise _lost_digits(self.path, names["star_id"], raw.dtype)
-            ids = found
+            ids = whole_identifiers(raw, f"{printable(self.path)}: {names['star_id']} ({raw.dtype})")
             if len(ids) != n_stars:
                 raise InputError(
                     f"{printable(self.path)}: {len(ids)} identifiers for {n_stars} stars", "give one a star"
@@ -389,11 +384,3 @@ class TableSource(JoiningSource):
         ivar[~np.isfinite(flux)] = 0.0
         chosen = [items[i] for i in kept]
         return Batch(chosen, [{}] * len(chosen), flux[kept], ivar[kept], flags[kept], rejected)
-
-
-def _lost_digits(path: str, column: str, dtype: np.dtype) -> InputError:
-    return InputError(
-        f"{printable(path)}: identifiers in {column} are {dtype} and too long for it: their last digits are lost, and "
-        "different stars may share a number",
-        "write them as 64-bit integers or as text",
-    )
