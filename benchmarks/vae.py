@@ -189,6 +189,7 @@ def _row(found: list[dict[str, Any]]) -> dict[str, str]:
     row["R2 log g"] = spread([f["r2_logg"] for f in found])
     row["relative L2"] = spread([f["relative_l2"] for f in found], 4)
     row["CEMP, plain"], row["alpha-poor, plain"] = quality("cemp_sigma"), quality("alpha_poor_sigma")
+    row["CEMP, as printed"], row["alpha-poor, as printed"] = quality("cemp_printed"), quality("alpha_poor_printed")
     row["CEMP, learned"], row["alpha-poor, learned"] = quality("cemp"), quality("alpha_poor")
     row["guard"] = f"{sum(bool(f['alignment']['warnings']) for f in found)} of {len(found)} warn"
     row["training, CPU min"] = spread([f["cpu_s"] / 60 for f in found], 1)

@@ -12,7 +12,7 @@ import xarray as xr
 from chemscale.errors import DataError, InputError
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.vae.calibrate import DEGREES, fit_calibration
-from chemscale.vae.flags import apply
+from chemscale.vae.flags import PRINTED, apply
 
 #: Latent -> (survey variable, name in the results).
 LABELS = {"metal": ("fe_h", "fe_h"), "alpha": ("alpha_m", "alpha_fe"), "carbon": ("c_fe", "c_fe")}
@@ -314,7 +314,10 @@ def _flag_quality(
     held_out: np.ndarray,
     judged: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Precision and recall over held-out stars: in dex, calibrated on the others; and by plain k-sigma cuts."""
+    """Precision and recall over held-out stars: in dex, calibrated on the others; and by plain k-sigma cuts.
+
+    Of these `_sigma` cuts where the class's definition lies, `_printed` as the paper's text has it.
+    """
     truths = {name: class_truth(judged, cuts) for name, cuts in CLASSES.items()}
     if all(t is None for t in truths.values()):
         return {}
@@ -328,11 +331,12 @@ def _flag_quality(
                 column = labels[label][~held_out]
                 sigma[latent] = (side, float((position - np.nanmean(column)) / np.nanstd(column)))
         rules[f"{name}_sigma"] = {"sigma": sigma}
+        rules[f"{name}_printed"] = {"sigma": PRINTED[name]}
     usable = {k: v for k, v in rules.items() if all(n in names for n in v["sigma"]) and v["sigma"]}
     verdict = apply(ds, names, rules=usable, abundances=given)
     found = {}
     for name, member in verdict.member.items():
-        truth = truths.get(name.removesuffix("_sigma"))
+        truth = truths.get(name.removesuffix("_sigma").removesuffix("_printed"))
         if truth is not None:
             found[name] = precision_recall(member[held_out], truth[held_out])
     return found

@@ -39,6 +39,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "purity": 0.84,
     },
 }
+#: The cuts of the paper's Table 2 as its text has them: metal-poor are stars *below* the mean by 0.4 sigma ("low z_M"),
+#: where the definition lies above it. They flag fewer stars of the class, and purer sets.
+PRINTED: dict[str, dict[str, tuple[str, float]]] = {
+    name: {k: (side, -0.4 if k == "metal" else cut) for k, (side, cut) in rule["sigma"].items()}
+    for name, rule in PRESETS.items()
+}
 #: Names of abundances that labels may go by, and their latents.
 COLUMNS = {"fe_h": "metal", "alpha_m": "alpha", "alpha_fe": "alpha", "c_fe": "carbon"}
 
