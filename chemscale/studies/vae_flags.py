@@ -73,8 +73,8 @@ def compute(context: StudyContext) -> StudyResult:
     keys = ("class", "purity_asked", "precision", "recall", "flagged", "true")
     numbers: dict[str, Any] = {}
     for r in rows:
-        if (after := {"own": "", **PLAIN}.get(r[1])) is not None:
-            numbers |= {f"{r[0]}_precision{after}": r[2], f"{r[0]}_recall{after}": r[3]}
+        if (end := {"own": "", **PLAIN}.get(r[1])) is not None:
+            numbers |= {f"{r[0]}_precision{end}": r[2], f"{r[0]}_recall{end}": r[3]}
     return StudyResult(
         figure=fig,
         table={k: [r[i] for r in rows] for i, k in enumerate(keys)},
