@@ -83,39 +83,3 @@ def combine_scatter(*parts: Moments) -> Moments:
             "incomplete": total["incomplete"] + part["incomplete"],
         }
     return total
-
-
-def block_pairs(values: np.ndarray, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> Moments:
-    """Sums over a block for pairwise-complete covariances, about the block's own mean."""
-    w = valid_weights(values, mask, weights)
-    moments = block_moments(values, mask, weights)
-    pivot = moments["mean"]
-    x = np.where(w > 0, values, 0.0) - pivot
-    root = np.sqrt(w)
-    scaled = root * x
-    valid = (w > 0).astype(np.float64)
-    return moments | {
-        "pivot": pivot,
-        "pair_count": valid.T @ valid,
-        "pair_weight": root.T @ root,
-        "pair_sum": scaled.T @ root,  # [d, e]: sum of x_d over stars valid in d and e
-        "pair_product": scaled.T @ scaled,
-    }
-
-
-def combine_pairs(*parts: Moments) -> Moments:
-    """Pair sums of the union of blocks, moved to the pivot of the first."""
-    total = dict(parts[0])
-    for part in parts[1:]:
-        shift = part["pivot"] - total["pivot"]
-        sums, weight = part["pair_sum"], part["pair_weight"]
-        product = part["pair_product"] + shift[:, None] * sums.T + sums * shift + np.outer(shift, shift) * weight
-        merged = combine_moments(total, part)
-        total = merged | {
-            "pivot": total["pivot"],
-            "pair_count": total["pair_count"] + part["pair_count"],
-            "pair_weight": total["pair_weight"] + weight,
-            "pair_sum": total["pair_sum"] + sums + shift[:, None] * weight,
-            "pair_product": total["pair_product"] + product,
-        }
-    return total

@@ -162,20 +162,6 @@ def posterior(system: np.ndarray, right: np.ndarray, model: Model) -> Posterior:
     return Posterior(latent, noise * inverse, logdet + np.sum(2 * np.log(model.scale) - np.log(noise)))
 
 
-def shared_posterior(centred_flux: np.ndarray, missing: np.ndarray, model: Model, basis: np.ndarray) -> Posterior:
-    """Posterior under shared noise (Tipping & Bishop 1999, section 3.2, on each star's own pixels).
-
-    Parameters
-    ----------
-    centred_flux : ndarray, (n, P)
-        0 at missing pixels.
-    missing : ndarray of bool, (n, P)
-    basis : ndarray, (P, K)
-        ``model.basis`` in the working dtype.
-    """
-    return posterior(observed_gram(missing, Listed.of(missing), basis), centred_flux @ basis, model)
-
-
 @dataclass
 class SharedBlock:
     """A block under a model: posterior of its latents, residuals, and what was left out."""

@@ -50,46 +50,6 @@ def test_no_cancellation_far_from_zero():
     np.testing.assert_allclose(result.variance.compute(), values.var(axis=0), rtol=1e-6)
 
 
-def test_covariance_of_pairs():
-    values, mask, _ = spectra()
-    good = valid(values, mask)
-    expected = np.full((12, 12), np.nan)
-    for d in range(12):
-        for e in range(12):
-            both = ~(good.mask[:, d] | good.mask[:, e])
-            if both.any():
-                x, y = values[both, d], values[both, e]
-                expected[d, e] = np.mean((x - x.mean()) * (y - y.mean()))
-    for result in (masked.masked_covariance(values, mask), masked.masked_covariance(*lazy(values, mask))):
-        np.testing.assert_allclose(np.asarray(result.covariance), expected, atol=1e-12)
-    complete = masked.masked_covariance(np.nan_to_num(values)).covariance
-    np.testing.assert_allclose(complete, np.cov(np.nan_to_num(values).T, bias=True), atol=1e-12)
-
-
-def test_quantiles_and_mad():
-    values, mask, _ = spectra(n=4000)
-    good = valid(values, mask).filled(np.nan)
-    seen = ~np.isnan(good).all(axis=0)
-    spread = np.nanmax(good[:, seen], axis=0) - np.nanmin(good[:, seen], axis=0)
-    for arrays in ((values, mask), lazy(values, mask, rows=900)):
-        q = np.asarray(masked.masked_quantiles(arrays[0], [0.1, 0.5, 0.9], arrays[1]))
-        exact = np.nanquantile(good[:, seen], [0.1, 0.5, 0.9], axis=0)
-        assert np.all(np.abs(q[:, seen] - exact) < 3 * spread / masked.BINS)
-        assert np.isnan(q[:, ~seen]).all()
-        median, mad = (np.asarray(a) for a in masked.masked_median_mad(arrays[0], arrays[1]))
-        centre = np.nanmedian(good[:, seen], axis=0)
-        assert np.all(np.abs(median[seen] - centre) < 3 * spread / masked.BINS)
-        exact_mad = 1.4826022 * np.nanmedian(np.abs(good[:, seen] - centre), axis=0)
-        assert np.all(np.abs(mad[seen] - exact_mad) < 5 * spread / masked.BINS)
-
-
-def test_quantiles_with_a_range_take_one_lazy_pass():
-    values, _, _ = spectra(n=2001)
-    out = masked.masked_quantiles(da.from_array(values, chunks=(250, -1)), 0.5, range=(-1.0, 3.0), bins=4096)
-    assert isinstance(out, da.Array)
-    np.testing.assert_allclose(out.compute(), np.nanmedian(values, axis=0), atol=5e-3)
-
-
 @settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -109,9 +69,5 @@ def test_wrong_input_is_refused():
     values, mask, _ = spectra()
     with pytest.raises(InputError, match="mask has shape"):
         masked.masked_moments(values, mask[:5])
-    with pytest.raises(InputError, match="between 0 and 1"):
-        masked.masked_quantiles(values, 1.5)
-    with pytest.raises(InputError, match="low must be below"):
-        masked.masked_quantiles(values, 0.5, range=(1, 0))
     with pytest.raises(InputError, match="dimension"):
         masked.masked_moments(values[0])
