@@ -10,7 +10,6 @@ from importlib import resources
 import numpy as np
 
 #: kT in eV at 1 K, and 5040 = log10(e) / k: the usual reciprocal temperature.
-BOLTZMANN_EV = 8.617333e-5
 LIGHT_KM_S = 299792.458
 
 
