@@ -17,7 +17,8 @@ the same store between two of ours. ``angles``: fits from several starts against
 these against each other (shared noise with hits has more than one maximum). ``survey``: simulated surveys with
 unflagged hits, fitted and rated by the commands. ``restarts``: scatter of the rate over seeds. ``doubled``: the rate
 with K components against the first K of 2K. ``saturated``: one pixel of every tenth star at ten times the continuum.
-``components``: rates of runs against the number of components, and what choosing it on the other clusters gives.
+``components``: rates of runs by every metric, against the number of components, and what choosing it on the other
+clusters gives.
 ``errors``: statistical errors of the axes against how far halves of the survey turn them. ``lamost``: real repeats as
 siblings, K = 20 and 30.
 
@@ -276,7 +277,6 @@ def main() -> None:
     many.add_argument("--seeds", type=int, nargs="+", default=[301, 302, 303, 304, 305])
     many.add_argument("--stars", type=int, default=12_000)
     many.add_argument("--hits", type=float, default=1e-4)
-    many.add_argument("--again", action="store_true", help="Rate the runs that are there, without a fit.")
     many.add_argument("--keep", action="store_true", help="Keep the stores.")
     many.add_argument("--options", nargs="*", default=[], help="More words for `rsca fit`, e.g. components=auto.")
     many.add_argument("--work", type=Path, required=True)

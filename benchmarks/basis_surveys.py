@@ -29,15 +29,12 @@ def survey(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         store, run = str(args.work / f"q{seed}.zarr"), str(args.work / f"q{seed}-run")
-        there = args.again and Path(run).exists()
-        if not there:
-            shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)
         kind = ("--emulator", args.emulator) if args.emulator else ()
         size = ("--stars", str(args.stars), "--clusters", "22", "--seed", str(seed), "--hits", str(args.hits))
-        if not there and not Path(store).exists():
+        if not Path(store).exists():
             command("chemscale", "simulate", *size, *kind, "--out", store)
-        if not there:
-            command("chemscale", "rsca", "fit", store, "--run", run, *args.options)
+        command("chemscale", "rsca", "fit", store, "--run", run, *args.options)
         rates = json.loads(command("chemscale", "rsca", "evaluate", "--run", run, "--json"))
         embedding = open_embedding(f"{run}/embedding.zarr")
         coords = embedding["coords"].values[embedding["role"].values != "unused"]
@@ -56,12 +53,13 @@ def survey(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
             },
         )
         if not args.keep:
-            shutil.rmtree(store, ignore_errors=True)
+            shutil.rmtree(store)
 
 
 def components(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
-    """Rates of runs with the first k of their components, and what choosing k on the other clusters gives a cluster."""
+    """Rates of runs by metric, and with the first k of their components; and what the others choose for a cluster."""
     from chemscale.rsca.components import steps
+    from chemscale.rsca.registry import METRICS
     from chemscale.rsca.stars import RunStars
     from chemscale.runtime.run import Run
 
@@ -83,6 +81,7 @@ def components(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> N
                 "chosen_without_each_cluster": sorted({ks[i] for i in picked}),
                 "nested_rate": nested,
                 "all": found[-1].overall,
+                "metrics": {name: round(engine.rates(name).overall, 5) for name in METRICS},
             },
         )
 
@@ -109,5 +108,6 @@ def lamost(args: argparse.Namespace, keep: Callable[[str, dict], None]) -> None:
                 command(tool, "rsca", "fit", store, "--run", run, "--components", str(k), *options)
                 rates = json.loads(command(tool, "rsca", "evaluate", "--run", run, "--json"))
                 facts = json.loads((Path(run) / "manifest.json").read_text())["stages"]["ppca"]["facts"]
-                kept = {n: rates[n] for n in ("raw", "rsca", "rsca_top", "rsca_without_cross_validation")}
+                wanted = ("raw", "rsca", "rsca_held_out", "rsca_top", "rsca_without_cross_validation")
+                kept = {n: rates[n] for n in wanted if n in rates}
                 keep(f"lamost {how or name} K={k}", kept | {"basis": facts.get("verdict", facts.get("converged"))})
