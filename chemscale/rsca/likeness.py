@@ -177,7 +177,8 @@ class Likeness:
     def fit(cls, pairs: PairDistances, n_features: int) -> Likeness:
         """Fit to held-out pairs; the correction rests on models that have not seen the pair's cluster either."""
         ratios = held_out_ratios(pairs)
-        return cls(PairModel.fit(pairs), resampled(pairs), calibrate(*ratios), n_features, len(pairs.siblings))
+        correction = calibrate(*ratios, weights=pairs.weights())
+        return cls(PairModel.fit(pairs), resampled(pairs), correction, n_features, len(pairs.siblings))
 
     @property
     def caution(self) -> str:
@@ -230,15 +231,15 @@ class Likeness:
         return cls(PairModel.from_list(values["model"]), draws, correction, *counts)
 
 
-def _line(siblings: np.ndarray, field: np.ndarray) -> tuple[float, float]:
+def _line(siblings: np.ndarray, field: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """Slope (positive) and intercept of ln odds on the predicted ln ratio, by maximum likelihood.
 
-    A weak pull towards (1, 0), worth one pair, decides where siblings and field do not overlap.
+    A weak pull towards (1, 0), worth one sibling, decides where siblings and field do not overlap. `weights` of either
+    kind; field pairs together weigh as much as the siblings.
     """
     x = np.clip(np.concatenate([siblings, field]), -40, 40)
     y = np.r_[np.ones(len(siblings)), np.zeros(len(field))]
-    n = 2 * min(len(siblings), len(field))
-    weight = np.r_[np.full(len(siblings), 0.5 * n / len(siblings)), np.full(len(field), 0.5 * n / len(field))]
+    weight = np.r_[weights[0], weights[1] * weights[0].sum() / weights[1].sum()]
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         odds = theta[0] * x + theta[1]
@@ -273,10 +274,17 @@ def _rising(siblings: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.asarray(knots)[good], np.asarray(rising)
 
 
-def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> LikenessCalibration:
+def calibrate(
+    siblings: np.ndarray,
+    field: np.ndarray,
+    n_bins: int = 8,
+    weights: tuple[np.ndarray, np.ndarray] | None = None,
+) -> LikenessCalibration:
     """Compare predicted ln ratios of sibling and field pairs with their observed frequencies.
 
-    Bins hold equal numbers of sibling pairs; those without field pairs are merged into their neighbour.
+    Bins hold equal numbers of sibling pairs; those without field pairs are merged into their neighbour. `weights` of
+    sibling and field pairs (:meth:`~chemscale.rsca.pair_model.PairDistances.weights`) enter the straight line; by
+    default pairs of a kind weigh alike.
 
     Raises
     ------
@@ -300,5 +308,8 @@ def calibrate(siblings: np.ndarray, field: np.ndarray, n_bins: int = 8) -> Liken
     top = both.max()
     predicted = np.array([np.log(np.mean(np.exp(field[which == b] - top))) + top for b in range(len(counts))])
     observed = np.log(near / near.sum()) - np.log(counts / counts.sum())
-    slope, intercept = _line(siblings, field)
+    if weights is None:
+        n = min(len(siblings), len(field))
+        weights = np.full(len(siblings), n / len(siblings)), np.full(len(field), n / len(field))
+    slope, intercept = _line(siblings, field, weights)
     return LikenessCalibration(predicted, observed, near, counts, slope, intercept, *_rising(siblings, field))

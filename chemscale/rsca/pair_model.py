@@ -37,6 +37,20 @@ class PairDistances:
     siblings: list[np.ndarray]
     field: list[np.ndarray]
 
+    @property
+    def freedom(self) -> np.ndarray:
+        """Independent differences within each cluster: members less one. Pairs of a cluster are more, but no news."""
+        n_pairs = np.array([len(v) for v in self.siblings], float)
+        return (np.sqrt(1 + 8 * n_pairs) - 1) / 2
+
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the sibling and of the field pairs of all clusters, in order; each kind sums to the freedom."""
+        return self._shared([len(v) for v in self.siblings]), self._shared([len(v) for v in self.field])
+
+    def _shared(self, sizes: list[int]) -> np.ndarray:
+        parts = [np.full(n, f / max(n, 1)) for n, f in zip(sizes, self.freedom, strict=True)]
+        return np.concatenate(parts)
+
     def without(self, j: int) -> PairDistances:
         """Those of all clusters but number `j`."""
         return self.of([i for i in range(len(self.siblings)) if i != j])
@@ -64,28 +78,31 @@ class PairModel:
 
     @classmethod
     def fit(cls, pairs: PairDistances) -> Self:
-        """Maximum likelihood; every pair of a kind weighs alike, and siblings together as much as field pairs.
+        """Maximum likelihood; a cluster weighs as its members less one, and siblings together as much as field pairs.
 
         Raises
         ------
         DataError
             Fewer than ten pairs of a kind.
         """
-        kinds = [np.concatenate([_thinned(d, len(v)) for d in v]) ** 2 for v in (pairs.siblings, pairs.field)]
+        thinned = [[_thinned(d, len(v)) for d in v] for v in (pairs.siblings, pairs.field)]
+        kinds = [np.concatenate(v) ** 2 for v in thinned]
         if min(map(len, kinds)) < 10:
             raise DataError(f"{len(kinds[0])} sibling and {len(kinds[1])} field pairs", "a likeness needs ten of each")
         typical = [float(np.median(v)) for v in kinds]
         if min(typical) <= 0:
             raise DataError("half of the pairs have no distance at all", "remove duplicated stars")
         values = [np.maximum(v, 1e-9 * t) for v, t in zip(kinds, typical, strict=True)]
+        weights = [w / w.sum() for w in (pairs._shared([len(d) for d in v]) for v in thinned)]
+        certainty = np.sqrt(pairs.freedom.sum())
 
         def loss(theta: np.ndarray) -> float:
             a = np.exp(theta[0])
             total = 0.0
             for i, v in enumerate(values):
-                total -= float(np.mean(_log_density(v, a, np.exp(theta[1 + i]), np.exp(theta[3 + i]))))
+                total -= float(weights[i] @ _log_density(v, a, np.exp(theta[1 + i]), np.exp(theta[3 + i])))
             # a weak pull towards moderate tails: with few clusters the tail is hardly known
-            return total + 0.5 * float(np.sum((theta[3:] - np.log(5.0)) ** 2)) / np.sqrt(len(values[0]))
+            return total + 0.5 * float(np.sum((theta[3:] - np.log(5.0)) ** 2)) / certainty
 
         start = np.array([0.5, *(np.log(2 * t) for t in typical), np.log(5.0), np.log(10.0)])
         bounds = [(-1.5, 4.0), *((np.log(t) - 7, np.log(t) + 12) for t in typical), (-1.0, 8.0), (-1.0, 8.0)]

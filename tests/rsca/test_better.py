@@ -436,6 +436,20 @@ def test_likeness_needs_little_correction_on_unseen_clusters(seed):
     )
 
 
+def test_a_large_cluster_does_not_speak_for_all():
+    """Pairs go as the square of the members; what they are worth does not."""
+    rng = np.random.default_rng(5)
+    sizes = [60, 6, 5, 5, 4, 4]
+    near = [s * np.sqrt(rng.chisquare(4, n * (n - 1) // 2)) for n, s in zip(sizes, (0.5, *[1.0] * 5), strict=True)]
+    pairs = PairDistances(near, [8 * np.sqrt(rng.chisquare(4, 500)) for _ in sizes])
+    np.testing.assert_allclose(pairs.freedom, np.array(sizes) - 1)
+    for weights in pairs.weights():
+        assert weights.sum() == pytest.approx(78)
+    alike = PairDistances([np.concatenate(near)], [np.concatenate(pairs.field)])
+    scales = [m.scale[0] * m.shape / m.tail[0] for m in (PairModel.fit(pairs), PairModel.fit(alike))]
+    assert scales[0] > 1.2 * scales[1]
+
+
 def test_the_pair_model_is_the_law_it_was_drawn_from():
     """Student-t difference vectors of four dimensions, of two widths."""
     rng = np.random.default_rng(1)
@@ -445,6 +459,6 @@ def test_the_pair_model_is_the_law_it_was_drawn_from():
         return scale * np.sqrt(rng.chisquare(4, 40_000) / gamma)
 
     near, far = distances(1.0), distances(5.0)
-    model = PairModel.fit(PairDistances(np.split(near, 8), np.split(far, 8)))
+    model = PairModel.fit(PairDistances(np.split(near, 4000), np.split(far, 4000)))
     assert model.shape == pytest.approx(2, rel=0.1) and model.tail == pytest.approx((3, 3), rel=0.15)
     assert model.scale[1] / model.scale[0] == pytest.approx(25, rel=0.1)
