@@ -9,7 +9,6 @@ from importlib import resources
 
 import numpy as np
 
-#: kT in eV at 1 K, and 5040 = log10(e) / k: the usual reciprocal temperature.
 LIGHT_KM_S = 299792.458
 
 
