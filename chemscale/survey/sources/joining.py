@@ -67,7 +67,7 @@ def complete(plan: SurveyPlan, joins: Joins, keys: StarKeys) -> SurveyPlan:
         plan.elements = elements
     stored = extra_names(joins.extra)
     if absent := [name for name, own in stored.items() if own not in plan.labels]:
-        known = [c for path in joins.labels for c in open_catalogue(path).columns]
+        known = [what.partition(" of ")[0] for what in plan.attrs.get("ignored", ()) if " of " in what]
         raise InputError(
             f"--extra {absent[0]}: no catalogue has this column",
             hint(absent[0], known, "columns") if known else "name the catalogue: --labels FILE",

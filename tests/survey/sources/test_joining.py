@@ -257,3 +257,6 @@ def test_extra_columns_and_gaias_identifiers_of_allstar(tmp_path):
     assert not {"AGE of allStar", "GAIAEDR3_SOURCE_ID of allStar"} & set(plan.attrs["ignored"])
     block = source.read(plan.items, plan.wavelength, plan.elements)
     assert block.labels["gaia_source_id"].tolist() == GAIA and block.labels["x_age"].tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(InputError, match="--extra agee: no catalogue has this column") as told:
+        ApogeeSource(str(tmp_path), str(tmp_path / "allStar.fits"), extra=["agee"]).plan()
+    assert "did you mean 'AGE'" in told.value.remedy
