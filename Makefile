@@ -25,7 +25,7 @@ $(TESTED): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,s3,hpc,spectra,parquet,deploy]"
 	@touch $(TESTED)
 
-demo: $(STAMP) ## simulate a survey, fit, evaluate, show the report (some three minutes on 2 cores)
+demo: $(STAMP) ## simulate a survey, fit, evaluate, show the report (two to three minutes on 2 cores)
 	$(BIN)/chemscale demo --out $(DEMO)
 
 test: $(TESTED) ## the default test suite, the examples of public names among it (tests/docs/test_doctests.py)
