@@ -7,6 +7,7 @@ import html
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def plain(text: Any) -> str:
     return html.escape(str(text), quote=False)
 
 
-def wrap(text: str, width: int = 20) -> str:
+def wrap(text: str, width: int = 24) -> str:
     """Text for Plotly in lines of about `width` characters."""
     return "<br>".join(plain(line) for line in textwrap.wrap(text, width, break_long_words=False))
 
@@ -108,11 +109,12 @@ def clusters(
         "rsca": ("triangle-up", COLOURS["orange"]),
         best: ("diamond", COLOURS["vermilion"]),
     }
+    others = cycle([("x", COLOURS["purple"]), ("cross", COLOURS["blue"]), ("star", COLOURS["green"])])
     table = np.array([[values[i] for i in order] for values in columns.values()], float)
     edge = 0.5 * np.min(table[table > 0], initial=1.0)  # zero has no place on a logarithmic axis: it sits at the edge
     fig = go.Figure()
     for method, y in zip(columns, table, strict=True):
-        symbol, colour = look.get(method, ("x", COLOURS["purple"]))
+        symbol, colour = look.get(method) or next(others)
         fig.add_trace(
             go.Scatter(
                 x=labels,
