@@ -25,3 +25,9 @@ def choose_device(name: str | None = None) -> torch.device:
         seen = f"torch {torch.__version__} sees {torch.cuda.device_count()} GPU(s)"
         raise InputError(f"device {name!r}: {seen}", "--device cpu; `chemscale doctor` says what is there")
     return device
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Bytes that are free on a GPU; 0 for a device that is none."""
+    device = torch.device(device)
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0

@@ -52,11 +52,9 @@ def room(device: str) -> int:
 
 
 def _free_bytes(device: str) -> int:
-    import torch
+    from chemscale.runtime.devices import free_memory
 
-    if torch.device(device).type != "cuda":
-        return 0
-    return int(KEPT_SHARE * torch.cuda.mem_get_info(torch.device(device))[0])
+    return int(KEPT_SHARE * free_memory(device))
 
 
 @dataclass

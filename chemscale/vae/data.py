@@ -22,6 +22,7 @@ from torch import Tensor
 
 from chemscale.arrays import missing_pixels
 from chemscale.errors import DataError, InputError
+from chemscale.runtime.devices import free_memory
 from chemscale.schema import flag_mask
 from chemscale.vae.model import ChemicalVAE
 
@@ -53,7 +54,13 @@ class TrainingBatch:
     def __len__(self) -> int:
         return len(self.features)
 
-    def rows(self, part: slice) -> TrainingBatch:
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays together."""
+        tensors = (self.features, *self.flux.values(), *self.ivar.values(), self.labels, self.errors)
+        return sum(t.nbytes for t in tensors)
+
+    def rows(self, part: slice | Tensor) -> TrainingBatch:
         """Some of the rows."""
         return TrainingBatch(
             self.features[part],
@@ -178,6 +185,10 @@ class BatchSource(Protocol):
 
     n_stars: int
 
+    def keep_on(self, device: torch.device, share: float) -> None:
+        """Have batches come from the device's memory, where all stars take at most `share` of what is free of it."""
+        ...
+
     def n_batches(self) -> int:
         """Batches an epoch."""
         ...
@@ -203,23 +214,22 @@ class MemoryData:
         self.n_stars = len(self.data)
         self.batch = min(self.batch, self.n_stars)
 
+    def keep_on(self, device: torch.device, share: float) -> None:
+        """Move the stars to the device if they fit."""
+        if device.type != "cuda" or self.data.nbytes <= share * free_memory(device):
+            self.data = self.data.to(device)
+
     def n_batches(self) -> int:
         """Batches an epoch; the incomplete last one is left out."""
         return max(1, self.n_stars // self.batch)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
         """Batches of an epoch in random order."""
-        order = torch.from_numpy(_order(self.seed, epoch, self.n_stars))
         d = self.data
+        order = torch.from_numpy(_order(self.seed, epoch, self.n_stars)).to(d.features.device)
         for b in range(start, self.n_batches()):
             rows = order[b * self.batch : (b + 1) * self.batch]
-            yield TrainingBatch(
-                d.features[rows],
-                {k: v[rows] for k, v in d.flux.items()},
-                {k: v[rows] for k, v in d.ivar.items()},
-                d.labels[rows],
-                d.errors[rows],
-            )
+            yield d.rows(rows)
 
 
 class StreamData:
@@ -240,6 +250,11 @@ class StreamData:
     ):
         self.read, self.sizes, self.batch, self.seed, self.group = read, list(sizes), batch, seed, group
         self.n_stars = int(sum(sizes))
+        self.device = torch.device("cpu")
+
+    def keep_on(self, device: torch.device, share: float) -> None:
+        """Have the thread that reads ahead bring a group to the device; the survey itself stays in its store."""
+        self.device = device
 
     def _groups(self, epoch: int) -> list[np.ndarray]:
         order = _order(self.seed, epoch, len(self.sizes))
@@ -272,7 +287,7 @@ class StreamData:
                     parts = [self.read(int(b)) for b in group if self.sizes[b]]
                     if stop.is_set():
                         return
-                    ahead.put((index, first, join(parts)))
+                    ahead.put((index, first, join(parts).to(self.device)))
                 ahead.put(None)
             except BaseException as err:
                 ahead.put(err)
@@ -284,17 +299,12 @@ class StreamData:
                 if isinstance(item, BaseException):
                     raise item
                 index, first, data = item
-                order = torch.from_numpy(np.random.default_rng([self.seed, epoch, index]).permutation(len(data)))
+                shuffled = np.random.default_rng([self.seed, epoch, index]).permutation(len(data))
+                order = torch.from_numpy(shuffled).to(self.device)
                 for b in range(len(data) // self.batch):
                     if start <= first + b < limit:
                         rows = order[b * self.batch : (b + 1) * self.batch]
-                        yield TrainingBatch(
-                            data.features[rows],
-                            {k: v[rows] for k, v in data.flux.items()},
-                            {k: v[rows] for k, v in data.ivar.items()},
-                            data.labels[rows],
-                            data.errors[rows],
-                        )
+                        yield data.rows(rows)
         finally:
             stop.set()
             while thread.is_alive():

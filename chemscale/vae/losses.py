@@ -44,7 +44,7 @@ def gaussian_kl(mean: Tensor, factor: Tensor, prior: Tensor) -> Tensor:
         Covariance of the prior.
     """
     d = mean.shape[1]
-    root = torch.linalg.cholesky(prior)
+    root = torch.linalg.cholesky_ex(prior)[0]  # not checked: the check would have the host wait for a GPU
     scaled = torch.linalg.solve_triangular(root.expand(len(mean), d, d), factor, upper=False)
     shift = torch.linalg.solve_triangular(root, mean.T, upper=False)
     log_det = torch.log(torch.diagonal(root)).sum() - torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
@@ -68,32 +68,69 @@ def linear_head(predicted: Tensor, labels: Tensor, errors: Tensor) -> Tensor:
     return (weight * residual**2).sum() / weight.sum().clamp_min(1e-6)
 
 
-def fourier_features(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Centred random Fourier features (n, :data:`N_FEATURES`) of standardised columns of `x`.
+def fourier_features(x: Tensor, generator: torch.Generator | None = None, known: Tensor | None = None) -> Tensor:
+    """Centred random Fourier features (..., n, :data:`N_FEATURES`) of standardised columns of `x`.
 
     Inner products approximate a mixture of Gaussian kernels (Rahimi & Recht 2007) whose
     widths, in standard deviations, are drawn between 0.5 and 1.5 times sqrt(columns).
+
+    Parameters
+    ----------
+    x : Tensor (..., n, d)
+        Samples of any number of variables; each gets random numbers of its own.
+    generator : torch.Generator, optional
+        On the device where the numbers are to be drawn.
+    known : Tensor of bool (n,), optional
+        Stars that count; the features of the others are 0. No row is taken out: how many there are would have to
+        be asked of the device.
     """
-    x = (x - x.mean(0).detach()) / (x.std(0).detach() + 1e-4)
-    d = x.shape[1]
-    device = x.device
-    # drawn on the CPU: one generator, one sequence, whatever the device
-    direction = torch.randn(d, N_FEATURES, generator=generator)
-    width = torch.empty(1, N_FEATURES).uniform_(0.5, 1.5, generator=generator) * math.sqrt(d)
-    phase = torch.rand(N_FEATURES, generator=generator) * (2 * math.pi)
-    features = torch.cos(x @ (direction / width).to(device) + phase.to(device))
-    return features - features.mean(0)
+    if known is None:
+        x = (x - x.mean(-2, keepdim=True).detach()) / (x.std(-2, keepdim=True).detach() + 1e-4)
+    else:
+        weight = known.to(x.dtype)[:, None]
+        x = torch.nan_to_num(x) * weight
+        count = weight.sum()
+        x = (x - (x.sum(-2, keepdim=True) / count.clamp_min(1)).detach()) * weight
+        x = x / ((x.square().sum(-2, keepdim=True) / (count - 1).clamp_min(1)).sqrt().detach() + 1e-4)
+    *lead, _, d = x.shape
+    drawn = generator.device if generator is not None else x.device
+    direction = torch.randn(*lead, d, N_FEATURES, generator=generator, device=drawn)
+    uniform = torch.rand(*lead, 2, N_FEATURES, generator=generator, device=drawn)
+    width, phase = (0.5 + uniform[..., :1, :]) * math.sqrt(d), uniform[..., 1:, :] * (2 * math.pi)
+    features = torch.cos(x @ (direction / width).to(x.device) + phase.to(x.device))
+    if known is None:
+        return features - features.mean(-2, keepdim=True)
+    return (features - (features * weight).sum(-2, keepdim=True) / count.clamp_min(1)) * weight
 
 
-def dependence(a: Tensor, b: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def dependence(a: Tensor, b: Tensor, generator: torch.Generator | None = None, known: Tensor | None = None) -> Tensor:
     """Normalised Hilbert-Schmidt independence criterion of two samples, in [0, 1]; scalar.
 
     Gretton et al. (2005) with random features: O(n) instead of O(n^2). 0 for independent
-    samples up to a bias of order 1 / n, 1 where one is a function of the other.
+    samples up to a bias of order 1 / n, 1 where one is a function of the other. Stars that are not `known` are
+    left out.
     """
-    x, y = fourier_features(a, generator), fourier_features(b, generator)
-    cross = (x.T @ y).square().sum()
-    return cross / ((x.T @ x).norm() * (y.T @ y).norm() + 1e-8)
+    x, y = fourier_features(a, generator, known), fourier_features(b, generator, known)
+    return _of_features(x, y)
+
+
+def _of_features(x: Tensor, y: Tensor) -> Tensor:
+    """:func:`dependence` of centred features (..., n, m) and (n, m); (...)."""
+    turned = x.transpose(-1, -2)
+    cross = (turned @ y).square().sum((-1, -2))
+    return cross / (torch.linalg.matrix_norm(turned @ x) * torch.linalg.matrix_norm(y.T @ y) + 1e-8)
+
+
+def dependence_on(
+    z: Tensor, b: Tensor, generator: torch.Generator | None = None, known: Tensor | None = None
+) -> Tensor:
+    """:func:`dependence` on `b` (n, q) of all columns of `z` (n, d) together, plus that of each alone; scalar.
+
+    The features of `b` are made once, those of single columns in one batch.
+    """
+    target = fourier_features(b, generator, known)
+    together = _of_features(fourier_features(z, generator, known), target)
+    return together + _of_features(fourier_features(z.T[:, :, None], generator, known), target).sum()
 
 
 def sliced_prior(z: Tensor, prior: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -103,7 +140,8 @@ def sliced_prior(z: Tensor, prior: Tensor, generator: torch.Generator | None = N
     this looks at the sample as a whole: it fixes the scale and straightens the axes.
     """
     n = z.shape[0]
-    direction = torch.randn(z.shape[1], N_SLICES, generator=generator).to(z.device)
+    drawn = generator.device if generator is not None else z.device
+    direction = torch.randn(z.shape[1], N_SLICES, generator=generator, device=drawn).to(z.device)
     direction = direction / ((prior @ direction) * direction).sum(0).sqrt()
     sample = torch.sort(z @ direction, 0)[0]
     ranks = (torch.arange(n, device=z.device, dtype=z.dtype) + 0.5) / n
@@ -122,7 +160,7 @@ def innovation_dependence(z: Tensor, prior: Tensor, generator: torch.Generator |
     before = unit.detach()
     total = z.new_zeros(())
     for k in range(1, z.shape[1]):
-        coefficients = torch.linalg.solve(prior[:k, :k], prior[:k, k])
+        coefficients = torch.linalg.solve_ex(prior[:k, :k], prior[:k, k])[0]
         total = total + dependence(unit[:, k : k + 1] - before[:, :k] @ coefficients[:, None], before[:, :k], generator)
     return total
 
@@ -140,6 +178,5 @@ def classes(labels: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:
 
 def adversary_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of the adversary on logits (paper eq. A.4); stars of class -1 are left out."""
-    if not bool((target >= 0).any()):
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits, target, ignore_index=-1)
+    counted = (target >= 0).sum().clamp_min(1)
+    return F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / counted

@@ -73,6 +73,7 @@ class ChemicalVAE(nn.Module):
     label_scale: Tensor
     label_range: Tensor
     error_scale: Tensor
+    lower: Tensor
 
     def __init__(
         self,
@@ -126,8 +127,8 @@ class ChemicalVAE(nn.Module):
         self.linear = nn.Linear(aux, len(config.labels))
         bins = config.adversary_bins ** len(config.labels)
         self.adversary = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, bins))
-        rows, columns = np.tril_indices(d, -1)
-        self._lower = (torch.from_numpy(rows), torch.from_numpy(columns))
+        # on the model's device: an index from elsewhere would have the host wait for the device in every step
+        self.register_buffer("lower", torch.from_numpy(np.stack(np.tril_indices(d, -1))), persistent=False)
 
     def inputs(self, group: str) -> tuple[int, ...]:
         """Latents decoder `group` sees, in the order of its inputs (its own last); all of them for ``rest``."""
@@ -155,7 +156,7 @@ class ChemicalVAE(nn.Module):
         mean, rest = out[:, :d], out[:, d:]
         diagonal = F.softplus(rest[:, :d] - 1.0) + 1e-4
         factor = torch.diag_embed(diagonal)
-        rows, columns = self._lower
+        rows, columns = self.lower
         factor[:, rows, columns] = rest[:, d : d + len(rows)]
         factor = factor * self.error_scale[:, None]
         return LatentPosterior(mean, factor, rest[:, d + len(rows) :])
@@ -241,7 +242,7 @@ class ChemicalVAE(nn.Module):
         """Change the sign of one latent everywhere, leaving every reconstruction as it is."""
         d = self.config.n_latents
         head = self.encoder.net[-1] if isinstance(self.encoder, PPCAEncoder) else self.encoder.out
-        rows, columns = self._lower
+        rows, columns = self.lower.tolist()
         lower = [2 * d + i for i, (r, c) in enumerate(zip(rows, columns)) if latent in (int(r), int(c))]
         assert isinstance(head, nn.Linear)
         for row in (latent, *lower):

@@ -116,7 +116,8 @@ def objective(
     mine = batch.rows(part)
     posterior = model.encode(mine.features)
     # the whole batch's noise is drawn, whatever the number of processes: same numbers for the same star
-    noise = torch.randn((n_all, model.config.n_latents), generator=generator).to(posterior.mean)[part]
+    drawn = torch.randn((n_all, model.config.n_latents), generator=generator, device=generator.device)
+    noise = drawn.to(posterior.mean)[part]
     z = posterior.mean + (posterior.factor @ noise[:, :, None])[:, :, 0]
     groups = [g.name for g in model.config.groups]
     weights = dict(config.group_weights)
@@ -146,13 +147,14 @@ def objective(
     if late.auxiliary or not config.label_pretrain_epochs:
         loss = loss + (config.late_label_weight if late.auxiliary else config.linear) * head
     means, samples = parallel.gather(posterior.mean), parallel.gather(z)
-    labels = parallel.gather(predicted.detach() if config.label_pretrain_epochs else mine.labels)
+    own = not config.label_pretrain_epochs  # a star may lack one of the survey's labels; w has all of them
+    labels = parallel.gather(mine.labels if own else predicted.detach())
     for kind, weight, on in _penalties(config, means, samples):
         if kind == "prior_match":
             value = losses.sliced_prior(samples, model.prior, generator)
             loss = loss + weight * value
         elif kind == "independence":
-            value = independence(on, labels, generator)
+            value = independence(on, labels, generator, complete=not own)
             loss = loss + weight * ramp * value
         else:
             value = losses.innovation_dependence(on, model.prior, generator)
@@ -186,14 +188,13 @@ def _penalties(config: TrainConfig, means: Tensor, samples: Tensor) -> list[tupl
     return chosen
 
 
-def independence(z: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Dependence of z as a whole and of each latent on the labels of the stars that have them; scalar."""
+def independence(z: Tensor, labels: Tensor, generator: torch.Generator, complete: bool = False) -> Tensor:
+    """Dependence of z as a whole and of each latent on the labels of the stars that have them; scalar.
+
+    0 where fewer than 8 stars have them all. With `complete` every star has, and none is looked at.
+    """
+    if complete:
+        return losses.dependence_on(z, labels, generator) if len(z) >= 8 else z.sum() * 0.0
     known = torch.isfinite(labels).all(1)
-    if not bool(known.all()):
-        z, labels = z[known], labels[known]
-    if len(z) < 8:
-        return z.sum() * 0.0
-    total = losses.dependence(z, labels, generator)
-    for k in range(z.shape[1]):
-        total = total + losses.dependence(z[:, k : k + 1], labels, generator)
-    return total
+    value = losses.dependence_on(z, labels, generator, known)
+    return torch.where(known.sum() >= 8, value, value * 0.0)

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,18 +29,13 @@ from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel, decode_groups, objective
 from chemscale.vae.regions import REST
 from chemscale.vae.schedule import one_cycle, one_cycle_momentum
+from chemscale.vae.steps import LossTerms, step_generator
 from chemscale.vae.train_config import TrainConfig, former_names, without_added
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
-
-
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Random numbers of one step: a function of (seed, step, stream) on any device and any number of processes."""
-    state = np.random.SeedSequence([seed, step, stream]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
-
-
+#: Share of a GPU's free memory that training stars may take.
+ON_DEVICE = 0.5
 #: Seconds of training before the first checkpoint.
 FIRST_CHECKPOINT = 10.0
 #: Fields of the progress that were renamed: old -> new.
@@ -96,7 +90,8 @@ class Trainer:
         self.device = choose_device(str(device) if device else None)
         self.model = model.to(self.device)
         self.source, self.config, self.folder = source, config, folder
-        self.validation = validation
+        source.keep_on(self.device, ON_DEVICE)
+        self.validation = None if validation is None else self._move(validation)
         self.parallel = parallel or Parallel()
         self.on_epoch = on_epoch
         self.progress = TrainingProgress()
@@ -112,9 +107,12 @@ class Trainer:
             apart |= set(self.head)
         self.parameters: list[nn.Parameter] = [p for p in model.parameters() if p not in apart]
         self.adversary_parameters: list[nn.Parameter] = list(model.adversary.parameters())
-        # foreach/fused kernels on GPU are the default of torch.optim
-        self.optimizer = torch.optim.Adam([*self.parameters, *self.head], lr=config.learning_rate, betas=config.betas)
-        self.adversary_optimizer = torch.optim.Adam(self.adversary_parameters, lr=config.adversary_rate)
+        self.optimizer = self._adam([*self.parameters, *self.head], config.learning_rate, config.betas)
+        self.adversary_optimizer = self._adam(self.adversary_parameters, config.adversary_rate)
+
+    def _adam(self, parameters: list[nn.Parameter], rate: float, betas: Any = (0.9, 0.999)) -> torch.optim.Adam:
+        """On a GPU one kernel changes all parameters."""
+        return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=self.device.type == "cuda")
 
     # ---------------------------------------------------------------- loop
 
@@ -143,13 +141,10 @@ class Trainer:
             epoch, start = divmod(p.step, per_epoch)
             if start == 0 and 0 < epoch <= config.orient * config.epochs:
                 self.orient()
-            sums: dict[str, float] = {}
-            began, counted = time.perf_counter(), 0
+            terms = LossTerms()
+            began = time.perf_counter()
             for batch in self.source.epoch(epoch, start):
-                terms = self.step(self._move(batch), epoch)
-                for key, value in terms.items():
-                    sums[key] = sums.get(key, 0.0) + value
-                counted += 1
+                terms.add(self.step(self._move(batch), epoch))
                 p.step += 1
                 done += 1
                 if max_steps is not None and done >= max_steps:
@@ -158,7 +153,7 @@ class Trainer:
                 if self.folder and time.monotonic() - last_save > checkpoint_every:
                     self.save()
                     last_save = time.monotonic()
-            self._close_epoch(epoch, {k: v / counted for k, v in sums.items()}, time.perf_counter() - began)
+            self._close_epoch(epoch, terms.means(), time.perf_counter() - began)
         self.finetune_decoders()
         self.save()
         return p
@@ -194,15 +189,18 @@ class Trainer:
     def _move(self, batch: TrainingBatch) -> TrainingBatch:
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
-    def step(self, batch: TrainingBatch, epoch: int) -> dict[str, float]:
-        """One step of encoder and decoders (and adversary); returns the loss terms of the whole batch."""
+    def step(self, batch: TrainingBatch, epoch: int) -> dict[str, Tensor]:
+        """One step of encoder and decoders (and adversary); returns the loss terms of the whole batch.
+
+        Nothing in it has the host wait for a GPU.
+        """
         p, config = self.progress, self.config
         rate = one_cycle(p.step, self.total_steps, config.learning_rate, config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
             if config.cycle_momentum:
                 group["betas"] = (one_cycle_momentum(p.step, self.total_steps, config.warmup), config.betas[1])
-        generator = step_generator(config.seed, p.step)
+        generator = step_generator(config.seed, p.step, device=self.device)
         ramp = min(1.0, p.step / max(1.0, config.ramp * self.total_steps))
         late = config.late(p.step / max(1, self.total_steps))
         learning = self.parameters + (self.head if late.auxiliary else [])
@@ -229,7 +227,7 @@ class Trainer:
         self.optimizer.step()
         if config.adversary:
             self.adversary_optimizer.step()
-        return {k: float(v) for k, v in terms.items()}
+        return terms
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -252,22 +250,23 @@ class Trainer:
     def validate(self) -> float:
         """Mean over groups of the reconstruction loss of the validation stars, from posterior means."""
         assert self.validation is not None
-        batch = self._move(self.validation)
+        batch = self.validation
         posterior = self.model.encode(batch.features)
         groups = [g.name for g in self.model.config.groups]
         late = self.config.late(self.progress.step / max(1, self.total_steps))
         found = decode_groups(self.model, posterior, posterior.mean, groups, late=late)
-        return float(np.mean([float(losses.reconstruction(found[g], batch.flux[g], batch.ivar[g])) for g in groups]))
+        each = [losses.reconstruction(found[g], batch.flux[g], batch.ivar[g]) for g in groups]
+        return float(torch.stack(each).double().mean())
 
     # ---------------------------------------------------------- head start
 
     def pretrain_labels(self) -> None:
         """w learns Teff and log g alone; then it is fixed."""
         config, n = self.config, self.source.n_batches()
-        optimizer = torch.optim.Adam(self.head, lr=3e-3, betas=(0.9, 0.99))
+        optimizer = self._adam(self.head, 3e-3, (0.9, 0.99))
         step, total = 0, config.label_pretrain_epochs * n
         for epoch in range(config.label_pretrain_epochs):
-            mean_loss = 0.0
+            terms = LossTerms()
             for batch in self.source.epoch(-epoch - 1 + 2**20):
                 for group in optimizer.param_groups:
                     group["lr"] = one_cycle(step, total, 3e-3, 0.2)
@@ -279,9 +278,9 @@ class Trainer:
                 loss.backward()
                 self.parallel.sum_gradients(self.head)
                 optimizer.step()
-                mean_loss += float(self.parallel.total(loss)) / n
+                terms.add({"linear": self.parallel.total(loss)})
                 step += 1
-            record = {"epoch": epoch - config.label_pretrain_epochs, "phase": "labels", "linear": mean_loss}
+            record = {"epoch": epoch - config.label_pretrain_epochs, "phase": "labels"} | terms.means()
             self.progress.curves.append(record)
             self._tell(record)
 
@@ -296,10 +295,10 @@ class Trainer:
         names = list(self.model.pixels)
         parameters = [q for name in names for q in self.model.decoders[name].parameters()]
         parameters += list(self.model.depths.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+        optimizer = self._adam(parameters, config.learning_rate)
         p.finetune_step = 0  # short enough to be done again after an interruption
         for epoch in range(config.decoder_finetune_epochs):
-            sums: dict[str, float] = {}
+            terms = LossTerms()
             for batch in self.source.epoch(config.epochs + epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = one_cycle(p.finetune_step, total, config.learning_rate, 0.2)
@@ -309,20 +308,21 @@ class Trainer:
                     posterior = self.model.encode(mine.features)
                 optimizer.zero_grad(set_to_none=True)
                 loss: Tensor = torch.zeros((), device=self.device)
+                each: dict[str, Tensor] = {}
                 with self._autocast():
                     found = decode_groups(self.model, posterior, posterior.mean, names)
                     for name in names:
                         count = self.parallel.total((mine.ivar[name] > 0).sum()).clamp_min(1)
                         term = losses.chi2(found[name], mine.flux[name], mine.ivar[name]).sum() / count
-                        sums[name] = sums.get(name, 0.0) + float(self.parallel.total(term))
+                        each[f"reconstruction_{name}"] = self.parallel.total(term)
                         loss = loss + term
+                terms.add(each)
                 loss.backward()
                 self.parallel.sum_gradients(parameters)
                 optimizer.step()
                 p.finetune_step += 1
-            n = self.source.n_batches()
             record = {"epoch": config.epochs + epoch, "phase": "decoders"}
-            p.curves.append(record | {f"reconstruction_{k}": v / n for k, v in sums.items()})
+            p.curves.append(record | terms.means())
             self._tell(p.curves[-1])
 
     # --------------------------------------------------------- checkpoints

@@ -16,7 +16,7 @@ from chemscale.vae import losses
 from chemscale.vae.config import PAPER_GROUPS, Group, ModelConfig
 from chemscale.vae.encoders import PPCAFront, SpectralActivation
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.objective import decode_groups
+from chemscale.vae.objective import decode_groups, independence
 from chemscale.vae.presets import PAPER_MODEL
 from chemscale.vae.regions import RegionSet, available, convert, load_regions
 
@@ -288,6 +288,26 @@ def test_dependence_tells_functions_from_noise(seed):
     square = float(losses.dependence(x, torch.cat([x**2, torch.randn(512, 1, generator=g)], 1), g))
     assert 0 <= free < 0.05
     assert square > 3 * free
+
+
+def test_dependence_on_labels_leaves_out_stars_that_lack_one():
+    """Taking the rows out and counting them for nothing are the same."""
+    g = torch.Generator().manual_seed(2)
+    z, labels = torch.randn(600, 3, generator=g), torch.randn(600, 2, generator=g)
+    labels[:, 0] += z[:, 0]
+    labels[::3, 1] = torch.nan
+    z.requires_grad_()
+    known = torch.isfinite(labels).all(1)
+    masked = independence(z, labels, torch.Generator().manual_seed(5))
+    cut = losses.dependence_on(z[known], labels[known], torch.Generator().manual_seed(5))
+    assert float(masked.detach()) == pytest.approx(float(cut.detach()), rel=1e-4)
+    (gradient,) = torch.autograd.grad(masked, z)
+    assert torch.all(gradient[~known] == 0)
+    assert torch.isfinite(gradient).all()
+    labels[7:] = torch.nan
+    few = independence(z, labels, torch.Generator().manual_seed(5))
+    assert float(few.detach()) == 0.0
+    assert torch.isfinite(torch.autograd.grad(few, z)[0]).all()
 
 
 def test_sliced_prior_is_small_for_the_prior_and_grows_with_scale():

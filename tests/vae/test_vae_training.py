@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import traceback
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from vae_toy import FAST, FAST_MODEL, TOY_REGIONS, toy_survey
 
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
@@ -21,6 +23,7 @@ from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.schedule import one_cycle
+from chemscale.vae.steps import LossTerms
 from chemscale.vae.timing import training_time
 from chemscale.vae.train_config import LatePhase, TrainConfig, former_names
 from chemscale.vae.training import Trainer
@@ -57,6 +60,47 @@ def test_same_seed_same_weights(toy):
     b.train()
     assert {entry["epochs"] for entry in told} == {len(told)}, "the bar ends where the last phase does"
     assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values()))
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that hand a number from the device to the host, but for the optimiser's step counters."""
+
+    ASKING = ("_local_scalar_dense", "nonzero", "is_nonzero", "_linalg_check_errors", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.ASKING and not in_optimizer():
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def in_optimizer() -> bool:
+    return any("torch/optim" in frame.filename for frame in traceback.extract_stack(limit=25))
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("settings", [{}, {"label_pretrain_epochs": 0}, {"adversary": [[0, 1.0]]}])
+def test_a_step_never_waits_for_the_device(toy, at, settings):
+    """On a GPU each of these operations would have the host wait until all kernels before it are done."""
+    trainer = started(toy, TrainConfig.from_dict({**FAST, **settings}))
+    trainer.progress.step = int(at * trainer.total_steps)
+    batch = next(iter(trainer.source.epoch(0)))
+    trainer.step(batch, 0)
+    with HostReads() as reads:
+        trainer.step(batch, 0)
+    assert reads.found == []
+
+
+def test_loss_terms_are_means_over_all_steps():
+    terms = LossTerms()
+    for k in range(1000):
+        terms.add({"a": torch.tensor(float(k))} | ({"late": torch.tensor(1.0)} if k >= 500 else {}))
+    assert terms.means() == {"a": 499.5, "late": 0.5}
+    assert LossTerms().means() == {}
 
 
 @pytest.mark.parametrize("stop", [1, 6, 11])

@@ -1,0 +1,44 @@
+"""What the steps of a training have in common: their random numbers, and the loss terms of an epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Loss terms of so many steps are added up at a time: until then each is a number on the device.
+FOLDED = 256
+
+
+def step_generator(seed: int, step: int, stream: int = 0, device: torch.device | str | None = None) -> torch.Generator:
+    """Random numbers of one step: a function of (seed, step, stream) and the kind of device.
+
+    They are the same for any number of processes. A GPU draws its own: numbers made on the host would have to be
+    waited for in every step.
+    """
+    state = np.random.SeedSequence([seed, step, stream]).generate_state(2, np.uint32)
+    return torch.Generator(device or "cpu").manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+class LossTerms:
+    """Loss terms of the steps of an epoch; they stay on the device until :meth:`means` asks for them."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._found: dict[str, list[Tensor]] = {}
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Count one step."""
+        self.steps += 1
+        for name, value in terms.items():
+            values = self._found.setdefault(name, [])
+            values.append(value.detach())
+            if len(values) >= FOLDED:
+                values[:] = [torch.stack([v.double() for v in values]).sum()]
+
+    def means(self) -> dict[str, float]:
+        """Mean over the steps; the one time in an epoch that the host waits for a GPU."""
+        if not self._found:
+            return {}
+        sums = torch.stack([torch.stack([v.double() for v in values]).sum() for values in self._found.values()])
+        return dict(zip(self._found, (sums / self.steps).tolist(), strict=True))
