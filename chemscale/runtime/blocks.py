@@ -40,8 +40,11 @@ class Reader(Protocol):
 
     shape: tuple[int, ...]
 
-    def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
-        """Rows ``[start, stop)``; with `reuse` they need not outlive the next such read."""
+    def read(self, start: int, stop: int, reuse: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows ``[start, stop)``; with `reuse` they need not outlive the next such read.
+
+        `out` is where they are wanted: it is what comes back wherever nothing has to be done to the stored values.
+        """
         ...
 
 

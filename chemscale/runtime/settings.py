@@ -28,7 +28,7 @@ class ClusterSettings:
     workers : int, optional
         Worker processes (local, gpu: CPU workers beside the GPU ones), jobs (batch), pods (kubernetes).
     threads : int, optional
-        Threads of each worker.
+        Threads of each worker: 1, or 2 where it has a GPU, so that one shard is decoded while another is computed.
     memory : str, optional
         Memory of each worker (each job on a batch system), such as ``"8 GiB"``.
     blas_threads : int

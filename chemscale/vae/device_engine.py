@@ -1,15 +1,15 @@
 """Inference on a torch device: raw pixels go to it, and everything else happens there.
 
-Decoding threads fill page-locked buffers that are made once and go round; flux, inverse variance and flags are copied
-as they are stored (9 bytes a pixel), and cleaned, encoded, reconstructed and scored on the device. Nothing of the size
-of the spectra is made on the host.
+Decoding threads write flux, inverse variance and flags as they are stored (9 bytes a pixel) into page-locked buffers
+that are made once and go round; everything else, cleaning included, happens on the device. Nothing else of the size of
+the spectra is made on the host.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -55,12 +55,18 @@ class DeviceEngine:
         self._computing = threading.Lock()
         self._free: queue.SimpleQueue[Buffers] = queue.SimpleQueue()
 
-    def load(self, flux: np.ndarray, ivar: np.ndarray, flags: np.ndarray) -> RawBlock:
-        """Copy stored pixels (n, P) into buffers that the device can fetch from; the arrays may be reused then."""
-        n = len(flux)
-        buffers = self._take(n, flux.shape[1])
-        for buffer, values in zip(buffers, (flux, ivar, flags)):
-            np.copyto(buffer.numpy()[:n], values, casting="same_kind")
+    def load(self, n: int, pixels: int, fill: Callable[[Sequence[np.ndarray]], None]) -> RawBlock:
+        """A block that `fill` writes where the device can fetch it from.
+
+        Parameters
+        ----------
+        n, pixels : int
+            Stars, and pixels of each.
+        fill : callable
+            Gets three arrays (n, pixels) for flux (float32), inverse variance (float32) and flags (uint8).
+        """
+        buffers = self._take(n, pixels)
+        fill([buffer.numpy()[:n] for buffer in buffers])
         return RawBlock(buffers, n)
 
     def _take(self, n: int, pixels: int) -> Buffers:

@@ -8,36 +8,30 @@ process. One pass over the survey.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
-import zarr
 from dask.system import CPU_COUNT
 
 from chemscale.errors import DataError, InputError
-from chemscale.runtime.blocks import readers_of
 from chemscale.runtime.devices import choose_device
-from chemscale.runtime.product import ResumableProduct, mark_done
+from chemscale.runtime.product import ResumableProduct
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.schema import flag_mask
 from chemscale.survey.store.cleaning import check_cleaned
 from chemscale.vae.checkpoint import grid_fingerprint, load_model
-from chemscale.vae.data import values_here
-from chemscale.vae.device_engine import DeviceEngine
 from chemscale.vae.engine import Engine
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.product import LAYOUT, begin, outputs
+from chemscale.vae.product import LAYOUT, begin
 from chemscale.vae.scores import scores_in_batches
+from chemscale.vae.shard_runner import Shard, ShardRunner
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -47,6 +41,8 @@ logger = logging.getLogger(__name__)
 SHARD_STARS = 8192
 #: Shards of a survey at most, by making them larger: more would keep the scheduler of a thousand workers busy.
 MOST_SHARDS = 8192
+#: Shards that a worker of two threads or more has in hand for its GPU: one is decoded while another is computed.
+SHARDS_A_GPU = 2
 #: Threads that decode for one GPU, at most: the rate of decoding grows up to about so many.
 READERS = 16
 
@@ -62,112 +58,6 @@ def infer_arrays(
     if model.mean.device.type == "cpu" and not bfloat16:
         return Engine(model)(flux, weight)
     return scores_in_batches(model, flux, weight, bfloat16=bfloat16)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A range of stars and everything a worker needs to find the rest."""
-
-    index: int
-    start: int
-    stop: int
-    store: str
-    model: str
-    sha256: str
-    #: the group it is written to, and the folder of the marks
-    product: str
-    partial: str
-    flags: int
-    floor: float
-    device: str | None
-    bfloat16: bool
-
-
-class ShardRunner:
-    """Does shards of an open survey, one after the other, their blocks on `threads` threads.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-        The survey (lazy).
-    model : ChemicalVAE
-        On the device it shall run on.
-    shards : sequence of Shard
-        In the order in which they will be asked for; the blocks of the one after the current are
-        begun early. Empty: nothing is begun early.
-    bfloat16 : bool
-        Autocast.
-    """
-
-    def __init__(
-        self,
-        ds: xr.Dataset,
-        model: ChemicalVAE,
-        threads: int,
-        shards: Sequence[Shard] = (),
-        *,
-        bfloat16: bool = False,
-    ):
-        self.ds, self.model = ds, model
-        #: None where the survey is not a store's own chunks: then Dask reads
-        self.readers = readers_of([ds[n].data for n in ("flux", "ivar", "flags")])
-        compiled = model.mean.device.type == "cpu" and not bfloat16
-        self.engine = Engine(model) if compiled else DeviceEngine(model, bfloat16=bfloat16)
-        self.pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="chemscale-vae")
-        self.following = {a.index: b for a, b in itertools.pairwise(shards)}
-        self.begun: dict[int, list[Future[Any]]] = {}
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self.pool.shutdown(cancel_futures=True)
-
-    def __call__(self, shard: Shard) -> None:
-        """Read, compute and write one shard."""
-        futures = self.begun.pop(shard.index, None) or self._begin(shard)
-        after = self.following.get(shard.index)
-        if after is not None and after.index not in self.begun:
-            self.begun[after.index] = self._begin(after)
-        blocks = [future.result() for future in futures]
-        if isinstance(self.engine, DeviceEngine):
-            self._write(shard, self.engine(blocks, shard.flags, shard.floor))
-        else:
-            self._write(shard, {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]})
-
-    def _begin(self, shard: Shard) -> list[Future[Any]]:
-        return [self.pool.submit(self._block, shard, rows) for rows in _blocks(self.ds, shard)]
-
-    def _block(self, shard: Shard, rows: slice) -> Any:
-        """A block's latents and scores; on a device its pixels, ready to be fetched."""
-        if self.readers is not None:  # into buffers of this thread: nothing of a block is kept
-            flux, ivar, flags = (r.read(rows.start, rows.stop, reuse=True) for r in self.readers)
-        else:
-            part = self.ds[["flux", "ivar", "flags"]].isel(star=rows)
-            flux, ivar, flags = (values_here(part[n]) for n in ("flux", "ivar", "flags"))
-        if isinstance(self.engine, DeviceEngine):
-            return self.engine.load(flux, ivar, flags)
-        return self.engine(flux, ivar, flags, shard.flags, shard.floor)
-
-    def _write(self, shard: Shard, whole: dict[str, np.ndarray]) -> None:
-        with torch.inference_mode():
-            w = torch.from_numpy(whole["auxiliary"]).to(self.model.mean.device)
-            whole["label"] = self.model.labels(w).cpu().numpy()
-        group = zarr.open_group(shard.product, mode="r+")
-        names = np.asarray(self.ds["star_id"].isel(star=slice(shard.start, shard.stop)).values)
-        for name in (*outputs(self.model), "star_id"):
-            array = group[name]
-            assert isinstance(array, zarr.Array)
-            values = names.astype(object) if name == "star_id" else whole[name].astype(array.dtype, copy=False)
-            array[shard.start : shard.stop] = values
-        facts = {"start": shard.start, "stop": shard.stop, "model": shard.sha256}
-        mark_done(shard.partial, shard.index, facts)
-
-
-def _blocks(ds: xr.Dataset, shard: Shard) -> list[slice]:
-    """Rows of a shard, cut where the store's blocks end."""
-    chunks = ds["flux"].chunks
-    edges = np.concatenate([[0], np.cumsum(chunks[0])]) if chunks else np.array([0, ds.sizes["star"]])
-    inner = edges[(edges > shard.start) & (edges < shard.stop)]
-    return [slice(a, b) for a, b in itertools.pairwise([shard.start, *(int(e) for e in inner), shard.stop])]
 
 
 def infer_shard(shard: Shard) -> None:
@@ -356,4 +246,4 @@ def _resources(client: Client | None) -> dict[str, float] | None:
     if client is None:
         return None
     workers = client.scheduler_info(n_workers=-1).get("workers", {})
-    return {"GPU": 1} if any("GPU" in (w.get("resources") or {}) for w in workers.values()) else None
+    return {"GPU": 1 / SHARDS_A_GPU} if any("GPU" in (w.get("resources") or {}) for w in workers.values()) else None

@@ -89,7 +89,7 @@ def test_bare_decoding_reads_every_star_on_the_workers(monkeypatch):
     read = []
 
     class Reader:
-        def read(self, start, stop, reuse=False):
+        def read(self, start, stop, reuse=False, out=None):
             read.append((start, stop))
 
     monkeypatch.setattr(limits, "DECODED_STARS", 128)

@@ -28,7 +28,16 @@ def raw():
 
 def blocks(engine: DeviceEngine, raw, size: int):
     _, *pixels = raw
-    return [engine.load(*(x[a : a + size] for x in pixels)) for a in range(0, len(pixels[0]), size)]
+    found = []
+    for a in range(0, len(pixels[0]), size):
+        part = [x[a : a + size] for x in pixels]
+
+        def fill(buffers, part=part):
+            for buffer, values in zip(buffers, part, strict=True):
+                buffer[...] = values
+
+        found.append(engine.load(len(part[0]), part[0].shape[1], fill))
+    return found
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.01])
@@ -137,3 +146,48 @@ def test_a_survey_through_the_device_engine(toy_run, toy, tmp_path):
     assert (rough["n_used"] == exact["n_used"]).all()
     scatter = float((rough["mean"] - exact["mean"]).std() / exact["mean"].std())
     assert 0 < scatter < 0.2, "the other engine, and the same latents to half precision"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_store_is_decoded_where_the_device_fetches_from(toy_run, toy_store, tmp_path, monkeypatch, masked):
+    """No copy between the store and the buffers, but for values that are not the stored ones; all shards in order."""
+    from chemscale.survey.store.open import open_survey
+    from chemscale.vae import inference
+    from chemscale.vae.product import open_latents
+
+    ds = open_survey(toy_store)
+    if masked:
+        ds["flags"] = ds["flags"] | 0  # no longer the store's own rows: Dask reads
+    copies, order = [], []
+    real, write = np.copyto, inference.ShardRunner._write
+    monkeypatch.setattr(np, "copyto", lambda *a, **k: (copies.append(1), real(*a, **k)))
+    monkeypatch.setattr(
+        inference.ShardRunner, "_write", lambda s, shard, x: (order.append(shard.index), write(s, shard, x))
+    )
+    inference.infer_survey(ds, toy_run / "vae", tmp_path / "a.zarr", device="cpu", bfloat16=True, shard_stars=100)
+    inference.infer_survey(ds, toy_run / "vae", tmp_path / "b.zarr", device="cpu", bfloat16=True, shard_stars=600)
+    assert bool(copies) == masked
+    assert order[:-1] == list(range(len(order) - 1)) and len(order) > 3
+    a, b = (open_latents(tmp_path / f"{n}.zarr").load() for n in "ab")
+    np.testing.assert_allclose(a["norm"], b["norm"], rtol=0.05)
+
+
+def test_a_shard_that_fails_on_the_device_is_tried_again(toy_run, toy_store, tmp_path, monkeypatch):
+    from chemscale.survey.store.open import open_survey
+    from chemscale.vae import inference
+    from chemscale.vae.product import open_latents
+
+    real, calls = DeviceEngine.__call__, []
+
+    def flaky(self, blocks, bits, floor=0.0):
+        calls.append(len(blocks))
+        if len(calls) == 2:
+            raise OSError("a hiccup")
+        return real(self, blocks, bits, floor)
+
+    monkeypatch.setattr(DeviceEngine, "__call__", flaky)
+    report = inference.infer_survey(
+        open_survey(toy_store), toy_run / "vae", tmp_path / "a.zarr", device="cpu", bfloat16=True, shard_stars=100
+    )
+    assert len(calls) == report["stars"] // 100 + 1
+    assert np.isfinite(open_latents(tmp_path / "a.zarr")["norm"].values).all()

@@ -15,6 +15,9 @@ from chemscale.runtime.settings import GpuSettings
 if TYPE_CHECKING:
     from distributed import Client, Security
 
+#: Threads of a GPU's worker: one shard is decoded while another is computed.
+THREADS = 2
+
 
 @contextmanager
 def gpu_client(settings: GpuSettings) -> Iterator[Client]:
@@ -43,7 +46,7 @@ def _gpu_only(settings: GpuSettings, devices: list[int], security: Security | No
         raise missing("dask-cuda", "gpu", err) from err
     options: dict[str, Any] = {
         "CUDA_VISIBLE_DEVICES": devices,
-        "threads_per_worker": settings.threads or 1,
+        "threads_per_worker": settings.threads or THREADS,
         "memory_limit": settings.memory or "auto",
         "host": "127.0.0.1",
         "dashboard_address": settings.dashboard,
@@ -71,6 +74,7 @@ def mixed_workers(settings: GpuSettings, devices: list[int], security: Security 
     specs: dict[str, Any] = {}
     for device in devices:
         options = {"env": {"CUDA_VISIBLE_DEVICES": str(device)}, "resources": {"GPU": 1}}
+        options |= {"nthreads": settings.threads or THREADS}
         specs[f"gpu-{device}"] = {"cls": Nanny, "options": common | options}
     for i in range(settings.workers or 0):
         options = {"env": {"CUDA_VISIBLE_DEVICES": ""}, "resources": {"CPU": 1}}

@@ -92,8 +92,10 @@ class ShardFiles:
             touched,
         )
 
-    def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
-        """Rows ``[start, stop)``; with `reuse` in a buffer of this thread that the next such call uses again.
+    def read(self, start: int, stop: int, reuse: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows ``[start, stop)``, in `out` where it is given; with `reuse` in a buffer of this thread instead.
+
+        The next call with `reuse` fills the same buffer again.
 
         Raises
         ------
@@ -102,7 +104,9 @@ class ShardFiles:
         OSError
         """
         shape = (max(0, stop - start), *self.shape[1:])
-        if reuse:
+        if out is not None and out.shape == shape and out.dtype == self.dtype and out.flags.c_contiguous:
+            pass
+        elif reuse:
             out = scratch(f"rows of {self.name}", shape, self.dtype)
         else:
             out = np.empty(shape, self.dtype)

@@ -60,11 +60,11 @@ class StoreGroup:
         counts = np.diff(edges) - np.diff(np.searchsorted(self.hidden, edges))
         return [int(c) for c in counts if c]
 
-    def read(self, name: str, start: int, stop: int, reuse: bool = False) -> np.ndarray:
-        """Stars ``[start, stop)`` of a variable; `reuse` as in :meth:`Rows.read`."""
+    def read(self, name: str, start: int, stop: int, reuse: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+        """Stars ``[start, stop)`` of a variable; `reuse` and `out` as in :meth:`Rows.read`."""
         first, last = self.row_range(start, stop)
         try:
-            values = _open(self.url, name, self.token, self.ledger)(first, last, reuse)
+            values = _open(self.url, name, self.token, self.ledger)(first, last, reuse, out)
         except Exception as err:
             raise self._failed(name, first, last, err) from err
         lo, hi = np.searchsorted(self.hidden, (first, last))
@@ -88,8 +88,8 @@ class StoreGroup:
 
 
 @lru_cache(maxsize=512)
-def _open(url: str, name: str, token: str, ledger: int) -> Callable[[int, int, bool], np.ndarray]:
-    """A function of (first, last row, reuse) that reads a variable; files are compared with the store's ledger."""
+def _open(url: str, name: str, token: str, ledger: int) -> Callable[[int, int, bool, np.ndarray | None], np.ndarray]:
+    """A function of (first, last row, reuse, out) that reads a variable; files are compared with the store's ledger."""
     import zarr
 
     folder = Folder(url)
@@ -102,7 +102,7 @@ def _open(url: str, name: str, token: str, ledger: int) -> Callable[[int, int, b
         return direct.read
     height = (array.shards or array.chunks)[0]
 
-    def read(first: int, last: int, reuse: bool) -> np.ndarray:
+    def read(first: int, last: int, reuse: bool, out: np.ndarray | None) -> np.ndarray:
         for which, _, _ in cut_every(first, last, height):  # shards of object stores are too big to be fetched for this
             touched.check(chunk_file(name, which, array.ndim), digest=not (folder.remote and array.shards))
         return np.asarray(array[first:last])
@@ -163,8 +163,11 @@ class Rows:
         self.dtype = np.dtype(dtype)
         self.ndim = len(shape)
 
-    def read(self, start: int, stop: int, reuse: bool = False) -> np.ndarray:
+    def read(self, start: int, stop: int, reuse: bool = False, out: np.ndarray | None = None) -> np.ndarray:
         """Rows ``[start, stop)``.
+
+        `out` is where they are wanted: it is filled and returned if it fits and nothing has to be done to the stored
+        rows (no stars hidden, no mask, one group, a local store); otherwise another array is.
 
         With `reuse` they may be in a buffer of this thread that the next such read of the variable fills again: for
         whoever goes through a survey block by block and keeps nothing. New arrays of tens of megabytes come from the
@@ -174,16 +177,16 @@ class Rows:
             flux = self._stored(self.name, start, stop, reuse)
             return self.cleaning.apply(flux, lambda name: self._stored(name, start, stop, False))
         if self.mask is None:
-            return self._stored(self.name, start, stop, reuse)
+            return self._stored(self.name, start, stop, reuse, out)
         ivar = None if self.mask.max_error is None else self._stored("ivar", start, stop, reuse)
         return self.mask.apply(self._stored(self.name, start, stop, reuse), ivar)
 
-    def _stored(self, name: str, start: int, stop: int, reuse: bool) -> np.ndarray:
+    def _stored(self, name: str, start: int, stop: int, reuse: bool, out: np.ndarray | None = None) -> np.ndarray:
         edges = np.cumsum([0, *(g.n_stars for g in self.groups)])
         wanted = [(self.groups[i], low - edges[i], high - edges[i]) for i, low, high in cut_at(start, stop, edges)]
         if len(wanted) == 1:
             group, lo, hi = wanted[0]
-            return group.read(name, lo, hi, reuse)
+            return group.read(name, lo, hi, reuse, out)
         if not wanted:
             return np.empty((0, *self.shape[1:]) if name == self.name else 0, self.dtype)
         return np.concatenate([group.read(name, lo, hi) for group, lo, hi in wanted])

@@ -38,6 +38,10 @@ def test_any_rows_are_those_of_zarr(tmp_path, compressors, dtype):
             assert found.dtype == values.dtype
             np.testing.assert_array_equal(found, values[start : min(stop, 61)])
             np.testing.assert_array_equal(found, array[start : min(stop, 61)])
+            wanted = np.full_like(found, 9)
+            assert files.read(start, min(stop, 61), out=wanted) is wanted
+            np.testing.assert_array_equal(wanted, found)
+    assert files.read(0, 8, out=np.empty((7, 5), dtype)).shape == (8, 5), "an array of another shape is left alone"
 
 
 @pytest.mark.parametrize(
