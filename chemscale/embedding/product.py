@@ -26,7 +26,7 @@ from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime.blocks import Reader, group_size, readers_of, split_at_blocks
 from chemscale.runtime.cluster import current_client
 from chemscale.runtime.files import Folder
-from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, done_parts
+from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, done_parts, in_order
 from chemscale.runtime.shards import map_shards, per_worker
 from chemscale.runtime.versions import opened_at
 from chemscale.statistics import blocks
@@ -329,4 +329,4 @@ def _read(root: str) -> xr.Dataset:
     ds.attrs.pop(RECORD, None)
     text = {name: ds[name].astype(object) for name in ds.variables if ds[name].dtype.kind == "T"}
     ds = ds.assign({name: v.assign_attrs(ds[name].attrs) for name, v in text.items()})
-    return ds[sorted(map(str, ds.data_vars))]  # as they are found on disk, their order is that of a race
+    return in_order(ds)

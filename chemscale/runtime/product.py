@@ -16,7 +16,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 
@@ -25,6 +25,9 @@ from chemscale.runtime.exchange import exchange
 from chemscale.runtime.files import Folder, is_remote
 from chemscale.runtime.jsonio import canonical, dump, plain, write_json
 from chemscale.runtime.versions import Versions, opened_at
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: Attribute of a Zarr product's root group, and key of a JSON product, that holds the record.
 RECORD = "chemscale_product"
@@ -157,6 +160,11 @@ def identity_of(path: Path) -> str | None:
     if record is not None:
         return str(record["identity"])
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def in_order(ds: xr.Dataset) -> xr.Dataset:
+    """The same Dataset with its variables by name: as they are found on disk, their order is that of a race."""
+    return ds[sorted(map(str, ds.data_vars))].assign_coords(ds.coords)
 
 
 def faults(path: Path, *, everything: bool = False) -> list[str]:

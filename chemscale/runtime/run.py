@@ -31,6 +31,7 @@ from chemscale.runtime.product import (
     check_bound,
     discard,
     identity_of,
+    in_order,
     plain_files,
     remove_partials,
     size_and_checksum,
@@ -278,7 +279,7 @@ class Run(Shown):
 
         ds = xr.open_zarr(self.need(name, MADE_FROM[name][1]), consolidated=False, **options)
         ds.attrs.pop(RECORD, None)
-        return ds[sorted(map(str, ds.data_vars))]  # as they are found on disk, their order is that of a race
+        return in_order(ds)
 
     def forget(self, *names: str) -> None:
         """Remove products that a new one makes wrong."""

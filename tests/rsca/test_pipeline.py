@@ -24,6 +24,7 @@ from chemscale.rsca.pipeline import fit_run, load_metric, passes_left
 from chemscale.rsca.siblings import SiblingSearch, siblings, write_neighbours
 from chemscale.rsca.stars import RunStars
 from chemscale.runtime.observe import Progress, progress_bar
+from chemscale.runtime.product import in_order
 from chemscale.runtime.run import Run
 from chemscale.survey.ingest.datasets import write_survey
 
@@ -154,6 +155,8 @@ def test_products_list_their_variables_in_one_order(run):
     for name in ("ppca.zarr", "embedding.zarr", "auto.zarr"):
         names = list(run.open_dataset(name).data_vars)
         assert names == sorted(names) and len(names) > 1
+    alone = xr.Dataset({"b": ("x", [1]), "a": ("x", [2])}, coords={"label_name": ("label_name", ["teff"])})
+    assert list(in_order(alone).data_vars) == ["a", "b"] and "label_name" in in_order(alone).coords
     stored = list(open_embedding(run.file("embedding.zarr")).data_vars)
     assert stored == sorted(stored)
 
