@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def plan_ingest(
             "source": digest(described),
             "catalogues": digest(files_in(described)),
             "settings": digest(settings),
-            "grid": digest([wavelength.tolist(), plan.medium, list(plan.elements), list(plan.labels)]),
+            "grid": _grid_digest(wavelength, plan.medium, plan.elements, plan.labels),
             "layout": digest(asdict(layout)),
             "inputs": inputs.digest(),
         },
@@ -91,6 +91,17 @@ def plan_ingest(
     )
     _check_plan(plan, header)
     return Job(source, items, rejected, wavelength, inputs, header)
+
+
+def _grid_digest(wavelength: np.ndarray, medium: str, elements: Sequence[str], labels: Sequence[str]) -> str:
+    return digest([wavelength.tolist(), medium, list(elements), list(labels)])
+
+
+def with_labels(job: Job, labels: tuple[str, ...]) -> Job:
+    """The job of a store that holds these labels only: a later release of its reader may know more."""
+    h = job.header
+    grid = _grid_digest(job.wavelength, h.medium, h.elements, labels)
+    return replace(job, header=replace(h, labels=labels, fingerprint=h.fingerprint | {"grid": grid}))
 
 
 def _unique(plan: SurveyPlan) -> tuple[list[Item], list[Rejection]]:

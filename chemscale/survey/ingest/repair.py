@@ -27,7 +27,7 @@ from chemscale.survey.ingest.finalise import (
     statistics,
 )
 from chemscale.survey.ingest.ingestion import make_task
-from chemscale.survey.ingest.planning import Job, plan_ingest
+from chemscale.survey.ingest.planning import Job, plan_ingest, with_labels
 from chemscale.survey.ingest.reading import read_shard
 from chemscale.survey.sources.base import Rejection
 from chemscale.survey.store.faults import VerifyReport
@@ -247,7 +247,9 @@ class _Mender:
         if self._job is None:
             source = rebuild_source(self.header, self.folder.root)
             layout, settings = self.header.layout, self.header.settings
-            self._job = plan_ingest(source, layout=layout, max_error=settings["max_error"])
+            job = plan_ingest(source, layout=layout, max_error=settings["max_error"])
+            more = set(job.header.labels) > set(self.header.labels)
+            self._job = with_labels(job, self.header.labels) if more else job
         return self._job
 
     def _task(self, shard: int) -> Any:

@@ -7,10 +7,15 @@ import pickle
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from releases import aspcap_arrays, write_allstar, write_aspcap
 
+from chemscale import open_survey
 from chemscale.errors import InputError
 from chemscale.schema import APOGEE_ELEMENTS, Flag
+from chemscale.survey.ingest.ingestion import ingest
+from chemscale.survey.ingest.repair import repair
+from chemscale.survey.sources import apogee_labels
 from chemscale.survey.sources.apogee import ApogeeSource
 from chemscale.survey.sources.apogee_labels import DR17_ELEMENTS, visit_means
 from chemscale.survey.sources.apogee_pixels import CHIPS, N_PIXELS, wavelength_grid
@@ -303,3 +308,23 @@ def test_date_and_fibre_are_means_over_visits_where_the_text_tells_them():
     )
     np.testing.assert_array_equal(found["mjd"], [55863, 56001, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(found["fibre"], np.array([124, 7, np.nan, np.nan, np.nan], "f4"))
+
+
+def test_a_store_of_a_release_that_knew_fewer_labels_is_repaired(tmp_path, monkeypatch):
+    write_aspcap(tmp_path / "in" / "aspcapStar-r12-2M1.fits", "2M1")
+    allstar = write_allstar(tmp_path / "allStar.fits", [{"APOGEE_ID": "2M1"}])
+    table = Table.read(allstar, hdu=1)
+    table["GAIAEDR3_SOURCE_ID"] = [2**60 + 1]
+    table.write(allstar, overwrite=True)
+    source = ApogeeSource(str(tmp_path / "in"), str(allstar))
+    with monkeypatch.context() as older:
+        older.setattr(apogee_labels, "_GAIA", ())
+        ingest(source, tmp_path / "s.zarr", progress=False)
+    assert "gaia_source_id" in source.plan().labels
+    flux = open_survey(tmp_path / "s.zarr")["flux"].values
+    shard = next((tmp_path / "s.zarr" / "flux" / "c").rglob("0"))
+    shard = shard if shard.is_file() else next(p for p in shard.rglob("*") if p.is_file())
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert repair(tmp_path / "s.zarr").ok
+    np.testing.assert_array_equal(open_survey(tmp_path / "s.zarr")["flux"].values, flux)
+    assert "gaia_source_id" not in open_survey(tmp_path / "s.zarr").variables
