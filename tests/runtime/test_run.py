@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from chemscale.errors import InputError, StoreError
 from chemscale.runtime.run import Run
@@ -61,3 +62,11 @@ def test_missing_product_names_the_command(tmp_path):
         run.need("ppca.zarr", "chemscale rsca fit STORE --run RUN")
     with pytest.raises(StoreError, match="no survey store"):
         _ = run.store
+
+
+def test_a_product_opens_with_every_variable_in_one_order(tmp_path):
+    run = Run.create(tmp_path / "run", store="survey.zarr")
+    values = {"score": ("star", np.arange(3.0)), "auxiliary": (("star", "auxiliary"), np.ones((3, 2)))}  # as of latents
+    run.save_dataset("anomalies.zarr", xr.Dataset({"chi2": ("star", np.ones(3)), **values}))
+    found = run.open_dataset("anomalies.zarr")
+    assert list(found.data_vars) == ["chi2", "score"] and found["auxiliary"].shape == (3, 2)
