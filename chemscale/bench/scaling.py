@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from chemscale.bench.limits import decode, serial_fraction
 from chemscale.bench.pinning import a_core_each
+from chemscale.bench.stages import PRODUCTS, READS, STAGES, prepare, run_stage
 from chemscale.bench.surveys import make_store
 from chemscale.errors import InputError
 from chemscale.runtime.jsonio import write_json
@@ -30,19 +30,6 @@ from chemscale.runtime.run import versions
 
 if TYPE_CHECKING:
     from distributed import Client
-
-STAGES = ("ingest", "fit", "embed", "infer", "anomalies", "evaluate")
-#: Those that read every pixel, and how often: compared with bare decoding.
-READS = {"fit": 6, "embed": 1, "infer": 1}
-#: What each stage writes below the scratch directory.
-PRODUCTS = {
-    "ingest": "ingested.zarr",
-    "embed": "embedding.zarr",
-    "infer": "latents.zarr",
-    "anomalies": "anomalies.zarr",
-}
-#: Components of the fits timed here, and their number of passes over all stars (fixed: passes must not vary).
-COMPONENTS, PASSES = 30, 5
 
 
 def hardware() -> dict[str, Any]:
@@ -72,122 +59,6 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _fit(store: str, client: Client, scratch: Path) -> Any:
-    from chemscale.embedding.fit import fit_survey
-    from chemscale.survey.store.open import open_survey
-
-    ds = open_survey(store)
-    return fit_survey(ds, n_components=COMPONENTS, tol=0.0, loglike_tol=0.0, max_iter=PASSES, keep_bytes=0)
-
-
-def _embed(store: str, client: Client, scratch: Path) -> Any:
-    from chemscale.embedding.product import embed_survey
-    from chemscale.survey.store.open import open_survey
-
-    return embed_survey(open_survey(store), _model(store, scratch), scratch / PRODUCTS["embed"])
-
-
-@lru_cache(maxsize=1)
-def _model(store: str, scratch: Path) -> Any:
-    """A PPCA of a few hundred stars: the cost of embedding does not depend on how good it is. Loaded once."""
-    from chemscale.embedding.fit import fit_survey
-    from chemscale.statistics.ppca import MaskedPPCA
-    from chemscale.survey.store.open import open_survey
-
-    file = scratch / "ppca.zarr"
-    if not file.exists():
-        ds = open_survey(store).isel(star=slice(0, 512))
-        fit_survey(ds, n_components=COMPONENTS, max_iter=3).to_dataset().to_zarr(file, mode="w", consolidated=False)
-    import xarray as xr
-
-    return MaskedPPCA.from_dataset(xr.open_zarr(file, consolidated=False).load())
-
-
-def _infer(store: str, client: Client, scratch: Path) -> Any:
-    from chemscale.survey.store.open import open_survey
-    from chemscale.vae.inference import infer_survey
-
-    ds = open_survey(store)
-    folder = untrained_vae(ds, scratch / "vae", _model(store, scratch))
-    # the survey's own shards are small here: a task takes one of them
-    infer_survey(ds, folder, scratch / PRODUCTS["infer"], store=store, client=client, shard_stars=512)
-    return None
-
-
-def untrained_vae(ds: Any, folder: Path, ppca: Any) -> Path:
-    """The default model with random weights on the survey's grid: the cost of inference does not depend on them."""
-    from chemscale.vae.checkpoint import grid_fingerprint, save_model
-    from chemscale.vae.config import ModelConfig
-    from chemscale.vae.model import ChemicalVAE
-    from chemscale.vae.regions import REST
-
-    if (folder / "model.json").exists():
-        return folder
-    config = ModelConfig()
-    wave = np.asarray(ds["wavelength"].values)
-    names = [g.name for g in config.groups] + ([REST] if config.rest else [])
-    pixels = {name: np.arange(i, wave.size, len(names)) for i, name in enumerate(names)}
-    front = {
-        "components": ppca.components_,
-        "scale": np.sqrt(ppca.explained_variance_),
-        "noise": np.full(wave.size, float(np.mean(ppca.noise_variance_))),
-        "mean": ppca.mean_,
-    }
-    model = ChemicalVAE(config, pixels, np.nan_to_num(ppca.mean_, nan=1.0), front)
-    medium = str(ds["wavelength"].attrs.get("medium", ""))
-    facts = {
-        "grid": grid_fingerprint(wave, medium),
-        "survey": str(ds.attrs.get("survey", "")),
-        "wavelength": {"pixels": int(wave.size), "low": float(wave[0]), "high": float(wave[-1]), "medium": medium},
-    }
-    save_model(folder, model, facts)
-    return folder
-
-
-def _ingest(store: str, client: Client, scratch: Path, stars: int) -> Any:
-    """Simulated spectra, made on the workers, censored, written and read back: ingestion without input files."""
-    from chemscale.simulation.generator import Simulation
-    from chemscale.survey.ingest.ingestion import ingest
-    from chemscale.survey.sources.simulated import SimulatedSource
-
-    source = SimulatedSource(**Simulation(stars, 22, 7).settings())
-    return ingest(source, scratch / PRODUCTS["ingest"], client=client, progress=False)
-
-
-def _anomalies(store: str, client: Client, scratch: Path) -> Any:
-    """Of the latents that :func:`_infer` made."""
-    from chemscale.vae.product import open_latents
-    from chemscale.vae.star_tables import Latents, find_anomalies
-
-    path = scratch / PRODUCTS["infer"]
-    stars = open_latents(path).sizes["star"]
-    return find_anomalies(
-        Latents(str(path), stars, 0.3, 0), scratch / PRODUCTS["anomalies"], false_alarm=0.1, client=client
-    )
-
-
-def _evaluate(store: str, client: Client, scratch: Path, stars: int = 2_000_000) -> Any:
-    """Rates of 22 clusters against a lazy field of `stars` coordinates made on the workers."""
-    import dask.array as da
-
-    from chemscale.rsca.doppelganger import doppelganger_rates
-
-    rng = np.random.default_rng(0)
-    chunk = 65_536
-    field = da.random.default_rng(1).standard_normal((stars, COMPONENTS), chunks=(chunk, COMPONENTS))
-    members = rng.standard_normal((22, 1, COMPONENTS)) + 0.3 * rng.standard_normal((22, 9, COMPONENTS))
-    names = np.repeat([f"c{i}" for i in range(22)], 9)
-    return doppelganger_rates(field, members.reshape(-1, COMPONENTS), names)
-
-
-_WORK: dict[str, Callable[[str, Any, Path], Any]] = {
-    "fit": _fit,
-    "embed": _embed,
-    "infer": _infer,
-    "anomalies": _anomalies,
-}
 
 
 def measure(
@@ -247,7 +118,7 @@ def measure(
         with connect(cluster or "local", workers=n, threads=None if cluster else 1) as client:
             client.wait_for_workers(n, timeout=120)
             store = make_store(scratch / f"survey-{total}.zarr", total, client)
-            _prepare(store, scratch, stages)
+            prepare(store, scratch, stages)
             with a_core_each(client) if pinned and not cluster else nullcontext(False) as held:
                 decoding = _decoding(store, client, total) if set(stages) & set(READS) else 0.0
                 for stage in stages:
@@ -295,16 +166,10 @@ def _timed(stage: str, store: str, client: Client, scratch: Path, total: int, re
             shutil.rmtree(scratch / PRODUCTS[stage], ignore_errors=True)
         before = _cpu_seconds(client)
         begun = time.perf_counter()
-        if stage == "evaluate":
-            _evaluate(store, client, scratch, stars=100 * total)
-        elif stage == "ingest":
-            _ingest(store, client, scratch, total)
-        else:
-            _WORK[stage](store, client, scratch)
+        number = run_stage(stage, store, client, scratch, total)
         times.append(time.perf_counter() - begun)
         cpu.append([after - start for after, start in zip(_cpu_seconds(client), before)])
     on_workers, on_client = cpu[int(np.argmin(times))]
-    number = 100 * total if stage == "evaluate" else total
     return {
         "stars": number,
         "seconds": min(times),
@@ -319,16 +184,6 @@ def _timed(stage: str, store: str, client: Client, scratch: Path, total: int, re
 def _cpu_seconds(client: Client) -> tuple[float, float]:
     """Processor time so far of all workers, and of this process with the scheduler in it."""
     return sum(client.run(time.process_time).values()), time.process_time()
-
-
-def _prepare(store: str, scratch: Path, stages: Iterable[str]) -> None:
-    """What the stages need beforehand, outside of the time measured."""
-    from chemscale.survey.store.open import open_survey
-
-    if {"embed", "infer"} & set(stages):
-        model = _model(store, scratch)
-        if "infer" in stages:
-            untrained_vae(open_survey(store), scratch / "vae", model)
 
 
 def provenance() -> dict[str, Any]:

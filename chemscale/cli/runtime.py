@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(cluster, name="cluster")
     bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
     bench.command("scaling")(scaling)
+    bench.command("gpu")(gpu)
     bench.command("scheduler")(saturation)
     app.add_typer(bench, name="bench")
     app.command("doctor")(doctor)
@@ -210,7 +211,7 @@ def scaling(
     workers: Annotated[str, typer.Option("--workers", help="Numbers of workers, such as 1,2,4.")] = "1,2",
     stars: Annotated[int, typer.Option("--stars", min=100, help="Stars (strong), or for each worker (weak).")] = 16384,
     stages: Annotated[
-        str, typer.Option("--stages", help="Of ingest, fit, embed, infer, anomalies, evaluate.")
+        str, typer.Option("--stages", help="Of ingest, fit, embed, train, infer, anomalies, evaluate.")
     ] = "fit,embed,infer,evaluate",
     mode: Annotated[str, typer.Option("--mode", help="strong, weak or both.")] = "both",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Best of so many.")] = 1,
@@ -261,6 +262,32 @@ def scaling(
             console.print(f"{stage}: serial fraction {share:.1%} (Amdahl)", highlight=False)
         for name in files:
             console.print(f"[green]written:[/] {name}", highlight=False)
+
+
+def gpu(
+    stars: Annotated[int, typer.Option("--stars", min=600, help="Stars of the simulated survey.")] = 65536,
+    device: Annotated[str | None, typer.Option("--device", help="cuda:N, or cpu; default: a GPU, if any.")] = None,
+    scratch: Annotated[str | None, typer.Option("--scratch", metavar="DIR", help="Keep the survey here.")] = None,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the JSON goes.")] = ".",
+    as_json: AsJson = False,
+) -> None:
+    """What one device could do, measured, and the share of it that inference, training and fit reach.
+
+    Example: chemscale bench gpu --stars 320000 --out benchmarks/results
+    """
+    import tempfile
+
+    from chemscale.bench import device as bench
+    from chemscale.bench import scaling as common
+    from chemscale.cli import console, echo_json
+
+    with tempfile.TemporaryDirectory(prefix="chemscale-bench-") as temporary:
+        results = bench.measure(stars, Path(scratch or temporary), device, report=console.print)
+    files = common.save(results, out, "gpu")
+    if as_json:
+        echo_json(results)
+    else:
+        console.print(f"[green]written:[/] {files[0]}", highlight=False)
 
 
 def saturation(

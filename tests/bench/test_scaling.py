@@ -119,7 +119,7 @@ def test_scheduler_alone():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_measure_and_plot(tmp_path):
-    result = scaling.measure([1], 300, tmp_path / "scratch", stages=["ingest", "embed", "infer", "anomalies"])
+    result = scaling.measure([1], 300, tmp_path / "scratch", stages=["ingest", "embed", "train", "infer", "anomalies"])
     files = scaling.save(result, tmp_path)
     assert [f.rsplit(".", 1)[1] for f in files] == ["json", "png"]
     assert all(r["seconds"] > 0 and r["worker_peak_bytes"] > 1e7 for r in result["rows"])

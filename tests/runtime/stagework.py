@@ -145,7 +145,7 @@ def prepare(folder: Path) -> None:
     from helpers import make_survey
 
     import chemscale
-    from chemscale.bench.scaling import untrained_vae
+    from chemscale.bench.stages import untrained_vae
     from chemscale.survey.store.layout import Layout
 
     chemscale.write_survey(
