@@ -99,6 +99,7 @@ def main():
     parser.add_argument("--snr", type=float, default=0.0, help="train and judge on stars above this S/N only")
     parser.add_argument("--settings", default="{}")
     parser.add_argument("--model", default="{}")
+    parser.add_argument("--regions", default="", help="region set, or a JSON file; default by the grid")
     parser.add_argument("--repeats", type=Path, help="spectra of stars observed more than once")
     parser.add_argument("--groups", type=Path, help="CSV of those: file, group")
     args = parser.parse_args()
@@ -133,7 +134,12 @@ def main():
         print(json.dumps(result["low_rank"], indent=1), flush=True)
     run = args.work / f"run-{args.continuum}-{args.snr:g}"
     summary = pipeline.train(
-        str(store), run, model=json.loads(args.model), settings=json.loads(args.settings), overwrite=True
+        str(store),
+        run,
+        model=json.loads(args.model),
+        settings=json.loads(args.settings),
+        regions=args.regions or None,
+        overwrite=True,
     )
     result["error_factors"] = summary["error_factors"]
     pipeline.infer(str(store), run, overwrite=True)

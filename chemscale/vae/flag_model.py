@@ -142,8 +142,8 @@ class FlagModel:
     latents : tuple of str
     signs : dict of str to int
         Orientation of each latent.
-    centre, width : ndarray (d,)
-        Median of the turned latents, and the population's standard deviation.
+    centre, mean, width : ndarray (d,)
+        Median of the turned latents, mean (which cuts in sigma count from) and the population's standard deviation.
     k : float
         Standard deviations beyond which a single latent counts as enhanced or depleted.
     calibrations : dict of str to AbundanceCalibration
@@ -156,6 +156,7 @@ class FlagModel:
     latents: tuple[str, ...]
     signs: dict[str, int]
     centre: np.ndarray
+    mean: np.ndarray
     width: np.ndarray
     k: float
     calibrations: dict[str, AbundanceCalibration]
@@ -181,8 +182,9 @@ class FlagModel:
     def _in_sigma(self, stars: Posteriors) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """Position of each latent (n, d) in the population's standard deviations; by name, with the errors."""
         turned = stars.mean * np.array([self.signs[n] for n in self.latents])
-        sigma, error = (turned - self.centre) / self.width, np.sqrt(stars.variance) / self.width
-        return sigma, {n: (sigma[:, j], error[:, j]) for j, n in enumerate(self.latents)}
+        from_mean, error = (turned - self.mean) / self.width, np.sqrt(stars.variance) / self.width
+        named = {n: (from_mean[:, j], error[:, j]) for j, n in enumerate(self.latents)}
+        return (turned - self.centre) / self.width, named
 
     def _in_dex(self, stars: Posteriors) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Calibrated abundances and errors by latent."""
@@ -261,7 +263,8 @@ def fit_flags(
     turned = stars.mean[drawn] * np.array([orientation[n] for n in names])
     # the population's width: that of the means plus what the posterior hides
     width = np.sqrt(np.nanvar(turned, axis=0) + np.nanmean(stars.variance[drawn], axis=0))
-    model = FlagModel(names, orientation, np.nanmedian(turned, axis=0), width, k, fitted, left_out)
+    middle = np.nanmedian(turned, axis=0), np.nanmean(turned, axis=0)
+    model = FlagModel(names, orientation, *middle, width, k, fitted, left_out)
     in_dex = model._in_dex(stars)
     for name, rule in classes.items():
         calibrated = "dex" in rule and all(n in fitted for n in rule["dex"])

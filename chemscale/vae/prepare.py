@@ -89,8 +89,11 @@ def look_at(ds: xr.Dataset, fraction: float = 0.3, seed: int = 0) -> Survey:
 
 
 def choose_regions(survey: Survey, regions: str | RegionSet | None) -> RegionSet:
-    """The region set asked for, or the default of the survey's grid."""
-    return load_regions(regions if regions is not None else regions_for(survey.wavelength))
+    """The region set asked for, or the default of the survey's grid and temperatures."""
+    if regions is None:
+        teff = np.asarray(survey.ds["teff"].values) if "teff" in survey.ds else None
+        regions = regions_for(survey.wavelength, teff)
+    return load_regions(regions)
 
 
 def group_pixels(survey: Survey, config: ModelConfig, regions: RegionSet) -> dict[str, np.ndarray]:

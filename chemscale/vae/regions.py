@@ -21,6 +21,8 @@ from chemscale.errors import InputError
 #: Name of the group that takes the pixels no other group claims.
 REST = "rest"
 _DATA = "regions_data"
+#: Teff (K) below which bands of carbon stars darken most windows; share of such stars that asks for other windows.
+COOL, COOL_SHARE = 4000.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,20 @@ def load_regions(name: str | Path | RegionSet) -> RegionSet:
         raise InputError(f"regions file {text}: not JSON: {err}", "mend it") from err
 
 
-def regions_for(wavelength: np.ndarray) -> str:
-    """Name of the default region set of a grid: by its wavelength range."""
+def regions_for(wavelength: np.ndarray, teff: np.ndarray | None = None) -> str:
+    """Name of the default region set of a grid: by its wavelength range, and in the optical by how cool the stars are.
+
+    Parameters
+    ----------
+    wavelength : ndarray (P,)
+        Angstrom.
+    teff : ndarray (n,), optional
+        Of the stars, K. Bands of carbon stars darken most windows below 4,000 K: where more than :data:`COOL_SHARE` of
+        the stars are as cool, the fewer windows are taken that answer to their element there, too.
+    """
     low, high = float(wavelength[0]), float(wavelength[-1])
     if low > 14000 and high < 18000:
         return "apogee"
-    return "optical"
+    known = np.empty(0) if teff is None else np.asarray(teff, float)
+    known = known[np.isfinite(known)]
+    return "optical_cool" if known.size and np.mean(known < COOL) > COOL_SHARE else "optical"

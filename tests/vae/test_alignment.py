@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from chemscale.simulation.lines import grid
+from chemscale.schema import APOGEE_ELEMENTS
+from chemscale.simulation.halo import SIGMAS, halo
+from chemscale.simulation.lines import LineSpectra, grid
+from chemscale.simulation.population import _with_abundances
 from chemscale.vae.alignment import _exchanged, check, decoder_answers, explain, line_answers
 from chemscale.vae.config import DEFAULT_GROUPS, Group, ModelConfig
 from chemscale.vae.model import ChemicalVAE
@@ -31,6 +34,33 @@ def lines():
     """How 12 stars' spectra answer to each latent's elements."""
     _, labels = stars()
     return line_answers(NAMES, labels["teff"][:12], labels["logg"][:12], WAVE, "air")
+
+
+@pytest.mark.parametrize("teff", [3250.0, 4250.0, 5250.0, 6250.0])
+def test_windows_for_cool_stars_answer_to_their_element_at_every_temperature(teff):
+    """Of stars of the paper's halo, in units of its widths, by the built-in lines; many cool ones are carbon stars."""
+    n, rng = 24, np.random.default_rng(6)
+    fe_h, carbon, alpha = halo().draw(rng, n)
+    labels = {"teff": np.full(n, teff), "logg": rng.uniform(2.5, 6.0, n)}
+    spectra = LineSpectra(grid("lowres"))
+
+    def answer(step, width):
+        def flux(sign):
+            fe, c, a = sign * 0.1 * np.array(step)
+            abundance = _with_abundances(labels["teff"], labels["logg"], fe_h + fe, alpha + a, carbon + c)[-2]
+            columns = {e: abundance[:, i] for i, e in enumerate(APOGEE_ELEMENTS) if e not in ("CI", "TiII")}
+            return spectra.flux(labels, columns)
+
+        return width * (flux(1) - flux(-1)) / 0.2
+
+    found = {k: answer(np.eye(3)[i], SIGMAS[i]) for i, k in enumerate(("metal", "carbon", "alpha"))}
+    masks = load_regions("optical_cool").masks(WAVE, "air")
+    rms = {(g, k): np.sqrt(np.mean(x[:, mask] ** 2)) for g, mask in masks.items() for k, x in found.items()}
+    assert rms["iron", "carbon"] < rms["iron", "metal"]
+    assert rms["alpha", "alpha"] > 0.12 * rms["alpha", "metal"]
+    assert rms["alpha", "carbon"] < 5 * rms["alpha", "alpha"]
+    if teff < 4600:
+        assert rms["carbon", "carbon"] > rms["carbon", "metal"]
 
 
 def model_answering(lines, order, groups=DEFAULT_GROUPS) -> ChemicalVAE:

@@ -18,7 +18,7 @@ from chemscale.vae.encoders import PPCAFront, SpectralActivation
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import decode_groups, independence
 from chemscale.vae.presets import PAPER_MODEL
-from chemscale.vae.regions import RegionSet, available, convert, load_regions
+from chemscale.vae.regions import RegionSet, available, convert, load_regions, regions_for
 
 GRID = 10 ** (np.log10(4000) + 1e-4 * np.arange(4150))
 
@@ -56,6 +56,13 @@ def test_every_region_set_loads_and_has_positive_windows(name):
     regions = load_regions(name)
     assert regions.name == name
     assert all(high >= low for windows in regions.groups.values() for low, high in windows)
+
+
+def test_windows_of_a_survey_follow_its_temperatures():
+    warm, cool = np.linspace(4100, 7000, 500), np.linspace(3000, 7000, 500)
+    assert regions_for(GRID) == regions_for(GRID, np.append(warm, np.nan)) == "optical"
+    assert regions_for(GRID, np.append(cool, np.nan)) == "optical_cool"
+    assert regions_for(np.array([15200.0, 16900.0]), cool) == "apogee"
 
 
 def test_windows_move_with_the_medium():
