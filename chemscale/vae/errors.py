@@ -3,9 +3,8 @@
 The loss weighs reconstruction against the KL divergence as suits the axes, not as Bayes' rule has it: a mean over
 pixels with a small `beta`, and more of it late, states errors that are several times too small. And errors of real
 spectra are correlated from pixel to pixel (continuum, sky), which the loss does not know. After training both are
-measured: noise like that of the residuals, with their level at each wavelength and their correlation along it, is added
-once more to spectra, and the latents' answer is compared with their stated errors. One factor a latent makes up for the
-ratio.
+measured: noise like that of the residuals, with their level and their correlation along wavelength, is added once more
+to spectra, and the latents' answer is compared with their stated errors. One factor a latent makes up for the ratio.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from chemscale.vae.model import ChemicalVAE
 
 #: Pixels over which the correlation of residuals is followed.
 REACH = 64
-#: Pixels to both sides over which the level of residuals is taken.
-NEAR = 10
 #: Stars the factors are found on, at most.
 STARS = 1500
 #: Stars at a time.
@@ -53,24 +50,6 @@ def residual_correlation(pull: np.ndarray, there: np.ndarray, reach: int = REACH
         for total, x in ((products, value), (counts, seen)):
             total += np.fft.irfft(np.abs(np.fft.rfft(x, size)) ** 2, size)[:, : reach + 1].sum(0)
     return products / np.maximum(counts, 1.0)
-
-
-def residual_level(pull: np.ndarray, there: np.ndarray, reach: int = NEAR) -> np.ndarray:
-    """Width of the residuals at each pixel in units of the errors, over `reach` pixels to both sides; (P,).
-
-    Errors of a survey are rarely wrong by one factor: sky and continuum are worse at some wavelengths.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> white = np.random.default_rng(0).standard_normal((50, 1000)) * np.where(np.arange(1000) < 500, 1.0, 2.0)
-    >>> np.round(residual_level(white, np.ones_like(white, bool), 20)[[100, 900]], 1)
-    array([1., 2.])
-    """
-    value = np.where(there, np.clip(pull, -5.0, 5.0), 0.0)
-    kernel = np.ones(2 * reach + 1)
-    squares, counts = (np.convolve(x, kernel, "same") for x in ((value**2).sum(0, np.float64), there.sum(0, float)))
-    return np.sqrt(np.where(counts > 0, squares / np.maximum(counts, 1.0), 1.0))
 
 
 def correlated_noise(correlation: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -139,8 +118,7 @@ def measure_errors(model: ChemicalVAE, flux: np.ndarray, weight: np.ndarray, see
     mean, auxiliary, labels, variance, guess = encode(flux)
     there = (weight > 0) & np.isfinite(guess)
     pull = np.where(there, (flux - guess) * np.sqrt(weight), 0.0)
-    level = np.maximum(residual_level(pull, there), 1e-3).astype(np.float32)
-    noise = level * correlated_noise(residual_correlation(pull / level, there), flux.shape, rng)
+    noise = correlated_noise(residual_correlation(pull, there), flux.shape, rng)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean_again, auxiliary_again, labels_again, _, _ = encode(
             np.where(weight > 0, flux + noise / np.sqrt(weight), flux)

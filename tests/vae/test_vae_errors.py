@@ -10,7 +10,7 @@ import torch
 
 from chemscale.vae.checkpoint import build_like, load_model
 from chemscale.vae.data import read_rows
-from chemscale.vae.errors import correlated_noise, measure_errors, residual_correlation, residual_level
+from chemscale.vae.errors import correlated_noise, measure_errors, residual_correlation
 
 
 def coloured(n: int, pixels: int, rng: np.random.Generator) -> np.ndarray:
@@ -54,16 +54,6 @@ def test_factors_grow_with_correlated_noise(toy, toy_run):
     plain = measure_errors(model, flux, weight).factors
     correlated = measure_errors(model, np.where(weight > 0, flux + noise, flux).astype("f4"), weight).factors
     assert np.all(correlated > 1.1 * plain)
-
-
-def test_level_of_residuals_is_found_wavelength_by_wavelength():
-    rng = np.random.default_rng(4)
-    width = np.where(np.arange(600) < 300, 0.8, 1.6)
-    pull = coloured(200, 600, rng) * width
-    there = rng.random(pull.shape) > 0.2
-    there[:, 450:460] = False  # a gap has no level of its own
-    found = residual_level(np.where(there, pull, np.nan), there)
-    assert found[[50, 250, 350, 455, 550]] == pytest.approx([0.8, 0.8, 1.6, 1.6, 1.6], rel=0.05)
 
 
 def test_models_without_factors_state_the_encoders_errors(toy_run):
