@@ -38,6 +38,7 @@ NOT_RUN = {
     "ingest apogee --spectra redux/ --out apogee.zarr --cluster slurm.toml": "needs a Slurm cluster",
     "vae train apogee.zarr --groups examples/apogee_six_elements.toml --run six": "needs the whole H band",
     "bench scaling --workers 1,2,4,8 --stars 16384 --out .": "hours; tests/bench runs it small",
+    "bench gpu --stars 320000 --out .": "minutes; tests/bench runs it small",
     "bench scheduler --workers 10,100,300 --out .": "minutes; tests/bench runs it small",
     "rsca fit lamost.zarr --run run --device cuda": "needs a GPU",
     "simulate --stars 12000 --clusters 22 --seed 1 --out simulated.zarr": "a gigabyte",
