@@ -66,9 +66,9 @@ def one_round(python: str, side: str, work: Path) -> dict[str, dict[str, float]]
     if not (work / f"{side}-vae").exists():
         shutil.copytree(work / "vae", work / f"{side}-vae")
     found: dict[str, dict[str, float]] = {}
-    seconds, cpu = chemscale(
-        python, work, f"ingest apogee --spectra release --allstar release/allStar.fits --out {side}.zarr"
-    )
+    (allstar,) = (work / "release").glob("allStar*.fits")
+    line = f"ingest apogee --spectra release --allstar {allstar.relative_to(work)} --out {side}.zarr"
+    seconds, cpu = chemscale(python, work, line)
     found["ingest"] = {"seconds": seconds, "command_cpu": cpu}
     recipe = "" if side == "peer" else "--recipe paper"
     _, cpu = chemscale(python, work, f"rsca fit h.zarr --run {side}-run --components 20 {recipe}")

@@ -19,6 +19,7 @@ from chemscale.errors import StoreError
 from chemscale.results.features import RunFeatures
 from chemscale.rsca.siblings import recommended
 from chemscale.rsca.stars import text
+from chemscale.runtime.product import in_order
 from chemscale.runtime.run import Run
 from chemscale.schema import VARIABLES, star_variables
 
@@ -262,7 +263,7 @@ def _verdicts(run: Run, ids: np.ndarray, left_out: list[str]) -> list[Column]:
     for name, command in (("anomalies.zarr", "chemscale anomalies"), ("flags.zarr", "chemscale flags")):
         if not run.has(name):
             continue
-        ds = xr.open_zarr(run.file(name), consolidated=False)
+        ds = in_order(xr.open_zarr(run.file(name), consolidated=False))  # columns come in this order
         if not _same(ds, ids):
             left_out.append(f"{name}: its stars are not those of the latents; run `{command}` again")
             continue

@@ -12,7 +12,7 @@ import zarr
 
 from chemscale.errors import DataError, ResumeError
 from chemscale.runtime.jsonio import read_json
-from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, record_of
+from chemscale.runtime.product import PARTIAL, RECORD, ResumableProduct, in_order, record_of
 from chemscale.vae.columns import text_type
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW
@@ -141,4 +141,4 @@ def open_latents(product: Path) -> xr.Dataset:
     if not ds.attrs.get("complete"):
         raise DataError(f"{product} is not finished", "run `chemscale vae infer` again: it carries on")
     ds.attrs.pop(RECORD, None)
-    return ds
+    return in_order(ds)
