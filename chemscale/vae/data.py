@@ -241,27 +241,33 @@ class StreamData:
         ``read(block) -> TrainingBatch`` of the training stars in dask block `block`.
     sizes : sequence of int
         Training stars in each block.
+    batch : int
+        Stars of a batch; all of them where there are fewer.
     group : int
-        Blocks mixed together: the shuffle buffer.
+        Blocks mixed together, at least: the shuffle buffer. More where they have less than a batch.
     """
 
     def __init__(
         self, read: Callable[[int], TrainingBatch], sizes: Sequence[int], batch: int, seed: int = 0, group: int = 4
     ):
-        self.read, self.sizes, self.batch, self.seed, self.group = read, list(sizes), batch, seed, group
+        self.read, self.sizes, self.seed, self.group = read, list(sizes), seed, group
         self.n_stars = int(sum(sizes))
+        self.batch = min(batch, self.n_stars)
         self.device = torch.device("cpu")
 
     def keep_on(self, device: torch.device, share: float) -> None:
         """Have the thread that reads ahead bring a group to the device; the survey itself stays in its store."""
         self.device = device
 
-    def _groups(self, epoch: int) -> list[np.ndarray]:
-        order = _order(self.seed, epoch, len(self.sizes))
-        # equal groups whatever the epoch would need equal blocks; a group is closed by its stars instead
-        return [order[i : i + self.group] for i in range(0, len(order), self.group)]
+    def _groups(self, epoch: int) -> list[list[int]]:
+        groups: list[list[int]] = [[]]
+        for block in _order(self.seed, epoch, len(self.sizes)):
+            if len(groups[-1]) >= self.group and self._batches_of(groups[-1]):
+                groups.append([])
+            groups[-1].append(int(block))
+        return groups
 
-    def _batches_of(self, group: np.ndarray) -> int:
+    def _batches_of(self, group: Sequence[int]) -> int:
         return sum(self.sizes[b] for b in group) // self.batch
 
     def n_batches(self) -> int:
@@ -275,7 +281,7 @@ class StreamData:
         wanted = []
         for index, group in enumerate(self._groups(epoch)):
             count = self._batches_of(group)
-            if number + count > start and number < limit:
+            if count and number + count > start and number < limit:
                 wanted.append((index, number, group))
             number += count
         ahead: queue.Queue[Any] = queue.Queue(maxsize=1)
@@ -284,7 +290,7 @@ class StreamData:
         def fill() -> None:
             try:
                 for index, first, group in wanted:
-                    parts = [self.read(int(b)) for b in group if self.sizes[b]]
+                    parts = [self.read(b) for b in group if self.sizes[b]]
                     if stop.is_set():
                         return
                     ahead.put((index, first, join(parts).to(self.device)))

@@ -100,8 +100,8 @@ class ShardRunner:
         after = self._next(shard)
         if after is not None:
             self._begin(after)
+        del self.begun[shard.index]  # before they are looked at: a shard that is tried again is begun again
         blocks = [future.result() for future in futures]
-        del self.begun[shard.index]
         self._write(shard, {key: np.concatenate([b[key] for b in blocks]) for key in blocks[0]})
 
     def _on_device(self, shard: Shard) -> dict[str, np.ndarray]:

@@ -124,6 +124,23 @@ def test_inference_resumes_and_recomputes_only_what_is_missing(toy, run, monkeyp
     assert infer_survey(ds, run / "vae", product, shard_stars=300, overwrite=True)["computed"] == 600
 
 
+def test_a_block_that_could_not_be_read_is_read_again(toy, run, monkeypatch):
+    ds = toy.chunk(star=100)
+    expected = open_latents(run / "latents.zarr")["mean"].values
+    read, failed = inference.ShardRunner._pixels, []
+
+    def failing_once(self, rows, *out):
+        if rows.start in (0, 300) and rows.start not in failed:
+            failed.append(rows.start)
+            raise OSError("stale file handle")
+        return read(self, rows, *out)
+
+    monkeypatch.setattr(inference.ShardRunner, "_pixels", failing_once)
+    assert infer_survey(ds, run / "vae", run / "flaky.zarr", shard_stars=200)["computed"] == 600
+    assert sorted(failed) == [0, 300]
+    np.testing.assert_allclose(open_latents(run / "flaky.zarr")["mean"].values, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_unfinished_product_is_refused(toy, run):
     import zarr
 

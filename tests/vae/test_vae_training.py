@@ -18,7 +18,7 @@ from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.config import ModelConfig
-from chemscale.vae.data import MemoryData, StreamData, clean, held_out, standard_labels
+from chemscale.vae.data import MemoryData, StreamData, TrainingBatch, clean, held_out, standard_labels
 from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
@@ -261,6 +261,18 @@ def test_streaming_sees_every_star_and_repeats(toy):
     known = {tuple(r.tolist()) for r in held.data.features.round(decimals=3)}
     seen = {tuple(r.tolist()) for b in once for r in b.features.round(decimals=3)}
     assert len(seen & known) > 0.9 * len(seen)
+
+
+@pytest.mark.parametrize("sizes", [[50] * 4 + [0] * 12, [5] * 16, [0] * 8 + [3], [1, 200] * 5])
+@pytest.mark.parametrize("batch", [10, 50])
+def test_every_epoch_of_a_stream_has_its_batches_however_few_stars_its_blocks_have(sizes, batch):
+    def read(block: int) -> TrainingBatch:
+        x = torch.zeros(sizes[block], 2)
+        return TrainingBatch(x, {"a": x}, {"a": x}, x, x)
+
+    source = StreamData(read, sizes, batch)
+    for epoch in range(5):
+        assert len(list(source.epoch(epoch))) == source.n_batches() >= 1
 
 
 def test_streamed_training_resumes(toy, tmp_path):
