@@ -18,7 +18,6 @@ from chemscale.survey.sources.missing import (
     extra_names,
     extra_numbers,
     gaia_ids,
-    lost_digits,
     measured,
     no_numbers,
     numbers,
@@ -142,7 +141,7 @@ def join_labels(
     wanted = {name: c for name, c in wanted.items() if c not in wide}
     species = [s for s in species if s.column not in wide and s.error not in wide]
     gaia, lost = wanted.get("gaia_source_id", ""), []
-    if gaia in picked and lost_digits(picked[gaia]):
+    if gaia in picked and gaia_ids(picked[gaia]) is None:
         lost = [f"{wanted.pop('gaia_source_id')} (its last digits are lost in floating point)"]
     out = _as_labels(table, wanted, species, picked, found, n) if picked else {}
     used = {*wanted.values(), *_columns_of(species), *by.columns, *([gaia] if lost else ())}

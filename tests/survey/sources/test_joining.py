@@ -16,7 +16,7 @@ from chemscale.survey.sources.apogee import ApogeeSource
 from chemscale.survey.sources.catalogue_labels import join_labels
 from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.members import read_members
-from chemscale.survey.sources.missing import cluster_name, gaia_ids, identifiers, measured, words
+from chemscale.survey.sources.missing import cluster_name, gaia_ids, identifiers, measured, whole_identifiers, words
 from chemscale.survey.sources.species import abundances, species_columns
 from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table import TableSource
@@ -218,6 +218,13 @@ def test_what_is_no_identifier_of_gaia_is_none():
     for values in ([7, -1, 2**32], np.array([7, -9999, 2**32]), ["7", "Gaia DR2", f"Gaia DR2 {2**32}"]):
         assert gaia_ids(values).tolist() == [0, 0, 2**32]
     assert gaia_ids(np.array([5.8e18])) is None
+    assert gaia_ids(["", "5.853498713190526e+18"]) is None
+
+
+def test_text_that_was_written_as_floats_is_refused_also_after_a_gap():
+    with pytest.raises(InputError, match="source_id went through floating point"):
+        whole_identifiers(["", "5.853498713190526e+18", "4.2e18"], "source_id")
+    assert whole_identifiers(["", "2M00000068+5710233"], "star_id") == ["", "2M00000068+5710233"]
 
 
 def test_extra_columns_and_gaias_identifiers_of_a_catalogue_are_stored_for_every_source(tmp_path):
@@ -237,7 +244,12 @@ def test_extra_columns_and_gaias_identifiers_of_a_catalogue_are_stored_for_every
     table.write(tmp_path / "l.fits", overwrite=True)
     plan = ApogeeSource(str(tmp_path), labels=str(tmp_path / "l.fits")).plan()
     assert "gaia_source_id" not in plan.labels
-    assert "gaia_dr3_source_id (its last digits are lost in floating point) of l.fits" in plan.attrs["ignored"]
+    lost = "gaia_dr3_source_id (its last digits are lost in floating point) of l.fits"
+    assert lost in plan.attrs["ignored"]
+    table["gaia_dr3_source_id"] = ["", *(f"{float(i)}" for i in GAIA[1:])]  # as text
+    table.write(tmp_path / "l.fits", overwrite=True)
+    plan = ApogeeSource(str(tmp_path), labels=str(tmp_path / "l.fits")).plan()
+    assert "gaia_source_id" not in plan.labels and lost in plan.attrs["ignored"]
     with pytest.raises(InputError, match="--extra agee: no catalogue has this column") as told:
         ApogeeSource(str(tmp_path), labels=str(tmp_path / "l.fits"), extra=["agee"]).plan()
     assert "did you mean 'Age'" in told.value.remedy
