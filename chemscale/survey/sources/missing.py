@@ -204,8 +204,7 @@ def identifiers(values: Any) -> list[str] | None:
     if lost_digits(plain):
         return None
     found = words(values)
-    # a program that lost the digits of one wrote all of them so
-    return None if _EXPONENT.match(next(filter(None, found), "")) else found
+    return None if any(map(_EXPONENT.match, found)) else found
 
 
 def whole_identifiers(values: Any, column: str) -> list[str]:
