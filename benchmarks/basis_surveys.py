@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 from blind import command
 
-#: A component rests on a star that holds more than this share of its sum of squares.
-ALONE = 0.2
+from chemscale.embedding.influence import ALONE
 
 
 def alone(coords: np.ndarray) -> int:
-    """Components that rest with more than :data:`ALONE` on one star."""
+    """Components that rest with more than :data:`~chemscale.embedding.influence.ALONE` on one star."""
     squares = np.square(coords[np.isfinite(coords[:, 0])])
     return int(np.count_nonzero(squares.max(axis=0) / squares.sum(axis=0) > ALONE))
 

@@ -55,6 +55,9 @@ def _basis(run: Run) -> Section | None:
         if not facts.get("verdict"):
             continue
         rows.append([title, str(facts["verdict"])])
+        embedded = run.manifest["stages"].get(stage.replace("ppca", "embed"), {}).get("facts", {})
+        if embedded.get("on_one_star"):
+            rows.append(["hangs on single stars", str(embedded["on_one_star"])])
         if facts.get("outliers"):
             stars = (
                 f"{number(int(facts['outliers']))} pixels in {number(int(facts.get('stars_with_outliers', 0)))} stars"

@@ -288,6 +288,7 @@ def _embed(
     run: Run, ds: xr.Dataset, model: MaskedPPCA, columns: Mapping[str, np.ndarray], suffix: str, key: str
 ) -> None:
     """Coordinates of every star, unless those of this model are there; stars without a usable pixel take no part."""
+    from chemscale.embedding.influence import resting_on_one_star, words
     from chemscale.embedding.product import embed_survey
 
     with run.stage(f"embed{suffix}", settings={"key": key}) as stage:
@@ -306,7 +307,10 @@ def _embed(
                 embedding = embed_survey(ds, model, target, resume=True, **given)
             except ResumeError:  # left by an earlier fit of this run
                 embedding = embed_survey(ds, model, target, overwrite=True, **given)
-        stage.note(stars=int(embedding.sizes["star"]))
+        told = words(resting_on_one_star(embedding, np.asarray(columns["role"]) != "unused"))
+        stage.note(stars=int(embedding.sizes["star"]), on_one_star=told)
+    if told:
+        logger.warning("%s: look at it with `chemscale plot spectra`", told)
 
 
 def _done(run: Run, suffix: str, key: str) -> int:

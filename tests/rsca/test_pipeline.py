@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError, InputError, StoreError
 from chemscale.quality.masking import mask_survey
+from chemscale.report.findings import sections
 from chemscale.rsca import pipeline
 from chemscale.rsca.applied import LikenessModel
 from chemscale.rsca.auto_run import auto_features, load_auto
@@ -159,6 +160,21 @@ def test_products_list_their_variables_in_one_order(run):
     assert list(in_order(alone).data_vars) == ["a", "b"] and "label_name" in in_order(alone).coords
     stored = list(open_embedding(run.file("embedding.zarr")).data_vars)
     assert stored == sorted(stored)
+
+
+def test_a_component_that_hangs_on_one_star_is_told(tmp_path, caplog):
+    """A star on another scale gets a component of its own, and passes every test of convergence."""
+    survey = make_survey(600, 8, 6, n_pixels=60, seed=3)
+    flux = survey["flux"].values
+    star = int(np.flatnonzero(survey["cluster"].values == "")[10])
+    flux[star] *= 5
+    survey["flux"] = (survey["flux"].dims, flux, survey["flux"].attrs)
+    write_survey(survey, tmp_path / "odd.zarr")
+    run = fit_run(str(tmp_path / "odd.zarr"), tmp_path / "run", components=6)
+    told = run.manifest["stages"]["embed"]["facts"]["on_one_star"]
+    assert str(survey["star_id"].values[star]) in told and told in caplog.text
+    section = next(s for s in sections(run) if s.id == "basis")
+    assert ["hangs on single stars", told] in section.tables[0].rows
 
 
 def test_labels_that_features_follow_are_named():
