@@ -87,8 +87,10 @@ def _column(name: str, values: np.ndarray, match: np.ndarray, unit: str, told: s
     whole = plain.dtype.kind in "iu" or (plain.dtype.kind in "OUS" and all(map(_WHOLE.fullmatch, words(values))))
     hidden = np.ma.getmaskarray(values)
     if whole and ((there.all() and not hidden.any()) or np.abs(numbers(values)).max(initial=0) > 2**53):
-        integers = np.array([int(v) for v in np.ma.filled(values, 0)], np.int64)
-        kept = np.where(there, integers[match], 0)  # identifiers such as Gaia's: every digit counts
+        integers = [int(v) for v in np.ma.filled(values, 0)]
+        if max(map(abs, integers)) >= 2**63:
+            return _column(name, values, match, unit, told, True)
+        kept = np.where(there, np.array(integers, np.int64)[match], 0)  # identifiers such as Gaia's: every digit counts
         return Column(name, lambda a, b: kept[a:b], "int64", told, unit)
     floats = np.where(there, numbers(values)[match], np.nan)
     return Column(name, lambda a, b: floats[a:b], "float64", told, unit)

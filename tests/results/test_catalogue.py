@@ -50,6 +50,17 @@ def test_gaps_are_gaps_in_every_form_of_file(tmp_path):
         assert "x_plate" not in found or found["x_plate"].tolist() == ["0266", "0267", "0268"], file
 
 
+def test_whole_numbers_beyond_64_bits_with_a_sign_keep_their_digits_as_text(tmp_path):
+    large = [2**63 + 5, 7, 2**64 - 1]
+    Table({"id": ["a", "b", "c"], "hash": np.array(large, np.uint64)}).write(tmp_path / "mine.fits")
+    (tmp_path / "mine.csv").write_text(f"id,hash\na,{10**19 - 1}\nb,7\n")
+    for file, expected in (("mine.fits", [str(n) for n in large]), ("mine.csv", [str(10**19 - 1), "7", ""])):
+        table = run_table()
+        catalogue.add(table, tmp_path / file)
+        found = {c.name: c.read(0, 3) for c in table.columns}
+        assert found["x_hash"].tolist() == expected, file
+
+
 def test_an_undefined_entry_of_a_scaled_column_is_a_gap(tmp_path):
     column = fits.Column("mag", "I", array=np.array([1234, -32768, 5]), null=-32768)
     unit = fits.BinTableHDU.from_columns([fits.Column("star_id", "1A", array=["a", "b", "c"]), column])
