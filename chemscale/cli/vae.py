@@ -30,7 +30,7 @@ def train(
     preset: str = typer.Option("default", "--preset", help="Recipe: default, quick or paper."),
     regions: str = typer.Option("", "--regions", help="Region set by name, or a JSON file; default by the grid."),
     groups: str = typer.Option("", "--groups", metavar="FILE", help="TOML of elements, windows and what each reads."),
-    epochs: int = typer.Option(0, "--epochs", help="Epochs; 0 = the preset's."),
+    epochs: int = typer.Option(0, "--epochs", help="Epochs, at least; 0 = the preset's. Small surveys get more."),
     batch: int = typer.Option(0, "--batch", help="Stars a batch; 0 = the preset's."),
     seed: int = typer.Option(0, "--seed", help="Seed of weights, batches and noise."),
     components: int = typer.Option(0, "--components", help="Coordinates of the PPCA front end; 0 = the preset's."),

@@ -36,4 +36,5 @@ def test_limits_and_shares_of_a_cpu(tmp_path, monkeypatch):
     assert found["device"] == "cpu" and found["stars"] == 700
     assert set(found["share"]) == {"inference", "training", "fit, one pass"}
     assert all(share > 0 for share in found["share"].values()), found["share"]
+    assert found["share"]["inference"] < 1.5, found
     assert all(value > 0 for value in (*found["limits"].values(), *found["work"].values()))
