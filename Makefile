@@ -16,13 +16,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch first and by exact version: a machine with a CPU build at hand then takes that one
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@# what is imported is compiled then: the thousands of files that are not need no bytecode
+	@# bytecode of what is imported alone, made once, also where Python is told to write none: then every start would
+	@# compile it anew; the thousands of other files need none
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[parquet]"
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "from pkgutil import walk_packages as w; import chemscale; [__import__(m.name) for m in w(chemscale.__path__, 'chemscale.') if m.name != 'chemscale.__main__']"
 	@touch $(STAMP)
 
 $(TESTED): $(STAMP)
 	@# tools of development, and schemas of Kubernetes, 290 MB: nothing a user needs
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,s3,hpc,spectra,parquet,deploy]"
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -q -j 0 $(VENV)/lib chemscale >/dev/null || true # of all: tests start many processes
 	@touch $(TESTED)
 
 demo: $(STAMP) ## simulate a survey, fit, evaluate, show the report (two to three minutes on 2 cores)
