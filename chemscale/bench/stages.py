@@ -52,7 +52,8 @@ def _fit(store: str, client: Client, scratch: Path, stars: int) -> Any:
 
     ds = open_survey(store)
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    device = "cuda" if any("GPU" in (w.get("resources") or {}) for w in workers) else "cpu"
+    # without a device the compiled kernels: "cpu" would be the tensor code of a card
+    device = "cuda" if any("GPU" in (w.get("resources") or {}) for w in workers) else None
     settings: dict[str, Any] = {"tol": 0.0, "loglike_tol": 0.0, "max_iter": PASSES, "device": device}
     return fit_survey(ds, n_components=COMPONENTS, keep_bytes=0, **settings)
 

@@ -23,6 +23,21 @@ def test_every_stage_can_be_timed():
     assert set(stages._WORK) == set(STAGES) and set(PRODUCTS) <= set(STAGES)
 
 
+@pytest.mark.parametrize(("resources", "expected"), [({}, None), ({"GPU": 1}, "cuda")])
+def test_the_fit_that_is_timed_is_that_of_the_workers(monkeypatch, resources, expected):
+    """Compiled kernels on CPU workers, the tensor code on those with a GPU."""
+    from types import SimpleNamespace
+
+    from chemscale.bench import stages
+
+    asked = {}
+    monkeypatch.setattr("chemscale.survey.store.open.open_survey", lambda store: store)
+    monkeypatch.setattr("chemscale.embedding.fit.fit_survey", lambda ds, **settings: asked.update(settings))
+    client = SimpleNamespace(scheduler_info=lambda n_workers: {"workers": {"w": {"resources": resources}}})
+    stages.run_stage("fit", "a store", client, None, 100)
+    assert asked["device"] == expected
+
+
 def test_limits_and_shares_of_a_cpu(tmp_path, monkeypatch):
     """The command line's own path: work can reach a limit but not pass it by much."""
     from chemscale.cli import build
