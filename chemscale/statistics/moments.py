@@ -16,17 +16,6 @@ from chemscale.statistics.pixel_loops import PixelSums, sum_pixels
 Moments = dict[str, np.ndarray]
 
 
-def valid_weights(values: np.ndarray, mask: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray:
-    """Weights in float64, 0 where masked or not finite; 1 where valid if no `weights` are given."""
-    valid = np.isfinite(values)
-    if mask is not None:
-        valid &= ~np.asarray(mask, dtype=bool)
-    if weights is None:
-        return valid.astype(np.float64)
-    weights = np.asarray(weights, dtype=np.float64)
-    return np.where(valid & np.isfinite(weights) & (weights > 0), weights, 0.0)
-
-
 def block_moments(values: np.ndarray, mask: np.ndarray | None = None, weights: np.ndarray | None = None) -> Moments:
     """Count, weight, mean and weighted sum of squared deviations of one block, (P,) each, in one sweep."""
     none = np.zeros((0, 0))
