@@ -15,6 +15,8 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ PARTIAL = ".partial"
 #: Books and logs of a run, which change at any time.
 NOT_SEALED = ("manifest.json", "pipeline.json", "logs", "performance")
 _PIECE = 1 << 20
+#: Files whose way to the disk is waited for at a time.
+_SYNCED_AT_ONCE = 16
 
 
 def switch(new: Path, target: Path) -> None:
@@ -74,15 +78,15 @@ def remove_leftovers(target: Path) -> None:
 
 def ledger(folder: Path, *, sync: bool = False) -> dict[str, list[int]]:
     """Every file below `folder` but its root metadata: name -> [bytes, CRC32C]; `sync` puts each on the disk."""
-    found = {}
+    paths = []
     for where, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
-            path = os.path.join(where, name)
-            relative = os.path.relpath(path, folder).replace(os.sep, "/")
-            if relative != "zarr.json":
-                found[relative] = list(size_and_checksum(path, sync=sync))
-    return found
+        paths += [os.path.join(where, name) for name in sorted(names)]
+    root = os.path.join(folder, "zarr.json")
+    paths = [path for path in paths if path != root]
+    with ThreadPoolExecutor(_SYNCED_AT_ONCE if sync else 1) as pool:  # a disk takes many files in the time of one
+        sizes = pool.map(partial(size_and_checksum, sync=sync), paths)
+        return {os.path.relpath(path, folder).replace(os.sep, "/"): list(size) for path, size in zip(paths, sizes)}
 
 
 def size_and_checksum(path: str | Path, *, sync: bool = False) -> tuple[int, int]:
