@@ -193,7 +193,7 @@ def _fit(
         fitted = RSCA().fit(stars.field, stars.members, stars.clusters)
         run.save_dataset("rsca.zarr", fitted.to_dataset())
         stage.note(scale=fitted.scale_, informative=int(np.sum(fitted.scale_ > 0)))
-    run.forget("evaluation.json", "auto.json", "auto.zarr")
+    run.forget("auto.json", "auto.zarr")
     if metric == "auto":
         more = auto_components(components, int(chosen.field.sum()), n_pixels)
         own = replace(recipe, noise="per-pixel")
@@ -204,6 +204,7 @@ def _fit(
             result, detrendings, note = fit_auto(run)
             save_auto(run, result, detrendings)
             stage.note(rate=result.rates.overall, committee=len(result.metric.committee), note=note)
+    run.forget_outdated("evaluation.json")
 
 
 def _basis(

@@ -33,6 +33,7 @@ from chemscale.runtime.product import (
     identity_of,
     in_order,
     plain_files,
+    record_of,
     remove_partials,
     size_and_checksum,
     with_record,
@@ -286,6 +287,15 @@ class Run(Shown):
         for name in names:
             if self.has(name):
                 discard(self.path / name)
+
+    def forget_outdated(self, name: str) -> None:
+        """Remove a product unless it would be made from the same things now: none other, none more, none less."""
+        try:
+            record = record_of(self.path / name)
+        except StoreError:  # damaged
+            record = None
+        if record is None or record["made_from"] != self.inputs(name):
+            self.forget(name)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

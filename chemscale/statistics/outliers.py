@@ -3,10 +3,15 @@
 A pixel is an outlier where its residual exceeds a multiple of its own error, times the typical misfit of its star where
 that is above one: a star whose whole spectrum does not fit is not clipped to death. A star with a large misfit, or
 with more outliers than a share of its pixels, is anomalous; the latter keeps all its pixels.
+
+A star with outliers is judged twice (:func:`judge_twice`). A saturated pixel pulls the posterior of its star so far that
+good pixels which share its features seem off, and the misfit hides smaller hits: the second judgement looks at the
+residuals from a posterior that knows nothing of what the first one doubted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,10 +64,47 @@ class Outliers:
         }
 
 
+def judge_twice(
+    residual: np.ndarray,
+    seen: np.ndarray,
+    precision: np.ndarray | float,
+    unit: float,
+    rejection: Rejection,
+    solve: Callable[[np.ndarray, Listed], np.ndarray],
+) -> tuple[Outliers, np.ndarray]:
+    """Outliers of a block, and the stars that the first judgement doubted: these have to be solved again.
+
+    Parameters
+    ----------
+    residual, seen, precision, unit
+        As for :func:`find_outliers`.
+    solve : callable
+        Given numbers of stars (m,) and their doubted pixels, the residuals (m, P) of all their pixels from the
+        posterior without the doubted ones.
+    """
+    first = find_outliers(residual, seen, precision, unit, rejection, doubt=True)
+    rows = first.stars
+    if not rows.size:
+        return first, rows
+    own = precision[rows] if isinstance(precision, np.ndarray) else precision
+    second = find_outliers(solve(rows, first.listed.of_rows(rows)), seen[rows], own, unit, rejection)
+    counts = np.zeros(len(seen), np.int64)
+    counts[rows] = np.diff(second.listed.start)
+    first.misfit[rows], first.anomalous[rows] = second.misfit, second.anomalous
+    listed = Listed(np.concatenate([[0], np.cumsum(counts)]), second.listed.pixel)
+    return Outliers(listed, first.misfit, first.anomalous), rows
+
+
 def find_outliers(
-    residual: np.ndarray, seen: np.ndarray, precision: np.ndarray | float, unit: float, rejection: Rejection
+    residual: np.ndarray,
+    seen: np.ndarray,
+    precision: np.ndarray | float,
+    unit: float,
+    rejection: Rejection,
+    *,
+    doubt: bool = False,
 ) -> Outliers:
-    """Outliers among the residuals of a block.
+    """Outliers among the residuals of a block, by one judgement.
 
     Parameters
     ----------
@@ -74,6 +116,8 @@ def find_outliers(
         Inverse variances in units of the flux, of every pixel or one for all.
     unit : float
         Working unit of the flux.
+    doubt : bool
+        Of a star with too many outliers the largest are named, as many as may be, instead of none.
     """
     n, p = residual.shape
     dtype = residual.dtype
@@ -85,12 +129,12 @@ def find_outliers(
     misfit, many = np.empty(n), np.empty(n, dtype=bool)
     found = np.empty(int(rejection.most * p + 1) * n, dtype=np.int64)
     limits = np.array([rejection.sigmas, rejection.most])
-    count = _outlying(residual, errors, factor, seen, limits, misfit, many, found)
+    count = _outlying(residual, errors, factor, seen, limits, doubt, misfit, many, found)
     return Outliers(Listed.from_flat(found[:count], n, p), misfit, many | (misfit > rejection.misfit))
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _outlying(residual, precision, factor, seen, limits, misfit, many, found):
+def _outlying(residual, precision, factor, seen, limits, doubt, misfit, many, found):
     """Positions of the outliers in the flattened block, to `found`; returns how many."""
     n, p = residual.shape
     sizes = np.empty(p, residual.dtype)
@@ -117,12 +161,14 @@ def _outlying(residual, precision, factor, seen, limits, misfit, many, found):
             largest = max(largest, sizes[j])
         many[i] = False
         if largest > limit:
+            above = 0
+            for j in range(p):
+                above += sizes[j] > limit
+            many[i] = above > most
+            if many[i]:
+                limit = np.partition(sizes, p - 1 - most)[p - 1 - most] if doubt else largest
             for j in range(p):
                 if sizes[j] > limit:
-                    if count - first >= most:
-                        many[i] = True
-                        count = first
-                        break
                     found[count] = i * p + j
                     count += 1
         for at in range(first, count):

@@ -184,21 +184,19 @@ def covariance_of_listed(listed, basis, covariance, out):
 
 
 @njit(nogil=True, cache=True)
-def take_out(listed, residual, latent, basis, extra, rows, projection, gram):
+def take_out(listed, rows, residual, latent, basis, extra, projection, gram):
     """Takes the listed pixels of some stars out of their projections and Gram matrices.
 
     Parameters
     ----------
     listed : Listed
         Of the m stars `rows`.
-    residual : ndarray (m, P)
-        Of the same stars, from the posterior with these pixels.
-    latent : ndarray (m, K)
-    basis, extra : ndarray (P, K), (P, L)
     rows : ndarray of int (m,)
-    projection : ndarray (n, K + L)
-        Of all stars on basis and extra: those of `rows` lose the flux of the listed pixels.
-    gram : ndarray (n, K, K)
+    residual, latent : ndarray (n, P), (n, K)
+        Of all stars, from the posterior with these pixels.
+    basis, extra : ndarray (P, K), (P, L)
+    projection, gram : ndarray (m, K + L), (m, K, K)
+        Of the stars `rows`, on basis and extra.
     """
     k = basis.shape[1]
     for s in range(rows.size):
@@ -206,15 +204,15 @@ def take_out(listed, residual, latent, basis, extra, rows, projection, gram):
         for at in range(listed.start[s], listed.start[s + 1]):
             p = listed.pixel[at]
             row, other = basis[p], extra[p]
-            value = residual[s, p]
+            value = residual[i, p]
             for c in range(k):
-                value += row[c] * latent[s, c]
+                value += row[c] * latent[i, c]
             for c in range(k):
-                projection[i, c] -= value * row[c]
+                projection[s, c] -= value * row[c]
                 for d in range(k):
-                    gram[i, c, d] -= row[c] * row[d]
+                    gram[s, c, d] -= row[c] * row[d]
             for c in range(other.size):
-                projection[i, k + c] -= value * other[c]
+                projection[s, k + c] -= value * other[c]
 
 
 @njit(nogil=True, cache=True)

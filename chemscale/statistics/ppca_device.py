@@ -134,7 +134,11 @@ def _invert(systems: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _outlying(
-    residual: torch.Tensor, seen: torch.Tensor, precision: torch.Tensor | float, rejection: Rejection
+    residual: torch.Tensor,
+    seen: torch.Tensor,
+    precision: torch.Tensor | float,
+    rejection: Rejection,
+    doubt: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rejected pixels (n, P) and anomalous stars (n,): see :func:`.outliers.find_outliers`, whose rules these are."""
     import torch
@@ -145,11 +149,42 @@ def _outlying(
     total = capped.sum(1)
     limit = rejection.sigmas * (total / seen.clamp(min=1) / MEAN_ABSOLUTE).clamp(min=1.0)
     hits = sizes > limit[:, None]
-    many = hits.sum(1) > (rejection.most * seen.double()).long()
-    hits &= ~many[:, None]
+    most = (rejection.most * seen.double()).long()
+    many = hits.sum(1) > most
+    rows = many.nonzero()[:, 0]
+    if doubt and len(rows):
+        following = sizes[rows].sort(1, descending=True).values.gather(1, most[rows, None])
+        hits[rows] = sizes[rows] > following
+    else:
+        hits &= ~many[:, None]
     count = hits.sum(1)
     misfit = (total - (capped * hits).sum(1)) / (seen - count).clamp(min=1) / MEAN_ABSOLUTE
     return hits, many | (misfit > rejection.misfit)
+
+
+def _judge_twice(
+    block: DeviceBlock,
+    seen: torch.Tensor,
+    precision: torch.Tensor | float,
+    rejection: Rejection,
+    solve: Callable[[torch.Tensor, torch.Tensor], tuple[Any, Any, Any, Any]],
+) -> None:
+    """:func:`.outliers.judge_twice`, and the doubted stars solved again without their outliers.
+
+    `solve` gives latents, covariances, log-determinants and the residuals of all pixels of the stars with the numbers
+    `rows`, from the posterior without the pixels `hits` (m, P).
+    """
+    hits, block.anomalous = _outlying(block.residual, seen, precision, rejection, doubt=True)
+    block.hits = hits
+    rows = hits.any(1).nonzero()[:, 0]
+    if not len(rows):
+        return
+    left = solve(rows, hits[rows])[-1]
+    own = precision if isinstance(precision, float) else precision[rows]
+    hits[rows], block.anomalous[rows] = _outlying(left, seen[rows], own, rejection)
+    block.latent[rows], block.covariance[rows], block.logdet[rows], left = solve(rows, hits[rows])
+    block.residual[rows] = left
+    block.gone = block.gone | hits
 
 
 def weighted_block(
@@ -166,27 +201,22 @@ def weighted_block(
     centred = (card.pixels(flux) / unit - mean).masked_fill_(gone, 0.0)
     outer = _pack_outer(basis)
 
-    def solve(w: Any, x: Any) -> tuple[Any, Any, Any]:
+    def solve(w: Any, x: Any) -> tuple[Any, Any, Any, Any]:
         system = _unpack(w @ outer, k) * scale[:, None] * scale
         system.diagonal(dim1=1, dim2=2).add_(1.0)
         covariance, logdet = _invert(system)
         right = ((w * x) @ basis).double() * scale
-        return (covariance @ right[:, :, None])[:, :, 0], covariance, logdet
+        latent = (covariance @ right[:, :, None])[:, :, 0]
+        return latent, covariance, logdet, x - (latent * scale).to(basis.dtype) @ basis.T
 
-    latent, covariance, logdet = solve(weight, centred)
-    residual = centred - (latent * scale).to(basis.dtype) @ basis.T
-    block = DeviceBlock(latent, covariance, logdet, residual, gone, weight, None, None)
-    if rejection is None:
-        return block
-    hits, block.anomalous = _outlying(residual, (weight > 0).sum(1), weight, rejection)
-    block.hits = hits
-    rows = hits.any(1).nonzero()[:, 0]
-    if len(rows):
-        block.rejected_log = float(weight[hits].double().log().sum())
-        weight.masked_fill_(hits, 0.0)
-        block.gone = gone | hits
-        latent[rows], covariance[rows], logdet[rows] = solve(weight[rows], centred[rows])
-        residual[rows] = centred[rows] - (latent[rows] * scale).to(basis.dtype) @ basis.T
+    def without(rows: Any, hits: Any) -> tuple[Any, Any, Any, Any]:
+        return solve(weight[rows].masked_fill(hits, 0.0), centred[rows])
+
+    block = DeviceBlock(*solve(weight, centred), gone, weight, None, None)
+    if rejection is not None:
+        _judge_twice(block, (weight > 0).sum(1), weight, rejection, without)
+        block.rejected_log = float(weight[block.hits].double().log().sum())
+        weight.masked_fill_(block.hits, 0.0)
     return block
 
 
@@ -261,28 +291,24 @@ def shared_block(
     prior = torch.clamp(noise / scale**2, min=LEAST_PRECISION)
     constant = float(np.sum(2 * np.log(model.scale) - np.log(noise)))
 
-    def solve(hidden: Any, x: Any) -> tuple[Any, Any, Any]:
+    def solve(hidden: Any, x: Any) -> tuple[Any, Any, Any, Any]:
         system = _unpack((~hidden).to(card.large) @ outer, k)
         system.diagonal(dim1=1, dim2=2).add_(prior)
         inverse, logdet = _invert(system)
-        right = (x @ basis).double()
-        return (inverse @ right[:, :, None])[:, :, 0], noise * inverse, logdet + constant
+        right = (x.masked_fill(hidden, 0.0) @ basis).double()
+        latent = (inverse @ right[:, :, None])[:, :, 0]
+        return latent, noise * inverse, logdet + constant, x - latent.to(basis.dtype) @ basis.T
 
-    latent, covariance, logdet = solve(gone, centred)
-    residual = (centred - latent.to(basis.dtype) @ basis.T).masked_fill_(gone, 0.0)
-    block = DeviceBlock(latent, covariance, logdet, residual, gone, None, None, None)
-    if task.rejection is None:
-        return block, centred
-    precision = 1.0 / noise if ivar is None else (card.pixels(ivar) * unit**2).masked_fill_(gone, 0.0)
-    hits, block.anomalous = _outlying(residual, (~gone).sum(1), precision, task.rejection)
-    block.hits = hits
-    rows = hits.any(1).nonzero()[:, 0]
-    if len(rows):
-        block.gone = gone | hits
-        without = centred[rows].masked_fill(hits[rows], 0.0)
-        latent[rows], covariance[rows], logdet[rows] = solve(block.gone[rows], without)
-        left = without - latent[rows].to(basis.dtype) @ basis.T
-        residual[rows] = left.masked_fill_(block.gone[rows], 0.0)
+    def without(rows: Any, hits: Any) -> tuple[Any, Any, Any, Any]:
+        latent, covariance, logdet, left = solve(gone[rows] | hits, centred[rows])
+        return latent, covariance, logdet, left.masked_fill_(gone[rows], 0.0)
+
+    block = DeviceBlock(*solve(gone, centred), gone, None, None, None)
+    block.residual.masked_fill_(gone, 0.0)
+    if task.rejection is not None:
+        precision = 1.0 / noise if ivar is None else (card.pixels(ivar) * unit**2).masked_fill_(gone, 0.0)
+        _judge_twice(block, (~gone).sum(1), precision, task.rejection, without)
+        block.residual.masked_fill_(block.gone, 0.0)
     return block, centred
 
 

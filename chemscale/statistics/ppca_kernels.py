@@ -21,7 +21,7 @@ import numpy as np
 from scipy.linalg import get_blas_funcs
 
 from chemscale.statistics import pixel_loops, small_systems
-from chemscale.statistics.outliers import Outliers, Rejection, find_outliers
+from chemscale.statistics.outliers import Outliers, Rejection, judge_twice
 from chemscale.statistics.pixel_loops import Listed
 
 Stats = dict[str, np.ndarray]
@@ -179,7 +179,7 @@ def shared_block(
 ) -> SharedBlock:
     """Posterior and residuals of a centred block (changed in place), outliers rejected.
 
-    Outliers are judged by the residuals from all pixels; the stars that have some are solved again without them.
+    The stars that have outliers (:func:`~chemscale.statistics.outliers.judge_twice`) are solved again without them.
     """
     model, dtype = task.model, x.dtype
     basis = np.ascontiguousarray(model.basis.astype(dtype))
@@ -194,18 +194,27 @@ def shared_block(
     outliers, squares = None, np.empty(len(x), dtype)
     if task.rejection is not None:
         pixel_loops.clear_listed(listed, x, squares)
+
+        def solve(rows: np.ndarray, doubted: Listed) -> tuple[Posterior, np.ndarray, np.ndarray]:
+            """Posterior, projections and residuals of some stars without the doubted pixels."""
+            own, projected = gram[rows], projection[rows]
+            pixel_loops.take_out(doubted, rows, x, latent, basis, extra, projected, own)
+            again = posterior(own, projected[:, :k], model)
+            residual = pixel_loops.scratch("again", (rows.size, x.shape[1]), dtype)
+            np.take(x, rows, axis=0, out=residual, mode="clip")
+            subtract_product(residual, (again.latent - found.latent[rows]).astype(dtype), basis)
+            return again, projected, residual
+
+        def residuals(rows: np.ndarray, doubted: Listed) -> np.ndarray:
+            residual = solve(rows, doubted)[-1]
+            pixel_loops.clear_listed(listed.of_rows(rows), residual, np.empty(rows.size, dtype))
+            return residual
+
         seen = x.shape[1] - np.diff(listed.start)
         precision = 1.0 / (float(model.noise) * unit**2) if ivar is None else ivar
-        outliers = find_outliers(x, seen, precision, unit, task.rejection)
-        rows = outliers.stars
+        outliers, rows = judge_twice(x, seen, precision, unit, task.rejection, residuals)
         if rows.size:
-            taken = outliers.listed.of_rows(rows)
-            pixel_loops.take_out(taken, x[rows], latent[rows], basis, extra, rows, projection, gram)
-            again = posterior(gram[rows], projection[rows, :k], model)
-            change = (again.latent - found.latent[rows]).astype(dtype)
-            part = x[rows]
-            subtract_product(part, change, basis)
-            x[rows] = part
+            again, projection[rows], x[rows] = solve(rows, outliers.listed.of_rows(rows))
             found.latent[rows], found.covariance[rows], found.logdet[rows] = (
                 again.latent,
                 again.covariance,

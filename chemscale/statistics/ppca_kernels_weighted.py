@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from chemscale.statistics import pixel_loops, weighted_loops
-from chemscale.statistics.outliers import Outliers, Rejection, find_outliers
+from chemscale.statistics.outliers import Outliers, Rejection, judge_twice
+from chemscale.statistics.pixel_loops import Listed
 from chemscale.statistics.ppca_kernels import (
     LOG_2PI,
     Model,
@@ -94,36 +95,37 @@ def weighted_block(
     if residuals:
         subtract_product(arrays.x, (latent * model.scale).astype(dtype), basis)
     if rejection is not None:
-        _reject(block, missing, model, basis, system, right, rejection)
+        _reject(block, model, basis, system, right, rejection)
     return block
 
 
 def _reject(
-    block: WeightedBlock,
-    missing: np.ndarray,
-    model: Model,
-    basis: np.ndarray,
-    system: np.ndarray,
-    right: np.ndarray,
-    rejection: Rejection,
+    block: WeightedBlock, model: Model, basis: np.ndarray, system: np.ndarray, right: np.ndarray, rejection: Rejection
 ) -> None:
-    """Find outliers by the residuals from all pixels, and solve the stars that have some again without them."""
+    """Find the outliers of a block, and solve the stars that were doubted without them."""
     arrays = block.arrays
+
+    def solve(rows: np.ndarray, listed: Listed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Latents, covariances, log-determinants and residuals of some stars without the listed pixels."""
+        own, projected = system[rows], right[rows]
+        weighted_loops.take_out(listed, rows, basis, model.scale, arrays, projected, own)
+        covariance, logdet = invert_spd(own)
+        latent = np.einsum("nij,nj->ni", covariance, projected)
+        residual = pixel_loops.scratch("again", (rows.size, len(basis)), basis.dtype)
+        np.take(arrays.x, rows, axis=0, out=residual, mode="clip")
+        subtract_product(residual, ((latent - block.latent[rows]) * model.scale).astype(basis.dtype), basis)
+        return latent, covariance, logdet, residual
+
+    def residuals(rows: np.ndarray, listed: Listed) -> np.ndarray:
+        return solve(rows, listed)[-1]
+
     seen = arrays.seen.astype(np.int64)
-    block.outliers = find_outliers(arrays.x, seen, arrays.weight, 1.0, rejection)
-    rows = block.outliers.stars
-    if not rows.size:
-        return
-    loadings = basis.astype(np.float64) * model.scale
-    block.rejected_log = weighted_loops.drop_weights(
-        block.outliers.listed, loadings, block.latent, arrays, right, system
-    )
-    covariance, logdet = invert_spd(system[rows])
-    latent = np.einsum("nij,nj->ni", covariance, right[rows])
-    residual = arrays.x[rows]
-    subtract_product(residual, ((latent - block.latent[rows]) * model.scale).astype(basis.dtype), basis)
-    arrays.x[rows] = residual
-    block.latent[rows], block.covariance[rows], block.logdet[rows] = latent, covariance, logdet
+    block.outliers, rows = judge_twice(arrays.x, seen, arrays.weight, 1.0, rejection, residuals)
+    if rows.size:
+        latent, covariance, logdet, residual = solve(rows, block.outliers.listed.of_rows(rows))
+        arrays.x[rows] = residual
+        block.latent[rows], block.covariance[rows], block.logdet[rows] = latent, covariance, logdet
+        block.rejected_log = weighted_loops.drop_weights(block.outliers.listed, arrays)
 
 
 def weighted_stats(

@@ -63,34 +63,43 @@ def weigh(flux, ivar, missing, scale, mean, extra, sums, out):
 
 
 @njit(nogil=True, cache=True)
-def drop_weights(listed, loadings, latent, arrays, right, system):
-    """Sets the weights of the listed pixels to 0 and takes them out of every sum; returns the sum of their logarithms.
+def take_out(listed, rows, basis, scale, arrays, right, system):
+    """Takes the listed pixels of some stars out of their systems.
 
     Parameters
     ----------
     listed : Listed
-    loadings : ndarray (P, K)
-        Float64.
-    latent : ndarray (n, K)
-        With which ``arrays.x`` holds the residuals.
+        Of the m stars `rows`.
+    rows : ndarray of int (m,)
+    basis, scale : ndarray (P, K), (K,)
     arrays : Weighting
-    right, system : ndarray (n, K), (n, K, K)
-        Projections of the weighted flux on the loadings, and the systems of the latents.
+        Of all stars.
+    right, system : ndarray (m, K), (m, K, K)
+        Projections of the weighted flux on the loadings, and the systems of the latents, of the stars `rows`.
     """
-    k = loadings.shape[1]
+    k = scale.size
+    row = np.empty(k)
+    for s in range(rows.size):
+        i = rows[s]
+        for at in range(listed.start[s], listed.start[s + 1]):
+            p = listed.pixel[at]
+            w, value = np.float64(arrays.weight[i, p]), np.float64(arrays.weighted[i, p])
+            for c in range(k):
+                row[c] = basis[p, c] * scale[c]
+            for c in range(k):
+                right[s, c] -= value * row[c]
+                for d in range(k):
+                    system[s, c, d] -= w * row[c] * row[d]
+
+
+@njit(nogil=True, cache=True)
+def drop_weights(listed, arrays):
+    """Sets the weights of the listed pixels to 0, also in the sums over pixels; returns the sum of their logarithms."""
     logs = 0.0
-    for i in range(right.shape[0]):
+    for i in range(arrays.seen.size):
         for at in range(listed.start[i], listed.start[i + 1]):
             p = listed.pixel[at]
-            row = loadings[p]
             w = np.float64(arrays.weight[i, p])
-            value = np.float64(arrays.x[i, p])
-            for c in range(k):
-                value += row[c] * latent[i, c]
-            for c in range(k):
-                right[i, c] -= w * value * row[c]
-                for d in range(k):
-                    system[i, c, d] -= w * row[c] * row[d]
             arrays.weight[i, p] = 0
             arrays.weighted[i, p] = 0
             arrays.seen[i] -= 1

@@ -406,6 +406,20 @@ def test_a_basis_that_is_there_is_kept_until_store_or_settings_change(tmp_path):
     assert fits()[0]
 
 
+def test_rates_stay_where_a_fit_changes_nothing_and_go_where_it_does(tmp_path):
+    path, run = str(tmp_path / "s.zarr"), tmp_path / "run"
+    write_survey(make_survey(300, 6, 6, n_pixels=60, seed=6), path)
+    fit_run(path, run, components=4)
+    rates = evaluate_run(run)
+    assert fit_run(path, run, components=4).load_json("evaluation.json") == rates
+    assert not fit_run(path, run, components=4, metric="auto").has("evaluation.json")
+    rates = evaluate_run(run)
+    assert fit_run(path, run, components=4, metric="auto").load_json("evaluation.json") == rates
+    assert not fit_run(path, run, components=4).has("evaluation.json")
+    evaluate_run(run)
+    assert not fit_run(path, run, components=5).has("evaluation.json")
+
+
 def test_the_number_of_components_that_held_out_clusters_ask_for(store, tmp_path, monkeypatch):
     monkeypatch.setattr("chemscale.rsca.pipeline.WIDE", 6)
     run = fit_run(store, tmp_path / "run", components="auto")
