@@ -44,6 +44,8 @@ import xarray as xr
 from basis_surveys import alone, components, lamost, survey
 from passes import MOST, TIGHT, K, largest_angle, speed
 
+from chemscale.schema import Flag
+
 RESULTS = Path(__file__).parent / "results" / "basis_quality.json"
 
 
@@ -166,7 +168,10 @@ def doubled(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def saturated(args: argparse.Namespace) -> dict[str, Any]:
-    """A pixel of every tenth star at ten times the continuum: what it does to rate and determined components."""
+    """A pixel of every tenth star at ten times the continuum: what it does to rate and determined components.
+
+    The same with these pixels flagged (`flagged`) is what no fit can do without: their information is gone.
+    """
     ds, chosen = opened(args.store)
     rated = Rated(ds, chosen)
     before, coords = fitted(ds, chosen.keep)
@@ -174,18 +179,24 @@ def saturated(args: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     stars = rng.choice(len(flux), len(flux) // 10, replace=False)
     used = np.flatnonzero(before.pixel_used_)
-    flux[stars, rng.choice(used, len(stars))] = 10.0
-    changed = ds.assign(flux=(ds["flux"].dims, da.from_array(flux, chunks=ds["flux"].data.chunks), ds["flux"].attrs))
-    after, moved = fitted(changed, chosen.keep)
-    d = min(before.n_determined_, after.n_determined_)
-    return {
-        "before": rated.rates(coords),
-        "after": rated.rates(moved),
-        "outliers": [int(before.outlier_count_.sum()), int(after.outlier_count_.sum())],
-        "on_one_star": alone(moved),
-        "angle": largest_angle(before.components_, after.components_[:d]),
-        "statistical_error": float(before.axis_error_[d - 1]),
-    }
+    pixels = rng.choice(used, len(stars))
+    flux[stars, pixels] = 10.0
+    flags = np.array(ds["flags"].values)
+    hit = int(np.count_nonzero((flags[stars, pixels] == 0) & chosen.keep[stars]))
+    flags[stars, pixels] |= int(Flag.SURVEY_BAD)
+    out: dict[str, Any] = {"pixels": hit, "before": rated.rates(coords)}
+    found = [int(before.outlier_count_.sum())]
+    for name, values in (("flux", flux), ("flags", flags)):
+        lazy = da.from_array(values, chunks=ds[name].data.chunks)
+        after, moved = fitted(ds.assign({name: (ds[name].dims, lazy, ds[name].attrs)}), chosen.keep)
+        d = min(before.n_determined_, after.n_determined_)
+        found.append(int(after.outlier_count_.sum()))
+        out["after" if name == "flux" else "flagged"] = {
+            **rated.rates(moved),
+            "on_one_star": alone(moved),
+            "angle": largest_angle(before.components_, after.components_[:d]),
+        }
+    return out | {"outliers": found, "statistical_error": float(before.axis_error_[before.n_determined_ - 1])}
 
 
 def errors(args: argparse.Namespace) -> dict[str, Any]:

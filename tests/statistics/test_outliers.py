@@ -9,6 +9,8 @@ from reference import dense_em, largest_angle, toy
 
 from chemscale.statistics.outliers import Rejection, find_outliers
 from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.statistics.ppca_embed import embed_block
+from chemscale.statistics.ppca_kernels import Model
 
 
 def hit_spectra(n=300, p=400, k=3, *, hits=100, size=3.0, seed=0):
@@ -91,6 +93,36 @@ def test_a_saturated_pixel_in_every_tenth_star_changes_nothing():
     saturated[rows, rng.integers(0, 150, 40)] = 10.0
     after = MaskedPPCA(3, noise="per-pixel", outlier_sigmas=6).fit(saturated, gone, ivar)
     assert largest_angle(before.components_, after.components_.T) < 0.1 * before.axis_error_[-1]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("size", [2e2, 1e4, 1e6])
+def test_good_pixels_beside_a_saturated_one_stay_and_small_hits_are_found(weighted, size):
+    """A pixel of thousands of its errors pulls the posterior: most pixels of its star seem off at first."""
+    rng = np.random.default_rng(0)
+    n, p, k, error = 60, 300, 6, 0.01
+    lines = np.exp(-0.5 * ((np.arange(p)[:, None] - np.linspace(20, 280, k)) / 4) ** 2)
+    basis = np.linalg.qr(lines)[0]
+    flux = 1 + (rng.normal(size=(n, k)) * np.linspace(3, 0.5, k)) @ basis.T + error * rng.normal(size=(n, p))
+    gone = rng.random((n, p)) < 0.03
+    saturated = 18 + np.arange(n) % 5
+    gone[np.arange(n), saturated] = gone[:, [150, 153]] = False
+    flux[np.arange(n), saturated] += size * error
+    flux[::2, 150] += 15 * error
+    flux[gone] = 0.0
+    model = Model(np.ones(p), basis, np.linspace(3, 0.5, k), 0.0 if weighted else error**2)
+    ivar = np.full((n, p), 1 / error**2)
+    found = embed_block(flux, gone, ivar, model=model, weighted=weighted, rejection=Rejection(6.0))
+    assert found.outliers is not None
+    listed = found.outliers.listed
+    pixels = [listed.pixel[listed.start[i] : listed.start[i + 1]].tolist() for i in range(n)]
+    assert pixels == [[s, 150] if i % 2 == 0 else [s] for i, s in enumerate(saturated)]
+    assert not found.outliers.anomalous.any()
+    clean = gone.copy()
+    clean[np.arange(n), saturated] = clean[::2, 150] = True
+    wanted = embed_block(flux, clean, ivar, model=model, weighted=weighted)
+    np.testing.assert_allclose(found.coords, wanted.coords, atol=1e-6)
+    np.testing.assert_allclose(found.variance, wanted.variance, rtol=1e-6)
 
 
 def test_noise_alone_has_no_outliers():
