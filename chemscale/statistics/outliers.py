@@ -4,9 +4,9 @@ A pixel is an outlier where its residual exceeds a multiple of its own error, ti
 that is above one: a star whose whole spectrum does not fit is not clipped to death. A star with a large misfit, or
 with more outliers than a share of its pixels, is anomalous; the latter keeps all its pixels.
 
-A star with outliers is judged twice (:func:`judge_twice`). A saturated pixel pulls the posterior of its star so far that
-good pixels which share its features seem off, and the misfit hides smaller hits: the second judgement looks at the
-residuals from a posterior that knows nothing of what the first one doubted.
+A star with outliers is judged twice (:func:`judge_twice`). A saturated pixel pulls the posterior of its star so far
+that good pixels which share its features seem off, and the misfit hides smaller hits: the second judgement looks at
+the residuals from a posterior that knows nothing of what the first one doubted.
 """
 
 from __future__ import annotations

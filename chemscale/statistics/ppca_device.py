@@ -215,6 +215,7 @@ def weighted_block(
     block = DeviceBlock(*solve(weight, centred), gone, weight, None, None)
     if rejection is not None:
         _judge_twice(block, (weight > 0).sum(1), weight, rejection, without)
+        assert block.hits is not None
         block.rejected_log = float(weight[block.hits].double().log().sum())
         weight.masked_fill_(block.hits, 0.0)
     return block
