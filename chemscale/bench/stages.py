@@ -50,19 +50,22 @@ def _fit(store: str, client: Client, scratch: Path, stars: int) -> Any:
     from chemscale.embedding.fit import fit_survey
     from chemscale.survey.store.open import open_survey
 
-    ds = open_survey(store)
+    settings: dict[str, Any] = {"tol": 0.0, "loglike_tol": 0.0, "max_iter": PASSES, "device": _device(client)}
+    return fit_survey(open_survey(store), n_components=COMPONENTS, keep_bytes=0, **settings)
+
+
+def _device(client: Client) -> str | None:
+    """The card of workers that have one; else None, the compiled kernels: "cpu" would be the tensor code of a card."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    # without a device the compiled kernels: "cpu" would be the tensor code of a card
-    device = "cuda" if any("GPU" in (w.get("resources") or {}) for w in workers) else None
-    settings: dict[str, Any] = {"tol": 0.0, "loglike_tol": 0.0, "max_iter": PASSES, "device": device}
-    return fit_survey(ds, n_components=COMPONENTS, keep_bytes=0, **settings)
+    return "cuda" if any("GPU" in (w.get("resources") or {}) for w in workers) else None
 
 
 def _embed(store: str, client: Client, scratch: Path, stars: int) -> Any:
     from chemscale.embedding.product import embed_survey
     from chemscale.survey.store.open import open_survey
 
-    return embed_survey(open_survey(store), _model(store, scratch), scratch / PRODUCTS["embed"])
+    target = scratch / PRODUCTS["embed"]
+    return embed_survey(open_survey(store), _model(store, scratch), target, device=_device(client))
 
 
 @lru_cache(maxsize=1)

@@ -59,7 +59,10 @@ def fit(
         str | None, typer.Option("--start", help="subsample, or incremental: an incremental PCA over all stars.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="cuda, cuda:1, ...: passes of the fit on a GPU; by default on CPUs.")
+        str | None,
+        typer.Option(
+            "--device", help="cuda, cuda:1, ...: the passes of fit and embedding on a GPU; by default on CPUs."
+        ),
     ] = None,
     min_members: Annotated[int, typer.Option("--min-members", min=2, help="Smallest cluster that takes part.")] = 2,
     where: Annotated[

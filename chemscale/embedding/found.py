@@ -64,9 +64,10 @@ def embed_found(
     weighted: bool,
     rejection: Rejection | None,
     grid: np.ndarray,
+    device: str | None = None,
 ) -> Found:
     """Embed a block of the used pixels, whose numbers in the survey's grid are `grid`."""
-    done = embed_block(flux, missing, ivar, model=model, weighted=weighted, rejection=rejection)
+    done = embed_block(flux, missing, ivar, model=model, weighted=weighted, rejection=rejection, device=device)
     both = done.both.astype(np.float32)
     if done.outliers is None:
         return Found(both)

@@ -46,6 +46,7 @@ def embed_survey(
     revise: Callable[[str, xr.Dataset], None] | None = None,
     made_from: Mapping[str, str | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    device: str | None = None,
 ) -> xr.Dataset:
     """Write the posterior mean and variance of every star's coordinates to a Zarr product: one pass.
 
@@ -72,6 +73,8 @@ def embed_survey(
         Identities of the products the model comes from, for the record (:mod:`chemscale.runtime.product`).
     progress : callable, optional
         Called with (stars done, stars in all) after every part.
+    device : str, optional
+        ``"cuda"``, ``"cuda:1"``: on a GPU (of each worker), within the rounding of float32 as on CPUs. None: on CPUs.
 
     Returns
     -------
@@ -84,9 +87,15 @@ def embed_survey(
     ------
     StoreError
         `path` exists (pass `overwrite` or `resume`) or is not an embedding.
+    InputError
+        There is no such `device`, or the model is of another grid.
     ResumeError
         `path` was begun with another model, survey or setting.
     """
+    if device is not None:
+        from chemscale.statistics.ppca_device import room
+
+        room(device)  # one that is not there is said before anything is made
     flux, ivar, bits = survey_pixels(ds)
     if flux.shape[1] != model.pixel_used_.size:
         raise InputError(
@@ -115,6 +124,7 @@ def embed_survey(
             weighted=model.noise == "per-pixel",
             rejection=model.rejection,
             grid=np.flatnonzero(model.pixel_used_),
+            device=device,
         ),
         has=(True, True),
         bits=missing_bits(flags),

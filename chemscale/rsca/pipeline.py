@@ -95,7 +95,7 @@ def fit_run(
     pair_weights : mapping of str to float, optional
         Weight of a kind of pairs in the place of :data:`chemscale.rsca.companions.KIND_WEIGHTS`.
     device : str, optional
-        A GPU for the passes of the fit, as in :class:`~chemscale.statistics.ppca.MaskedPPCA`.
+        A GPU for the passes of fit and embedding, as in :class:`~chemscale.statistics.ppca.MaskedPPCA`.
     progress : callable, optional
         Told what is being done.
 
@@ -244,7 +244,7 @@ def _basis(
             model = MaskedPPCA.from_dataset(run.open_dataset("ppca.zarr").load())
             run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
             stage.note(**run.manifest["stages"]["ppca"]["facts"])
-        _embed(run, ds, model, columns, suffix, key)
+        _embed(run, ds, model, columns, suffix, key, device)
         return int(model.pixel_used_.sum())
     most = f"at most {recipe.max_passes} passes over {int(keep.sum()):,} spectra"
     outliers = "" if recipe.outlier_sigmas is None else f", outliers beyond {recipe.outlier_sigmas:g} sigma left out"
@@ -272,7 +272,7 @@ def _basis(
         logger.warning("the basis is %s", model.verdict)
     say("embedding every star")
     if choose_k:
-        _embed(run, ds, model, columns, suffix, f"{key}-wide")
+        _embed(run, ds, model, columns, suffix, f"{key}-wide", device)
         with run.stage("components") as stage:
             choice = choose_components(RunStars.read(run).evaluation)
             stage.note(components=choice.components, tried=choice.tried, rates=choice.rates, verdict=choice.verdict)
@@ -281,12 +281,18 @@ def _basis(
             model = model.leading(choice.components)
             run.save_dataset(f"ppca{suffix}.zarr", model.to_dataset())
             say(f"embedding every star with {choice.components} components")
-    _embed(run, ds, model, columns, suffix, key)
+    _embed(run, ds, model, columns, suffix, key, device)
     return int(model.pixel_used_.sum())
 
 
 def _embed(
-    run: Run, ds: xr.Dataset, model: MaskedPPCA, columns: Mapping[str, np.ndarray], suffix: str, key: str
+    run: Run,
+    ds: xr.Dataset,
+    model: MaskedPPCA,
+    columns: Mapping[str, np.ndarray],
+    suffix: str,
+    key: str,
+    device: str | None,
 ) -> None:
     """Coordinates of every star, unless those of this model are there; stars without a usable pixel take no part."""
     from chemscale.embedding.influence import resting_on_one_star, words
@@ -304,6 +310,7 @@ def _embed(
 
             bound = run.inputs(f"embedding{suffix}.zarr")
             given: dict[str, Any] = {"extra": extra, "revise": revise, "made_from": bound, "progress": show}
+            given["device"] = device
             try:
                 embedding = embed_survey(ds, model, target, resume=True, **given)
             except ResumeError:  # left by an earlier fit of this run

@@ -68,7 +68,8 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
     random_state : int
         Seed of the subsample. The result does not depend on it beyond the tolerance.
     device : str, optional
-        ``"cuda"``, ``"cuda:1"``: passes on a GPU (of each worker), where blocks stay if they fit. None: on CPUs.
+        ``"cuda"``, ``"cuda:1"``: passes on a GPU (of each worker), where the blocks of a fit stay if they fit. None: on
+        CPUs.
 
     Attributes
     ----------
@@ -381,7 +382,8 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
                 f"flux has {flux.shape[1]} pixels, the model {self.pixel_used_.size}", "use the grid of the fit"
             )
         weighted = self.noise == "per-pixel"
-        kernel = partial(embed, model=model, used=self.pixel_used_, weighted=weighted, rejection=self.rejection)
+        chosen: dict[str, Any] = {"used": self.pixel_used_, "rejection": self.rejection, "device": self.device}
+        kernel = partial(embed, model=model, weighted=weighted, **chosen)
         return embed_arrays(flux, mask, ivar, kernel, self.n_components)
 
     # ------------------------------------------------------------ storage

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chemscale.runtime.cluster import current_client
-from chemscale.statistics.outliers import MEAN_ABSOLUTE, Rejection
+from chemscale.statistics.outliers import MEAN_ABSOLUTE, Outliers, Rejection
+from chemscale.statistics.pixel_loops import Listed
 from chemscale.statistics.ppca_kernels import LEAST_PRECISION, LOG_2PI, Model, SharedPass, Stats
 from chemscale.statistics.ppca_kernels_weighted import WeightedPass
 
@@ -100,6 +101,7 @@ class DeviceBlock:
     weight: torch.Tensor | None  # (n, P), 0 where gone; the per-pixel model's
     hits: torch.Tensor | None  # (n, P) bool, rejected
     anomalous: torch.Tensor | None  # (n,) bool
+    misfit: torch.Tensor | None = None  # (n,)
     rejected_log: float = 0.0
 
 
@@ -139,8 +141,8 @@ def _outlying(
     precision: torch.Tensor | float,
     rejection: Rejection,
     doubt: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rejected pixels (n, P) and anomalous stars (n,): see :func:`.outliers.find_outliers`, whose rules these are."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rejected pixels (n, P), anomalous stars and misfits (n,), by the rules of :func:`.outliers.find_outliers`."""
     import torch
 
     root = precision.sqrt() if isinstance(precision, torch.Tensor) else precision**0.5
@@ -159,7 +161,7 @@ def _outlying(
         hits &= ~many[:, None]
     count = hits.sum(1)
     misfit = (total - (capped * hits).sum(1)) / (seen - count).clamp(min=1) / MEAN_ABSOLUTE
-    return hits, many | (misfit > rejection.misfit)
+    return hits, many | (misfit > rejection.misfit), misfit
 
 
 def _judge_twice(
@@ -174,14 +176,14 @@ def _judge_twice(
     `solve` gives latents, covariances, log-determinants and the residuals of all pixels of the stars with the numbers
     `rows`, from the posterior without the pixels `hits` (m, P).
     """
-    hits, block.anomalous = _outlying(block.residual, seen, precision, rejection, doubt=True)
+    hits, block.anomalous, block.misfit = _outlying(block.residual, seen, precision, rejection, doubt=True)
     block.hits = hits
     rows = hits.any(1).nonzero()[:, 0]
     if not len(rows):
         return
     left = solve(rows, hits[rows])[-1]
     own = precision if isinstance(precision, float) else precision[rows]
-    hits[rows], block.anomalous[rows] = _outlying(left, seen[rows], own, rejection)
+    hits[rows], block.anomalous[rows], block.misfit[rows] = _outlying(left, seen[rows], own, rejection)
     block.latent[rows], block.covariance[rows], block.logdet[rows], left = solve(rows, hits[rows])
     block.residual[rows] = left
     block.gone = block.gone | hits
@@ -364,6 +366,38 @@ def shared_stats(
             found["rare_first"] = observed.T @ first.to(card.large)
             found["rare_cross"] = centred[:, rare].T @ first.to(card.large)
         return _fetched(found)
+
+
+def embed_block(
+    flux: Any,
+    missing: Any,
+    ivar: Any,
+    *,
+    model: Model,
+    weighted: bool,
+    rejection: Rejection | None,
+    dtype: np.dtype,
+    device: str,
+) -> tuple[np.ndarray, np.ndarray, Outliers | None]:
+    """Posterior means and variances (n, K) of a block's coordinates, and its outliers: on a device what
+    :func:`.ppca_embed.embed_block` finds on CPUs."""
+    import torch
+
+    with torch.inference_mode():
+        card = Card(device, np.dtype(dtype))
+        if weighted:
+            block = weighted_block(flux, missing, ivar, model, card, 1.0, rejection)
+            scale = card.wide(model.scale)
+        else:
+            task = SharedPass(model, np.zeros((len(model.mean), 0)), rejection=rejection)
+            block, _ = shared_block(flux, missing, ivar, task, card, 1.0)
+            scale = torch.ones(len(model.scale), dtype=torch.float64, device=device)
+        mean, variance = block.latent * scale, block.covariance.diagonal(dim1=1, dim2=2) * scale**2
+        found = mean.cpu().numpy(), variance.cpu().numpy()
+        if block.hits is None or block.misfit is None or block.anomalous is None:
+            return *found, None
+        listed = Listed.of(block.hits.cpu().numpy())
+        return *found, Outliers(listed, block.misfit.cpu().numpy(), block.anomalous.cpu().numpy())
 
 
 def _rejected(block: DeviceBlock) -> dict[str, torch.Tensor]:

@@ -39,10 +39,11 @@ def embed(
     used: np.ndarray,
     weighted: bool,
     rejection: Rejection | None,
+    device: str | None = None,
 ) -> np.ndarray:
     """Posterior means and variances of one block, side by side: (n, 2K); NaN for a star with no valid pixel."""
     block = select(prepare(flux, mask, ivar), used)
-    return embed_block(*block, model=model, weighted=weighted, rejection=rejection).both
+    return embed_block(*block, model=model, weighted=weighted, rejection=rejection, device=device).both
 
 
 def embed_arrays(flux: Any, mask: Any, ivar: Any, kernel: Callable[..., np.ndarray], k: int) -> Any:
@@ -82,11 +83,24 @@ def embed_block(
     model: Model,
     weighted: bool,
     rejection: Rejection | None = None,
+    device: str | None = None,
 ) -> Embedded:
-    """:func:`embed` for a prepared block of the used pixels."""
+    """:func:`embed` for a prepared block of the used pixels; on a `device` by tensor code, else on the CPU."""
     small = block.size <= SMALL // 10
     dtype = np.dtype(np.float64 if small or block.dtype == np.float64 else np.float32)
-    if weighted:
+    outliers: Outliers | None
+    if device is not None:
+        from chemscale.statistics import ppca_device
+
+        given: dict[str, Any] = {
+            "model": model,
+            "weighted": weighted,
+            "rejection": rejection,
+            "dtype": dtype,
+            "device": device,
+        }
+        latent, variance, outliers = ppca_device.embed_block(block, missing, errors, **given)
+    elif weighted:
         assert errors is not None
         found = weighted_block(block, missing, errors, model, dtype, residuals=False, rejection=rejection)
         latent, outliers = found.latent * model.scale, found.outliers

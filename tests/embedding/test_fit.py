@@ -49,6 +49,29 @@ def test_flag_bits_select_what_is_missing(survey):
     np.testing.assert_array_equal(strict.pixel_used_, (memory["flags"].values == 0).any(axis=0))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("noise", ["shared", "per-pixel"])
+def test_embedding_on_a_device_is_that_on_cpus(survey, tmp_path, noise, device):
+    if device == "cuda" and not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("no GPU")
+    _, store = survey
+    ppca = fit_survey(store, n_components=4, noise=noise, outlier_sigmas=2.5)
+    wanted = embed_survey(store, ppca, tmp_path / "cpu.zarr")
+    found = embed_survey(store, ppca, tmp_path / "device.zarr", device=device)
+    assert wanted["n_outliers"].values.sum() > 0
+    for name in ("valid", "n_outliers", "outlier_flags", "anomalous", "cluster"):
+        np.testing.assert_array_equal(found[name].values, wanted[name].values)
+    for name in ("coords", "coords_variance", "misfit"):
+        np.testing.assert_allclose(found[name].values, wanted[name].values, rtol=1e-4, atol=1e-6)
+
+
+def test_an_embedding_on_a_device_that_is_not_there_is_not_begun(survey, tmp_path):
+    _, store = survey
+    with pytest.raises(InputError, match="quantum"):
+        embed_survey(store, fit_survey(store, n_components=2), tmp_path / "e.zarr", device="quantum")
+    assert not any(tmp_path.iterdir())
+
+
 def test_embedding_equals_transform_and_carries_labels(survey, tmp_path):
     memory, store = survey
     ppca = fit_survey(store, n_components=4)

@@ -11,6 +11,7 @@ from chemscale.rsca.pipeline import fit_run
 from chemscale.statistics import ppca_device
 from chemscale.statistics.outliers import Rejection
 from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.statistics.ppca_embed import embed_block
 from chemscale.statistics.ppca_kernels import Model, SharedPass, shared_stats
 from chemscale.statistics.ppca_kernels_weighted import WeightedPass, weighted_stats
 
@@ -84,6 +85,42 @@ def test_a_fit_on_a_device_is_that_on_cpus(device, noise, sigmas):
     angles = np.linalg.svd(found.components_[:, used] @ wanted.components_[:, used].T, compute_uv=False)
     assert np.all(angles > 1 - 1e-8)
     assert found.loglike_[-1] == pytest.approx(wanted.loglike_[-1], rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("rejection", [None, Rejection()])
+@pytest.mark.parametrize("noise", ["shared", "shared with errors", "per-pixel"])
+def test_coordinates_and_outliers_of_a_block_are_those_of_the_compiled_kernels(
+    device, noise, rejection, dtype, monkeypatch
+):
+    monkeypatch.setattr("chemscale.statistics.ppca_embed.SMALL", 0)  # of this size the CPU takes float64 in any case
+    flux, missing, ivar, basis = spectra(6)
+    block = np.where(missing, 0, flux).astype(dtype), missing, None if noise == "shared" else ivar.astype(dtype)
+    intrinsic = np.linspace(0.001, 0.004, P) if noise == "per-pixel" else 0.01
+    model = Model(np.ones(P), basis, np.array([3, 2, 1, 0.5]), intrinsic)
+    given = {"model": model, "weighted": noise == "per-pixel", "rejection": rejection}
+    wanted = embed_block(*block, **given)
+    found = embed_block(*block, **given, device=device)
+    limit = 1e-9 if dtype == np.float64 else 2e-4
+    np.testing.assert_allclose(found.coords, wanted.coords, rtol=0, atol=limit)
+    np.testing.assert_allclose(found.variance, wanted.variance, rtol=limit)
+    assert np.isnan(found.coords[3]).all() and np.isnan(found.variance[3]).all()
+    if rejection is None:
+        assert found.outliers is None
+        return
+    assert wanted.outliers.stars.size > 20 and wanted.outliers.anomalous[7]
+    np.testing.assert_array_equal(found.outliers.listed.marked(P), wanted.outliers.listed.marked(P))
+    np.testing.assert_array_equal(found.outliers.anomalous, wanted.outliers.anomalous)
+    np.testing.assert_allclose(found.outliers.misfit, wanted.outliers.misfit, rtol=1e-4)
+
+
+def test_a_model_fitted_on_a_device_gives_coordinates_there(device):
+    flux, missing, ivar, _ = spectra(7, hard=False)
+    on_device = MaskedPPCA(K, noise="per-pixel", device=device).fit(flux, missing, ivar)
+    there, variance = on_device.transform_with_variance(flux, missing, ivar)
+    here, expected = on_device.set_params(device=None).transform_with_variance(flux, missing, ivar)
+    np.testing.assert_allclose(there, here, atol=1e-9)
+    np.testing.assert_allclose(variance, expected, rtol=1e-9)
 
 
 def test_blocks_stay_on_the_device_where_there_is_room(device, monkeypatch):
