@@ -143,17 +143,17 @@ class Engine:
         found["norm"][:] = latent_norm(self.model, z).numpy()
 
     def _features(self, flux: np.ndarray, pixels: PixelBuffers, mixed: np.ndarray, first: np.ndarray) -> torch.Tensor:
-        encoder, weight = self.model.encoder, torch.from_numpy(pixels.weight)
+        encoder = self.model.encoder
         if not isinstance(encoder, PPCAEncoder):
+            weight = torch.from_numpy(pixels.weight)
             return self.model.features(torch.where(weight > 0, torch.from_numpy(flux), 1.0), weight)
-        right = torch.from_numpy(pixels.residual) @ self.basis
+        right, precision = torch.from_numpy(pixels.residual) @ self.basis, torch.from_numpy(pixels.precision)
+        if mixed.all():
+            return encoder.front.solve(right, precision)
         simple = right / (1.0 + torch.from_numpy(first)[:, None] * self.square)
         if mixed.any():
             rows = torch.from_numpy(np.flatnonzero(mixed))
-            if len(rows) < len(mixed):
-                right, weight = right[rows], weight[rows]
-            v = weight / (1.0 + weight * encoder.front.noise)
-            simple = simple.index_copy_(0, rows, encoder.front.solve(right, v))
+            simple = simple.index_copy_(0, rows, encoder.front.solve(right[rows], precision[rows]))
         return simple
 
     def _hidden(self, name: str, z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

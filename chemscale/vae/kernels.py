@@ -13,8 +13,11 @@ from numba import njit
 
 #: Windows of a tile: what the scores keep of its pixels stays in the nearest cache.
 TILE_WINDOWS = 16
-#: Sums may be reordered; NaN and infinity keep their meaning.
-_FAST = {"reassoc", "contract", "nsz"}
+#: Pixels that the sums of a window go through, more than it has: a fixed number needs no rest of single pixels.
+_LANES = 64
+#: Sums may be reordered; NaN and infinity keep their meaning. A division by zero gives infinity: with the check that
+#: raises an error instead no loop that divides is vectorised.
+_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 class PixelBuffers(NamedTuple):
@@ -24,11 +27,14 @@ class PixelBuffers(NamedTuple):
     ----------
     weight : ndarray
         Inverse variance, 0 where missing.
+    precision : ndarray
+        ``v = weight / (1 + weight noise)``.
     residual : ndarray
-        ``v (flux - mean)`` with ``v = weight / (1 + weight noise)``.
+        ``v (flux - mean)``.
     """
 
     weight: np.ndarray
+    precision: np.ndarray
     residual: np.ndarray
 
 
@@ -74,7 +80,7 @@ class ScoreBuffers(NamedTuple):
     quiet: np.ndarray
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(**_OPTIONS)
 def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
     """Weights, and what the PPCA front end multiplies with its basis, in one pass.
 
@@ -100,10 +106,10 @@ def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
     largest = np.finfo(np.float32).max
     used, mixed, first = np.empty(n, np.int32), np.empty(n, np.bool_), np.empty(n, np.float32)
     one, zero = np.float32(1), np.float32(0)
-    gone, v = np.empty(p, np.bool_), np.empty(p, np.float32)
+    gone = np.empty(p, np.bool_)
     # loops that write one array each: the compiler must exclude that arrays overlap, and gives up at five
     for i in range(n):
-        x, q, w, y = flux[i], ivar[i], buffers.weight[i], buffers.residual[i]
+        x, q, w, v, y = flux[i], ivar[i], buffers.weight[i], buffers.precision[i], buffers.residual[i]
         for j in range(p):
             gone[j] = not ((np.abs(x[j]) <= largest) & (q[j] > 0) & (q[j] <= largest))
         if flags.size > 0:
@@ -125,27 +131,56 @@ def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
     return used, mixed, first
 
 
-@njit(nogil=True, cache=True)
+@njit(**_OPTIONS)
 def _width(count):
     """Variance of the cube root of a chi-square over `count`, its degrees of freedom (Wilson & Hilferty 1931)."""
     return 2.0 / (9.0 * count)
 
 
-@njit(nogil=True, cache=True)
+@njit(**_OPTIONS)
 def _deviation(total, count):
     """Wilson-Hilferty cube root of a chi-square of `count` degrees of freedom: a standard normal for noise."""
     width = _width(count)
     return ((total / count) ** (1.0 / 3.0) - (1.0 - width)) / np.sqrt(width)
 
 
-@njit(nogil=True, cache=True)
+@njit(**_OPTIONS)
 def _chi2_at(deviation, centre, spread, count):
     """Chi-square at which :func:`_deviation` has a value, of the tabulated moments: no root is drawn to compare."""
     root = centre + deviation * spread
     return root * root * root * count
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(**_OPTIONS)
+def _sums(chi2, square, size, there, noise):
+    """Five sums over pixels."""
+    a, b, c, m, v = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for j in range(len(chi2)):
+        a += chi2[j]
+        b += square[j]
+        c += size[j]
+        m += there[j]
+        v += noise[j]
+    return a, b, c, m, v
+
+
+@njit(**_OPTIONS)
+def _window_sums(inside, pull, chi2, step, there, both):
+    """Five sums over the pixels of a window, among _LANES those where `inside` is 1."""
+    a, b, c, m, v = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    zero = np.float32(0)
+    for j in range(_LANES):
+        # chosen, not multiplied by 0: a neighbour's infinity stays its own
+        k, p, q, d, t, e = inside[j] > zero, pull[j], chi2[j], step[j], there[j], both[j]
+        a += p if k else zero
+        b += q if k else zero
+        c += d if k else zero
+        m += t if k else zero
+        v += e if k else zero
+    return a, b, c, m, v
+
+
+@njit(**_OPTIONS)
 def score_pixels(flux, weight, predicted, layout, window, least, out):
     """Scores of a block of stars from their predictions, in one pass.
 
@@ -157,7 +192,7 @@ def score_pixels(flux, weight, predicted, layout, window, least, out):
         Pixels of all decoders, one decoder after the other.
     layout : PixelLayout
     window, least : int
-        Pixels of a window, and fewest used ones that count.
+        Pixels of a window, 64 at most, and fewest used ones that count.
     out : ScoreBuffers
         Are filled.
     """
@@ -165,12 +200,12 @@ def score_pixels(flux, weight, predicted, layout, window, least, out):
     sums = out.sums
     n, p = flux.shape
     size_of_tile = TILE_WINDOWS * window
-    length = size_of_tile + 1  # and the next tile's first pixel, for differences of neighbours
-    chi2, square = np.empty(length, np.float32), np.empty(length, np.float32)
-    size, there = np.empty(length, np.float32), np.empty(length, np.float32)
-    pull, guess = np.empty(length, np.float32), np.empty(length, np.float32)
+    length = size_of_tile + _LANES  # a tile, the next one's first pixel (for differences of neighbours), and lanes
+    pull, guess = np.zeros(length, np.float32), np.zeros(length, np.float32)
+    chi2, square, size = np.zeros(length, np.float32), np.zeros(length, np.float32), np.zeros(length, np.float32)
+    there, noise = np.zeros(length, np.float32), np.zeros(length, np.float32)
     step, both = np.zeros(length, np.float32), np.zeros(length, np.float32)
-    noise = np.empty(length, np.float32)
+    inside = np.zeros(_LANES, np.float32)
     one, zero, half = np.float32(1), np.float32(0), np.float32(0.5)
     # centre and spread of the cube root of a chi-square over its degrees of freedom, for 1 to `window` of them, and
     # for as many differences of neighbours, which share pixels: two thirds as many
@@ -203,7 +238,12 @@ def score_pixels(flux, weight, predicted, layout, window, least, out):
             for j in range(reach):
                 there[j] = one if w[j] > zero else zero
             for j in range(reach):
-                guess[j] = x[j] - guess[j] if w[j] > zero else zero
+                y = x[j]
+                y = y if w[j] > zero else zero
+                size[j] = y * y
+            for j in range(reach):
+                r = x[j] - guess[j]
+                guess[j] = r if w[j] > zero else zero
             for j in range(reach):
                 square[j] = guess[j] * guess[j]
             for j in range(reach):
@@ -212,8 +252,6 @@ def score_pixels(flux, weight, predicted, layout, window, least, out):
                 pull[j] = guess[j] * np.sqrt(w[j])
             for j in range(reach):
                 noise[j] = there[j] / (w[j] + (one - there[j]))
-            for j in range(reach):
-                size[j] = x[j] * x[j] if w[j] > zero else zero
             step[reach - 1] = both[reach - 1] = zero
             for j in range(reach - 1):
                 both[j] = there[j] * there[j + 1]
@@ -223,7 +261,7 @@ def score_pixels(flux, weight, predicted, layout, window, least, out):
             for r in range(tiles[tile, 0], tiles[tile + 1, 0]):
                 part = runs[r, 0]
                 a, b, c, m, v = zero, zero, zero, zero, zero
-                for j in range(runs[r, 1] - first, runs[r, 2] - first):
+                for j in range(runs[r, 1] - first, runs[r, 2] - first):  # mostly short
                     a += chi2[j]
                     b += square[j]
                     c += size[j]
@@ -234,27 +272,20 @@ def score_pixels(flux, weight, predicted, layout, window, least, out):
                 sums[i, part, 2] += c
                 sums[i, part, 3] += m
                 sums[i, part, 4] += v
-            a, b, c, m, v = zero, zero, zero, zero, zero
-            for j in range(last - first):
-                a += chi2[j]
-                b += square[j]
-                c += size[j]
-                m += there[j]
-                v += noise[j]
+            here = slice(0, last - first)
+            a, b, c, m, v = _sums(chi2[here], square[here], size[here], there[here], noise[here])
             sums[i, 0, 0] += a
             sums[i, 0, 1] += b
             sums[i, 0, 2] += c
             sums[i, 0, 3] += m
             sums[i, 0, 4] += v
             for start in range(0, last - first, window):
-                stop = min(start + window, last - first)
-                total, scatter, moved, count, pairs = zero, zero, zero, zero, zero
-                for j in range(start, stop):
-                    total += pull[j]
-                    scatter += chi2[j]
-                    moved += step[j]
-                    count += there[j]
-                    pairs += both[j]
+                inside[:] = zero
+                inside[: min(window, last - first - start)] = one
+                here = slice(start, start + _LANES)
+                total, scatter, moved, count, pairs = _window_sums(
+                    inside, pull[here], chi2[here], step[here], there[here], both[here]
+                )
                 if count >= least:
                     k = int(count)
                     if total * total > worst * worst * k:
