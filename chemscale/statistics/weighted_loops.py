@@ -19,7 +19,7 @@ class Weighting(NamedTuple):
     strength: np.ndarray  # (n,) sum of the squared weights
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")  # a check for division by zero keeps a loop from being vectorised
 def weigh(flux, ivar, missing, scale, mean, extra, sums, out):
     """Centred flux, weights ``1 / (1 / ivar + extra)`` and their product, in one sweep.
 
