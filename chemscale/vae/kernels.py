@@ -6,7 +6,7 @@ stays in the nearest cache from the first use to the last.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -17,7 +17,12 @@ TILE_WINDOWS = 16
 _LANES = 64
 #: Sums may be reordered; NaN and infinity keep their meaning. A division by zero gives infinity: with the check that
 #: raises an error instead no loop that divides is vectorised.
-_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz"},
+}
 
 
 class PixelBuffers(NamedTuple):
