@@ -98,28 +98,28 @@ class Trouble(WorkerPlugin):
         StoreGroup.plain_read = plain
         trouble = self
 
-        def read(segment, name, start, stop, reuse=False):
+        def read(group, name, start, stop, *rest, **options):
             if name == "flux":
                 Path(trouble.out, "reading").touch()
                 time.sleep(trouble.delay)
                 if trouble.stage != "infer":
                     trouble.begun(start, stop)
                 trouble.eat(start, stop)
-            return plain(segment, name, start, stop, reuse)
+            return plain(group, name, start, stop, *rest, **options)
 
         StoreGroup.read = read
         if self.stage == "infer" or "chemscale.vae.inference" in sys.modules:
-            from chemscale.vae.inference import Runner
+            from chemscale.vae.shard_runner import ShardRunner
 
-            call = getattr(Runner, "plain_call", Runner.__call__)
-            Runner.plain_call = call
+            call = getattr(ShardRunner, "plain_call", ShardRunner.__call__)
+            ShardRunner.plain_call = call
 
             def work(runner, shard):
                 if trouble.stage == "infer":
                     trouble.begun(shard.start, shard.stop)
                 return call(runner, shard)
 
-            Runner.__call__ = work
+            ShardRunner.__call__ = work
 
     def begun(self, start: int, stop: int) -> None:
         with open(Path(self.out, "begun"), "a", encoding="utf-8") as log:
