@@ -254,7 +254,7 @@ def speed(store: str, settings: dict[str, Any], *, base: str | None = None, refe
             others.append(
                 json.loads(
                     subprocess.run(
-                        (base, "-c", code), check=True, stdout=subprocess.PIPE, text=True
+                        (base, "-P", "-c", code), check=True, stdout=subprocess.PIPE, text=True
                     ).stdout.splitlines()[-1]
                 )
             )

@@ -82,7 +82,8 @@ def compare(store: str, args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[list[float]]] = {"this": [], "other": []}
     for _ in range(args.repeat):
         for name, python in (("this", sys.executable), ("other", args.other)):
-            command = [python, "-c", CHILD, store, str(args.model), str(args.times)]
+            # -P: never the chemscale of the folder that this is started in
+            command = [python, "-P", "-c", CHILD, store, str(args.model), str(args.times)]
             told = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
             )
