@@ -45,7 +45,8 @@ def main() -> None:
     for seed in args.seeds:
         store, run = str(args.work / f"e{seed}.zarr"), str(args.work / f"r{seed}")
         size = ("--stars", "12000", "--clusters", "22", "--seed", str(seed))
-        command("chemscale", "simulate", *size, "--emulator", args.emulator, "--out", store, "--overwrite")
+        if not Path(store).exists():  # kept by an earlier call; its run is continued
+            command("chemscale", "simulate", *size, "--emulator", args.emulator, "--out", store)
         record = {"seed": seed, **fit_and_evaluate(store, run), "without": auto_without(run, HIDDEN)}
         known = sorted([s for s in known if s["seed"] != seed] + [record], key=lambda s: s["seed"])
         print(json.dumps(record), flush=True)

@@ -7,6 +7,7 @@ What the paper's recipe leaves on the table, and what is done about it:
 * some 160 degrees of freedom for K(K+1)/2 entries of a covariance: the within-cluster covariance is shrunk towards
   what is known of it without clusters, the coordinates' measurement noise or the field's scatter at fixed labels;
 * what a continuum left by the normalisation does to the coordinates is known without any star: metrics may ignore it;
+* spectra that went wrong are brought back among the field, along what is nuisance (:mod:`chemscale.rsca.outlying`);
 * members are weighted by their noise where their scatter is measured;
 * one choice of K, shrinkage and kept dimensions is a lottery: the best choices form a committee, whose distance is
   the root mean square of their distances. It is Euclidean in a space of at most K dimensions a representation;
@@ -31,6 +32,7 @@ from chemscale.rsca.committee import committee_metric
 from chemscale.rsca.detrending import LabelDetrending, SelfDetrending, stored_detrending
 from chemscale.rsca.likeness import sample_pairs
 from chemscale.rsca.moments import check_freedom
+from chemscale.rsca.outlying import FieldEdge
 from chemscale.rsca.pair_model import PairDistances
 from chemscale.rsca.pairs import count_close, median_pair_distance
 from chemscale.rsca.rates import DoppelgangerRates
@@ -67,6 +69,8 @@ class AutoMetric:
     committee : list of Candidate
     detrendings : dict of str to LabelDetrending or SelfDetrending
         How each representation but "plain" is made of coordinates and labels.
+    edge : FieldEdge, optional
+        Brings stars in from far outside the field.
     """
 
     names: tuple[str, ...]
@@ -75,6 +79,7 @@ class AutoMetric:
     matrix: np.ndarray
     committee: list[Candidate] = field(default_factory=list)
     detrendings: dict[str, LabelDetrending | SelfDetrending] = field(default_factory=dict)
+    edge: FieldEdge | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -85,6 +90,7 @@ class AutoMetric:
         self, coords: np.ndarray, labels: Mapping[str, np.ndarray], n_features: int | None = None
     ) -> np.ndarray:
         """Features (n, d) of coordinates (n, K) and labels; a label that is not given is estimated from coordinates."""
+        coords = coords if self.edge is None else self.edge.bring_in(coords)
         forms = {"plain": coords}
         nothing = np.full(len(coords), np.nan)
         for name, detrending in self.detrendings.items():
@@ -101,6 +107,8 @@ class AutoMetric:
             "representations": list(self.names),
             "committee": [c.label() for c in self.committee],
         }
+        if self.edge is not None:
+            ds = ds.assign(self.edge.variables())
         for number, (name, detrending) in enumerate(self.detrendings.items()):
             state = detrending.to_dict()
             arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
@@ -130,7 +138,8 @@ class AutoMetric:
                 arrays = {str(v)[len(prefix) :]: ds[v].values for v in ds.data_vars if str(v).startswith(prefix)}
                 detrendings[str(state["name"])] = stored_detrending({**state, **arrays})
         mean = ds["mean"].values
-        return cls(names, mean.shape[1], mean, ds["matrix"].values, list(committee), detrendings)
+        edge = FieldEdge.of(ds)
+        return cls(names, mean.shape[1], mean, ds["matrix"].values, list(committee), detrendings, edge)
 
     def transform(self, coords: Mapping[str, Any], n_features: int | None = None) -> np.ndarray:
         """Features (n, d), most telling first, of coordinates by representation, each (n, >= k)."""

@@ -13,6 +13,7 @@ from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
 from chemscale.rsca.detrending import HELD, MIN_FRACTION, REMOVED, LabelDetrending, SelfDetrending
 from chemscale.rsca.likeness import Likeness
+from chemscale.rsca.outlying import FieldEdge
 from chemscale.rsca.representation import (
     Candidate,
     Representation,
@@ -45,7 +46,7 @@ def auto_forms(stars: RunStars) -> tuple[dict[str, np.ndarray], dict[str, LabelD
     """Coordinates of field stars, members and other siblings, in this order, in every form the labels allow.
 
     "plain"; "detrended" at the star's own [Fe/H] and [alpha/M]; "detrended-abundances" at its own abundances too,
-    where the survey has them.
+    where the survey has them. Stars far outside the field are brought in (:mod:`chemscale.rsca.outlying`).
 
     Returns
     -------
@@ -57,26 +58,43 @@ def auto_forms(stars: RunStars) -> tuple[dict[str, np.ndarray], dict[str, LabelD
     """
     others = [] if stars.siblings is None else [stars.siblings.coords]
     z = np.concatenate([np.asarray(stars.field), stars.members, *others])
+    z = field_edge(stars).bring_in(z)
     rows = np.concatenate([stars.field_rows, stars.member_rows, stars.sibling_rows])
-    n = len(stars.field_rows)
-    forms: dict[str, np.ndarray] = {"plain": z}
+    detrendings, note = _by_labels(stars, z[: len(stars.field_rows)])
+    forms = {"plain": z}
+    for name, detrending in detrendings.items():
+        labels = {k: v[rows] for k in detrending.names_ if (v := stars.label(k)) is not None}
+        forms[name] = detrending.transform(z, labels)
+    return forms, detrendings, note
+
+
+def field_edge(stars: RunStars) -> FieldEdge:
+    """Where the field ends. Nuisance is its scatter at fixed labels; without labels of chemistry, measurement noise."""
+    detrendings, _ = _by_labels(stars, np.asarray(stars.field))
+    nuisance = list(detrendings.values())[-1].residual_ if detrendings else stars.noise
+    return FieldEdge.fit(stars.field, nuisance)
+
+
+def _by_labels(stars: RunStars, field: np.ndarray) -> tuple[dict[str, LabelDetrending], str]:
+    """Detrendings of field coordinates (n, K) that the labels allow, the fullest last; and why there is none, or ''."""
     detrendings: dict[str, LabelDetrending] = {}
     note = ""
     species = stars.elements()
     for name, linear in (("detrended", []), ("detrended-abundances", species)):
         if name != "detrended" and not species:
             continue
-        labels = {k: v[rows] for k in (*REMOVED, *HELD, *linear) if (v := stars.label(k)) is not None}
+        known = (*REMOVED, *HELD, *linear)
+        labels = {k: v[stars.field_rows] for k in known if (v := stars.label(k)) is not None}
         try:
-            detrending = LabelDetrending(linear=linear).fit(z[:n], {k: v[:n] for k, v in labels.items()})
+            detrending = LabelDetrending(linear=linear).fit(field, labels)
         except DataError as err:
             note = note or f"{name}: {err.message}"
             continue
         if not detrending.held_ and not detrending.linear_:  # the trend with temperature holds chemistry too
             note = note or f"{name}: no label of chemistry is known"
             continue
-        detrendings[name], forms[name] = detrending, detrending.transform(z, labels)
-    return forms, detrendings, note
+        detrendings[name] = detrending
+    return detrendings, note
 
 
 def auto_representations(
@@ -168,6 +186,7 @@ def fit_auto(run: Run, stars: RunStars | None = None) -> tuple[AutoResult, Detre
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # clusters without a pair: the evaluation names them
         result = choose_metric(forms, search_forms=search)
+    result.metric.edge = field_edge(stars)
     for name, form in forms.items():
         if isinstance(form, SelfDetrended):
             detrendings[name] = form.view(()).detrending

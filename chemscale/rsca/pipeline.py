@@ -347,7 +347,8 @@ class _Passes:
         self.angles.append(angle)
         self.ended.append(time.monotonic())
         left = passes_left(self.angles, self.tol, most)
-        self.bar.describe(f"fitting, angle {angle:.2g} rad, stops at {self.tol:g}")
+        known = f"angle {angle:.2g} rad" if math.isfinite(angle) else "angle not known yet"
+        self.bar.describe(f"fitting, {known}, stops at {self.tol:g}")
         self.bar.advance(done - self.bar.done)
         self.bar.expect(done + left)
         if done == 2:  # the first pass has more to do than the others

@@ -12,7 +12,7 @@ from chemscale.rsca.uncertainty import bootstrap
 from chemscale.studies import style
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.registry import Study, StudyContext, StudyResult
-from chemscale.studies.restarts import restarts
+from chemscale.studies.restarts import fitted_on, restarts
 
 
 def compute(context: StudyContext) -> StudyResult:
@@ -38,6 +38,7 @@ def compute(context: StudyContext) -> StudyResult:
     keys = ("input", "method", "dimensions", "rate", "rate_error", "rate_low", "rate_high")
     table: dict[str, list[Any]] = {key: [row[i] for row in rows] for i, key in enumerate(keys)}
     again, ended = _again(context, tops)
+    n_stars = int(context.settings["restart_stars"])
     for i, key in enumerate(("restart_mean", "restart_scatter")):
         table[key] = [again[row[1]][i] if row[0] == "spectra" and again else np.nan for row in rows]
 
@@ -85,7 +86,7 @@ def compute(context: StudyContext) -> StudyResult:
             "rate_error": "standard error, clusters drawn with replacement",
             "rate_low": "16th percentile",
             "rate_high": "84th percentile",
-            "restart_mean": "mean over bases refitted on random stars with other seeds (spectra only)",
+            "restart_mean": f"mean over bases refitted on {fitted_on(n_stars)} with other seeds (spectra only)",
             "restart_scatter": "standard deviation over those bases",
         },
         numbers=numbers,

@@ -9,7 +9,7 @@ import numpy as np
 from chemscale.rsca.uncertainty import bootstrap
 from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
-from chemscale.studies.restarts import restarts
+from chemscale.studies.restarts import fitted_on, restarts
 
 
 def compute(context: StudyContext) -> StudyResult:
@@ -29,11 +29,12 @@ def compute(context: StudyContext) -> StudyResult:
     }
     n_restarts = int(context.settings["restarts"])
     if n_restarts:
-        runs = restarts(context, n_restarts, int(context.settings["restart_stars"]), k)
+        n_stars = int(context.settings["restart_stars"])
+        runs = restarts(context, n_restarts, n_stars, k)
         again = np.array([[r.evaluation.rates("rsca", n_features=min(n, k)).overall for n in kept] for r in runs])
         table |= {"restart_mean": again.mean(0), "restart_scatter": again.std(0, ddof=1)}
         columns |= {
-            "restart_mean": f"mean over {n_restarts} bases refitted on random stars with other seeds",
+            "restart_mean": f"mean over {n_restarts} bases refitted on {fitted_on(n_stars)} with other seeds",
             "restart_scatter": "standard deviation over those bases",
         }
     fig, ax = style.figure(aspect=0.72)

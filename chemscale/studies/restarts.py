@@ -1,14 +1,17 @@
-"""Bases refitted on random stars with other seeds: how much a rate depends on the basis (error bars of Table 1).
+"""Bases refitted with other seeds: how much a rate depends on the basis (error bars of Table 1).
 
-Every restart follows the recipe of the run: its noise model, its outlier rejection, when it stops.
+Every restart follows the recipe of the run: its noise model, its outlier rejection, when it stops. It is fitted on
+random stars, in memory; or, as in the paper, on the whole field from another start, as long as the run's own fit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import dask
 import numpy as np
 
+from chemscale.embedding.fit import fit_survey
 from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError
 from chemscale.rsca.doppelganger import Evaluation
@@ -64,14 +67,25 @@ class Restart:
 
 
 def restarts(context: StudyContext, n: int, n_stars: int, k: int) -> list[Restart]:
-    """`n` bases of `k` components, each fitted on a random share of the stars with its own seed."""
+    """`n` bases of `k` components, each fitted on a random share of `n_stars` field stars with its own seed.
+
+    With `n_stars` 0 each is fitted on the whole field, in passes over the store; the seeds are those of its start.
+    """
     key = f"restarts-{n}-{n_stars}-{k}"
 
     def make() -> list[Restart]:
-        data, recipe = read_sample(context, n_stars), recipe_of(context.run)
+        recipe = recipe_of(context.run)
+        if not n_stars:
+            return [_whole(context, k, recipe, seed) for seed in range(1, n + 1)]
+        data = read_sample(context, n_stars)
         return [_one(data, k, recipe, seed) for seed in range(1, n + 1)]
 
     return context.shared(key, make)
+
+
+def fitted_on(n_stars: int) -> str:
+    """What restarts are fitted on, in words."""
+    return "random stars" if n_stars else "the whole field"
 
 
 def wide(context: StudyContext, k: int, n_stars: int) -> tuple[Evaluation, str]:
@@ -110,4 +124,21 @@ def _one(data: dict[str, np.ndarray], k: int, recipe: Recipe, seed: int, share: 
     coords = np.asarray(ppca.transform(data["flux"], data["missing"], ivar))
     covariates = pair_covariates(data.get, is_field, ~is_field)
     evaluation = Evaluation(coords[is_field], coords[~is_field], data["cluster"][~is_field], covariates)
+    return Restart(evaluation, ppca.converged_, ppca.verdict)
+
+
+def _whole(context: StudyContext, k: int, recipe: Recipe, seed: int) -> Restart:
+    """A basis of every field star and member, from the start that `seed` gives."""
+    sample = context.sample
+    if sample.n_field < sample.n_field_total:
+        raise DataError(
+            f"{sample.n_field_total:,} field stars are more than a study reads",
+            "set restart_stars to a number of stars",
+        )
+    role = text(open_embedding(context.run.need("embedding.zarr", FIT_COMMAND))["role"].values)
+    field, members = np.flatnonzero(role == "field"), np.flatnonzero(role == "member")
+    use = np.isin(np.arange(len(role)), [*field, *members])
+    ppca = fit_survey(context.survey, use, n_components=k, random_state=seed, **recipe.settings())
+    coords = np.asarray(dask.compute(ppca.transform(context.survey[["flux", "ivar", "flags"]]))[0])
+    evaluation = Evaluation(coords[field], coords[members], sample.clusters, sample.covariates)
     return Restart(evaluation, ppca.converged_, ppca.verdict)

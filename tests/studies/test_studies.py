@@ -20,6 +20,7 @@ from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.studies import controls, dataset_size, likeness, linear_map, registry, style, together
 from chemscale.studies.elements import abundance_features, species
 from chemscale.studies.features import correlation
+from chemscale.studies.restarts import restarts
 from chemscale.studies.sample import Sample
 from chemscale.survey.ingest.datasets import write_survey
 
@@ -55,6 +56,15 @@ def test_restarts_follow_the_recipe_of_the_run_and_say_how_they_ended(run, done)
     again = {row["method"]: row["restart_mean"] for row in table(run, "ablation") if row["input"] == "spectra"}
     assert (again["rsca"], again["rsca top 3"], again["rsca top 4"]) == (mean["6"], mean["3"], mean["4"])
     assert again["raw"] and not any(row["restart_mean"] for row in table(run, "ablation") if row["input"] != "spectra")
+
+
+def test_restarts_on_the_whole_field_find_what_the_run_found(run, done):
+    context = registry.StudyContext(run)
+    found = restarts(context, 2, 0, 6)
+    want = context.sample.evaluation.rates("rsca").overall
+    for restart in found:
+        assert restart.evaluation.moments.n == context.sample.n_field_total
+        assert restart.evaluation.rates("rsca").overall == pytest.approx(want, rel=0.1)
 
 
 def table(run, name):
