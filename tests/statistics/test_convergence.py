@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import largest_angle, toy
 
-from chemscale.statistics.determined import determined
+from chemscale.statistics.determined import determined, error_of_axes
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.statistics.progress import Stop, Trace
 
@@ -102,6 +102,27 @@ def test_reasons_to_stop(angles, loglikes, reason):
 def test_the_last_gap_counts():
     assert determined(np.array([0.1, 0.7, 0.2, 0.9])) == 3
     assert determined(np.array([0.9])) == 0
+
+
+def test_a_cut_between_near_variances_determines_nothing_and_one_after_them_does():
+    none, values, n = np.zeros(3), np.array([10.0, 2.0, 1.9]), 1000.0
+    error = error_of_axes(none, values, np.append(values, 1.0), n)
+    assert error[1] > 0.5 and error[0] < 0.05 and error[2] < 0.06
+    assert determined(error) == 3
+    # The subspace is no better than its worst axis: the first of three near ones may leave it, too.
+    values = np.array([10.0, 2.2, 2.0, 1.8])
+    alone = np.sqrt(2.0 * 1.8 / 0.2**2 / n)
+    assert error_of_axes(np.zeros(4), values, values, n)[2] == pytest.approx(alone)
+    assert error_of_axes(np.array([0.0, 0.05, 0.0, 0.0]), values, values, n)[2] == pytest.approx(
+        max(alone, np.sqrt(0.05 + 2.2 * 1.8 / 0.4**2 / n))
+    )
+
+
+def test_an_axis_held_by_one_star_does_not_hide_what_is_determined_after_it():
+    own, values = np.array([1.0, 0.001, 0.002, 0.9]), np.array([50.0, 10.0, 5.0, 1.2])
+    error = error_of_axes(own, values, np.append(values, 1.0), 1000.0)
+    assert error[0] > 0.9 and error[3] > 0.9
+    assert np.all(error[1:3] < 0.1) and determined(error) == 3
 
 
 def test_both_starts_reach_the_same_basis():
