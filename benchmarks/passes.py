@@ -46,7 +46,7 @@ from chemscale import MaskedPPCA
 flux, gone, ivar = ds["flux"].data, ds["flags"].data != 0, ds["ivar"].data
 MaskedPPCA(5, max_iter=2).fit(flux[:2000], gone[:2000], ivar[:2000])
 start, cpu = time.perf_counter(), time.process_time()
-fit = MaskedPPCA(n_components={k}, random_state=0).fit(flux, gone, ivar)
+fit = MaskedPPCA(n_components={k}, random_state=0, tol={tol}).fit(flux, gone, ivar)
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 print(json.dumps({{"seconds": seconds, "cpu": cpu, "passes": fit.n_passes_, "version": chemscale.__version__}}))
 """
@@ -152,6 +152,13 @@ def bare_pass(ds: xr.Dataset, names: tuple[str, ...]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
+def other_release(python: str, store: str, threads: int, tol: float | None) -> dict[str, Any]:
+    """Seconds, processor seconds and passes of a shared-noise fit by the release that `python` imports."""
+    code = OTHER.format(threads=threads, store=store, k=K, tol=tol)
+    run = subprocess.run((python, "-P", "-c", code), check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
 def largest_angle(a: np.ndarray, b: np.ndarray) -> float:
     """Largest principal angle between two sets of orthonormal rows."""
     a, b = np.nan_to_num(a), np.nan_to_num(b)
@@ -188,6 +195,10 @@ def measure(args: argparse.Namespace) -> dict:
         out["fit_cpu_seconds"] = time.process_time() - cpu
     out["fit_peak_gib"] = memory.peak / 2**30
     bare.append(bare_pass(ds, names))
+    if args.base:
+        other = other_release(args.base, args.store, threads, args.tol)
+        out |= {"other": other, "faster": other["seconds"] / out["fit_seconds"]}
+        out["faster_cpu"] = other["cpu"] / out["fit_cpu_seconds"]
     with Memory() as memory:
         start, cpu = time.perf_counter(), time.process_time()
         embed_survey(ds, fit, args.embedding, overwrite=True)
@@ -250,14 +261,7 @@ def speed(store: str, settings: dict[str, Any], *, base: str | None = None, refe
         laps += np.diff(ended).tolist()
         bare.append(bare_pass(ds, names))
         if base and turn == 0:
-            code = OTHER.format(threads=threads, store=store, k=K)
-            others.append(
-                json.loads(
-                    subprocess.run(
-                        (base, "-P", "-c", code), check=True, stdout=subprocess.PIPE, text=True
-                    ).stdout.splitlines()[-1]
-                )
-            )
+            others.append(other_release(base, store, threads, None))
     assert found is not None
     wall, work = (float(np.mean([f[i] for f in fits])) for i in range(2))
     bare_wall, bare_work = (float(np.median([b[i] for b in bare])) for i in range(2))
@@ -308,6 +312,7 @@ def main() -> None:
     two.add_argument(
         "--exact", type=int, default=0, metavar="PASSES", help="compare with a fit of up to PASSES more passes"
     )
+    two.add_argument("--base", metavar="PYTHON", help="fit all stars with another release, too (shared noise)")
     two.add_argument("--out")
     args = parser.parse_args()
     if args.command == "build":

@@ -322,7 +322,8 @@ def table(rows: list[dict]) -> str:
             lines.append(f"| {r['method']} | | {r['failed']} | | | | | | |")
             continue
         lines.append(
-            f"| {r['method']} | {r['stars']} | {r['seconds']:.2f} | {r['cpu_seconds']:.2f} | {r['peak_gib']:.2f} | {r['loglike']:.6e} "
+            f"| {r['method']} | {r['stars']} | {r['seconds']:.2f} | {r['cpu_seconds']:.2f} | {r['peak_gib']:.2f} "
+            f"| {r['loglike']:.6e} "
             f"| {r['hidden_rms']:.5f} | {r['hidden_chi']:.4f} | {r.get('rate', float('nan')):.4f} |"
         )
     return "\n".join(lines) + "\n"
