@@ -44,8 +44,8 @@ def training_verdict(curves: Sequence[Mapping[str, Any]], *, epochs: int | None 
         )
     elif fall < -SETTLED:
         told += (
-            f"rising ({-100 * fall:.1f} % over the last {len(tail)}), not settled: train again with another --seed or "
-            "a larger --batch, and look for spectra with absurd errors"
+            f"rising ({-100 * fall:.1f} % over the last {len(tail)}), not settled: train again with another --seed, "
+            "and look for spectra with absurd errors"
         )
     else:
         told += f"settled (changed by {-100 * fall:+.1f} % over the last {len(tail)})"

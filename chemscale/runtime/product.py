@@ -49,15 +49,16 @@ def switch(new: Path, target: Path) -> None:
 
     One step where the file system can exchange two names; elsewhere there is a moment without the product.
     """
-    if os.path.lexists(target) and not exchange(new, target):
+    if os.path.lexists(target):
         old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:12]}")
-        os.rename(target, old)
-        os.rename(new, target)
+        if exchange(new, target):
+            os.rename(new, old)  # not under the name of something unfinished, should this process die here
+        else:
+            os.rename(target, old)
+            os.rename(new, target)
         shutil.rmtree(old)
-    elif os.path.lexists(new) and not os.path.lexists(target):
-        os.rename(new, target)
     else:
-        shutil.rmtree(new)
+        os.rename(new, target)
 
 
 def discard(target: Path) -> None:

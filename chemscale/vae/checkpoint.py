@@ -23,7 +23,7 @@ from chemscale.errors import InputError, StoreError
 from chemscale.runtime.files import write_file
 from chemscale.runtime.jsonio import write_json
 from chemscale.vae.config import ModelConfig
-from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.model import ChemicalVAE, unmeasured_errors
 
 FORMAT = "chemscale-vae"
 VERSION = 1
@@ -59,6 +59,34 @@ def read_tensors(path: Path, digest: str | None = None) -> dict[str, Tensor]:
         raise StoreError(f"no weights at {path}", "run `chemscale vae train` first") from None
     except (SafetensorError, ValueError) as err:
         raise StoreError(f"{path} is not a readable safetensors file: {err}", "restore it, or train again") from err
+
+
+def training_tensors(model: ChemicalVAE, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What a training has to remember, each tensor under the name of its part."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Tensors of one part of :func:`training_tensors`.
+
+    >>> list(part_of({"model.mean": torch.zeros(1), "rival.0.step": torch.zeros(1)}, "rival"))
+    ['0.step']
+    """
+    return {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimiser the moments that it had."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, field = key.partition(".")
+        state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -134,7 +162,7 @@ def build_like(
             ppca = {k: weights[f"encoder.front.{k}"].numpy() for k in ("components", "scale", "noise", "mean")}
         model = ChemicalVAE(config, pixels, mean, ppca)
         # models of earlier versions state their errors as the encoder gives them
-        model.load_state_dict({"error_scale": torch.ones(config.n_latents)} | dict(weights))
+        model.load_state_dict(unmeasured_errors(config.n_latents) | dict(weights))
     except (KeyError, RuntimeError) as err:
         text = str(err).replace("\n", " ")[:300]
         raise InputError(

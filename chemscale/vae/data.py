@@ -238,9 +238,10 @@ class StreamData:
     Parameters
     ----------
     read : callable
-        ``read(block) -> TrainingBatch`` of the training stars in dask block `block`.
+        ``read(block) -> TrainingBatch`` of the training stars in dask block `block`, those without a usable pixel
+        left out: the others of the same blocks stand in for them, so that an epoch has as many batches as it says.
     sizes : sequence of int
-        Training stars in each block.
+        Training stars in each block, with and without usable pixels.
     batch : int
         Stars of a batch; all of them where there are fewer.
     group : int
@@ -267,6 +268,13 @@ class StreamData:
             groups[-1].append(int(block))
         return groups
 
+    def _any_stars(self) -> TrainingBatch:
+        """Stars of the first block that has any with a usable pixel."""
+        for block, size in enumerate(self.sizes):
+            if size and len(data := self.read(block)):
+                return data
+        raise DataError("not one training star has a usable pixel", "check flags and ivar of the store")
+
     def _batches_of(self, group: Sequence[int]) -> int:
         return sum(self.sizes[b] for b in group) // self.batch
 
@@ -282,18 +290,25 @@ class StreamData:
         for index, group in enumerate(self._groups(epoch)):
             count = self._batches_of(group)
             if count and number + count > start and number < limit:
-                wanted.append((index, number, group))
+                wanted.append((index, number, count, group))
             number += count
         ahead: queue.Queue[Any] = queue.Queue(maxsize=1)
         stop = threading.Event()
 
         def fill() -> None:
             try:
-                for index, first, group in wanted:
+                last: TrainingBatch | None = None
+                for index, first, count, group in wanted:
                     parts = [self.read(b) for b in group if self.sizes[b]]
                     if stop.is_set():
                         return
-                    ahead.put((index, first, join(parts).to(self.device)))
+                    data = join(parts)
+                    if not len(data):  # blank stars alone: those of the blocks before are seen again
+                        if last is None:
+                            last = self._any_stars()
+                        data = last
+                    last = data
+                    ahead.put((index, first, count, data.to(self.device)))
                 ahead.put(None)
             except BaseException as err:
                 ahead.put(err)
@@ -304,10 +319,10 @@ class StreamData:
             while (item := ahead.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                index, first, data = item
+                index, first, count, data = item
                 shuffled = np.random.default_rng([self.seed, epoch, index]).permutation(len(data))
-                order = torch.from_numpy(shuffled).to(self.device)
-                for b in range(len(data) // self.batch):
+                order = torch.from_numpy(np.resize(shuffled, max(len(data), count * self.batch))).to(self.device)
+                for b in range(count):
                     if start <= first + b < limit:
                         rows = order[b * self.batch : (b + 1) * self.batch]
                         yield data.rows(rows)

@@ -18,7 +18,7 @@ from torch import nn
 from chemscale.arrays import runs_of_true, scratch
 from chemscale.vae.encoders import PPCAEncoder
 from chemscale.vae.kernels import TILE_WINDOWS, PixelBuffers, PixelLayout, ScoreBuffers, prepare_pixels, score_pixels
-from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.model import ChemicalVAE, noise_level
 from chemscale.vae.scores import WINDOW, WINDOW_LEAST, latent_norm
 
 #: Stars at a time: a block's arrays together stay near the size of a core's share of the cache.
@@ -126,7 +126,8 @@ class Engine:
             self.noise,
             pixels,
         )
-        posterior = self.model.encode(self._features(flux, pixels, mixed, first))
+        features = self._features(flux, pixels, mixed, first)
+        posterior = self.model.encode(features, noise_level(torch.from_numpy(pixels.weight)))
         if self.gaps.size:
             pixels.weight[:, self.gaps] = 0.0
         predicted = scratch("vae_predicted", (len(flux), self.n_columns), np.float32)

@@ -7,11 +7,13 @@ Products below the run: ``vae/model.*`` (weights and record), ``vae/checkpoint.*
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -32,6 +34,7 @@ from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import Survey, build, choose_regions, look_at, sample_rows, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
+from chemscale.vae.ruling import with_ruling
 from chemscale.vae.train_config import RENAMED, TrainConfig
 from chemscale.vae.training import Trainer
 
@@ -168,36 +171,47 @@ def train(
     folder = final.with_name(FOLDER + PARTIAL) if finished else final
     begun = resume and (folder / "initial.json").exists()
     asked = _Asked(preset, set(model or {}) | set(settings or {}), model_config, config)
+
+    def start() -> None:
+        """The first files: every process, and a resumed run, starts from the same front end and weights."""
+        if finished and folder.exists():  # what was replaced or begun before
+            shutil.rmtree(folder)
+        for name in ("checkpoint.json", "checkpoint.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+        facts = _facts(survey, ds, chosen, config, preset, held_out, split_seed)
+        shape = model_config if "groups" in (model or {}) else with_ruling(survey, model_config, chosen)
+        save_model(folder, build(survey, shape, config, chosen), facts, "initial")
+
     if finished and resume and not begun and not overwrite:
         _same_start(final, asked, "model")
         check_cleaned(ds.attrs.get("cleaned", ()), read_record(final / "model.json").get("cleaned", ()), "model")
         return where.load_json(f"{FOLDER}/summary.json") | {"seconds": 0.0, "done": True}
     if finished and not (overwrite or begun):
         raise StoreError(f"{final} holds a finished model", "--overwrite replaces it; or choose another --run")
-    with where.stage("vae.train", noted) as stage:
-        if begun:
-            _same_start(folder, asked)
-            learned = read_record(folder / "initial.json").get("cleaned", ())
-            check_cleaned(ds.attrs.get("cleaned", ()), learned, "model")
-        else:
-            for name in ("checkpoint.json", "checkpoint.safetensors"):
+    with where.locked():
+        if finished and not begun:  # before the stage is said to run: until there is a file nothing has been replaced
+            start()
+        with where.stage("vae.train", noted) as stage:
+            if begun:
+                _same_start(folder, asked)
+                learned = read_record(folder / "initial.json").get("cleaned", ())
+                check_cleaned(ds.attrs.get("cleaned", ()), learned, "model")
+            elif not finished:
+                start()
+            stage.note(groups=read_record(folder / "initial.json")["model"]["groups"])
+            if client is not None:
+                run_on_workers(client, fit, (str(path), str(folder), begun, device))
+            elif processes > 1:
+                run_processes(fit, processes, (str(path), str(folder), begun, device))
+            else:
+                fit(Parallel(), ds, str(folder), begun, device, on_epoch)
+            for name in ("initial.json", "initial.safetensors", "checkpoint.json", "checkpoint.safetensors"):
                 (folder / name).unlink(missing_ok=True)
-            # every process, and a resumed run, starts from the same front end and weights
-            facts = _facts(survey, ds, chosen, config, preset, held_out, split_seed)
-            save_model(folder, build(survey, model_config, config, chosen), facts, "initial")
-        if client is not None:
-            run_on_workers(client, fit, (str(path), str(folder), begun, device))
-        elif processes > 1:
-            run_processes(fit, processes, (str(path), str(folder), begun, device))
-        else:
-            fit(Parallel(), ds, str(folder), begun, device, on_epoch)
-        for name in ("initial.json", "initial.safetensors", "checkpoint.json", "checkpoint.safetensors"):
-            (folder / name).unlink(missing_ok=True)
-        if finished:
-            remove_leftovers(final)
-            switch(folder, final)
-        summary = where.load_json(f"{FOLDER}/summary.json")
-        stage.note(**summary)
+            if finished:
+                remove_leftovers(final)
+                switch(folder, final)
+            summary = where.load_json(f"{FOLDER}/summary.json")
+            stage.note(**summary)
     return summary | {"seconds": where.manifest["stages"]["vae.train"]["wall_s"], "done": False}
 
 
@@ -263,7 +277,8 @@ def fit(
     network.eval()
     flux, weight = sample_rows(survey, STARS, config.seed, config.floor)
     measured = measure_errors(network, flux, weight, config.seed)
-    network.error_scale.copy_(torch.as_tensor(measured.factors, dtype=torch.float32))
+    for name, values in measured.buffers().items():
+        getattr(network, name).copy_(torch.as_tensor(values, dtype=torch.float32))
     names = list(network.config.labels)
     facts["labels"] = {"names": names, "centre": labels.centre.tolist(), "scale": labels.scale.tolist()}
     digest = save_model(where, network, facts)
@@ -279,6 +294,8 @@ def fit(
         "sha256": digest,
         "losses": last,
         "error_factors": dict(zip(network.config.latents, measured.factors.tolist(), strict=True)),
+        "error_levels": np.exp(measured.levels).tolist(),
+        "error_factors_by_level": (measured.by_level * measured.factors).tolist(),
         "auxiliary_error": measured.auxiliary.tolist(),
         "label_error": dict(zip(names, measured.labels.tolist(), strict=True)),
         "alignment": guard(network, source, survey).to_dict(),

@@ -22,6 +22,8 @@ from chemscale.vae.config import ModelConfig
 from chemscale.vae.encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
 from chemscale.vae.regions import REST
 
+#: Levels of noise at which the stated errors are known, see :meth:`ChemicalVAE.error_factor`.
+ERROR_LEVELS = 7
 #: Width in Teff (K) of the change from cool to warm stars, see :meth:`ChemicalVAE.gates`.
 CROSSOVER_WIDTH = 150.0
 
@@ -73,6 +75,8 @@ class ChemicalVAE(nn.Module):
     label_scale: Tensor
     label_range: Tensor
     error_scale: Tensor
+    error_levels: Tensor
+    error_by_level: Tensor
     lower: Tensor
 
     def __init__(
@@ -97,7 +101,8 @@ class ChemicalVAE(nn.Module):
         self.register_buffer("label_scale", torch.ones(len(config.labels)))
         # lowest and highest standardised label of the training stars: the adversary's bins, used in training alone
         self.register_buffer("label_range", torch.tensor([-1.0, 1.0])[:, None].repeat(1, len(config.labels)), False)
-        self.register_buffer("error_scale", torch.ones(d))
+        for name, value in unmeasured_errors(d).items():
+            self.register_buffer(name, value)
         n_out = d + d * (d + 1) // 2
         self.encoder: PPCAEncoder | ConvEncoder
         if config.encoder == "ppca":
@@ -149,8 +154,11 @@ class ChemicalVAE(nn.Module):
         """Input of :meth:`encode`: PPCA coordinates or filled spectra."""
         return self.encoder.features(flux, ivar)
 
-    def encode(self, features: Tensor) -> LatentPosterior:
-        """Posterior of a batch of features."""
+    def encode(self, features: Tensor, level: Tensor | None = None) -> LatentPosterior:
+        """Posterior of a batch of features; its errors those of spectra with a `level` (n,) of noise where it is given.
+
+        See :func:`noise_level`. Without it they are those of a typical training star.
+        """
         d = self.config.n_latents
         out = self.encoder.head(features).float()
         mean, rest = out[:, :d], out[:, d:]
@@ -159,7 +167,18 @@ class ChemicalVAE(nn.Module):
         rows, columns = self.lower
         factor[:, rows, columns] = rest[:, d : d + len(rows)]
         factor = factor * self.error_scale[:, None]
+        if level is not None:
+            factor = factor * self.error_factor(level)[:, :, None]
         return LatentPosterior(mean, factor, rest[:, d + len(rows) :])
+
+    def error_factor(self, level: Tensor) -> Tensor:
+        """By how much stated errors grow at a level of noise (n,), (n, d): between those measured in logarithms."""
+        known = self.error_levels
+        after = torch.searchsorted(known, level.to(known).contiguous()).clamp(1, len(known) - 1)
+        share = (level.to(known) - known[after - 1]) / (known[after] - known[after - 1]).clamp_min(1e-6)
+        share = share.clamp(0.0, 1.0)[:, None]
+        logs = self.error_by_level.log()
+        return torch.exp(logs[after - 1] * (1.0 - share) + logs[after] * share)
 
     # ------------------------------------------------------------ decoders
 
@@ -271,6 +290,24 @@ class ChemicalVAE(nn.Module):
             down = self.decode(group.name, mean - shift, mean, posterior.auxiliary)
             found.append(float((up - down).mean()) / (2 * step))
         return np.array(found)
+
+
+def unmeasured_errors(n_latents: int) -> dict[str, Tensor]:
+    """Buffers of a model whose errors have not been measured: as the encoder states them.
+
+    >>> sorted(unmeasured_errors(3))
+    ['error_by_level', 'error_levels', 'error_scale']
+    """
+    return {
+        "error_scale": torch.ones(n_latents),
+        "error_levels": torch.zeros(ERROR_LEVELS),
+        "error_by_level": torch.ones(ERROR_LEVELS, n_latents),
+    }
+
+
+def noise_level(weight: Tensor) -> Tensor:
+    """Logarithm of a typical pixel's error from weights (n, P), 0 where missing; (n,)."""
+    return -0.5 * torch.log(weight.sum(1) / (weight > 0).sum(1).clamp_min(1)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _front(ppca: Mapping[str, np.ndarray], mean: Tensor) -> tuple[Any, ...]:

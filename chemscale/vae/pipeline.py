@@ -23,7 +23,7 @@ from chemscale.vae import evaluate as evaluation
 from chemscale.vae.checkpoint import load_model, read_record
 from chemscale.vae.data import identifiers
 from chemscale.vae.fitting import FOLDER, fit, open_source, run_of, train
-from chemscale.vae.inference import infer_survey
+from chemscale.vae.inference import check_grid, infer_survey
 from chemscale.vae.product import PRODUCT, open_latents
 from chemscale.vae.star_tables import Latents, find_anomalies, find_flags
 from chemscale.vae.truth import noise_free_l2, read_truth
@@ -61,6 +61,7 @@ def infer(
     ds, path = open_source(store)
     where = run_of(run)
     where.need(f"{FOLDER}/model.json", f"chemscale vae train STORE --run {where.path}")
+    check_grid(ds, read_record(where.path / FOLDER / "model.json"))  # a refusal leaves the stage as it was
     where_to_run = str(choose_device(device)) if client is None else device or "what each worker has"
     with where.stage("vae.infer", {"product": product, "device": where_to_run}) as stage:
         summary = infer_survey(

@@ -196,8 +196,8 @@ def training_data(
     """Batches, validation stars and label scaling for a model. One pass if the data fit in memory.
 
     The model's label scaling is set. Data go to memory when the groups' pixels and features
-    of all training stars stay under ``train.memory_gb``; otherwise blocks are streamed. In memory, stars without a
-    usable pixel are left out.
+    of all training stars stay under ``train.memory_gb``; otherwise blocks are streamed. Stars without a usable pixel
+    are left out.
     """
     ds, trained = survey.ds, survey.trained
     names = model.config.labels
@@ -219,16 +219,16 @@ def training_data(
     groups = groups_needed(model)
     blocks = star_blocks(ds)
 
-    def read(block: int, keep: np.ndarray, blank: bool = True) -> TrainingBatch:
+    def read(block: int, keep: np.ndarray) -> TrainingBatch:
         start, stop = blocks[block]
         flux, weight = read_rows(ds, start, stop, keep[start:stop], floor=train.floor)
         rows = start + np.flatnonzero(keep[start:stop])
-        if not blank and not (seen := (weight > 0).any(1)).all():
+        if not (seen := (weight > 0).any(1)).all():
             flux, weight, rows = flux[seen], weight[seen], rows[seen]
         return make_batch(model, groups, flux, weight, values[rows], errors[rows])
 
     def gather(keep: np.ndarray) -> TrainingBatch:
-        return join([read(b, keep, blank=False) for b, (start, stop) in enumerate(blocks) if keep[start:stop].any()])
+        return join([read(b, keep) for b, (start, stop) in enumerate(blocks) if keep[start:stop].any()])
 
     validation = gather(watching) if watching.any() else None
     width = sum(len(model.pixels[g]) for g in groups) * 8

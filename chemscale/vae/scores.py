@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.model import ChemicalVAE, noise_level
 
 GPU_BATCH = 8192
 #: Pixels in a window of the local score.
@@ -34,7 +34,7 @@ def scores(model: ChemicalVAE, flux: Tensor, weight: Tensor, floor: float = 0.0)
         gives, in standard deviations; `local_window` (n,): index of that window; `quiet` (n,): see
         :func:`_quiet`.
     """
-    posterior = model.encode(model.features(flux, weight))
+    posterior = model.encode(model.features(flux, weight), noise_level(weight))
     prediction = model.reconstruct(posterior.mean, posterior.auxiliary)
     covered = torch.isfinite(prediction[0]) if len(prediction) else torch.ones_like(model.mean, dtype=torch.bool)
     if not bool(covered.all()):

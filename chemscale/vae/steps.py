@@ -1,6 +1,11 @@
-"""What the steps of a training have in common: their random numbers, and the loss terms of an epoch."""
+"""What the steps of a training have in common: their random numbers, the losses of an epoch, how far it has come."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +13,35 @@ from torch import Tensor
 
 #: Loss terms of so many steps are added up at a time: until then each is a number on the device.
 FOLDED = 256
+#: Fields of the progress that were renamed: old -> new.
+RENAMED_PROGRESS = {"finish_step": "finetune_step"}
+
+
+@dataclass
+class TrainingProgress:
+    """Counters of a training that a checkpoint carries."""
+
+    step: int = 0
+    finetune_step: int = 0
+    pretrained: bool = False
+    best: float = math.inf
+    stale: int = 0
+    stopped: bool = False
+    curves: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self) | {"best": None if math.isinf(self.best) else self.best}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TrainingProgress:
+        """Progress from JSON; old names are read.
+
+        >>> TrainingProgress.from_dict({"step": 3, "best": None, "finish_step": 2}).finetune_step
+        2
+        """
+        values = {RENAMED_PROGRESS.get(k, k): v for k, v in raw.items()}
+        return cls(**(values | {"best": math.inf if raw["best"] is None else raw["best"]}))
 
 
 def step_generator(seed: int, step: int, stream: int = 0, device: torch.device | str | None = None) -> torch.Generator:

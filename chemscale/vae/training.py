@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from chemscale.errors import DataError, InputError, ResumeError
 from chemscale.runtime.devices import choose_device
 from chemscale.runtime.jsonio import digest, write_json
-from chemscale.vae import losses
-from chemscale.vae.checkpoint import FORMAT, VERSION, read_record, read_tensors, save_tensors
+from chemscale.vae import checkpoint, losses
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.encoders import PPCAEncoder
-from chemscale.vae.model import ChemicalVAE
+from chemscale.vae.model import ChemicalVAE, unmeasured_errors
 from chemscale.vae.objective import Parallel, decode_groups, objective
 from chemscale.vae.regions import REST
 from chemscale.vae.schedule import one_cycle, one_cycle_momentum
-from chemscale.vae.steps import LossTerms, step_generator
+from chemscale.vae.steps import LossTerms, TrainingProgress, step_generator
 from chemscale.vae.train_config import TrainConfig, former_names, without_added
 
 logger = logging.getLogger(__name__)
@@ -38,21 +37,6 @@ CHECKPOINT = "checkpoint"
 ON_DEVICE = 0.5
 #: Seconds of training before the first checkpoint.
 FIRST_CHECKPOINT = 10.0
-#: Fields of the progress that were renamed: old -> new.
-RENAMED_PROGRESS = {"finish_step": "finetune_step"}
-
-
-@dataclass
-class TrainingProgress:
-    """Counters of a training that a checkpoint carries."""
-
-    step: int = 0
-    finetune_step: int = 0
-    pretrained: bool = False
-    best: float = math.inf
-    stale: int = 0
-    stopped: bool = False
-    curves: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -114,6 +98,10 @@ class Trainer:
         """On a GPU one kernel changes all parameters."""
         return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=self.device.type == "cuda")
 
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By the names that checkpoints have for them."""
+        return {"optimizer": self.optimizer, "rival": self.adversary_optimizer}
+
     # ---------------------------------------------------------------- loop
 
     @property
@@ -147,13 +135,14 @@ class Trainer:
                 terms.add(self.step(self._move(batch), epoch))
                 p.step += 1
                 done += 1
+                if p.step % per_epoch == 0:  # the epoch's entry belongs into the checkpoint
+                    self._close_epoch(epoch, terms.means(), time.perf_counter() - began)
                 if max_steps is not None and done >= max_steps:
                     self.save()
                     return p
                 if self.folder and time.monotonic() - last_save > checkpoint_every:
                     self.save()
                     last_save = time.monotonic()
-            self._close_epoch(epoch, terms.means(), time.perf_counter() - began)
         self.finetune_decoders()
         self.save()
         return p
@@ -164,10 +153,7 @@ class Trainer:
         record["rate"] = one_cycle(p.step, self.total_steps, config.learning_rate, config.warmup)
         bad = [k for k, v in entry.items() if not math.isfinite(v)]
         if bad:
-            raise DataError(
-                f"training diverged in epoch {epoch}: {', '.join(bad)} not finite",
-                "lower learning_rate, or check the survey's errors (ivar) for absurd values",
-            )
+            raise self._diverged(epoch, ", ".join(bad))
         if self.validation is not None:
             record["validation"] = self.validate()
             if epoch >= config.ramp * config.epochs:
@@ -178,6 +164,13 @@ class Trainer:
                 p.stopped = bool(config.patience and p.stale >= config.patience)
         p.curves.append(record)
         self._tell(record)
+
+    @staticmethod
+    def _diverged(epoch: int, what: str) -> DataError:
+        return DataError(
+            f"training diverged in epoch {epoch}: {what} not finite",
+            "lower learning_rate, or check the survey's errors (ivar) for absurd values",
+        )
 
     def _tell(self, record: dict[str, Any]) -> None:
         """Hand the record of an epoch on, with the number of epochs of all phases."""
@@ -345,20 +338,23 @@ class Trainer:
         return identity in (self.identity(), self._identity(former_names(asdict(self.config))))
 
     def save(self) -> None:
-        """Write the checkpoint (only the first process does)."""
+        """Write the checkpoint (only the first process does).
+
+        Raises
+        ------
+        DataError
+            Weights are not finite: the checkpoint before stays.
+        """
         if self.folder is None or self.parallel.rank:
             return
+        if not all(bool(torch.isfinite(q).all()) for q in self.model.parameters()):
+            raise self._diverged(self.progress.step // self.source.n_batches(), "weights")
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.adversary_optimizer)):
-            for index, state in optimizer.state_dict()["state"].items():
-                for key, value in state.items():
-                    tensors[f"{name}.{index}.{key}"] = torch.as_tensor(value)
-        weights = save_tensors(self.folder / f"{CHECKPOINT}.safetensors", tensors)
-        record = {"format": FORMAT, "version": VERSION, "sha256": weights, "identity": self.identity()}
-        p = asdict(self.progress)
-        p["best"] = None if math.isinf(self.progress.best) else self.progress.best
-        write_json(self.folder / f"{CHECKPOINT}.json", record | {"progress": p})
+        tensors = checkpoint.training_tensors(self.model, self._optimizers())
+        weights = checkpoint.save_tensors(self.folder / f"{CHECKPOINT}.safetensors", tensors)
+        record = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "sha256": weights}
+        record |= {"identity": self.identity(), "progress": self.progress.to_dict()}
+        write_json(self.folder / f"{CHECKPOINT}.json", record)
 
     def resume(self) -> bool:
         """Carry on from the folder's checkpoint; False when there is none.
@@ -370,28 +366,18 @@ class Trainer:
         """
         if self.folder is None or not (self.folder / f"{CHECKPOINT}.json").exists():
             return False
-        record = read_record(self.folder / f"{CHECKPOINT}.json")
+        record = checkpoint.read_record(self.folder / f"{CHECKPOINT}.json")
         if not self._is_mine(record["identity"]):
             raise ResumeError(
                 f"{self.folder}: the checkpoint is of another model, training configuration or sample",
                 "repeat the settings of the run that was stopped, or train without --resume",
             )
-        tensors = read_tensors(self.folder / f"{CHECKPOINT}.safetensors", record["sha256"])
-        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_state_dict({"error_scale": torch.ones(self.model.config.n_latents)} | weights)
-        for name, optimizer in (("optimizer", self.optimizer), ("rival", self.adversary_optimizer)):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                head, _, rest = key.partition(".")
-                if head == name:
-                    index, _, field_name = rest.partition(".")
-                    state.setdefault(int(index), {})[field_name] = value
-            full = optimizer.state_dict()
-            full["state"] = state
-            optimizer.load_state_dict(full)
-        raw = record["progress"]
-        raw["best"] = math.inf if raw["best"] is None else raw["best"]
-        self.progress = TrainingProgress(**{RENAMED_PROGRESS.get(k, k): v for k, v in raw.items()})
+        tensors = checkpoint.read_tensors(self.folder / f"{CHECKPOINT}.safetensors", record["sha256"])
+        weights = checkpoint.part_of(tensors, "model")
+        self.model.load_state_dict(unmeasured_errors(self.model.config.n_latents) | weights)
+        for name, optimizer in self._optimizers().items():
+            checkpoint.restore_optimizer(optimizer, checkpoint.part_of(tensors, name))
+        self.progress = TrainingProgress.from_dict(record["progress"])
         return True
 
 

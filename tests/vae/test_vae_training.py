@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vae_toy import FAST, FAST_MODEL, TOY_REGIONS, toy_survey
 
 from chemscale.errors import DataError, InputError, ResumeError, StoreError
+from chemscale.runtime.run import Run
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
@@ -273,6 +274,69 @@ def test_every_epoch_of_a_stream_has_its_batches_however_few_stars_its_blocks_ha
     source = StreamData(read, sizes, batch)
     for epoch in range(5):
         assert len(list(source.epoch(epoch))) == source.n_batches() >= 1
+
+
+def test_streamed_training_sees_no_star_without_a_usable_pixel(toy):
+    ds = toy.copy(deep=True)
+    ds["ivar"][100:300] = 0.0
+    config = TrainConfig.from_dict({**FAST, "memory_gb": 1e-6, "batch": 32})
+    survey = look_at(ds.chunk(star=64))  # two blocks hold no other star
+    source, _, _ = training_data(survey, build(survey, MODEL, config, TOY_REGIONS), config)
+    assert isinstance(source, StreamData)
+    batches = list(source.epoch(0))
+    assert len(batches) == source.n_batches()
+    assert all((b.ivar[g] > 0).any(1).all() for b in batches for g in b.ivar)
+
+
+def test_a_stream_of_blank_stars_alone_is_refused():
+    nothing = torch.zeros(0, 2)
+    source = StreamData(
+        lambda block: TrainingBatch(nothing, {"a": nothing}, {"a": nothing}, nothing, nothing), [20], 10
+    )
+    with pytest.raises(DataError, match="usable pixel"):
+        list(source.epoch(0))
+
+
+def test_a_checkpoint_never_holds_diverged_weights(toy, tmp_path):
+    trainer = started(toy, TrainConfig.from_dict({**FAST, "epochs": 2}), tmp_path)
+    trainer.train(max_steps=2)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with torch.no_grad():
+        next(iter(trainer.model.decoders.parameters()))[:] = torch.nan
+    with pytest.raises(DataError, match="diverged in epoch 0: weights"):
+        trainer.save()
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_has_its_curve(toy, tmp_path):
+    config = TrainConfig.from_dict({**FAST, "epochs": 2, "label_pretrain_epochs": 0})
+    trainer = started(toy, config, tmp_path)
+    trainer.train(max_steps=trainer.source.n_batches())
+    again = started(toy, config, tmp_path)
+    again.resume()
+    assert [c["epoch"] for c in again.progress.curves] == [0]
+
+
+def test_a_replacement_killed_before_its_first_file_leaves_the_stage_done(toy_store, tmp_path, monkeypatch):
+    arguments = {"model": FAST_MODEL, "settings": {**FAST, "epochs": 2}, "regions": TOY_REGIONS, "scale": False}
+    pipeline.train(toy_store, tmp_path / "a", **arguments)
+    left = tmp_path / "a/vae.partial"  # of a replacement killed at its very end
+    left.mkdir()
+    (left / "model.json").write_text("old")
+    monkeypatch.setattr("chemscale.vae.fitting.build", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.train(toy_store, tmp_path / "a", **arguments, overwrite=True)
+    assert Run.open(tmp_path / "a").manifest["stages"]["vae.train"]["status"] == "done"
+    assert not left.exists()
+
+
+def test_a_refused_inference_leaves_the_stage_done(toy_store, tmp_path):
+    arguments = {"model": FAST_MODEL, "settings": {**FAST, "epochs": 2}, "regions": TOY_REGIONS, "scale": False}
+    pipeline.train(toy_store, tmp_path / "a", **arguments)
+    pipeline.infer(toy_store, tmp_path / "a")
+    with pytest.raises(InputError, match="as ingested"):
+        pipeline.infer(open_survey(toy_store).assign_attrs(cleaned=["extinction"]), tmp_path / "a", overwrite=True)
+    assert Run.open(tmp_path / "a").manifest["stages"]["vae.infer"]["status"] == "done"
 
 
 def test_streamed_training_resumes(toy, tmp_path):
