@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from chemscale.rsca.siblings import siblings
     from chemscale.schema import Flag, validate
     from chemscale.statistics.ppca import MaskedPPCA
-    from chemscale.survey.conversions import from_spectra
     from chemscale.survey.export import export_spectra
+    from chemscale.survey.from_spectra import from_spectra
     from chemscale.survey.ingest.datasets import write_survey
     from chemscale.survey.ingest.ingestion import ingest
     from chemscale.survey.store.open import open_survey
@@ -35,7 +35,7 @@ _LAZY = {
     "Run": "results.run:RunResults",
     "doppelganger_rates": "rsca.doppelganger",
     "export_spectra": "survey.export",
-    "from_spectra": "survey.conversions",
+    "from_spectra": "survey.from_spectra",
     "infer_vae": "vae.pipeline:infer",
     "ingest": "survey.ingest.ingestion",
     "open_embedding": "embedding.product",

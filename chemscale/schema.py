@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from chemscale.errors import InputError
+
+if TYPE_CHECKING:  # an ingest needs the contract, not xarray
+    import xarray as xr
 
 STORE_VERSION = 1
 

@@ -19,6 +19,7 @@ FLOORS = (
     ("survey.resample", "survey.continuum"),
     ("survey.sources.formats",),
     ("survey.sources",),
+    ("survey.conversions", "survey.accessor"),
     ("survey.store",),
     ("survey.ingest",),
     ("survey",),

@@ -17,12 +17,11 @@ import xarray as xr
 from chemscale.errors import InputError
 from chemscale.runtime.files import Folder
 from chemscale.schema import VARIABLES, variable_attrs
+from chemscale.survey import accessor as accessor  # registers `survey.chemscale`
 from chemscale.survey.store.cleaning import Cleaning
 from chemscale.survey.store.layout import PIXEL_VARIABLES, Layout, chunk_file
 from chemscale.survey.store.ledger import Ledger, ledger_crc
-from chemscale.survey.store.manifest import (
-    StoreHeader,
-)
+from chemscale.survey.store.manifest import StoreHeader
 from chemscale.survey.store.root import RootRecord, read_hidden, token_of
 from chemscale.survey.store.rows import Column, Mask, Rows, StoreGroup
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -328,3 +330,25 @@ def test_a_store_of_a_release_that_knew_fewer_labels_is_repaired(tmp_path, monke
     assert repair(tmp_path / "s.zarr").ok
     np.testing.assert_array_equal(open_survey(tmp_path / "s.zarr")["flux"].values, flux)
     assert "gaia_source_id" not in open_survey(tmp_path / "s.zarr").variables
+
+
+def test_an_ingest_of_files_starts_without_what_it_does_not_need(tmp_path):
+    write_aspcap(tmp_path / "aspcapStar-r12-2M00000001.fits", "2M00000001")
+    program = (
+        "import sys, chemscale\n"
+        "from chemscale.survey.sources.apogee import ApogeeSource\n"
+        "chemscale.ingest(ApogeeSource(sys.argv[1]), sys.argv[1] + '/s.zarr', progress=False)\n"
+        "print([m for m in ('xarray', 'pandas', 'pyarrow', 'astropy', 'dask', 'distributed') if m in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_survey_has_its_accessor_however_it_was_made(tmp_path):
+    write_aspcap(tmp_path / "aspcapStar-r12-2M00000001.fits", "2M00000001")
+    ingest(ApogeeSource(str(tmp_path)), tmp_path / "s.zarr", progress=False)
+    program = "import sys, chemscale; print(chemscale.open_survey(sys.argv[1]).chemscale._title())"
+    command = [sys.executable, "-c", program, str(tmp_path / "s.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "survey APOGEE", done.stderr
