@@ -1,4 +1,4 @@
-"""Catalogues in whatever form they come: FITS, CSV (``,`` ``|`` ``;`` tab), Parquet, VOTable, ECSV, STILTS' ascii.
+"""Catalogues in whatever form they come: FITS, CSV (``,`` ``|`` ``;`` tab), Parquet, VOTable, ECSV, IPAC, MRT, STILTS'.
 
 Numbers with decimal commas are read where fields are divided by ``;``.
 
@@ -14,8 +14,9 @@ import gzip
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,11 +90,18 @@ class _Fits(Catalogue):
 
 
 class _Parquet(Catalogue):
+    #: column -> the column of its mask, where astropy wrote the file
+    masks: Mapping[str, str] = MappingProxyType({})
+
     def blocks(self, columns: Iterable[str], rows: int = ROWS) -> Iterator[dict[str, np.ndarray]]:
         wanted = list(columns)
+        stored = [*wanted, *(self.masks[c] for c in wanted if c in self.masks)]
         with open_raw(self.path) as stream:
-            for batch in _parquet(stream).iter_batches(batch_size=rows, columns=wanted):
-                yield {c: _from_arrow(batch.column(i)) for i, c in enumerate(batch.schema.names)}
+            for batch in _parquet(stream).iter_batches(batch_size=rows, columns=stored):
+                read = {c: _from_arrow(batch.column(i)) for i, c in enumerate(batch.schema.names)}
+                for column in self.masks.keys() & set(wanted):
+                    read[column] = np.ma.array(read[column], mask=read[self.masks[column]])
+                yield {c: read[c] for c in wanted}
 
 
 class _Csv(Catalogue):
@@ -196,6 +204,10 @@ def open_catalogue(path: str, remedy: str = "give a readable table: FITS, CSV, P
         return _by_astropy(path, "votable", remedy)
     if start.startswith(b"# %ECSV") and b"delimiter: ','" not in head:
         return _by_astropy(path, "ascii.ecsv", remedy)
+    if b"Byte-by-byte Description" in head:
+        return _by_astropy(path, "ascii.mrt", remedy)
+    if start.startswith((b"|", b"\\", b"+-")):
+        return _open_ruled(path, start, remedy)
     return _open_text(path, remedy)
 
 
@@ -227,9 +239,20 @@ def _open_parquet(path: str) -> Catalogue:
             schema = _parquet(stream).schema_arrow
         except (OSError, ValueError) as error:
             raise InputError(f"{printable(path)}: not a readable Parquet file: {error}", "check the file") from error
-        units = {f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in schema}
-        nested = {f.name: f"nested ({f.type})" for f in schema if str(f.type).startswith(("struct", "map"))}
-        return _Parquet(path, tuple(n for n in schema.names if n not in nested), units, nested)
+    units = {f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in schema}
+    nested = {f.name: f"nested ({f.type})" for f in schema if str(f.type).startswith(("struct", "map"))}
+    masks: dict[str, str] = {}
+    if said := (schema.metadata or {}).get(b"table_meta_yaml"):
+        from astropy.table import meta
+
+        units |= {
+            c["name"]: str(c.get("unit", "")) for c in meta.get_header_from_yaml(said.decode().splitlines())["datatype"]
+        }
+        masks = {n: f"{n}.mask" for n in schema.names if f"{n}.mask" in schema.names}
+    hidden = {*nested, *masks.values()}
+    found = _Parquet(path, tuple(n for n in schema.names if n not in hidden), units, nested)
+    found.masks = masks
+    return found
 
 
 def _from_arrow(column: Any) -> np.ndarray:
@@ -248,7 +271,11 @@ def _by_astropy(path: str, kind: str, remedy: str, **options: Any) -> Catalogue:
     try:
         with _bytes(path) as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            source: Any = stream if kind in ("votable", "fits") else _decode(stream.read()).splitlines()
+            source: Any = stream
+            if kind.startswith("ascii"):
+                source = _decode(stream.read()).splitlines()
+            if "delimiter" in options:  # bars at both ends of a line, and a frame of +---+ around all
+                source = [line.strip().strip("|") for line in source if not line.startswith("+-")]
             table = Table.read(source, format=kind, **options)
     except Exception as error:
         raise InputError(f"{printable(path)}: cannot be read as {kind}: {error}", remedy) from error
@@ -326,6 +353,14 @@ def _open_text(path: str, remedy: str) -> Catalogue:
     found.delimiter, found.encoding, found.skip = delimiter, encoding, before
     found.ruled = ruled
     return found
+
+
+def _open_ruled(path: str, start: bytes, remedy: str) -> Catalogue:
+    """Columns between bars: an IPAC table, whose second line of bars holds types, or STILTS' text."""
+    barred = [line for line in start.decode("latin-1").splitlines() if line.startswith("|")][:2]
+    types = {word.strip().lower() for word in barred[-1].strip("| \r").split("|")} if barred else set()
+    ipac = types <= {"int", "long", "i", "l", "double", "float", "real", "d", "f", "r", "char", "date", "c"}
+    return _by_astropy(path, "ascii.ipac", remedy) if ipac else _by_astropy(path, "ascii.basic", remedy, delimiter="|")
 
 
 def _ruled(lines: list[str]) -> int:

@@ -46,6 +46,7 @@ def complete(plan: SurveyPlan, joins: Joins, keys: StarKeys) -> SurveyPlan:
     elements = plan.elements
     n = len(plan.items)
     notes = []
+    unused: dict[str, dict[str, str]] = {}
     found = np.zeros(n, bool)
     for path in joins.labels:
         joined = join_labels(path, keys, n, key=joins.label_key, radius=joins.match_radius, extra=joins.extra)
@@ -55,12 +56,16 @@ def complete(plan: SurveyPlan, joins: Joins, keys: StarKeys) -> SurveyPlan:
     if notes:
         plan.attrs["label_catalogues"] = notes
         for note in notes:
-            _ignore(plan, note["file"], note["ignored"])
+            _leave(unused, note["file"], note["ignored"])
         plan.attrs["labels_without_spectrum"] = sum(note["without_spectrum"] for note in notes)
         plan.attrs["spectra_without_labels"] = int(n - found.sum())
     membership = read_membership(joins, keys)
     if membership is not None:
         _add_members(plan, columns, membership, joins, keys)
+        _leave(unused, printable(str(joins.members)), membership.ignored)
+    left = [f"{what} of {file.rsplit('/', 1)[-1]}" for file, names in unused.items() for what in names.values()]
+    if left:
+        plan.attrs["ignored"] = [*plan.attrs.get("ignored", ()), *left]
     if columns:
         plan.items = _with_columns(plan.items, columns)
         plan.labels = contract_labels([*plan.labels, *columns])
@@ -187,11 +192,10 @@ def _add_members(
         "repeated": membership.n_repeated,
         "probability_column": membership.probability_column,
     }
-    _ignore(plan, table, membership.ignored)
 
 
-def _ignore(plan: SurveyPlan, file: str, names: Sequence[str]) -> None:
-    """Add columns of a table to the list of what is not stored."""
-    if names:
-        name = file.rsplit("/", 1)[-1]
-        plan.attrs["ignored"] = [*plan.attrs.get("ignored", ()), *(f"{c} of {name}" for c in names)]
+def _leave(unused: dict[str, dict[str, str]], file: str, names: Sequence[str]) -> None:
+    """Note columns of `file` that are not stored, with their reasons; of one that is read twice, what neither uses."""
+    said = {name.partition(" (")[0]: name for name in names}
+    before = unused.get(file, said)
+    unused[file] = {name: max(before[name], said[name], key=len) for name in said if name in before}

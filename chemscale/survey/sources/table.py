@@ -240,7 +240,7 @@ class TableSource(JoiningSource):
                         f" (row {start + int(np.argmax(differ))} differs from row 0)",
                         "resample them to one grid (chemscale.survey.resample)",
                     )
-        wave = self._convert(file, "wavelength", name, values.astype(np.float64))
+        wave = self._convert(file, "wavelength", name, np.ma.filled(values.astype(np.float64), np.nan))
         check_grid(wave, printable(self.path))
         return wave
 

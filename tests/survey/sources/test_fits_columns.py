@@ -142,6 +142,51 @@ def test_a_column_of_variable_length_is_read_where_all_rows_are_alike(tmp_path):
     assert np.array_equal(stored(path, tmp_path / "s.zarr").flux.values, spectra(3))
 
 
+def scale_first_column(path, **cards):
+    """Write TSCAL1 and the like into the header of the table without touching the values that stand in the file."""
+    content = bytearray(path.read_bytes())
+    at = content.find(b"END".ljust(80), content.find(b"TTYPE1"))
+    new = b"".join(f"{key:8}= {value:>20}".encode().ljust(80) for key, value in cards.items()) + b"END".ljust(80)
+    content[at : at + len(new)] = new
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("pack_it", [False, True])
+@pytest.mark.parametrize(
+    ("code", "good", "bad", "cards"),
+    [
+        ("PI()", -(2**15), -(2**15) + 512, {"TZERO1": 2**15}),
+        ("PB()", 128, 130, {"TZERO1": -128}),
+        ("QJ()", 0, 77, {"TNULL1": 77}),
+        ("PL()", False, True, {}),
+    ],
+    ids=["unsigned", "signed bytes", "undefined", "logical"],
+)
+def test_a_mask_of_variable_length_means_its_physical_values(tmp_path, code, good, bad, cards, pack_it):
+    wanted = np.zeros((N, P), bool)
+    wanted[:, 7], wanted[3, 11] = True, True
+    rows = np.empty(N, object)
+    rows[:] = [np.where(row, bad, good).astype({"I": "i2", "B": "u1", "J": "i4", "L": "?"}[code[1]]) for row in wanted]
+    columns = [afits.Column("mask", code, array=rows)]
+    for name, values in (("flux", spectra()), ("ivar", np.full((N, P), 1e4)), ("wavelength", np.tile(WAVE, (N, 1)))):
+        columns.append(afits.Column(name, f"{P}D", array=values))
+    path = tmp_path / "v.fits"
+    afits.HDUList([afits.PrimaryHDU(), afits.BinTableHDU.from_columns(columns)]).writeto(path)
+    scale_first_column(path, **cards)
+    survey = stored(pack(path) if pack_it else path, tmp_path / "s.zarr")
+    assert np.array_equal((survey.flags.values & Flag.SURVEY_BAD) != 0, wanted)
+
+
+def test_scaled_flux_of_variable_length_is_scaled_in_every_row(tmp_path):
+    rows = np.empty(N, object)
+    rows[:] = [np.round((row - 1) * 1e4).astype("i2") for row in spectra()]
+    path = table_file(tmp_path / "v.fits", afits.Column("flux", "PI()", array=rows))
+    with afits.open(path) as units:
+        first = units[1].columns.names.index("flux") + 1
+    scale_first_column(path, **{f"TSCAL{first}": 1e-4, f"TZERO{first}": 1.0})
+    np.testing.assert_allclose(stored(path, tmp_path / "s.zarr").flux.values, spectra(), atol=6e-5)
+
+
 def test_a_ragged_column_is_refused_by_name_where_it_is_needed_and_listed_where_not(tmp_path):
     rows = np.empty(N, object)
     rows[:] = [r[: 5 + i] for i, r in enumerate(spectra())]

@@ -42,6 +42,19 @@ def catalogue(path, kind, ids=IDS, clusters=("NGC 1", "NGC 2", "")):
         table.to_pandas().to_parquet(path)
     elif kind in ("votable", "ascii.ecsv"):
         table.write(path, format=kind)
+    elif kind == "parquet by astropy":
+        pytest.importorskip("pyarrow")
+        table["teff"] = MaskedColumn(table["teff"], mask=[False, True, False])
+        table["CLUSTER"] = MaskedColumn(["NGC 1", "NGC 2", "NGC 3"], mask=[False, False, True])
+        table.write(path, format="parquet")
+    elif kind in ("ascii.ipac", "ascii.mrt"):
+        table["CLUSTER"] = MaskedColumn(["NGC 1", "NGC 2", "NGC 3"], mask=[False, False, True])
+        table.write(path, format=kind)
+    elif kind == "framed":
+        rows = [["APOGEE_ID", "CLUSTER", "teff"], *map(list, zip(ids, clusters, table["teff"]))]
+        lines = ["| " + " | ".join(f"{v!s:20}" for v in row) + " |" for row in rows]
+        frame = "+" + "+".join(["-" * 22] * 3) + "+"
+        path.write_text("\n".join([frame, lines[0], frame, *lines[1:], frame]) + "\n")
     elif kind == "stilts":
         rows = [f'  {i} "{c}" {t}' for i, c, t in zip(ids, clusters, table["teff"])]
         path.write_text("# APOGEE_ID   CLUSTER  teff\n" + "\n".join(rows) + "\n")
@@ -51,7 +64,8 @@ def catalogue(path, kind, ids=IDS, clusters=("NGC 1", "NGC 2", "")):
     return str(path)
 
 
-KINDS = ["fits", "fits.gz", "ascii table", "parquet", "votable", "ascii.ecsv", "stilts", ",", "|", ";", "\t"]
+KINDS = ["fits", "fits.gz", "ascii table", "parquet", "parquet by astropy", "votable", "ascii.ecsv", "ascii.ipac"]
+KINDS += ["ascii.mrt", "framed", "stilts", ",", "|", ";", "\t"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,6 +81,29 @@ def test_every_form_of_table_gives_the_same_members_and_labels(tmp_path, kind):
     np.testing.assert_array_equal(joined.columns["teff"], np.array([5000, np.nan, 4000, np.nan], "f4"))
     assert joined.note["matched"] == 3 and joined.note["stars_without_labels"] == 1
     assert joined.note["ignored"] == ["CLUSTER"]
+
+
+def test_a_file_that_gives_labels_and_members_leaves_out_what_neither_needs(tmp_path):
+    np.savez(tmp_path / "t.npz", flux=np.ones((3, 9)), error=np.full((3, 9), 0.01), wavelength=np.arange(9) + 5000.0)
+    ids = [f"t-{row:08d}" for row in range(3)]
+    Table({"star_id": ids, "teff": [4e3, 5e3, 6e3], "cluster": ["a", "", ""], "colour": [0.1, 0.2, 0.3]}).write(
+        tmp_path / "c.ecsv"
+    )
+    both = str(tmp_path / "c.ecsv")
+    plan = TableSource(str(tmp_path / "t.npz"), labels=both, members=both, member_key="star_id").plan()
+    assert [(i.labels["teff"], i.labels["cluster"]) for i in plan.items] == [(4e3, "a"), (5e3, ""), (6e3, "")]
+    assert plan.attrs["ignored"] == ["colour of c.ecsv"]
+
+
+@pytest.mark.parametrize("unit", ["m/s", "cm/s"])
+def test_units_of_a_parquet_file_by_astropy_count(tmp_path, unit):
+    pytest.importorskip("pyarrow")
+    factor = {"m/s": 1e3, "cm/s": 1e5}[unit]
+    table = Table({"APOGEE_ID": IDS, "rv": MaskedColumn([-150 * factor, 0.0, 12 * factor], unit=unit)})
+    table["rv"].mask = [False, True, False]
+    table.write(tmp_path / "t.parquet")
+    joined = join_labels(str(tmp_path / "t.parquet"), StarKeys({"apogee_id": lambda: IDS}), 3)
+    np.testing.assert_allclose(joined.columns["radial_velocity"], [-150, np.nan, 12])
 
 
 def test_the_verbs_of_two_sources_take_the_same_catalogues(tmp_path):

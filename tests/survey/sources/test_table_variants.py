@@ -128,3 +128,98 @@ def test_what_nobody_says_is_assumed_aloud(tmp_path):
     plan = TableSource(str(as_npz(tmp_path, stars(2, "=", "f4", "u1"), False, 1))).plan()
     assert any("vacuum" in what for what in plan.attrs["assumed"])
     assert any("at rest" in what for what in plan.attrs["assumed"])
+
+
+def packed_arrays():
+    """Integers with a scale and a value for "undefined", and what they mean."""
+    stored, attributes = dict(stars(5, "=", "f8", "b1")), {}
+    stored["flux"] = np.round((stored["flux"] - 1) * 1e4).astype("i2")
+    stored["flux"][2, 60] = -32768
+    attributes["flux"] = {"scale_factor": 1e-4, "add_offset": 1.0, "_FillValue": np.int16(-32768)}
+    stored["teff"] = np.array([450, 4321, 460, 470, 480], "i2")
+    attributes["teff"] = {"scale_factor": 10.0, "_FillValue": np.int16(4321), "units": "K"}
+    stored["logg"], attributes["logg"] = np.array([4.5, 2.0, 4.0, 3.0, 1.0]), {"missing_value": 2.0}
+    stored["mask"] = np.where(stored["mask"], 200, 0).astype("u1").view("i1")
+    attributes["mask"] = {"_Unsigned": "true"}
+    return stored, attributes
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "zarr", "text as bytes"])
+def test_scaled_and_undefined_numbers_of_netcdf_mean_their_physical_values(tmp_path, kind):
+    stored, attributes = packed_arrays()
+    if kind == "zarr":
+        group = zarr.open_group(tmp_path / "t.zarr", mode="w")
+        for name, values in stored.items():
+            array = group.create_array(name, data=values)
+            array.attrs.update({k: getattr(v, "item", lambda v=v: v)() for k, v in attributes.get(name, {}).items()})
+        path = tmp_path / "t.zarr"
+    else:
+        path = tmp_path / "t.h5"
+        with h5py.File(path, "w") as root:
+            for name, values in stored.items():
+                data = root.create_dataset(name, data=values.astype("S") if values.dtype.kind == "U" else values)
+                for key, value in attributes.get(name, {}).items():
+                    data.attrs[key] = np.bytes_(value) if kind != "hdf5" and isinstance(value, str) else value
+    source = TableSource(str(path))
+    plan = source.plan()
+    block = source.read(plan.items, plan.wavelength, plan.elements)
+    np.testing.assert_array_equal([i.labels["teff"] for i in plan.items], [4500, np.nan, 4600, 4700, 4800])
+    np.testing.assert_array_equal([i.labels["logg"] for i in plan.items], [4.5, np.nan, 4.0, 3.0, 1.0])
+    wanted = stars(5, "=", "f8", "b1")["flux"]
+    undefined = np.isnan(block.flux)
+    assert np.argwhere(undefined).tolist() == [[2, 60]] and block.ivar[2, 60] == 0
+    np.testing.assert_allclose(block.flux[~undefined], wanted[~undefined], atol=6e-5)
+    assert np.array_equal((block.flags & Flag.SURVEY_BAD) != 0, stars(5, "=", "f8", "b1")["mask"])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_xarray_packs_into_zarr_is_unpacked(tmp_path, version):
+    import xarray as xr
+
+    arrays = stars(5, "=", "f8", "b1")
+    teff = np.array([4500, np.nan, 4600, 4700, 4800])
+    pixels = {k: (("star", "pixel"), arrays[k]) for k in ("flux", "error")}
+    data = xr.Dataset(pixels | {"wavelength": ("pixel", arrays["wavelength"]), "teff": ("star", teff)})
+    encoding = {"teff": {"dtype": "i2", "_FillValue": 4321}, "flux": {"_FillValue": -77.0}}
+    data["flux"][1, 50] = np.nan
+    data.to_zarr(tmp_path / "x.zarr", encoding=encoding, zarr_format=version, consolidated=False)
+    source = TableSource(str(tmp_path / "x.zarr"))
+    plan = source.plan()
+    block = source.read(plan.items, plan.wavelength, plan.elements)
+    np.testing.assert_array_equal([i.labels["teff"] for i in plan.items], teff)
+    assert np.argwhere(np.isnan(block.flux)).tolist() == [[1, 50]]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_plain_zarr_array_has_zeros_where_its_fill_value_is_zero(tmp_path, version):
+    group = zarr.open_group(tmp_path / "t.zarr", mode="w", zarr_format=version)
+    for name, values in stars(3, "=", "f4", "u1").items():
+        group.create_array(name, data=values, fill_value="" if values.dtype.kind == "U" else 0)
+    source = TableSource(str(tmp_path / "t.zarr"))
+    plan = source.plan()
+    block = source.read(plan.items, plan.wavelength, plan.elements)
+    assert ((block.flags & Flag.SURVEY_BAD) != 0).sum() == 3 * 5 and (block.ivar > 0).all()
+
+
+def test_hdf5_links_are_followed_and_what_holds_nothing_is_listed(tmp_path):
+    arrays = stars(3, "=", "f4", "b1")
+    with h5py.File(tmp_path / "labels.h5", "w") as other:
+        other["t"] = np.array([4500.0, 4600.0, 4700.0])
+    with h5py.File(tmp_path / "t.h5", "w") as root:
+        root["inside/spectra"] = arrays["flux"]
+        root["flux"] = h5py.SoftLink("/inside/spectra")
+        root["teff"] = h5py.ExternalLink("labels.h5", "t")
+        root["error"], root["wavelength"] = arrays["error"], arrays["wavelength"]
+        root["inside/up"], root["nothing"], root["lost"] = h5py.SoftLink("/"), h5py.Empty("f4"), h5py.SoftLink("/none")
+    plan = TableSource(str(tmp_path / "t.h5")).plan()
+    assert [i.labels["teff"] for i in plan.items] == [4500, 4600, 4700]
+    told = [what.partition(":")[0] for what in plan.attrs["ignored"]]
+    assert told == ["inside/spectra", "lost (a link that leads nowhere", "nothing (it holds no values)"]
+
+
+def test_zarr_arrays_in_groups_are_listed(tmp_path):
+    group = zarr.open_group(tmp_path / "t.zarr", mode="w")
+    for name, values in stars(3, "=", "f4", "b1").items():
+        group.create_array(name, data=values)
+    group.create_group("more").create_array("sky", data=np.zeros(4))
+    assert TableSource(str(tmp_path / "t.zarr")).plan().attrs["ignored"] == ["more/sky"]

@@ -45,6 +45,8 @@ class Column:
     zero: float = 0.0
     null: int | None = None
     unit: str = ""
+    #: stored type of one value of a variable-length column, None for kinds that are not read
+    element: np.dtype | None = None
 
     @property
     def why_not(self) -> str:
@@ -57,7 +59,7 @@ class Column:
         """Physical values of `stored` in native byte order; a masked array where some are undefined."""
         if self.code == "A":
             return text(stored)
-        if self.code == "L":
+        if self.code == "L" or stored.dtype == "S1":
             return _logical(stored)
         return physical(stored, self.scale, self.zero, self.null)
 
@@ -151,6 +153,7 @@ def _layout(raw: bytes, width: int) -> TableLayout:
                 header.number(f"TZERO{i}", 0.0),
                 null if isinstance(null, int) and not isinstance(null, bool) else None,
                 header.text(f"TUNIT{i}"),
+                _element(match[3]) if code in "PQ" else None,
             )
         at += nbytes
         if at > width:
@@ -169,6 +172,12 @@ def _dimensions(given: Any) -> tuple[int, ...]:
     """Shape that TDIM states, first axis slowest; () where it says nothing that can be understood."""
     match = re.fullmatch(r"\(\s*(\d+(?:\s*,\s*\d+)*)\s*\)", str(given).strip()) if given is not None else None
     return tuple(int(n) for n in reversed(match[1].split(","))) if match else ()
+
+
+def _element(form: str) -> np.dtype | None:
+    """Stored type of the values of a variable-length column, from what stands behind P or Q in its TFORM."""
+    kind = "S1" if form[:1] == "L" else _NUMBERS.get(form[:1])
+    return np.dtype(kind) if kind else None
 
 
 def _stored_type(code: str, count: int, shape: Sequence[int]) -> np.dtype:

@@ -1,7 +1,7 @@
 """A FITS file as named arrays read by rows: columns of its tables, images by their EXTNAME.
 
-What stands in the file as plain bytes is memory-mapped and converted row by row. Compressed images and columns of
-variable length go through astropy.
+What stands in the file as plain bytes is memory-mapped and converted row by row, columns of variable length too (of
+these astropy scales the first row alone, and cuts it to integers). Compressed images go through astropy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chemscale.survey.sources.formats.fits_columns import Column
 from chemscale.survey.sources.formats.fits_header import FitsError, Header
 from chemscale.survey.sources.formats.fits_tables import scan_mapped
 from chemscale.survey.sources.formats.paths import is_gzip, is_remote, printable
-from chemscale.survey.sources.formats.values import MAX_LOADED, as_text
+from chemscale.survey.sources.formats.values import MAX_LOADED, as_text, concatenate
 
 #: Bytes of a mapped file that are looked at before it is mapped anew: a column of numbers touches the whole table.
 _MAPPED = 64 * 2**20
@@ -52,6 +52,10 @@ class _Place:
     def full_shape(self) -> tuple[int, ...]:
         return (*self.shape, *self.column.dtype.shape) if self.column else self.shape
 
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
     def read(self, buffer: Any, rows: np.ndarray | slice) -> np.ndarray:
         """Physical values of some rows."""
         whole = np.ndarray(self.shape, self.dtype, buffer, self.offset)
@@ -61,13 +65,38 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _ByAstropy:
-    """An array that astropy reads: a compressed image (`column` empty) or a column of variable length."""
+class _Heap:
+    """A column of variable length whose rows are all of one length: where each of them stands in the file."""
+
+    starts: np.ndarray
+    full_shape: tuple[int, int]
+    unit: str
+    column: Column
+    dtype: np.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * self.full_shape[1]
+
+    def read(self, buffer: Any, rows: np.ndarray | slice) -> np.ndarray:
+        """Physical values of some rows."""
+        dtype = self.dtype
+        stored = np.empty((len(self.starts[rows]), self.full_shape[1]), dtype)
+        for out, start in zip(stored, self.starts[rows].tolist()):
+            out[:] = np.frombuffer(buffer, dtype, len(out), start)
+        return self.column.physical(stored)
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """A compressed image, which astropy reads."""
 
     hdu: int
-    shape: tuple[int, ...]
+    full_shape: tuple[int, ...]
     unit: str
-    column: str = ""
+
+
+_Source = _Place | _Heap | _Compressed
 
 
 class FitsFile:
@@ -80,9 +109,9 @@ class FitsFile:
 
     def __init__(self, path: str):
         self.path = path
-        self._places: dict[str, _Place | _ByAstropy] = {}
+        self._places: dict[str, _Source] = {}
         #: of names that occur before, by the key that `columns_of` gives them
-        self._repeated: dict[str, _Place | _ByAstropy] = {}
+        self._repeated: dict[str, _Source] = {}
         self._tables: dict[str, dict[str, str]] = {}
         self._left_out: dict[str, str] = {}
         self._notes: dict[str, str] = {}
@@ -130,7 +159,7 @@ class FitsFile:
         elif unit.kind not in ("IMAGE", "BINTABLE"):
             self._left_out[label] = f"a {unit.kind} extension" if unit.kind != "TABLE" else "an ASCII table"
 
-    def _put(self, name: str, place: _Place | _ByAstropy, label: str) -> None:
+    def _put(self, name: str, place: _Source, label: str) -> None:
         key = name
         if name in self._places:
             key = f"{name} of {label}"
@@ -147,27 +176,29 @@ class FitsFile:
         if not name or len(shape) not in (1, 2) or len(shape) != len(axes):
             self._left_out[label] = f"a compressed image of {len(axes)} dimensions" if name else "a nameless image"
         else:
-            self._put(name, _ByAstropy(unit.index, shape, header.text("BUNIT")), label)
+            self._put(name, _Compressed(unit.index, shape, header.text("BUNIT")), label)
 
     def _add_variable(self, unit: fits.HDU, column: Column) -> None:
         """A column of variable length whose rows are all of one length is as good as any other."""
-        code = ">i4" if column.code == "P" else ">i8"
-        width = np.dtype(code).itemsize
-        buffer: Any = np.memmap(self.path, np.uint8, "r") if self._content is None else self._content
-        rows, step = unit.shape
-        lengths = np.ndarray((rows,), code, buffer, unit.offset + column.offset, (step,))
+        dtype, (n, step) = np.dtype(">i4" if column.code == "P" else ">i8"), unit.shape
+        at = unit.offset + column.offset
+        lengths, offsets = np.ndarray((n, 2), dtype, self._buffer(), at, (step, dtype.itemsize)).T
         least, most = int(lengths.min()), int(lengths.max())
-        if least != most or least < 1 or unit.offset + unit.size < 0 or width * rows > unit.size:
+        starts = unit.offset + int(unit.header.number("THEAP", n * step)) + offsets.astype(np.int64)
+        ends = starts + most * (column.element.itemsize if column.element else 0)
+        if column.element is None or least != most or least < 1:
             self._left_out[column.name] = f"variable-length array, {least} to {most} values a row"
+        elif starts.min() < unit.offset or ends.max() > unit.offset + unit.size:
+            self._left_out[column.name] = "variable-length array that points beyond its table"
         else:
-            self._put(column.name, _ByAstropy(unit.index, (rows, least), column.unit, column.name), column.name)
+            self._put(column.name, _Heap(starts, (n, least), column.unit, column, column.element), column.name)
 
     def columns_of(self, table: str) -> dict[str, str]:
         """Column -> what :meth:`rows` calls it, of the table of this EXTNAME."""
         return dict(self._tables.get(table, {}))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {n: p.full_shape if isinstance(p, _Place) else p.shape for n, p in self._places.items()}
+        return {name: place.full_shape for name, place in self._places.items()}
 
     def units(self, name: str) -> str:
         return self._places[name].unit
@@ -183,21 +214,18 @@ class FitsFile:
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         place = self._places[name] if name in self._places else self._repeated[name]
-        if isinstance(place, _ByAstropy):
-            return as_text(self._by_astropy(name, place, slice(None) if rows is None else rows))
+        if isinstance(place, _Compressed):
+            return as_text(self._decompressed(name, place, slice(None) if rows is None else rows))
         if rows is not None:
             return as_text(place.read(self._buffer(), rows))
-        step = max(1, _MAPPED // max(1, place.dtype.itemsize * math.prod(place.shape[1:])))
-        starts = range(0, max(1, place.shape[0]), step)
-        blocks = [place.read(self._buffer(), slice(i, i + step)) for i in starts]
-        if len(blocks) > 1 and any(isinstance(b, np.ma.MaskedArray) for b in blocks):
-            return np.ma.concatenate(blocks)
-        return as_text(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
+        step = max(1, _MAPPED // max(1, place.row_bytes))
+        starts = range(0, max(1, place.full_shape[0] if place.full_shape else 1), step)
+        return as_text(concatenate([place.read(self._buffer(), slice(i, i + step)) for i in starts]))
 
     def _buffer(self) -> Any:
         return np.memmap(self.path, np.uint8, "r") if self._content is None else self._content
 
-    def _by_astropy(self, name: str, place: _ByAstropy, rows: np.ndarray | slice) -> np.ndarray:
+    def _decompressed(self, name: str, place: _Compressed, rows: np.ndarray | slice) -> np.ndarray:
         from astropy.io import fits as astropy_fits
 
         if name in self._held:
@@ -205,15 +233,14 @@ class FitsFile:
         source: Any = self.path if self._content is None else io.BytesIO(self._content)
         try:
             with astropy_fits.open(source, memmap=False, lazy_load_hdus=True) as units:
-                if not place.column and isinstance(rows, slice) and len(place.shape) == 2:
+                if isinstance(rows, slice) and len(place.full_shape) == 2:
                     return np.array(units[place.hdu].section[rows])  # only the tiles of these rows
-                if math.prod(place.shape) * 8 > MAX_LOADED:
+                if math.prod(place.full_shape) * 8 > MAX_LOADED:
                     raise InputError(
-                        f"{printable(self.path)}: {name} would take {math.prod(place.shape) * 8 / 2**30:.1f} GiB",
-                        "write it as a plain image or as a column of fixed length",
+                        f"{printable(self.path)}: {name} would take {math.prod(place.full_shape) * 8 / 2**30:.1f} GiB",
+                        "write it as a plain image",
                     )
-                data = units[place.hdu].data
-                values = np.stack([np.asarray(v) for v in data[place.column]]) if place.column else np.array(data)
+                values = np.array(units[place.hdu].data)
         except (OSError, ValueError, TypeError, IndexError, KeyError) as error:
             raise InputError(f"{printable(self.path)}: {name} cannot be read: {error}", "write it anew") from error
         self._held[name] = values

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from chemscale.errors import InputError, MissingExtra
+from chemscale.survey.sources.formats.attributes import physical, text_of
 from chemscale.survey.sources.formats.fits_file import FitsFile
 from chemscale.survey.sources.formats.npz import NpzFile
 from chemscale.survey.sources.formats.paths import GZIP, first_bytes, is_remote, printable
@@ -73,15 +74,14 @@ def open_table(path: str) -> TableFile:
 
 
 class Hdf5File:
-    """HDF5 datasets, nested groups joined by ``/``; needs the optional package h5py."""
+    """HDF5 datasets, nested groups joined by ``/``, links followed; needs the optional package h5py."""
 
     def __init__(self, path: str):
         self.path = path
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._left_out: dict[str, str] = {}
         with self._open() as root:
-            self._shapes: dict[str, tuple[int, ...]] = {}
-            self._units: dict[str, str] = {}
-            self._left_out: dict[str, str] = {}
-            root.visititems(self._visit)
+            self._visit(root, "", {root.id})
 
     def _open(self) -> Any:
         try:
@@ -93,50 +93,64 @@ class Hdf5File:
         except OSError as error:
             raise InputError(f"{printable(self.path)}: not a readable HDF5 file: {error}", "check the file") from error
 
-    def _visit(self, name: str, node: Any) -> None:
-        if hasattr(node, "shape") and node.shape is not None:
-            self._shapes[name] = tuple(node.shape)
-            unit = node.attrs.get("units", node.attrs.get("unit", ""))
-            self._units[name] = unit.decode() if isinstance(unit, bytes) else str(unit)
+    def _visit(self, group: Any, inside: str, seen: set[Any]) -> None:
+        for key in group:
+            name = inside + key
+            try:
+                node = group[key]
+            except (KeyError, OSError) as error:
+                self._left_out[name] = f"a link that leads nowhere: {error}"
+                continue
+            if hasattr(node, "keys"):
+                if node.id not in seen:  # a link may lead back
+                    self._visit(node, f"{name}/", seen | {node.id})
+            elif getattr(node, "shape", None) is not None:
+                self._shapes[name] = tuple(node.shape)
+            else:
+                self._left_out[name] = "it holds no values"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return dict(self._shapes)
 
     def units(self, name: str) -> str:
-        return self._units[name]
+        with self._open() as root:
+            attributes = root[name].attrs
+            return text_of(attributes.get("units", attributes.get("unit")))
 
     def left_out(self) -> dict[str, str]:
         return dict(self._left_out)
 
     def medium(self, name: str) -> str:
         with self._open() as root:
-            return str(root[name].attrs.get("medium", ""))
+            return text_of(root[name].attrs.get("medium"))
 
     def note(self, key: str) -> str:
         with self._open() as root:
-            value = root.attrs.get(key, "")
-            return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            return text_of(root.attrs.get(key))
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         with self._open() as root:
             data = root[name]
             if rows is None or not data.shape:
-                return as_text(np.asarray(data[()]))
-            if isinstance(rows, slice):
-                return as_text(np.asarray(data[rows]))
-            unique, back = np.unique(rows, return_inverse=True)  # h5py wants increasing indices
-            return as_text(np.asarray(data[unique])[back])
+                values = data[()]
+            elif isinstance(rows, slice):
+                values = data[rows]
+            else:
+                unique, back = np.unique(rows, return_inverse=True)  # h5py wants increasing indices
+                values = data[unique][back]
+            return as_text(physical(np.asarray(values), data.attrs))
 
 
 class ZarrFile:
-    """Arrays of a Zarr group, local or by URL."""
+    """Arrays of a Zarr group, local or by URL; nested groups joined by ``/``."""
 
     def __init__(self, path: str):
         import zarr
 
         try:
             self._group = zarr.open_group(path, mode="r")
-            self._names = dict(self._group.arrays())
+            members = self._group.members(max_depth=None)
+            self._names = {name: node for name, node in members if isinstance(node, zarr.Array)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{printable(path)}: not a readable Zarr group: {error}", "check the path") from error
 
@@ -144,21 +158,24 @@ class ZarrFile:
         return {name: tuple(array.shape) for name, array in self._names.items()}
 
     def units(self, name: str) -> str:
-        return str(self._names[name].attrs.get("units", ""))
+        return text_of(self._names[name].attrs.get("units"))
 
     def medium(self, name: str) -> str:
-        return str(self._names[name].attrs.get("medium", ""))
+        return text_of(self._names[name].attrs.get("medium"))
 
     def left_out(self) -> dict[str, str]:
         return {}
 
     def note(self, key: str) -> str:
-        return str(self._group.attrs.get(key, ""))
+        return text_of(self._group.attrs.get(key))
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         array = self._names[name]
         if rows is None or not array.shape:
-            return as_text(np.asarray(array[...]))
-        if isinstance(rows, slice):
-            return as_text(np.asarray(array[rows]))
-        return as_text(np.asarray(array.oindex[rows]))
+            values = array[...]
+        else:
+            values = array[rows] if isinstance(rows, slice) else array.oindex[rows]
+        attributes = dict(array.attrs)
+        if "_ARRAY_DIMENSIONS" in attributes:  # xarray keeps the fill value of Zarr v2 in the array
+            attributes.setdefault("_FillValue", array.fill_value)
+        return as_text(physical(np.asarray(values), attributes))
