@@ -10,7 +10,7 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import VARIABLES, variable_attrs
-from chemscale.survey.sources.catalogues import plain_values
+from chemscale.survey.sources.formats.catalogue import plain_values
 from chemscale.survey.sources.missing import (
     cluster_name,
     gaia_id,

@@ -11,7 +11,8 @@ import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import EXTRA, VARIABLES
-from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
+from chemscale.survey.sources.catalogues import open_catalogue
+from chemscale.survey.sources.formats.catalogue import Catalogue
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.values import concatenate
 from chemscale.survey.sources.missing import (

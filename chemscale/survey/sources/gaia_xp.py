@@ -25,10 +25,11 @@ import numpy as np
 from chemscale.errors import InputError
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
+from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.file_names import GAIA_XP_SAMPLING, GAIA_XP_SINGLE, is_table, other_survey
 from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
+from chemscale.survey.sources.formats.catalogue import Catalogue
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
 from chemscale.survey.sources.missing import gaia_id, measured, numbers, whole_identifiers

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.catalogues import Catalogue, open_catalogue
+from chemscale.survey.sources.catalogues import open_catalogue
+from chemscale.survey.sources.formats.catalogue import Catalogue
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.missing import cluster_name, measured, no_numbers, numbers, whole_identifiers
 

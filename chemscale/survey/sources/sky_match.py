@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.catalogues import Catalogue
+from chemscale.survey.sources.formats.catalogue import Catalogue
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.missing import measured, no_numbers
 from chemscale.survey.sources.units import converter

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.catalogues import Catalogue
+from chemscale.survey.sources.formats.catalogue import Catalogue
 from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.missing import whole_identifiers, words
 from chemscale.survey.sources.sky_match import BySky, sky_finder

@@ -95,6 +95,18 @@ def test_a_file_that_gives_labels_and_members_leaves_out_what_neither_needs(tmp_
     assert plan.attrs["ignored"] == ["colour of c.ecsv"]
 
 
+def test_names_behind_a_hash_and_a_line_of_units_are_read(tmp_path):
+    for header in ("#APOGEE_ID,rv,note\n", "# made up\n# APOGEE_ID , rv , note\n", "APOGEE_ID,rv,note\n,m/s,\n"):
+        lines = [f"{star},{rv},x" for star, rv in zip(IDS, ("-150000", "", "12000"))]
+        (tmp_path / "t.csv").write_text(header + "\n".join(lines) + "\n")
+        joined = join_labels(str(tmp_path / "t.csv"), StarKeys({"apogee_id": lambda: IDS}), 3)
+        rv = np.array([-150, np.nan, 12]) * (1 if "m/s" in header else 1000)
+        np.testing.assert_allclose(joined.columns["radial_velocity"], rv)
+        assert joined.note["rows"] == 3
+    (tmp_path / "t.csv").write_text("APOGEE_ID,rv\n" + "\n".join(f"{star},N/A" for star in IDS[:2]) + f"\n{IDS[2]},5\n")
+    assert open_catalogue(str(tmp_path / "t.csv")).read(["rv"])["rv"].tolist() == ["N/A", "N/A", "5"]
+
+
 @pytest.mark.parametrize("unit", ["m/s", "cm/s"])
 def test_units_of_a_parquet_file_by_astropy_count(tmp_path, unit):
     pytest.importorskip("pyarrow")
