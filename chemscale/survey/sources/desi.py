@@ -194,7 +194,7 @@ class DesiSource(ArmSource):
         reference = identifiers(file.rows(fibres["REF_ID"])) if "REF_ID" in fibres else None
         reference = ["" if r in ("0", "-1") else r for r in reference or ()]  # not in Gaia
         columns = {k: measured(k, file.rows(fibres[c])) for k, c in _FIBERMAP.items() if c in fibres}
-        columns["snr"] = self._ratios(file, n)
+        columns["snr"] = _ratios(file, ids)
         if reference and (sources := gaia_ids(np.array(reference))) is not None:
             columns["gaia_source_id"] = sources
         if "COADD_FIBERSTATUS" in fibres:
@@ -219,14 +219,6 @@ class DesiSource(ArmSource):
             extra = {"source_file": printable(relative)}
             out.append((Item(star, where, RowLabels(columns, row, extra)), reference[row] if reference else ""))
         return out
-
-    def _ratios(self, file: FitsFile, n: int) -> np.ndarray:
-        """Median signal-to-noise ratio of the R arm, where SCORES has it."""
-        scores = file.columns_of("SCORES")
-        for name in ("MEDIAN_COADD_SNR_R", "MEDIAN_COADD_SNR_B", "MEDIAN_COADD_SNR_Z"):
-            if name in scores and len(ratios := file.rows(scores[name])) == n:
-                return measured("snr", ratios)
-        return np.full(n, np.nan)
 
     def _open(self, path: str) -> FitsFile:
         if path not in self._files:
@@ -274,6 +266,23 @@ class DesiSource(ArmSource):
 
 def _accept(name: str) -> bool:
     return bool(DESI_COADD.match(name) or DESI_VELOCITIES.match(name))
+
+
+def _ratios(file: FitsFile, ids: list[str]) -> np.ndarray:
+    """Median signal-to-noise ratio of the R arm of these targets, where SCORES has it."""
+    scores = file.columns_of("SCORES")
+    out = np.full(len(ids), np.nan)
+    for name in ("MEDIAN_COADD_SNR_R", "MEDIAN_COADD_SNR_B", "MEDIAN_COADD_SNR_Z"):
+        if name in scores:
+            ratios = measured("snr", file.rows(scores[name]))
+            listed = identifiers(file.rows(scores["TARGETID"])) if "TARGETID" in scores else ids
+            row_of = {star: row for row, star in enumerate(listed or ())}
+            known = [(i, row_of[star]) for i, star in enumerate(ids) if star in row_of]
+            if len(ratios) == len(listed or ()) and known:
+                at, rows = np.array(known).T
+                out[at] = ratios[rows]
+                break
+    return out
 
 
 def _load(file: FitsFile, path: str, rows: list[int]) -> dict[str, list[Arm]]:

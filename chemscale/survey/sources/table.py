@@ -48,6 +48,8 @@ from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read
 from chemscale.survey.sources.table_values import (
     are_counts,
     check_grid,
+    check_order,
+    check_weights,
     contract_flags,
     extra_column,
     label_words,
@@ -163,8 +165,7 @@ class TableSource(JoiningSource):
         }
         if cleaned := file.note("cleaned"):
             attrs["cleaned"] = cleaned.split(", ")
-        if self.continuum == "as-given":
-            self._check_normalised(file, names)
+        self._check_sample(file, names)
         labels = contract_labels(columns)
         plan = SurveyPlan(self.name, wavelength, medium, items, elements, labels, attrs, rejected)
         ids = {names["star_id"].lower(): [item.star_id for item in items]} if "star_id" in names else {}
@@ -175,13 +176,14 @@ class TableSource(JoiningSource):
         names.setdefault("star_id", lambda: [item.star_id for item in items])
         return StarKeys(names, position=partial(positions, items))
 
-    def _check_normalised(self, file: TableFile, names: dict[str, str]) -> None:
-        """Refuse flux in physical units, and flux whose typical value is far from the 1 of a continuum."""
-        stated = self._settings.get("units", {}).get("flux") or file.units(names["flux"])
-        rows = file.shapes()[names["flux"]][0]
-        chosen = np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLE)).astype(int))
-        raw = self._pixels(file, names, chosen)
-        check_normalised(raw["flux"], raw.get("ivar"), raw.get("error"), stated, printable(self.path))
+    def _check_sample(self, file: TableFile, names: dict[str, str]) -> None:
+        """Refuse ivar and errors that contradict each other, and flux that is not normalised, by some of the stars."""
+        rows, where = file.shapes()[names["flux"]][0], printable(self.path)
+        raw = self._pixels(file, names, np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLE)).astype(int)))
+        check_weights(raw.get("ivar"), raw.get("error"), where)
+        if self.continuum == "as-given":
+            stated = self._settings.get("units", {}).get("flux") or file.units(names["flux"])
+            check_normalised(raw["flux"], raw.get("ivar"), raw.get("error"), stated, where)
 
     def _open(self) -> TableFile:
         if self._file is None:
@@ -317,6 +319,7 @@ class TableSource(JoiningSource):
                 raise InputError(
                     f"{printable(self.path)}: {len(ids)} identifiers for {n_stars} stars", "give one a star"
                 )
+            check_order(file, names["star_id"], ids, printable(self.path))
         else:
             stem = printable(self.path.rstrip("/").rsplit("/", 1)[-1]).rsplit(".", 1)[0]
             ids = [f"{stem}-{row:08d}" for row in range(n_stars)]

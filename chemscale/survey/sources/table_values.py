@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from chemscale.errors import InputError
 from chemscale.schema import ALL_FLAGS, Flag
 from chemscale.suggest import hint
+from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.formats.tables import TableFile
-from chemscale.survey.sources.missing import cluster_name, extra_numbers, words
+from chemscale.survey.sources.missing import cluster_name, extra_numbers, identifiers, words
 
 
 def check_grid(wave: np.ndarray, path: str) -> None:
@@ -40,6 +43,42 @@ def check_grid(wave: np.ndarray, path: str) -> None:
         raise InputError(
             f"{path}: wavelengths from {wave[0]:g} to {wave[-1]:g} are not in Angstrom",
             "they look like logarithms: store 10**wavelength" if logarithms else unit,
+        )
+
+
+def check_order(file: TableFile, column: str, ids: Sequence[str], path: str) -> None:
+    """Refuse tables of one file that name their stars in `column` and do not list them in one order.
+
+    Raises
+    ------
+    InputError
+    """
+    for again in file.again(column):
+        others = identifiers(file.rows(again).ravel()) or []
+        row = next((row for row, (one, other) in enumerate(zip(ids, others)) if one != other), None)
+        if row is not None and len(others) == len(ids):
+            raise InputError(
+                f"{path}: row {row} is {printable(ids[row])} in one table, {printable(others[row])} in another",
+                "sort the tables alike: rows of one number are taken for one star",
+            )
+
+
+def check_weights(ivar: np.ndarray | None, error: np.ndarray | None, path: str) -> None:
+    """Refuse inverse variances and errors of one file that contradict each other.
+
+    Raises
+    ------
+    InputError
+    """
+    if ivar is None or error is None:
+        return
+    with np.errstate(all="ignore"):
+        product = np.asarray(ivar, np.float64) * np.square(np.asarray(error, np.float64))
+    product = product[np.isfinite(product) & (product > 0)]
+    if len(product) and not 0.5 < np.median(product) < 2.0:
+        raise InputError(
+            f"{path}: 'ivar' and 'error' contradict each other: ivar * error**2 is typically {np.median(product):.3g}",
+            "store 1/variance as 'ivar' or standard deviations as 'error'; leave the other out",
         )
 
 

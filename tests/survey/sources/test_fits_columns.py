@@ -228,3 +228,50 @@ def test_every_flag_of_the_contract_survives_a_logical_flags_column(tmp_path):
     bad[:, 1] = True
     flags = stored(table_file(tmp_path / "f.fits", afits.Column("flags", f"{P}L", array=bad)), tmp_path / "s.zarr")
     assert (flags.flags.values[:, 1] == Flag.SURVEY_BAD).all() and (flags.flags.values[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize(("card", "medium"), [({"AIRORVAC": "air"}, "air"), ({"AIRORVAC": "vacuum"}, "vacuum")])
+@pytest.mark.parametrize("primary", [False, True])
+def test_the_medium_of_wavelengths_by_the_keywords_of_surveys(tmp_path, card, medium, primary):
+    path = table_file(tmp_path / "m.fits", **({} if primary else card))
+    if primary:
+        for key, value in card.items():
+            afits.setval(path, key, value=value, ext=0)
+    plan = TableSource(str(path)).plan()
+    assert plan.medium == medium and plan.attrs["medium_stated"]
+    vacuum = table_file(tmp_path / "v.fits", VACUUM=medium == "vacuum")
+    assert TableSource(str(vacuum)).plan().medium == medium
+
+
+def two_tables(path, order):
+    """Spectra in one table, labels in another; both name their stars, in an order of their own."""
+    ids = np.array([f"S{i:02}" for i in range(N)])
+    columns = [afits.Column("star_id", "3A", array=ids), afits.Column("flux", f"{P}E", array=spectra())]
+    columns.append(afits.Column("error", f"{P}E", array=np.full((N, P), 0.01)))
+    labels = [afits.Column("star_id", "3A", array=ids[order]), afits.Column("teff", "E", array=4000.0 + order)]
+    tables = [
+        afits.BinTableHDU.from_columns(columns, name="SPECTRA"),
+        afits.BinTableHDU.from_columns(labels, name="LAB"),
+    ]
+    afits.HDUList([afits.PrimaryHDU(), *tables, afits.ImageHDU(WAVE, name="WAVELENGTH")]).writeto(path)
+    return str(path)
+
+
+def test_tables_of_one_file_that_list_their_stars_in_another_order_are_refused(tmp_path):
+    plan = TableSource(two_tables(tmp_path / "a.fits", np.arange(N))).plan()
+    assert [item.labels["teff"] for item in plan.items] == [4000.0 + i for i in range(N)]
+    shuffled = np.roll(np.arange(N), 1)
+    with pytest.raises(InputError, match="row 0 is S00 in one table, S11 in another"):
+        TableSource(two_tables(tmp_path / "b.fits", shuffled)).plan()
+
+
+@pytest.mark.parametrize("ivar", [1e4, 0.01, 1e-4], ids=["inverse variance", "error", "variance"])
+def test_ivar_and_error_that_contradict_each_other_are_refused(tmp_path, ivar):
+    weights = {"error": np.full((N, P), 0.01), "ivar": np.full((N, P), ivar)}
+    weights["error"][0, :3] = [0, np.nan, -1]
+    np.savez(tmp_path / "t.npz", flux=spectra(), wavelength=WAVE, **weights)
+    if ivar == 1e4:
+        assert len(TableSource(str(tmp_path / "t.npz")).plan().items) == N
+    else:
+        with pytest.raises(InputError, match="'ivar' and 'error' contradict each other"):
+            TableSource(str(tmp_path / "t.npz")).plan()

@@ -70,6 +70,17 @@ def test_desi_sky_fibres_and_galaxies_are_no_stars(tmp_path):
     assert block.labels["radial_velocity"][0] == pytest.approx(1e-4 * SPEED_OF_LIGHT, rel=1e-5)
 
 
+def test_desi_ratios_are_those_of_their_target_in_whatever_order_scores_stands(tmp_path):
+    desi_coadd(tmp_path / "coadd-x.fits", [11, 12, 13], [0.0] * 3)
+    with fits.open(tmp_path / "coadd-x.fits") as units:
+        scores = Table({"TARGETID": [13, 11, 12], "MEDIAN_COADD_SNR_R": [30.0, 10.0, 20.0]})
+        units.append(fits.table_to_hdu(scores))
+        units[-1].name = "SCORES"
+        units.writeto(tmp_path / "coadd-y.fits")
+    plan = DesiSource(str(tmp_path / "coadd-y.fits"), frame="observed").plan()
+    assert {item.star_id: item.labels["snr"] for item in plan.items} == {"11": 10, "12": 20, "13": 30}
+
+
 def test_desi_velocities_that_their_pipeline_warns_of_do_not_count(tmp_path):
     desi_coadd(tmp_path / "d" / "coadd-a.fits", [11, 12, 13, 14], [60.0, 60.0, 60.0, 60.0])
     rvtab = {"TARGETID": [11, 12], "VRAD": [60.0, 900.0], "RVS_WARN": [0, 4]}

@@ -99,6 +99,12 @@ class _Compressed:
 _Source = _Place | _Heap | _Compressed
 
 
+def _medium(header: Header) -> str:
+    """The medium of wavelengths by the keywords of surveys, AIRORVAC or VACUUM; '' where neither says."""
+    stated = {"air": "air", "vac": "vacuum"}.get(header.text("AIRORVAC").lower()[:3], "")
+    return stated or {True: "vacuum", False: "air"}.get(header.get("VACUUM"), "")
+
+
 class FitsFile:
     """Columns of a file's binary tables, and its 1-D or 2-D images by their EXTNAME.
 
@@ -124,6 +130,8 @@ class FitsFile:
             else:
                 units = list(scan_mapped(path, os.path.getsize(path)))
             self._notes = {name: units[0].header.text(key) for name, key in NOTES.items()}
+            media = (_medium(unit.header) for unit in units)
+            self._notes["medium"] = self._notes["medium"] or next(filter(None, media), "")
             for unit in units:
                 self._add(unit)
         except FitsError as error:
@@ -211,6 +219,9 @@ class FitsFile:
 
     def left_out(self) -> dict[str, str]:
         return dict(self._left_out)
+
+    def again(self, name: str) -> list[str]:
+        return [key for key in self._repeated if key.startswith(f"{name} of ")]
 
     def rows(self, name: str, rows: np.ndarray | slice | None = None) -> np.ndarray:
         place = self._places[name] if name in self._places else self._repeated[name]

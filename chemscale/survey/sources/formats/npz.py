@@ -91,6 +91,9 @@ class NpzFile:
     def left_out(self) -> dict[str, str]:
         return {}
 
+    def again(self, name: str) -> list[str]:
+        return []
+
     def note(self, key: str) -> str:
         return ""
 

@@ -46,6 +46,10 @@ class TableFile(Protocol):
         """What of the file cannot be read, and why."""
         ...
 
+    def again(self, name: str) -> list[str]:
+        """Further arrays of this name, where a file of several tables repeats it; :meth:`rows` reads them."""
+        ...
+
 
 def open_table(path: str) -> TableFile:
     """The backend for a file, by its first bytes and else by its name (.npz, .h5, .hdf5, .fits, .zarr).
@@ -120,6 +124,9 @@ class Hdf5File:
     def left_out(self) -> dict[str, str]:
         return dict(self._left_out)
 
+    def again(self, name: str) -> list[str]:
+        return []
+
     def medium(self, name: str) -> str:
         with self._open() as root:
             return text_of(root[name].attrs.get("medium"))
@@ -165,6 +172,9 @@ class ZarrFile:
 
     def left_out(self) -> dict[str, str]:
         return {}
+
+    def again(self, name: str) -> list[str]:
+        return []
 
     def note(self, key: str) -> str:
         return text_of(self._group.attrs.get(key))
