@@ -69,15 +69,18 @@ class Product:
         self.stage, self.out = stage, out
 
     def finished(self) -> dict[int, int]:
-        """Parts of the product that are marked as done, and when each was written (ns)."""
+        """Parts of the product that are done, and when each was written (ns): marked, or all once it has its name."""
         if self.stage == "fit":
             return {}
-        if self.stage == "infer":
-            markers = (self.out / "latents.zarr.partial/done").glob("[0-9]*.json")
-            return {int(f.stem): f.stat().st_mtime_ns for f in markers}
-        product = self.out / "embedding.zarr.partial"
-        done = (int(f.stem) for f in (product / "done").glob("[0-9]*.json"))
-        return {i: (product / f"product/coords/c/{i}/0").stat().st_mtime_ns for i in done}
+        name, array = ("latents.zarr", "mean") if self.stage == "infer" else ("embedding.zarr", "coords")
+        whole, partial = self.out / name, self.out / f"{name}.partial"
+        if whole.exists():
+            folder = whole / array / "c"
+            parts = [int(chunk.name) for chunk in folder.iterdir()]
+        else:
+            folder = partial / "product" / array / "c"
+            parts = [int(mark.stem) for mark in (partial / "done").glob("[0-9]*.json")]
+        return {part: (folder / f"{part}/0").stat().st_mtime_ns for part in parts}
 
 
 class Trouble(WorkerPlugin):
