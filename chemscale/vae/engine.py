@@ -18,7 +18,7 @@ from torch import nn
 from chemscale.arrays import runs_of_true, scratch
 from chemscale.vae.encoders import PPCAEncoder
 from chemscale.vae.kernels import TILE_WINDOWS, PixelBuffers, PixelLayout, ScoreBuffers, prepare_pixels, score_pixels
-from chemscale.vae.model import ChemicalVAE, noise_level
+from chemscale.vae.model import ChemicalVAE, noise_level_of
 from chemscale.vae.scores import WINDOW, WINDOW_LEAST, latent_norm
 
 #: Stars at a time: a block's arrays together stay near the size of a core's share of the cache.
@@ -116,7 +116,7 @@ class Engine:
     ) -> None:
         pixels = PixelBuffers(*(scratch(f"vae_{k}", flux.shape, np.float32) for k in PixelBuffers._fields))
         flux = np.ascontiguousarray(flux, np.float32)
-        used, mixed, first = prepare_pixels(
+        used, total, mixed, first = prepare_pixels(
             flux,
             np.ascontiguousarray(ivar, np.float32),
             np.ascontiguousarray(flags),
@@ -127,7 +127,7 @@ class Engine:
             pixels,
         )
         features = self._features(flux, pixels, mixed, first)
-        posterior = self.model.encode(features, noise_level(torch.from_numpy(pixels.weight)))
+        posterior = self.model.encode(features, noise_level_of(torch.from_numpy(total), torch.from_numpy(used)))
         if self.gaps.size:
             pixels.weight[:, self.gaps] = 0.0
         predicted = scratch("vae_predicted", (len(flux), self.n_columns), np.float32)

@@ -104,12 +104,14 @@ def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
 
     Returns
     -------
-    (used, mixed, first) : ndarray (n,) int32, ndarray (n,) bool, ndarray (n,) float32
-        Used pixels of each star, whether its v differ from pixel to pixel, and that of its first pixel.
+    (used, total, mixed, first) : ndarray (n,) int32, float32, bool, float32
+        Used pixels of each star, the sum of their weights, whether its v differ from pixel to pixel, and that of its
+        first pixel.
     """
     n, p = flux.shape
     largest = np.finfo(np.float32).max
-    used, mixed, first = np.empty(n, np.int32), np.empty(n, np.bool_), np.empty(n, np.float32)
+    used, total = np.empty(n, np.int32), np.empty(n, np.float32)
+    mixed, first = np.empty(n, np.bool_), np.empty(n, np.float32)
     one, zero = np.float32(1), np.float32(0)
     gone = np.empty(p, np.bool_)
     # loops that write one array each: the compiler must exclude that arrays overlap, and gives up at five
@@ -127,13 +129,15 @@ def prepare_pixels(flux, ivar, flags, bits, floor, mean, noise, buffers):
             v[j] = w[j] / (one + w[j] * noise[j])
         for j in range(p):
             y[j] = zero if gone[j] else v[j] * (x[j] - mean[j])
-        count, other = 0, 0
+        count, other, weights = 0, 0, zero
         for j in range(p):
             count += not gone[j]
         for j in range(p):
+            weights += w[j]
+        for j in range(p):
             other += v[j] != v[0]
-        used[i], mixed[i], first[i] = count, other > 0, v[0]
-    return used, mixed, first
+        used[i], total[i], mixed[i], first[i] = count, weights, other > 0, v[0]
+    return used, total, mixed, first
 
 
 @njit(**_OPTIONS)

@@ -307,7 +307,12 @@ def unmeasured_errors(n_latents: int) -> dict[str, Tensor]:
 
 def noise_level(weight: Tensor) -> Tensor:
     """Logarithm of a typical pixel's error from weights (n, P), 0 where missing; (n,)."""
-    return -0.5 * torch.log(weight.sum(1) / (weight > 0).sum(1).clamp_min(1)).nan_to_num(0.0, 0.0, 0.0)
+    return noise_level_of(weight.sum(1), (weight > 0).sum(1))
+
+
+def noise_level_of(total: Tensor, count: Tensor) -> Tensor:
+    """:func:`noise_level` from the sum of the weights of each star and the number of its pixels, (n,) each."""
+    return -0.5 * torch.log(total / count.clamp_min(1)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _front(ppca: Mapping[str, np.ndarray], mean: Tensor) -> tuple[Any, ...]:
