@@ -52,11 +52,14 @@ def calls(tmp_path_factory) -> dict[str, Callable[[], Any]]:
         "MaskedPPCA": lambda: chemscale.MaskedPPCA(3, max_iter=3).fit(x, missing).transform(x, missing),
         "Run": lambda: chemscale.Run(run).table(),
         "doppelganger_rates": lambda: chemscale.doppelganger_rates(field, members, clusters),
+        "export_spectra": lambda: chemscale.export_spectra(
+            chemscale.open_survey(store), top / "some.fits", stars=["S000045"], overwrite=True
+        ),
         "from_spectra": lambda: chemscale.from_spectra(_spectra(), medium="vacuum"),
         "infer_vae": lambda: chemscale.infer_vae(str(toy), vae, overwrite=True),
         "ingest": lambda: chemscale.ingest(TableSource(str(table)), top / "t.zarr", overwrite=True, progress=False),
         "open_embedding": lambda: chemscale.open_embedding(run / "embedding.zarr")["coords"].values,
-        "open_latents": lambda: chemscale.open_latents(vae)["mean"].values,
+        "open_latents": lambda: chemscale.open_latents(vae)["latents"].values,
         "open_survey": lambda: chemscale.open_survey(store)["flux"].values,
         "siblings": lambda: chemscale.siblings("S000045", run, n=5).load(),
         "train_vae": lambda: chemscale.train_vae(str(toy), vae, overwrite=True, **trained),
@@ -80,9 +83,11 @@ def _spectra() -> list[Any]:
     ]
 
 
-@pytest.mark.slow
-def test_every_public_name_is_called(calls):
+def test_every_public_name_can_be_called_again_and_again(calls):
     assert set(calls) == set(chemscale.__all__) - {"__version__"}
+    for call in calls.values():
+        call()
+        call()
 
 
 @pytest.mark.slow

@@ -65,6 +65,8 @@ class Catalogue:
 
 
 class InMemory(Catalogue):
+    """A catalogue whose columns lie in memory: one block."""
+
     table: Any = None
 
     def blocks(self, columns: Iterable[str], rows: int = ROWS) -> Iterator[dict[str, np.ndarray]]:
@@ -83,6 +85,7 @@ def plain_values(column: Any) -> np.ndarray:
 
 
 def by_astropy(path: str, kind: str, remedy: str, **options: Any) -> Catalogue:
+    """A catalogue of a format (`kind`) that ``astropy.table`` reads, whole, with its masks and units."""
     from astropy.table import Table
 
     try:
@@ -116,6 +119,7 @@ def unpacked(path: str) -> Any:
 
 
 def decoded(content: bytes) -> str:
+    """Text of a file: UTF-8, with or without its mark, else Latin-1."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -94,6 +94,7 @@ def _encoding(path: str) -> str:
 
 
 def open_text(path: str, remedy: str) -> Catalogue:
+    """A catalogue in a text file of any kind, told by its first lines: IPAC, MRT, ECSV, framed, VizieR or CSV."""
     try:
         encoding = _encoding(path)
     except (OSError, EOFError) as error:
