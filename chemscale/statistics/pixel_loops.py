@@ -78,8 +78,13 @@ def fold_missing(flux, flags, bits, ivar, runs, values, missing):
         Receives the flux, 0 where missing.
     missing : ndarray of bool (n, Q)
         Receives which pixels are missing.
+
+    Returns
+    -------
+    int
+        Values that are missing for their `ivar` alone.
     """
-    n = flux.shape[0]
+    n, alone = flux.shape[0], 0
     largest = np.finfo(flux.dtype).max
     zero = flux.dtype.type(0)
     # One simple loop per condition and run: each vectorises.
@@ -98,10 +103,13 @@ def fold_missing(flux, flags, bits, ivar, runs, values, missing):
                 w = ivar[i, start:stop]
                 top = np.finfo(ivar.dtype).max
                 for j in range(size):
-                    gone[j] |= not ((w[j] > 0) & (w[j] <= top))
+                    bad = not ((w[j] > 0) & (w[j] <= top))
+                    alone += bad & (not gone[j])
+                    gone[j] |= bad
             for j in range(size):
                 out[j] = zero if gone[j] else x[j]
             at += size
+    return alone
 
 
 @njit(nogil=True, cache=True)
@@ -126,11 +134,13 @@ def centre(flux, missing, scale, mean, out):
 
 
 @njit(nogil=True, cache=True)
-def listed_gram(listed, basis, gram):
-    """Per star, the sum of ``basis_p basis_p^T`` over its listed pixels, to `gram` (n, K, K).
+def unlisted_gram(listed, basis, whole, gram):
+    """Per star, the sum of ``basis_p basis_p^T`` over the pixels that are not listed, to `gram` (n, K, K), float64.
 
-    With orthonormal `basis` the sum over the other pixels is the identity minus this: work proportional to what is
-    missing, not to what is there.
+    Parameters
+    ----------
+    whole : ndarray (K, K), float64
+        The sum over all pixels: less that of the listed ones, work is proportional to what is missing.
     """
     k = basis.shape[1]
     longest = 0
@@ -142,13 +152,12 @@ def listed_gram(listed, basis, gram):
         for at in range(listed.start[i], listed.start[i + 1]):
             gathered[count] = basis[listed.pixel[at]]
             count += 1
+        gram[i] = whole
         if count:
-            gram[i] = np.dot(gathered[:count].T, gathered[:count])
-        else:
-            gram[i] = 0
+            gram[i] -= np.dot(gathered[:count].T, gathered[:count])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def project_listed(listed, basis, extra, latent, projection):
     """Adds ``sum_p (basis_p . latent_n) extra_p`` over the listed pixels of every star to `projection` (n, L)."""
     for i in range(projection.shape[0]):
@@ -165,8 +174,12 @@ def project_listed(listed, basis, extra, latent, projection):
 
 @njit(nogil=True, cache=True)
 def covariance_of_listed(listed, basis, covariance, out):
-    """Adds ``covariance_n basis_p`` of every star `n` that lists pixel `p` to row `p` of `out` (P, K), float64."""
+    """Adds ``covariance_n basis_p`` of every star `n` that lists pixel `p` to row `p` of `out` (P, K).
+
+    The products and their sums are in the precision of `basis`.
+    """
     k = basis.shape[1]
+    own = np.empty((k, k), basis.dtype)
     longest = 0
     for i in range(covariance.shape[0]):
         longest = max(longest, listed.start[i + 1] - listed.start[i])
@@ -176,7 +189,8 @@ def covariance_of_listed(listed, basis, covariance, out):
         for at in range(first, stop):
             gathered[at - first] = basis[listed.pixel[at]]
         if stop > first:
-            rows = np.dot(gathered[: stop - first], covariance[i])
+            own[:] = covariance[i]
+            rows = np.dot(gathered[: stop - first], own)
             for at in range(first, stop):
                 total, row = out[listed.pixel[at]], rows[at - first]
                 for c in range(k):

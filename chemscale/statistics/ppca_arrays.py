@@ -174,13 +174,17 @@ class Adder:
 
 
 def count_moments(flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None = None) -> Stats:
-    """Count, mean and scatter of every pixel over the valid stars, and the stars with any valid pixel (``n``)."""
-    return block_moments(flux, missing) | {"n": np.array(float(np.count_nonzero(~missing.all(axis=1))))}
+    """Count, mean and scatter of every pixel over the valid stars, and the stars with any valid pixel (``n``).
+
+    ``by_errors`` is the number of values that are missing for their inverse variance alone, where it was counted.
+    """
+    n = float(np.count_nonzero(~missing.all(axis=1)))
+    return block_moments(flux, missing) | {"n": np.array(n), "by_errors": np.array(0.0)}
 
 
 def add_moments(*parts: Stats) -> Stats:
     """Moments of the union of blocks."""
-    return combine_moments(*parts) | {"n": np.array(sum(float(p["n"]) for p in parts))}
+    return combine_moments(*parts) | {name: np.array(sum(float(p[name]) for p in parts)) for name in ("n", "by_errors")}
 
 
 def fill(

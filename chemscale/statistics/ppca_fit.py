@@ -85,6 +85,8 @@ def fit(source: Source, settings: Settings, keep_bytes: int = 0, told: Told | No
     if not used.all():
         source = source.using(used)
     if isinstance(source, DaskSource):
+        if not source.weighted and not moments["by_errors"]:
+            source = source.without_errors()  # it would be read and decoded in every pass for nothing
         if settings.device and source.device_bytes <= space:
             source.cache(partial(upload, device=settings.device))
         elif source.nbytes <= keep_bytes:

@@ -146,9 +146,9 @@ def observed_gram(missing: np.ndarray, listed: Listed, basis: np.ndarray) -> np.
         observed = np.logical_not(missing).astype(basis.dtype)
         return unpack(observed @ pack_outer(basis), k)
     wide = basis.astype(np.float64)
-    gram = np.empty((len(missing), k, k), basis.dtype)
-    pixel_loops.listed_gram(listed, basis, gram)
-    return wide.T @ wide - gram
+    gram = np.empty((len(missing), k, k))
+    pixel_loops.unlisted_gram(listed, basis, wide.T @ wide, gram)
+    return gram
 
 
 def posterior(system: np.ndarray, right: np.ndarray, model: Model) -> Posterior:
@@ -158,8 +158,10 @@ def posterior(system: np.ndarray, right: np.ndarray, model: Model) -> Posterior:
     # Where so little is seen that the noise runs to zero, rounding must not leave a star without information singular.
     system[:, np.arange(k), np.arange(k)] += np.maximum(noise / model.scale**2, LEAST_PRECISION)
     inverse, logdet = invert_spd(system)
-    latent = np.einsum("nij,nj->ni", inverse, right.astype(np.float64))
-    return Posterior(latent, noise * inverse, logdet + np.sum(2 * np.log(model.scale) - np.log(noise)))
+    latent = np.empty(right.shape)
+    small_systems.products(inverse, right.astype(np.float64), latent)
+    inverse *= noise
+    return Posterior(latent, inverse, logdet + np.sum(2 * np.log(model.scale) - np.log(noise)))
 
 
 @dataclass
@@ -188,7 +190,7 @@ def shared_block(
     listed = Listed.of(missing)
     projection = x @ np.concatenate([basis, extra], axis=1)
     gram = observed_gram(missing, listed, basis)
-    found = posterior(gram.copy(), projection[:, :k], model)
+    found = posterior(gram if task.rejection is None else gram.copy(), projection[:, :k], model)
     latent = found.latent.astype(dtype)
     subtract_product(x, latent, basis)
     outliers, squares = None, np.empty(len(x), dtype)
@@ -268,7 +270,7 @@ def shared_stats(
     columns = [block.projection, latent, np.ones((len(x), 1), dtype=dtype)]
     back = (x.T @ np.concatenate(columns, axis=1)).astype(np.float64)
     width = block.projection.shape[1]
-    u = post.latent[valid]
+    u, covariance = post.latent[valid], post.covariance if valid.all() else post.covariance[valid]
     out: Stats = {
         "n": np.array(float(valid.sum())),
         "count": len(x) - np.bincount(listed.pixel, minlength=x.shape[1]).astype(np.float64),
@@ -278,8 +280,8 @@ def shared_stats(
         "latent": u.sum(axis=0),
         "latent2": u.T @ u,
         "latent_extra": u.T @ block.projection[valid].astype(np.float64),
-        "cov": post.covariance[valid].sum(axis=0),
-        "missing_cov": _missing_covariance(missing, listed, post.covariance, model.basis, valid),
+        "cov": covariance.sum(axis=0),
+        "missing_cov": _missing_covariance(missing, listed, post.covariance, model.basis.astype(dtype), valid),
         "rss": np.array(block.squares.sum()),
         "spread": (u**2).T @ block.squares[valid] + np.sum(u**4, axis=0),
         "loglike": np.array(loglike[valid].sum()),
@@ -297,13 +299,14 @@ def _missing_covariance(
 ) -> np.ndarray:
     """Per pixel, the sum of ``Cov u basis_p`` over the stars that miss it: (P, K) float64."""
     k = basis.shape[1]
-    covariance = np.where(valid[:, None, None], covariance, 0.0)
+    if not valid.all():
+        covariance = np.where(valid[:, None, None], covariance, 0.0)
     if listed.pixel.size > SPARSE_MISSING * missing.size:
         marked = listed.marked(missing.shape[1]).astype(np.float64)
         return np.einsum("pij,pj->pi", unpack(marked.T @ pack(covariance), k), basis)
-    out = np.zeros(basis.shape)
+    out = np.zeros(basis.shape, basis.dtype)
     pixel_loops.covariance_of_listed(listed, np.ascontiguousarray(basis), covariance, out)
-    return out
+    return out.astype(np.float64)
 
 
 def _rare_stats(x: np.ndarray, missing: np.ndarray, post: Posterior, valid: np.ndarray, dtype: np.dtype) -> Stats:

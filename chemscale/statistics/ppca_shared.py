@@ -122,15 +122,28 @@ def solve_shared(run: Callable[[SharedPass], Stats], state: SharedState, stop: S
             state, angle, d = update(state, stats, trace.count)
             # What the imputed values still change shows in how the steps shrink.
             turns.append(outside(old, state.model.basis[:, :d]))
-            trace.add(stats, max(angle, to_come(turns), angle_to_win(gains, d * len(old), trace.statistical_error)))
+            hidden = missing_information(stats, state.model.basis[:, :d])
+            trace.add(
+                stats, max(angle, to_come(turns, hidden), angle_to_win(gains, d * len(old), trace.statistical_error))
+            )
         if stop.reached(trace):
             return state, trace
 
 
-def to_come(steps: Sequence[float]) -> float:
-    """Sum of the steps to come of a series that goes on shrinking as its last two did."""
-    rate = min(max(steps[-1] / max(steps[-2], 1e-300), 0.1), 0.9) if len(steps) > 1 else 0.9
+def to_come(steps: Sequence[float], first: float = 0.9) -> float:
+    """Sum of the steps to come of a series that goes on shrinking as its last two did; after one step, by `first`."""
+    rate = min(max(steps[-1] / max(steps[-2], 1e-300), 0.1), 0.9) if len(steps) > 1 else min(first, 0.9)
     return steps[-1] * rate / (1.0 - rate)
+
+
+def missing_information(stats: Stats, basis: np.ndarray) -> float:
+    """Largest share of the information on an axis (columns of `basis`) that missing pixels hide.
+
+    By this factor the EM algorithm with the missing pixels as its hidden data shrinks an error in a pass (Dempster,
+    Laird & Rubin 1977, section 3), where stars miss their pixels independently.
+    """
+    hidden = 1.0 - stats["count"] / max(float(stats["n"]), 1.0)
+    return float(np.max(hidden @ basis**2, initial=0.0))
 
 
 def angle_to_win(gains: Sequence[float], parameters: int, error: float) -> float:

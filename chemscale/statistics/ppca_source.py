@@ -123,6 +123,11 @@ class DaskSource:
             keep=keep,
         )
 
+    def without_errors(self) -> DaskSource:
+        """The same values where no inverse variance is asked for, and none makes a pixel missing: it is not read."""
+        assert not self.weighted
+        return DaskSource(self.flux, self.mask, bits=self.bits, chosen=self.chosen, keep=self.keep)
+
     def _parts(
         self,
         function: Callable[..., Any],
@@ -205,11 +210,11 @@ class DaskSource:
 
 
 def count_and_sample(
-    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None, wanted: np.ndarray
+    flux: np.ndarray, missing: np.ndarray, ivar: np.ndarray | None, wanted: np.ndarray, by_errors: int
 ) -> tuple[Stats, list[Block]]:
-    """Counts of a block and copies of the `wanted` stars in it."""
+    """Counts of a block and copies of the `wanted` stars in it; `by_errors` as in :func:`.count_moments`."""
     sample = flux[wanted], missing[wanted], None if ivar is None else ivar[wanted]
-    return count_moments(flux, missing), [sample]
+    return count_moments(flux, missing) | {"by_errors": np.array(float(by_errors))}, [sample]
 
 
 def merge_samples(*parts: tuple[Stats, list[Block]]) -> tuple[Stats, list[Block]]:
@@ -251,9 +256,11 @@ def load_block(
     which = marks.dtype.type(np.iinfo(marks.dtype).max if bits is None else bits)
     shape = (flux.shape[0], int(np.diff(runs).sum()))
     values, missing = pixel_loops.scratch("values", shape, flux.dtype), pixel_loops.scratch("missing", shape, bool)
-    pixel_loops.fold_missing(flux, marks, which, errors, runs, values, missing)
+    alone = pixel_loops.fold_missing(flux, marks, which, errors, runs, values, missing)
     weights = None
     if weighted and ivar is not None:
         weights = pixel_loops.scratch("weights", shape, ivar.dtype)
         pixel_loops.gather(ivar, runs, weights)
-    return function(values, missing, weights, *stars[:, 1:].T)
+    if function is count_and_sample:
+        return count_and_sample(values, missing, weights, stars[:, 1], alone)
+    return function(values, missing, weights)

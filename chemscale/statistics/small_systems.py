@@ -56,6 +56,19 @@ def invert_spd(matrices, inverse, logdet):
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def products(matrices, vectors, out):
+    """Writes every matrix (n, K, K) times its vector (n, K) to `out` (n, K)."""
+    for s in range(vectors.shape[0]):
+        x = vectors[s]
+        for i in range(x.size):
+            row = matrices[s, i]
+            t = 0.0
+            for j in range(x.size):
+                t += row[j] * x[j]
+            out[s, i] = t
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _solve_in_place(low, x):
     """Solves one system by Cholesky: `low` (K, K; its lower triangle counts) becomes the factor, `x` the solution.
 

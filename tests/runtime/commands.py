@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from helpers import make_survey
 
@@ -113,6 +114,12 @@ def _trained(f: Path) -> None:
 def _latents(f: Path) -> None:
     _trained(f)
     vae.infer(str(f / "v.zarr"), f / "vae")
+
+
+def _judged_by_flat_spectra(f: Path) -> None:
+    """Another evaluation of the same latents: against noise-free spectra that are 1 everywhere."""
+    np.save(f / "white.npy", np.ones((320, 240), dtype=np.float32))
+    vae.evaluate(f / "vae", truth=f / "white.npy")
 
 
 def _other_weights(f: Path) -> None:
@@ -244,7 +251,7 @@ COMMANDS: dict[str, Command] = {
     "vae evaluate": Command(
         lambda f: vae.evaluate(f / "vae", against="labels"),
         _read_json("vae", "vae_evaluation.json"),
-        _with(_latents, lambda f: vae.evaluate(f / "vae")),
+        _with(_latents, _judged_by_flat_spectra),
     ),
     "anomalies": Command(
         lambda f: vae.anomalies(f / "vae", false_alarm=0.1),

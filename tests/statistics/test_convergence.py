@@ -8,6 +8,7 @@ from reference import largest_angle, toy
 
 from chemscale.statistics.determined import determined, error_of_axes
 from chemscale.statistics.ppca import MaskedPPCA
+from chemscale.statistics.ppca_shared import missing_information, to_come
 from chemscale.statistics.progress import Stop, Trace
 
 
@@ -157,3 +158,13 @@ def test_a_few_stars_with_far_too_small_errors_do_not_keep_a_fit_from_converging
         missing = rng.random(flux.shape) < 0.05
         fitted = MaskedPPCA(6, noise="per-pixel", tol=0.01, max_iter=60).fit(flux, missing, 1 / error**2)
         assert fitted.converged_, (seed, fitted.angle_[-6:])
+
+
+def test_what_missing_pixels_hide_of_an_axis_bounds_the_steps_to_come():
+    count = np.array([100.0, 100.0, 40.0, 90.0])
+    basis = np.array([[1.0, 0.0], [0.0, 0.6], [0.0, 0.0], [0.0, 0.8]])
+    stats = {"n": np.array(100.0), "count": count}
+    assert missing_information(stats, basis) == pytest.approx(0.1 * 0.64)
+    assert to_come([0.2], 0.05) == pytest.approx(0.2 * 0.05 / 0.95)
+    assert to_come([0.2], 0.95) == to_come([0.2]) == pytest.approx(0.2 * 9)
+    assert to_come([0.2, 0.1], 0.05) == pytest.approx(0.1)
