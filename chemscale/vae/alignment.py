@@ -1,12 +1,13 @@
-"""A guard over the axes that needs no abundance: do the decoders answer to their latents as physics says?
+"""A guard over the axes that needs no abundance: does each latent follow the lines of its element?
 
-A training may exchange two latents, or mix them, and reconstruct as well as before. Three signs need no label of
+A training may exchange two latents, or mix them, and reconstruct as well as before. Four signs need no label of
 chemistry:
 
-* *spectra*: how the decoders answer to a latent, pixel by pixel, is explained by how the built-in line lists say that
-  the spectra of the same stars answer to each element. The own element should explain most.
+* *lines*: how strongly each element's lines show in a spectrum (:mod:`~chemscale.vae.element_lines`) stands for its
+  abundance. Each latent must follow its own element's lines more than any other's.
+* *held-out stars*: decoders that fit the stars trained on better than others have learned those stars by heart.
 * *parameters*: a latent that gradient-boosted trees can tell Teff or log g from has taken temperature for chemistry.
-* *information*: a latent whose posterior is nearly as wide as its prior has learned nothing.
+* *information*: a latent whose posterior is nearly as wide as the latent itself has learned nothing.
 """
 
 from __future__ import annotations
@@ -16,33 +17,28 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
-from chemscale.schema import APOGEE_ELEMENTS
-from chemscale.simulation.lines import LineSpectra, grid
+from chemscale.vae.data import read_rows, star_blocks
+from chemscale.vae.element_lines import line_answers, line_strengths, parameter_surface, trimmed_strengths
+from chemscale.vae.inference import infer_arrays
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.regions import REST, convert
+from chemscale.vae.prepare import Survey, sample_rows
 
-#: Stars the decoders' answers are compared on.
-STARS = 120
-#: [Fe/H] of the stars whose lines are computed, dex.
-METALLICITY = -1.0
-#: Step of the finite differences: dex for the lines, standard deviations for the latents.
-STEP = 0.25
+#: Held-out stars, and stars trained on, that the guard looks at after a training, at most.
+GUARDED, FITTED = 4096, 1500
+#: Stars whose lines are looked at, at most and at least.
+MOST, LEAST = 900, 200
+#: Fits of the lines to the spectra, see :func:`~chemscale.vae.element_lines.line_strengths`.
+ROUNDS = 3
+#: A latent may follow another element's lines up to so many times as much as its own.
+MOST_OTHER = 1.2
+#: Largest chi-square of held-out stars over that of the stars trained on, the mean over groups of windows.
+MOST_OVERFIT = 1.04
 #: Largest R^2 of Teff or log g from the latents of a sound model.
-MOST_R2 = 0.10
-#: Largest share of a latent's variance that is posterior.
-MOST_UNKNOWN = 0.6
-#: A later latent is exchanged with the first where the first's lines explain this many times more than its own: what
-#: they share is their common strength of lines, so a little more is no sign.
-MOST_FIRST = 1.5
-#: Elements that change together in each latent of the default models.
-ELEMENTS = {
-    "metal": APOGEE_ELEMENTS,
-    "alpha": ("O", "Mg", "Si", "S", "Ca", "Ti", "TiII"),
-    "carbon": ("C", "CI"),
-}
+MOST_R2 = 0.20
+#: Largest share of a latent's variance that is error.
+MOST_UNKNOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,204 +47,171 @@ class Alignment:
 
     Attributes
     ----------
-    shares : dict of str to dict of str to float
-        Latent -> element group -> share of the decoders' answer that its lines explain, see :func:`explain`; empty
-        where the built-in lines do not cover the survey or know none of the elements.
+    lines : dict of str to dict of str to float
+        Latent -> element group -> change of the latent with the strength of the group's lines, all others held fixed,
+        in standard deviations; empty where the built-in lines do not cover the survey or know none of the elements.
     r2 : dict of str to float
         Teff and log g from the latents.
     unknown : dict of str to float
-        Latent -> mean posterior variance over the whole variance.
+        Latent -> variance of its posterior over that of the latent, of a typical star.
+    overfit : float
+        Chi-square of held-out stars over that of the stars trained on; NaN where none were held out.
     warnings : tuple of str
         What is wrong; empty for a sound model.
-    by_teff : dict of str to dict
-        `shares` of the coolest and of the hottest third of the stars: axes may be exchanged in one of them alone.
     """
 
-    shares: dict[str, dict[str, float]]
+    lines: dict[str, dict[str, float]]
     r2: dict[str, float]
     unknown: dict[str, float]
-    warnings: tuple[str, ...]
-    by_teff: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    overfit: float = float("nan")
+    warnings: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self) | {"warnings": list(self.warnings)}
 
 
-def elements_of(latent: str) -> tuple[str, ...]:
-    """Elements a latent stands for: those of :data:`ELEMENTS`, or the element it is named after; () if unknown.
+def of_training(model: ChemicalVAE, survey: Survey, seed: int = 0, floor: float = 0.0) -> Alignment:
+    """Judge a model on the survey that it was trained on; reads a sample of the blocks.
 
-    >>> elements_of("carbon"), elements_of("Mg"), elements_of("speed")
-    (('C', 'CI'), ('Mg',), ())
-    """
-    if latent in ELEMENTS:
-        return tuple(ELEMENTS[latent])
-    return (latent,) if latent in APOGEE_ELEMENTS else ()
-
-
-def line_answers(
-    latents: Sequence[str], teff: np.ndarray, logg: np.ndarray, wavelength: np.ndarray, medium: str
-) -> dict[str, np.ndarray]:
-    """Change of flux a dex of each latent's elements by the built-in lines, (n, P) each; {} off their grids.
+    The stars are held-out ones; those trained on where too few were held out.
 
     Parameters
     ----------
-    teff, logg : ndarray (n,)
-    wavelength : ndarray (P,)
-        Angstrom, in `medium`.
+    floor : float
+        Error added in quadrature to every pixel, as in training.
     """
-    name = next((g for g in ("lowres", "hband") if _covers(g, wavelength, medium)), None)
-    if name is None:
-        return {}
-    lines = LineSpectra(grid(name))
-    parameters = {"teff": np.asarray(teff, float), "logg": np.asarray(logg, float)}
-    n = len(parameters["teff"])
-    names = [e for e in APOGEE_ELEMENTS if e not in ("CI", "TiII")]
-
-    def spectra(changed: tuple[str, ...], step: float) -> np.ndarray:
-        return lines.flux(parameters, {e: np.full(n, METALLICITY + step * (e in changed)) for e in names})
-
-    where = convert(wavelength, medium, lines.grid.medium)
-    found = {}
-    for latent in latents:
-        if elements := elements_of(latent):
-            change = (spectra(elements, STEP) - spectra(elements, -STEP)) / (2 * STEP)
-            found[latent] = np.stack([np.interp(where, lines.grid.wavelength, row) for row in change])
-    return found
+    apart = int((~survey.trained).sum()) >= LEAST
+    flux, weight, rows = sample_rows(survey, GUARDED, seed, floor, of=~survey.trained if apart else None)
+    posterior = infer_arrays(model, flux, weight)
+    labels = {k: np.asarray(survey.ds[k].values, float)[rows] for k in ("teff", "logg")}
+    latents = model.config.latents
+    lines = follow_lines(posterior["mean"], latents, (flux, weight), labels, survey.wavelength, survey.medium)
+    fitted = None
+    if apart:
+        flux, weight, _ = sample_rows(survey, FITTED, seed, floor)
+        fitted = infer_arrays(model, flux, weight)["chi2"]
+    return check(latents, posterior, labels, lines, fitted)
 
 
-def _covers(name: str, wavelength: np.ndarray, medium: str) -> bool:
-    own = grid(name)
-    here = convert(wavelength, medium, own.medium)
-    return bool(np.mean((here >= own.wavelength[0]) & (here <= own.wavelength[-1])) > 0.5)
-
-
-@torch.no_grad()
-def decoder_answers(model: ChemicalVAE, mean: np.ndarray, auxiliary: np.ndarray) -> np.ndarray:
-    """Change of flux a standard deviation of each latent, (d, n, P); NaN where no decoder reads the latent.
-
-    The own decoder's answer counts where several claim a pixel.
-    """
-    z, w = torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(auxiliary.astype(np.float32))
-    device = model.mean.device
-    z, w = z.to(device), w.to(device)
-    found = np.full((z.shape[1], len(z), model.mean.numel()), np.nan)
-    for name in (REST, *(g.name for g in model.config.groups)):
-        if name not in model.pixels:
-            continue
-        index = model.inputs(name)
-        for k in index if name == REST else index[-1:]:
-            shift = torch.zeros_like(z)
-            shift[:, k] = STEP * float(z[:, k].std(correction=0))
-            up, down = (model.decode(name, z + s, z + s if name == REST else z, w) for s in (shift, -shift))
-            found[k][:, model.pixels[name]] = ((up - down) / (2 * STEP)).cpu().numpy()
-    return found
-
-
-def explain(answers: np.ndarray, lines: dict[str, np.ndarray], latents: Sequence[str]) -> dict[str, dict[str, float]]:
-    """How much of each latent's answer each element group's lines explain: latent -> element group -> share.
-
-    Star by star the answer is fitted by the lines of all element groups together; a share is a coefficient times the
-    length of its lines over the length of the answer, the median over the stars.
-    """
-    found: dict[str, dict[str, float]] = {}
-    names = list(lines)
-    for k, latent in enumerate(latents):
-        used = np.isfinite(answers[k]).all(0)
-        shares = []
-        for i, row in enumerate(answers[k][:, used]):
-            template = np.stack([lines[n][i, used] for n in names])
-            coefficient = np.linalg.lstsq(template.T, row, rcond=None)[0]
-            shares.append(coefficient * np.linalg.norm(template, axis=1) / max(np.linalg.norm(row), 1e-12))
-        found[latent] = dict(zip(names, np.abs(np.median(shares, 0)).tolist(), strict=True))
-    return found
-
-
-def of_latents(model: ChemicalVAE, ds: xr.Dataset, survey: xr.Dataset, stars: np.ndarray) -> Alignment:
-    """:func:`check` on chosen stars of ``latents.zarr`` and the survey it was made from.
+def of_latents(model: ChemicalVAE, ds: xr.Dataset, survey: xr.Dataset, held_out: np.ndarray) -> Alignment:
+    """Judge a model by ``latents.zarr`` and the survey it was made from; reads the blocks of the first stars held out.
 
     Parameters
     ----------
-    stars : ndarray of bool (n,)
-        Best those held out.
+    held_out : ndarray of bool (n,)
     """
-    rows = np.flatnonzero(stars)
-    posterior = {k: np.asarray(ds[k].values)[rows] for k in ("mean", "covariance", "auxiliary")}
+    rows = np.flatnonzero(held_out)
+    names = ("mean", "covariance", "chi2")
+    posterior = {k: np.asarray(ds[k].values)[rows] for k in names}
     labels = {k: np.asarray(survey[k].values, float)[rows] for k in ("teff", "logg")}
-    wavelength = survey["wavelength"]
-    return check(model, posterior, labels, np.asarray(wavelength.values), str(wavelength.attrs.get("medium", "air")))
+    wanted = held_out & (np.cumsum(held_out) <= MOST)
+    parts = [read_rows(survey, a, b, wanted[a:b]) for a, b in star_blocks(survey) if wanted[a:b].any()]
+    spectra = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    first = slice(0, int(wanted.sum()))
+    lines = follow_lines(
+        posterior["mean"][first],
+        model.config.latents,
+        spectra,
+        {k: v[first] for k, v in labels.items()},
+        np.asarray(survey["wavelength"].values),
+        str(survey["wavelength"].attrs.get("medium", "air")),
+    )
+    fitted = np.asarray(ds["chi2"].values)[~held_out]
+    return check(model.config.latents, posterior, labels, lines, fitted if len(fitted) else None)
+
+
+def follow_lines(
+    mean: np.ndarray,
+    latents: Sequence[str],
+    spectra: tuple[np.ndarray, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    wavelength: np.ndarray,
+    medium: str,
+) -> dict[str, dict[str, float]]:
+    """How much each latent follows the lines of each element group, see :class:`Alignment`; {} where nothing is known.
+
+    Parameters
+    ----------
+    mean : ndarray (n, d)
+    spectra : tuple of ndarray (n, P)
+        Cleaned flux, and weight (0 where missing).
+    labels : mapping
+        `teff` and `logg` (n,).
+    """
+    flux, weight = spectra
+    teff, logg = (np.asarray(labels[k], float) for k in ("teff", "logg"))
+    known = np.isfinite(mean).all(1) & np.isfinite(teff) & np.isfinite(logg) & (weight > 0).any(1)
+    known &= np.cumsum(known) <= MOST
+    if known.sum() < LEAST:
+        return {}
+    teff, logg, z = teff[known], logg[known], np.asarray(mean, float)[known]
+    lines = line_answers(latents, teff, logg, wavelength, medium)
+    if not lines:
+        return {}
+    surface = parameter_surface(teff, logg)
+    found = line_strengths(flux[known], weight[known] > 0, list(lines.values()), surface, ROUNDS)
+    strengths = trimmed_strengths(found, surface)
+    unit = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
+    slopes = np.linalg.lstsq(strengths, unit, rcond=None)[0].T
+    return {
+        k: dict(zip(lines, row.tolist(), strict=True)) for k, row in zip(latents, slopes, strict=True) if k in lines
+    }
 
 
 def check(
-    model: ChemicalVAE,
-    posterior: dict[str, np.ndarray],
-    labels: dict[str, np.ndarray],
-    wavelength: np.ndarray,
-    medium: str,
+    latents: Sequence[str],
+    posterior: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    lines: Mapping[str, Mapping[str, float]],
+    fitted: np.ndarray | None = None,
 ) -> Alignment:
-    """Look at the axes of a trained model.
+    """Judge the axes of a model.
 
     Parameters
     ----------
-    posterior : dict
-        `mean` (n, d), `covariance` (n, d, d) and `auxiliary` (n, a) of stars, best held-out ones.
-    labels : dict
+    latents : sequence of str
+    posterior : mapping
+        `mean` (n, d), `covariance` (n, d, d) and `chi2` (n, 1 + groups) of some stars, best held-out ones.
+    labels : mapping
         `teff` (K) and `logg` (n,) of the same stars; NaN where unknown.
-    wavelength : ndarray (P,)
-        The survey's, Angstrom, in `medium`.
+    lines : mapping
+        See :func:`follow_lines`.
+    fitted : ndarray (m, 1 + groups), optional
+        Chi-square of stars trained on, where the others are not.
     """
     from chemscale.vae.evaluate import boosted_r2
 
-    names = model.config.latents
-    mean, auxiliary = np.asarray(posterior["mean"], float), np.asarray(posterior["auxiliary"], float)
+    mean = np.asarray(posterior["mean"], float)
     variance = np.diagonal(np.asarray(posterior["covariance"], float), axis1=1, axis2=2)
-    warnings = []
-    hidden = np.nanmean(variance, 0)
-    unknown = dict(zip(names, (hidden / (hidden + np.nanvar(mean, 0))).tolist(), strict=True))
-    warnings += [
+    # stated variances have a long tail: their mean is that of the few stars that say nothing
+    unknown = np.nanmedian(variance, 0) / np.maximum(np.nanvar(mean, 0), 1e-12)
+    unknown = dict(zip(latents, np.minimum(unknown, 1.0).tolist(), strict=True))
+    warnings = [
         f"latent {k!r} has learned little: {v:.0%} of its variance is error"
         for k, v in unknown.items()
         if v > MOST_UNKNOWN
     ]
     r2 = {k: boosted_r2(mean, np.asarray(v, float)) for k, v in labels.items()}
     warnings += [f"the latents tell {k}: R^2 = {v:.2f}" for k, v in r2.items() if v > MOST_R2]
-    known = np.isfinite(mean).all(1) & np.isfinite(labels["teff"]) & np.isfinite(labels["logg"])
-    rows = np.flatnonzero(known)[:: max(1, int(known.sum()) // STARS)][:STARS]
-    rows = rows[np.argsort(np.asarray(labels["teff"])[rows], kind="stable")]
-    shares: dict[str, dict[str, float]] = {}
-    by_teff: dict[str, dict[str, dict[str, float]]] = {}
-    if len(rows) >= 8:
-        lines = line_answers(names, labels["teff"][rows], labels["logg"][rows], wavelength, medium)
-        if lines:
-            answers = decoder_answers(model, mean[rows], auxiliary[rows])
-            shares = explain(answers, lines, names)
-            third = len(rows) // 3
-            if third >= 8:
-                for which, part in (("coolest", slice(0, third)), ("hottest", slice(-third, None))):
-                    by_teff[which] = explain(answers[:, part], {k: v[part] for k, v in lines.items()}, names)
-    found = _exchanged(shares, names)
-    if not found:  # an exchange in all stars is one in a third of them
-        for which, part_shares in by_teff.items():
-            mixed = _exchanged(part_shares, names, most_first=np.inf)
-            found += [f"{w}, in the {which} third of the stars" for w in mixed]
-    return Alignment(shares, r2, unknown, tuple(warnings + found), by_teff)
+    overfit = float("nan")
+    if fitted is not None:
+        overfit = float(np.mean(np.nanmedian(posterior["chi2"], 0)[1:] / np.nanmedian(fitted, 0)[1:]))
+        if overfit > MOST_OVERFIT:
+            warnings.append(
+                f"the stars trained on are known by heart: chi-square of held-out stars is {overfit:.2f} times theirs"
+            )
+    return Alignment({k: dict(v) for k, v in lines.items()}, r2, unknown, overfit, (*warnings, *_exchanged(lines)))
 
 
-def _exchanged(
-    shares: Mapping[str, Mapping[str, float]], names: Sequence[str], most_first: float = MOST_FIRST
-) -> list[str]:
-    """Latents whose answers other elements' lines explain better than their own.
-
-    A third of the stars cannot tell a later latent from the first: all elements, carbon too, change with the first.
-    """
+def _exchanged(lines: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Latents that follow another element's lines nearly as much as their own, or more."""
     found = []
-    for latent, row in shares.items():
-        own = row.get(latent)
-        if own is None:
+    for latent, row in lines.items():
+        others = {k: abs(v) for k, v in row.items() if k != latent}
+        if not others:
             continue
-        limits = {k: own * (most_first if k == names[0] else 1.0) for k in row if k != latent}
-        beyond = {k: row[k] / max(limit, 1e-12) for k, limit in limits.items() if row[k] > limit}
-        if beyond:
-            best = max(beyond, key=lambda k: beyond[k])
-            found.append(f"latent {latent!r} answers like {best}: share {row[best]:.2f}, own {own:.2f}")
+        best, own = max(others, key=lambda k: others[k]), abs(row[latent])
+        if others[best] > MOST_OTHER * own:
+            found.append(f"latent {latent!r} follows the lines of {best}: {others[best]:.2f}, its own {own:.2f}")
     return found

@@ -22,16 +22,14 @@ from chemscale.runtime.jsonio import plain, write_json
 from chemscale.runtime.product import PARTIAL, remove_leftovers, switch
 from chemscale.runtime.run import Run
 from chemscale.survey.store.cleaning import check_cleaned
-from chemscale.vae.alignment import Alignment, check
+from chemscale.vae.alignment import of_training
 from chemscale.vae.checkpoint import load_model, read_record, save_model
 from chemscale.vae.config import ModelConfig
-from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.distributed import run_on_workers, run_processes
 from chemscale.vae.errors import STARS, measure_errors
 from chemscale.vae.groups import read_groups
-from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel
-from chemscale.vae.prepare import Survey, build, choose_regions, look_at, sample_rows, training_data
+from chemscale.vae.prepare import build, choose_regions, look_at, sample_rows, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
 from chemscale.vae.ruling import with_ruling
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 
 FOLDER = "vae"
 HELD_OUT = 0.3
-#: Stars that the guard over the axes looks at.
-GUARDED = 4096
 
 
 def open_source(store: str | xr.Dataset) -> tuple[xr.Dataset, str | None]:
@@ -275,7 +271,7 @@ def fit(
         return
     facts = {k: v for k, v in facts.items() if k not in ("format", "version", "sha256", "model")}
     network.eval()
-    flux, weight = sample_rows(survey, STARS, config.seed, config.floor)
+    flux, weight, _ = sample_rows(survey, STARS, config.seed, config.floor)
     measured = measure_errors(network, flux, weight, config.seed)
     for name, values in measured.buffers().items():
         getattr(network, name).copy_(torch.as_tensor(values, dtype=torch.float32))
@@ -298,27 +294,9 @@ def fit(
         "error_factors_by_level": (measured.by_level * measured.factors).tolist(),
         "auxiliary_error": measured.auxiliary.tolist(),
         "label_error": dict(zip(names, measured.labels.tolist(), strict=True)),
-        "alignment": guard(network, source, survey).to_dict(),
+        "alignment": of_training(network, survey, config.seed, config.floor).to_dict(),
     }
     write_json(where / "summary.json", summary)
-
-
-def guard(network: ChemicalVAE, source: BatchSource, survey: Survey, most: int = GUARDED) -> Alignment:
-    """The guard over the axes (:mod:`~chemscale.vae.alignment`) on stars of the first batches."""
-    batches: list[TrainingBatch] = []
-    for batch in source.epoch(0):
-        batches.append(batch)
-        if sum(len(b) for b in batches) >= most:
-            break
-    network.eval()
-    with torch.no_grad():
-        device = network.mean.device
-        found = network.encode(torch.cat([b.features for b in batches]).to(device))
-        given = torch.cat([b.labels for b in batches]).to(device) * network.label_scale + network.label_centre
-    posterior = {"mean": found.mean, "covariance": found.covariance, "auxiliary": found.auxiliary}
-    values = {k: v.cpu().numpy() for k, v in posterior.items()}
-    columns = dict(zip(network.config.labels, given.cpu().numpy().T, strict=True))
-    return check(network, values, {k: columns[k] for k in ("teff", "logg")}, survey.wavelength, survey.medium)
 
 
 def _facts(

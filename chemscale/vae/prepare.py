@@ -119,29 +119,39 @@ def group_pixels(survey: Survey, config: ModelConfig, regions: RegionSet) -> dic
     return pixels
 
 
-def sample_rows(survey: Survey, most: int, seed: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Cleaned flux and weights of up to `most` training stars, drawn block by block; one pass over their blocks."""
+def sample_rows(
+    survey: Survey, most: int, seed: int, floor: float = 0.0, of: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cleaned flux and weights of up to `most` stars and their rows, drawn block by block; one pass over their blocks.
+
+    Parameters
+    ----------
+    of : ndarray of bool (n_stars,), optional
+        Stars to draw from, default those that may be trained on.
+    """
     blocks = star_blocks(survey.ds)
-    total = int(survey.trained.sum())
+    of = survey.trained if of is None else of
+    total = int(of.sum())
     rng = np.random.default_rng([seed, 71])
     fraction = min(1.0, most / max(1, total))
-    parts = []
+    parts, rows = [], []
     order = rng.permutation(len(blocks)) if fraction < 0.2 else np.arange(len(blocks))
     taken = 0
     for b in order:
         start, stop = blocks[b]
-        keep = survey.trained[start:stop].copy()
+        keep = of[start:stop].copy()
         if fraction >= 0.2:
             keep &= rng.random(stop - start) < fraction
         if not keep.any():
             continue
         parts.append(read_rows(survey.ds, start, stop, keep, floor=floor))
+        rows.append(start + np.flatnonzero(keep))
         taken += int(keep.sum())
         if taken >= most:
             break
     if not parts:
         raise DataError("the survey has no stars to train on", "lower the held-out fraction")
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.concatenate(rows)
 
 
 def fit_front(flux: np.ndarray, weight: np.ndarray, n_components: int, seed: int) -> dict[str, np.ndarray]:
@@ -178,7 +188,7 @@ def build(survey: Survey, config: ModelConfig, train: TrainConfig, regions: Regi
     if count < MIN_STARS:
         raise DataError(f"{count} stars to train on, at least {MIN_STARS} are needed", "use a larger survey")
     pixels = group_pixels(survey, config, regions)
-    flux, weight = sample_rows(survey, PPCA_STARS if config.encoder == "ppca" else 4000, train.seed)
+    flux, weight, _ = sample_rows(survey, PPCA_STARS if config.encoder == "ppca" else 4000, train.seed)
     if not (weight > 0).any():
         raise DataError("not one usable pixel in the survey", "check flags and ivar of the store")
     torch.manual_seed(train.seed)  # initial weights

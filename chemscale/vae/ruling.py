@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from chemscale.vae.alignment import line_answers
 from chemscale.vae.config import ModelConfig
 from chemscale.vae.data import read_rows, star_blocks
+from chemscale.vae.element_lines import line_answers, line_strengths, parameter_surface
 from chemscale.vae.prepare import Survey
 from chemscale.vae.regions import RegionSet
 
@@ -65,21 +65,8 @@ def spread_ratio(survey: Survey, regions: RegionSet, first: str, second: str) ->
     lines = line_answers((first, second), teff[wanted], logg[wanted], survey.wavelength, survey.medium)
     if set(lines) != {first, second}:
         return None
-    there = weight > 0
-    mean = (flux * there).sum(0) / np.maximum(there.sum(0), 1)
-    expected = _surface(teff[wanted], logg[wanted])
-    left = np.where(there, flux - mean, 0.0)
-    left -= expected @ np.linalg.lstsq(expected, left, rcond=None)[0]
-    found = [
-        np.linalg.lstsq(np.stack([lines[k][i, claimed] * there[i] for k in lines], 1), row * there[i], rcond=None)[0]
-        for i, row in enumerate(left)
-    ]
-    low, high = np.percentile(np.array(found), (16, 84), axis=0)
+    surface = parameter_surface(teff[wanted], logg[wanted])
+    found = line_strengths(flux, weight > 0, [one[:, claimed] for one in lines.values()], surface)
+    low, high = np.percentile(found, (16, 84), axis=0)
     spread = dict(zip(lines, (high - low) / 2, strict=True))
     return float(spread[second] / spread[first]) if spread[first] > 0 else None
-
-
-def _surface(teff: np.ndarray, logg: np.ndarray) -> np.ndarray:
-    """Terms of a cubic in Teff and log g, (n, 10)."""
-    a, b = ((x - x.mean()) / max(float(x.std()), 1e-9) for x in (teff, logg))
-    return np.stack([a**i * b**j for i in range(4) for j in range(4 - i)], 1)

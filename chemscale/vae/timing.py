@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from chemscale.vae.alignment import of_training
 from chemscale.vae.errors import STARS, measure_errors
-from chemscale.vae.fitting import GUARDED, HELD_OUT, guard, open_source, with_groups
+from chemscale.vae.fitting import HELD_OUT, open_source, with_groups
 from chemscale.vae.prepare import PPCA_STARS, build, choose_regions, look_at, sample_rows, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
@@ -101,9 +102,9 @@ def training_time(
     each = _steps(trainer, config)
     looking = _timed(trainer.validate)[1] if validation is not None else 0.0
     network.eval()
-    flux, weight = sample_rows(small, STARS, config.seed, config.floor)
+    flux, weight, _ = sample_rows(small, STARS, config.seed, config.floor)
     measuring = _timed(lambda: measure_errors(network, flux, weight, config.seed))[1]
-    guarding = _timed(lambda: guard(network, source, small))[1]
+    guarding = _timed(lambda: of_training(network, small, config.seed, config.floor))[1]
     share = n / max(sampled, 1)
     learning = source.n_stars * share
     usable = source.n_stars + (len(validation) if validation is not None else 0)
@@ -116,7 +117,7 @@ def training_time(
         head_start=phases[0] * per_epoch * each["labels"],
         main=phases[1] * main,
         decoders=phases[2] * per_epoch * each["decoders"],
-        afterwards=measuring * min(STARS, n) / len(flux) + guarding * min(GUARDED, n) / min(GUARDED, sampled),
+        afterwards=measuring * min(STARS, n) / len(flux) + guarding,
         steps=sum(phases) * per_epoch,
         stars=round(usable * share),
     )

@@ -1,4 +1,4 @@
-"""The guard over the axes: it knows an exchange, a temperature and an empty latent without an abundance."""
+"""The guard over the axes: an exchange, a temperature, an empty latent, stars known by heart, without an abundance."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.simulation.halo import SIGMAS, halo
 from chemscale.simulation.lines import LineSpectra, grid
 from chemscale.simulation.population import _with_abundances
-from chemscale.vae.alignment import _exchanged, check, decoder_answers, explain, line_answers
-from chemscale.vae.config import DEFAULT_GROUPS, Group, ModelConfig
+from chemscale.vae.alignment import check, follow_lines
+from chemscale.vae.config import Group, ModelConfig
+from chemscale.vae.element_lines import line_answers
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.regions import REST, load_regions
+from chemscale.vae.regions import load_regions
 
 NAMES = ("metal", "carbon", "alpha")
 WAVE = grid("lowres").wavelength
@@ -25,8 +26,7 @@ def stars(n: int = 400, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str,
     mean = rng.standard_normal((n, 3)).astype("f4")
     teff = rng.uniform(4200, 6800, n)
     covariance = np.broadcast_to(0.1 * np.eye(3, dtype="f4"), (n, 3, 3))
-    auxiliary = np.stack([(teff - 5500) / 750, np.zeros(n)], 1).astype("f4")
-    return {"mean": mean, "covariance": covariance, "auxiliary": auxiliary}, {"teff": teff, "logg": np.full(n, 4.2)}
+    return {"mean": mean, "covariance": covariance}, {"teff": teff, "logg": np.full(n, 4.2)}
 
 
 @pytest.fixture(scope="module")
@@ -63,26 +63,6 @@ def test_windows_for_cool_stars_answer_to_their_element_at_every_temperature(tef
         assert rms["carbon", "carbon"] > rms["carbon", "metal"]
 
 
-def model_answering(lines, order, groups=DEFAULT_GROUPS) -> ChemicalVAE:
-    """A model whose decoders answer as the mean spectrum does to the elements `order` gives to the latents."""
-    masks = load_regions("optical").masks(WAVE, "air")
-    pixels = {k: np.flatnonzero(v) for k, v in masks.items()}
-    pixels[REST] = np.flatnonzero(~np.any(list(masks.values()), axis=0))
-    mean = np.ones(WAVE.size, np.float32)
-    front = {"components": np.eye(4, WAVE.size), "mean": mean, "scale": np.ones(4), "noise": np.full(WAVE.size, 1e-4)}
-    config = ModelConfig(n_components=4, hidden=(8,), decoder=(), groups=groups)
-    model = ChemicalVAE(config, pixels, mean, front)
-    with torch.no_grad():
-        for name, decoder in model.decoders.items():
-            layer = decoder[-1]
-            layer.weight.zero_()
-            for column, k in enumerate(model.inputs(name)):
-                layer.weight[:, column] = torch.from_numpy(lines[order[k]].mean(0)[pixels[name]].astype("f4"))
-        for depth in model.depths.values():
-            depth.zero_()
-    return model
-
-
 def test_lines_answer_to_their_elements(lines):
     assert set(lines) == set(NAMES)
     assert all(v.shape == (12, WAVE.size) for v in lines.values())
@@ -96,49 +76,86 @@ def test_lines_answer_to_their_elements(lines):
     ) == {"Mg"}
 
 
-def test_sound_axes_pass_and_exchanged_ones_do_not(lines):
-    posterior, labels = stars()
-    sound = check(model_answering(lines, NAMES), posterior, labels, WAVE, "air")
+@pytest.fixture(scope="module")
+def halo_stars():
+    """Noisy spectra of the paper's halo by the built-in lines, their Teff and log g, and their abundances."""
+    n, rng = 240, np.random.default_rng(4)
+    fe_h, carbon, alpha = halo().draw(rng, n)
+    labels = {"teff": rng.uniform(4200.0, 6800.0, n), "logg": rng.uniform(2.5, 5.0, n)}
+    abundance = _with_abundances(labels["teff"], labels["logg"], fe_h, alpha, carbon)[-2]
+    columns = {e: abundance[:, i] for i, e in enumerate(APOGEE_ELEMENTS) if e not in ("CI", "TiII")}
+    flux = LineSpectra(grid("lowres")).flux(labels, columns)
+    noisy = (flux + rng.standard_normal(flux.shape) / 50).astype("f4")
+    return (noisy, np.full(flux.shape, 2500.0, "f4")), labels, np.stack([fe_h, carbon, alpha], 1)
+
+
+def judged(mean, halo_stars):
+    spectra, labels, _ = halo_stars
+    covariance = np.broadcast_to(0.05 * np.eye(3), (len(mean), 3, 3))
+    lines = follow_lines(mean, NAMES, spectra, labels, WAVE, "air")
+    return check(NAMES, {"mean": mean, "covariance": covariance}, labels, lines)
+
+
+def test_sound_axes_pass_and_exchanged_ones_do_not(halo_stars):
+    z = halo_stars[2] / halo_stars[2].std(0)
+    sound = judged(z, halo_stars)
     assert sound.warnings == ()
-    assert all(max(row, key=row.get) == name for name, row in sound.shares.items())
-    wrong = check(model_answering(lines, ("metal", "alpha", "carbon")), posterior, labels, WAVE, "air")
+    assert all(max(row, key=lambda k: abs(row[k])) == name for name, row in sound.lines.items())
+    wrong = judged(z[:, [0, 2, 1]], halo_stars)
     assert len(wrong.warnings) == 2
-    assert "'carbon' answers like alpha" in wrong.warnings[0]
+    assert "'carbon' follows the lines of alpha" in wrong.warnings[0]
 
 
-def test_later_latents_are_held_against_the_first_and_cool_stars_apart(lines):
+def test_a_later_latent_that_copies_the_first_is_seen(halo_stars):
+    z = halo_stars[2] / halo_stars[2].std(0)
+    copied = np.stack([z[:, 0], z[:, 1], 0.3 * z[:, 2] - z[:, 0]], 1)
+    found = judged(copied, halo_stars).warnings
+    assert len(found) == 1 and "'alpha' follows the lines of metal" in found[0]
+
+
+def test_a_latent_without_lines_is_not_judged_by_them(halo_stars):
+    spectra, labels, truth = halo_stars
+    named = follow_lines(truth, ("metal", "speed", "alpha"), spectra, labels, WAVE, "air")
+    assert set(named) == {"metal", "alpha"} == set(named["metal"])
+    assert follow_lines(truth, NAMES, spectra, labels, WAVE + 20_000.0, "air") == {}
+    few = tuple(x[:50] for x in spectra)
+    assert follow_lines(truth[:50], NAMES, few, {k: v[:50] for k, v in labels.items()}, WAVE, "air") == {}
+
+
+def test_temperature_and_empty_latents_are_seen():
     posterior, labels = stars()
-    first = check(model_answering(lines, ("metal", "metal", "alpha")), posterior, labels, WAVE, "air")
-    assert any("'carbon' answers like metal" in w for w in first.warnings)
-    sound = check(model_answering(lines, NAMES), posterior, labels, WAVE, "air")
-    assert set(sound.by_teff) == {"coolest", "hottest"}
-    shares = {"metal": {"metal": 0.4, "carbon": 0.6}, "carbon": {"metal": 0.4, "carbon": 0.5}}
-    assert _exchanged(shares, ("metal", "carbon")) == ["latent 'metal' answers like carbon: share 0.60, own 0.40"]
-
-
-def test_temperature_and_empty_latents_are_seen(lines):
-    posterior, labels = stars()
-    model = model_answering(lines, NAMES)
-    hot = {**posterior, "mean": posterior["mean"] + posterior["auxiliary"][:, :1]}
-    assert any("tell teff" in w for w in check(model, hot, labels, WAVE, "air").warnings)
+    hot = {**posterior, "mean": posterior["mean"] + (labels["teff"][:, None] - 5500) / 750}
+    assert any("tell teff" in w for w in check(NAMES, hot, labels, {}).warnings)
     empty = {**posterior, "mean": posterior["mean"] * np.array([1, 1, 0.1], "f4")}
-    assert any("'alpha' has learned little" in w for w in check(model, empty, labels, WAVE, "air").warnings)
+    assert any("'alpha' has learned little" in w for w in check(NAMES, empty, labels, {}).warnings)
 
 
-def test_answers_are_taken_where_a_decoder_reads_the_latent(lines):
-    posterior, _ = stars(12)
-    model = model_answering(lines, NAMES)
-    answers = decoder_answers(model, posterior["mean"], posterior["auxiliary"])
-    own = answers[1][:, model.pixels["carbon"]]
-    expected = lines["carbon"].mean(0)[model.pixels["carbon"]] * posterior["mean"][:, 1].std()
-    np.testing.assert_allclose(own, np.broadcast_to(expected, own.shape), rtol=0.02, atol=1e-5)
-    assert explain(answers, lines, NAMES)["carbon"]["carbon"] > 0.6
+def test_a_few_stars_of_huge_stated_error_make_no_latent_empty():
+    posterior, labels = stars()
+    covariance = posterior["covariance"].copy()
+    covariance[:20] = 1e3 * np.eye(3)
+    assert check(NAMES, {**posterior, "covariance": covariance}, labels, {}).warnings == ()
 
 
-def test_a_decoder_reads_late_latents_once_the_axes_have_settled(lines):
-    late = Group("iron", "metal", given_late=("carbon",))
-    model = model_answering(lines, NAMES, (late, *DEFAULT_GROUPS[1:]))
-    z = torch.randn(6, 3)
+def test_stars_known_by_heart_are_seen():
+    posterior, labels = stars()
+    chi2 = np.random.default_rng(1).normal(1.0, 0.1, (400, 4))
+    outside = {**posterior, "chi2": 1.1 * chi2}
+    assert any("known by heart" in w for w in check(NAMES, outside, labels, {}, chi2).warnings)
+    assert check(NAMES, {**posterior, "chi2": 1.01 * chi2}, labels, {}, chi2).warnings == ()
+    assert np.isnan(check(NAMES, posterior, labels, {}).overfit)
+
+
+def test_a_decoder_reads_late_latents_once_the_axes_have_settled():
+    table = (Group("iron", "metal", given_late=("carbon",)), Group("carbon", "carbon", ("metal",)))
+    pixels = {k: np.flatnonzero(v) for k, v in load_regions("optical").masks(WAVE, "air").items()}
+    mean = np.ones(WAVE.size, np.float32)
+    front = {"components": np.eye(4, WAVE.size), "mean": mean, "scale": np.ones(4), "noise": np.full(WAVE.size, 1e-4)}
+    shape = ModelConfig(n_components=4, hidden=(8,), decoder=(), groups=table, correlations={}, rest=False)
+    model = ChemicalVAE(shape, pixels, mean, front)
+    with torch.no_grad():
+        model.decoders["iron"][-1].weight.fill_(0.01)
+    z = torch.randn(6, 2)
     other = z.clone()
     other[:, 1] += 1.0
     w = torch.zeros(6, 2)

@@ -7,8 +7,8 @@ import pytest
 from vae_catalogue import dataset
 
 from chemscale.simulation.lines import LineSpectra, grid
-from chemscale.vae.alignment import METALLICITY
 from chemscale.vae.config import DEFAULT_GROUPS, Group, ModelConfig
+from chemscale.vae.element_lines import METALLICITY
 from chemscale.vae.prepare import Survey, look_at
 from chemscale.vae.regions import load_regions
 from chemscale.vae.ruling import RULES, spread_ratio, with_ruling
