@@ -184,8 +184,6 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.device = device
 
-    # ---------------------------------------------------------------- fit
-
     def fit(self, flux: Any, mask: Any = None, ivar: Any = None, *, progress: Told | None = None) -> Self:
         """Fit to spectra; computes.
 
@@ -315,8 +313,6 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
             self.converged_, self.stopping_reason_, self.n_passes_, self.angle_, self.axis_error_, self.n_determined_
         )
 
-    # ---------------------------------------------------------- transform
-
     def model(self) -> Model:
         """Fitted parameters on the used pixels, in units of the flux."""
         if not hasattr(self, "components_"):
@@ -385,8 +381,6 @@ class MaskedPPCA(Shown, TransformerMixin, BaseEstimator):
         chosen: dict[str, Any] = {"used": self.pixel_used_, "rejection": self.rejection, "device": self.device}
         kernel = partial(embed, model=model, weighted=weighted, **chosen)
         return embed_arrays(flux, mask, ivar, kernel, self.n_components)
-
-    # ------------------------------------------------------------ storage
 
     def leading(self, k: int) -> Self:
         """A copy with the first `k` components only, of a fit with more."""

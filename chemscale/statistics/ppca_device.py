@@ -21,6 +21,7 @@ import numpy as np
 from chemscale.runtime.cluster import current_client
 from chemscale.statistics.outliers import MEAN_ABSOLUTE, Outliers, Rejection
 from chemscale.statistics.pixel_loops import Listed
+from chemscale.statistics.ppca_card import Card, invert, pack_outer, triangle, unpack
 from chemscale.statistics.ppca_kernels import LEAST_PRECISION, LOG_2PI, Model, SharedPass, Stats
 from chemscale.statistics.ppca_kernels_weighted import WeightedPass
 
@@ -59,37 +60,6 @@ def _free_bytes(device: str) -> int:
 
 
 @dataclass
-class Card:
-    """A device, the type of its large products, and what moves blocks and parameters there."""
-
-    device: str
-    dtype: np.dtype
-
-    def __post_init__(self) -> None:
-        import torch
-
-        self.large = torch.float64 if self.dtype == np.float64 else torch.float32
-
-    def pixels(self, array: Any) -> torch.Tensor:
-        """A block's array in the type of the products."""
-        import torch
-
-        return torch.as_tensor(array, device=self.device).to(self.large)
-
-    def marks(self, array: Any) -> torch.Tensor:
-        """A block's mask."""
-        import torch
-
-        return torch.as_tensor(array, device=self.device)
-
-    def wide(self, array: Any) -> torch.Tensor:
-        """A parameter as float64."""
-        import torch
-
-        return torch.as_tensor(np.asarray(array, np.float64), device=self.device)
-
-
-@dataclass
 class DeviceBlock:
     """A block under a model, as tensors on the device."""
 
@@ -103,36 +73,6 @@ class DeviceBlock:
     anomalous: torch.Tensor | None  # (n,) bool
     misfit: torch.Tensor | None = None  # (n,)
     rejected_log: float = 0.0
-
-
-def _triangle(k: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    i, j = torch.triu_indices(k, k, device=device)
-    return i, j
-
-
-def _pack_outer(rows: torch.Tensor) -> torch.Tensor:
-    i, j = _triangle(rows.shape[1], str(rows.device))
-    return rows[:, i] * rows[:, j]
-
-
-def _unpack(packed: torch.Tensor, k: int) -> torch.Tensor:
-    """Symmetric float64 matrices (n, K, K) from their upper triangles."""
-    i, j = _triangle(k, str(packed.device))
-    out = packed.new_empty((len(packed), k, k)).double()
-    out[:, i, j] = out[:, j, i] = packed.double()
-    return out
-
-
-def _invert(systems: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverses and log-determinants."""
-    import torch
-
-    lower, failed = torch.linalg.cholesky_ex(systems)
-    if bool(failed.any()):
-        raise np.linalg.LinAlgError("a matrix is not positive definite")
-    return torch.cholesky_inverse(lower), 2.0 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 def _outlying(
@@ -201,12 +141,12 @@ def weighted_block(
     weight = card.pixels(ivar) * unit**2
     weight = (weight / (1.0 + weight * noise)).masked_fill_(gone, 0.0)
     centred = (card.pixels(flux) / unit - mean).masked_fill_(gone, 0.0)
-    outer = _pack_outer(basis)
+    outer = pack_outer(basis)
 
     def solve(w: Any, x: Any) -> tuple[Any, Any, Any, Any]:
-        system = _unpack(w @ outer, k) * scale[:, None] * scale
+        system = unpack(w @ outer, k) * scale[:, None] * scale
         system.diagonal(dim1=1, dim2=2).add_(1.0)
-        covariance, logdet = _invert(system)
+        covariance, logdet = invert(system)
         right = ((w * x) @ basis).double() * scale
         latent = (covariance @ right[:, :, None])[:, :, 0]
         return latent, covariance, logdet, x - (latent * scale).to(basis.dtype) @ basis.T
@@ -237,7 +177,7 @@ def weighted_stats(
         assert weight is not None
         seen = (weight > 0).sum(1)
         valid = seen > 0
-        i, j = _triangle(k, device)
+        i, j = triangle(k, device)
         second = (z[:, :, None] * z[:, None, :] + covariance)[:, i, j]
         rows = (torch.cat([second, z, torch.ones_like(z[:, :1])], 1) * valid[:, None]).to(card.large)
         sums = (weight.T @ rows).double()
@@ -290,14 +230,14 @@ def shared_block(
     scale = card.wide(model.scale)
     gone = card.marks(missing)
     centred = (card.pixels(flux) / unit - card.pixels(model.mean)).masked_fill_(gone, 0.0)
-    outer = _pack_outer(basis)
+    outer = pack_outer(basis)
     prior = torch.clamp(noise / scale**2, min=LEAST_PRECISION)
     constant = float(np.sum(2 * np.log(model.scale) - np.log(noise)))
 
     def solve(hidden: Any, x: Any) -> tuple[Any, Any, Any, Any]:
-        system = _unpack((~hidden).to(card.large) @ outer, k)
+        system = unpack((~hidden).to(card.large) @ outer, k)
         system.diagonal(dim1=1, dim2=2).add_(prior)
-        inverse, logdet = _invert(system)
+        inverse, logdet = invert(system)
         right = (x.masked_fill(hidden, 0.0) @ basis).double()
         latent = (inverse @ right[:, :, None])[:, :, 0]
         return latent, noise * inverse, logdet + constant, x - latent.to(basis.dtype) @ basis.T
@@ -335,9 +275,9 @@ def shared_stats(
         u = block.latent[valid]
         distance = squares / noise + ((block.latent / card.wide(model.scale)) ** 2).sum(1)
         loglike = -0.5 * (seen * (LOG_2PI + np.log(noise)) + block.logdet + distance)
-        i, j = _triangle(k, device)
+        i, j = triangle(k, device)
         packed = (covariance * valid[:, None, None])[:, i, j].to(card.large)
-        missed = _unpack(gone.to(card.large).T @ packed, k)
+        missed = unpack(gone.to(card.large).T @ packed, k)
         found = {
             "n": valid.sum(),
             "count": (~gone).sum(0),

@@ -134,9 +134,10 @@ class DaskSource:
         extra: np.ndarray | None = None,
         combine: Callable[[Any, Any], Any] | None = None,
     ) -> list[Delayed]:
-        """Delayed ``function(flux, missing, ivar[, extra])`` of every block with a chosen star; `extra` is per star.
+        """Delayed ``function(flux, missing, ivar)`` of every block with a chosen star.
 
-        With `combine` (total or None, result) the blocks of a store are added up group by group, each by one task.
+        With `extra` (per star) it is ``function(flux, missing, ivar, extra, alone)``, see :func:`fold_block`. With
+        `combine` (total or None, result) the blocks of a store are added up group by group, each by one task.
         """
         rows = self.flux.chunks[0]
         chosen = np.ones(self.flux.shape[0], dtype=bool) if self.chosen is None else self.chosen
@@ -145,6 +146,7 @@ class DaskSource:
         load = partial(
             load_block,
             function=function,
+            counted=extra is not None,
             has=(self.mask is not None, self.ivar is not None),
             bits=self.bits,
             keep=self.keep,
@@ -227,19 +229,31 @@ def fold_samples(total: tuple[Stats, list[Block]] | None, part: tuple[Stats, lis
     return part if total is None else merge_samples(total, part)
 
 
-def load_block(
+def load_block(stars: np.ndarray, *arrays: Any, function: Callable[..., Any], counted: bool = False, **how: Any) -> Any:
+    """Call `function` with what is chosen of one block (:func:`fold_block`); what it keeps it must copy."""
+    flux, missing, ivar, stars, alone = fold_block(stars, *arrays, **how)
+    return function(flux, missing, ivar, stars[:, 1], alone) if counted else function(flux, missing, ivar)
+
+
+def fold_block(
     stars: np.ndarray,
     flux: Any,
     *others: Any,
-    function: Callable[..., Any],
     has: tuple[bool, bool],
     bits: int | None,
     keep: np.ndarray | None,
     weighted: bool,
-) -> Any:
-    """Select stars and pixels of one block, fold the reasons for missing pixels, call `function`.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, int]:
+    """Select stars and pixels of one block, fold the reasons for missing pixels.
 
-    `function` gets scratch arrays (see :func:`.pixel_loops.scratch`): what it keeps of them it must copy.
+    Returns
+    -------
+    flux, missing, ivar : ndarray (n, P)
+        Scratch arrays of this thread (see :func:`.pixel_loops.scratch`).
+    stars : ndarray (n, ...)
+        Rows of `stars` that are chosen.
+    alone : int
+        Values that are missing for their inverse variance alone.
     """
     rest = list(others)
     parts: list[Any] = [flux, rest.pop(0) if has[0] else None, rest.pop(0) if has[1] else None]
@@ -261,6 +275,4 @@ def load_block(
     if weighted and ivar is not None:
         weights = pixel_loops.scratch("weights", shape, ivar.dtype)
         pixel_loops.gather(ivar, runs, weights)
-    if function is count_and_sample:
-        return count_and_sample(values, missing, weights, stars[:, 1], alone)
-    return function(values, missing, weights)
+    return values, missing, weights, stars, alone
