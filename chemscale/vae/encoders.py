@@ -34,7 +34,9 @@ def perceptron(n_in: int, hidden: tuple[int, ...], n_out: int) -> nn.Sequential:
     for width in hidden:
         layers += [nn.Linear(n_in, width), SpectralActivation(width)]
         n_in = width
-    return nn.Sequential(*layers, nn.Linear(n_in, n_out))
+    # Regions that claim every pixel leave none to the rest: torch warns of the start of an empty layer.
+    last = nn.Linear(n_in, n_out) if n_out else nn.utils.skip_init(nn.Linear, n_in, n_out)
+    return nn.Sequential(*layers, last)
 
 
 class PPCAFront(nn.Module):

@@ -14,7 +14,7 @@ from vae_toy import TOY_REGIONS
 from chemscale.errors import InputError
 from chemscale.vae import losses
 from chemscale.vae.config import PAPER_GROUPS, Group, ModelConfig
-from chemscale.vae.encoders import PPCAFront, SpectralActivation
+from chemscale.vae.encoders import PPCAFront, SpectralActivation, perceptron
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import decode_groups, independence
 from chemscale.vae.presets import PAPER_MODEL
@@ -132,6 +132,12 @@ def test_paper_encoder_has_the_papers_size():
     assert total == pytest.approx(3.34e6, rel=0.01)
     posterior = model.encode(model.features(torch.ones(2, GRID.size), torch.ones(2, GRID.size)))
     assert posterior.mean.shape == (2, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_decoder_of_no_pixels_is_made_in_silence():
+    """Regions that claim every pixel leave none to the rest."""
+    assert perceptron(3, (4,), 0)(torch.zeros(5, 3)).shape == (5, 0)
 
 
 def test_activation_is_equation_8():
