@@ -34,8 +34,9 @@ def perceptron(n_in: int, hidden: tuple[int, ...], n_out: int) -> nn.Sequential:
     for width in hidden:
         layers += [nn.Linear(n_in, width), SpectralActivation(width)]
         n_in = width
-    # Regions that claim every pixel leave none to the rest: torch warns of the start of an empty layer.
-    last = nn.Linear(n_in, n_out) if n_out else nn.utils.skip_init(nn.Linear, n_in, n_out)
+    last = nn.Linear(n_in, max(n_out, 1))
+    if n_out == 0:  # regions that claim every pixel leave none to the rest: torch warns of an empty layer
+        last.out_features, last.weight, last.bias = 0, nn.Parameter(last.weight[:0]), nn.Parameter(last.bias[:0])
     return nn.Sequential(*layers, last)
 
 
