@@ -6,6 +6,10 @@ components of the same basis. Rates are nested leave-one-cluster-out, with all l
 
     python benchmarks/metric_small.py --emulator hband_emulator.npz --worlds few isochrone --seeds 31 32 33
 
+Where listed members are strangers (the world `wrong`) the rate counts them as siblings, and no metric makes it zero:
+`floor` is the rate of the same list under maps learned from the true members alone, `auto_true_members` and
+`floor_true_members` are those of the true members.
+
 Writes ``benchmarks/results/metric_small.json``: one record a survey and choice of labels.
 """
 
@@ -15,6 +19,7 @@ import argparse
 import json
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +31,12 @@ from blind import HIDDEN, hide
 from worlds import WORLDS, World, make
 
 from chemscale.errors import DataError
-from chemscale.rsca.auto import choose_metric
+from chemscale.rsca.auto import AutoResult, choose_metric
 from chemscale.rsca.auto_run import auto_representations
 from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.likeness import Likeness
-from chemscale.rsca.representation import continuum_directions
+from chemscale.rsca.pairs import count_close, median_pair_distance
+from chemscale.rsca.representation import Representation, continuum_directions
 from chemscale.rsca.stars import ABUNDANCE, RunStars
 
 RESULTS = Path(__file__).parent / "results" / "metric_small.json"
@@ -74,7 +80,7 @@ def on_basis(arrays: dict[str, np.ndarray]) -> tuple[RunStars, np.ndarray]:
     variance = np.where(gone, 0, error**2) @ (axes**2).T
     whole = np.zeros((2, COMPONENTS, len(used)))
     whole[0][:, used], whole[1][0, used] = axes, mean
-    columns = {name: ("star", arrays[name].astype(float)) for name in LABELS}
+    columns = {name: ("star", arrays[name].astype(float)) for name in (*LABELS, "stranger") if name in arrays}
     held = {"coords": z, "coords_variance": variance}
     embedding = xr.Dataset(
         columns | {name: (("star", "component"), da.from_array(v, chunks=-1)) for name, v in held.items()}
@@ -100,6 +106,37 @@ def slope(pairs: Any, n_features: int) -> float | None:
         return None
 
 
+def without(stars: RunStars, true: np.ndarray) -> RunStars:
+    """The stars whose clusters have their true members alone, those of which two or more are left."""
+    names, counts = np.unique(stars.clusters[true], return_counts=True)
+    kept = true & np.isin(stars.clusters, names[counts >= 2])
+    some = {"member_rows": stars.member_rows, "members": stars.members, "clusters": stars.clusters}
+    return replace(stars, **{name: values[kept] for name, values in some.items()})
+
+
+def rate_of(forms: Mapping[str, Representation], learned: AutoResult, rated: np.ndarray) -> float:
+    """Nested rate of some of the listed members, (n_members,) bool, under maps learned on the same coordinates.
+
+    A cluster that the learning did not know is rated with the metric of all clusters.
+    """
+    counts, weights = [], []
+    for j, name in enumerate(next(iter(forms.values())).names):
+        views = [form.view((j,)) for form in forms.values()]
+        group = views[0].groups[j]
+        use, rows = rated[group], [view.rows(j) for view in views]
+        if use.sum() < 2:
+            continue
+        matrix = learned.maps.get(name, learned.metric.matrix)
+        members = np.concatenate([view.centred[group][use] for view in views], axis=1) @ matrix
+        far = np.concatenate([r[0] for r in rows], axis=1) @ matrix
+        allowed = rows[0][1] if rows[0][1] is None else rows[0][1][:, use]
+        counts.append(count_close(far, members, median_pair_distance(members), allowed))
+        weights.append(int(use.sum()))
+    close, compared = np.array(counts).T
+    some = compared > 0
+    return float(np.average(close[some] / compared[some], weights=np.array(weights)[some]))
+
+
 def rate(stars: RunStars, continuum: np.ndarray) -> dict[str, Any]:
     """The paper's recipe and `auto`, nested."""
     out: dict[str, Any] = {}
@@ -110,9 +147,20 @@ def rate(stars: RunStars, continuum: np.ndarray) -> dict[str, Any]:
         except DataError:  # fewer degrees of freedom than components
             out[name] = None
     start = time.perf_counter()
-    result = choose_metric(auto_representations(stars, continuum)[0])
+    forms = auto_representations(stars, continuum)[0]
+    result = choose_metric(forms)
+    out |= {"auto": result.rates.overall}
+    stranger = stars.label("stranger")
+    if stranger is not None and stranger.any():
+        true = stranger[stars.member_rows] == 0
+        knowing = choose_metric(auto_representations(without(stars, true), continuum)[0])
+        out |= {
+            "auto_true_members": rate_of(forms, result, true),
+            "belonging": [float(result.belonging[v].mean()) for v in (true, ~true)],
+            "floor": rate_of(forms, knowing, np.ones(len(true), bool)),
+            "floor_true_members": rate_of(forms, knowing, true),
+        }
     return out | {
-        "auto": result.rates.overall,
         "slope": slope(result.pairs, result.metric.matrix.shape[1]),
         "best": result.table[0]["candidate"],
         "search_s": round(time.perf_counter() - start, 1),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from blind import HIDDEN, auto_without, command, fit_and_evaluate
-from worlds import WORLDS, make
+from worlds import TRUTH, WORLDS, make
 
 RESULTS = Path(__file__).parent / "results" / "metric_worlds.json"
 
@@ -66,7 +66,7 @@ def main() -> None:
     for world, seed in [(w, s) for w in args.worlds for s in args.seeds]:
         table, store, run = (str(args.work / f"{world}-{seed}{end}") for end in (".npz", ".zarr", ""))
         arrays = make(WORLDS[world], seed, args.emulator, args.stars)
-        bands = arrays.pop("bands")
+        bands, _ = (arrays.pop(name) for name in TRUTH)
         np.savez(table, **arrays)
         del arrays
         command("chemscale", "ingest", "table", table, "--out", store)

@@ -111,7 +111,6 @@ def build(store: str, run_path: str, pixels: int) -> None:
     from chemscale.embedding.fit import fit_survey
     from chemscale.embedding.product import embed_survey
     from chemscale.rsca.metric import RSCA
-    from chemscale.rsca.pipeline import metric_dataset
     from chemscale.rsca.stars import RunStars
     from chemscale.runtime.run import Run
     from chemscale.survey.ingest.datasets import write_survey
@@ -127,12 +126,12 @@ def build(store: str, run_path: str, pixels: int) -> None:
     model = fit_survey(ds, some, n_components=K, tol=0.05, max_iter=12)
     print(f"basis after {time.perf_counter() - start:.0f} s", flush=True)
     run = Run.create(run_path, store=store)
-    model.to_dataset().to_zarr(run.file("ppca.zarr"), mode="w", zarr_format=3, consolidated=False)
+    run.save_dataset("ppca.zarr", model.to_dataset())
     role = np.where(member, "member", "field")
     embed_survey(ds, model, run.file("embedding.zarr"), extra={"role": role}, overwrite=True)
     stars = RunStars.read(run)
     metric = RSCA().fit(stars.field, stars.members, stars.clusters)
-    metric_dataset(metric).to_zarr(run.file("rsca.zarr"), mode="w", zarr_format=3, consolidated=False)
+    run.save_dataset("rsca.zarr", metric.to_dataset())
     print(f"run after {time.perf_counter() - start:.0f} s", flush=True)
 
 

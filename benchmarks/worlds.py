@@ -20,6 +20,8 @@ LABELS = ("teff", "logg", "fe_h", "c_fe", "n_fe", "o_fe", "mg_fe", "al_fe", "si_
 ELEMENTS = ("Fe", "C", "N", "O", "Mg", "Al", "Si", "Ca", "Ni")
 CHIPS = ((250, 3270), (3590, 6075), (6350, 8330))
 KM_S = 4.1416  # of one pixel
+#: Arrays of a survey that no survey has: the interstellar bands, and which listed members are field stars.
+TRUTH = ("bands", "stranger")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def stars(rng: np.random.Generator, world: World, n_field: int) -> dict[str, np.
     m = len(each)
     birth = chemistry(rng, n_groups, disc_only=True)
     inside = birth[each] + w.scatter * np.c_[0.8 * rng.standard_normal((m, 1)), rng.standard_normal((m, 8))]
+    strangers = np.zeros(m, bool)
     if w.wrong:
         strangers = rng.random(m) < w.wrong
         inside[strangers] = chemistry(rng, int(strangers.sum()))
@@ -146,7 +149,11 @@ def stars(rng: np.random.Generator, world: World, n_field: int) -> dict[str, np.
     a_k[: n_field // 20] = rng.uniform(0, 0.005, n_field // 20)
     order = np.concatenate([rng.permutation(n_field), n_field + np.arange(m)])
     a_k = a_k[order]
-    return {"cluster": cluster, "chem": chem, "place": place, "velocity": velocity, "gas": gas, "extinction": a_k}
+    stranger = np.concatenate([np.zeros(n_field, bool), strangers])
+    return {
+        "cluster": cluster, "chem": chem, "place": place, "velocity": velocity, "gas": gas, "extinction": a_k,
+        "stranger": stranger,
+    }  # fmt: skip
 
 
 def templates(rng: np.random.Generator, n_pixels: int, lines: int, width: tuple[float, float], pad: int) -> np.ndarray:
@@ -216,7 +223,7 @@ def observe(
 
 
 def make(world: World, seed: int, emulator: str, n_field: int = 12_000) -> dict[str, np.ndarray]:
-    """Arrays of one survey under the contract's names, with measured labels and abundances; and the true `bands`."""
+    """Arrays of one survey under the contract's names, with measured labels and abundances; and the truth (`TRUTH`)."""
     rng = np.random.default_rng([seed, 20260])
     s = stars(rng, world, n_field)
     truth = np.c_[s["place"], s["chem"]]
@@ -240,7 +247,7 @@ def make(world: World, seed: int, emulator: str, n_field: int = 12_000) -> dict[
         "fe_h": x_h[:, 0] + 0.02 * e * rng.standard_normal(n), "alpha_m": alpha + 0.02 * e * rng.standard_normal(n),
         "snr": snr, "radial_velocity": s["velocity"], "extinction": s["extinction"], "fibre": 150 * (1 + s["fibre"]),
         "abundance": abundance, "element": np.array(ELEMENTS),
-        "bands": bands,
+        "bands": bands, "stranger": s["stranger"],
     }  # fmt: skip
 
 
@@ -255,7 +262,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     arrays = make(WORLDS[args.world], args.seed, args.emulator, args.stars)
-    np.savez(args.out, **{k: v for k, v in arrays.items() if k not in (*args.without, "bands")})
+    np.savez(args.out, **{k: v for k, v in arrays.items() if k not in (*args.without, *TRUTH)})
 
 
 if __name__ == "__main__":

@@ -211,10 +211,11 @@ def transform(
     from chemscale.rsca.applied import open_model
     from chemscale.rsca.applied import spectra as opened
     from chemscale.rsca.tables import write_table
+    from chemscale.runtime.observe import progress_bar
 
     model = open_model(run, metric)
-    with opened(spectra) as survey:
-        found = model.transform(survey)
+    with opened(spectra) as survey, progress_bar(survey.sizes["star"], "features", unit="stars") as bar:
+        found = model.transform(survey, bar.advance)
     written = write_table(found.reset_coords("star_id"), out)
     outside = int(found["outside_domain"].values.sum())
     n = int(found.sizes["star"])

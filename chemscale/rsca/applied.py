@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import dask
+import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -39,6 +40,8 @@ from chemscale.survey.store.cleaning import check_cleaned
 DOMAIN = 0.999
 #: Field stars that the domain is measured on, at most.
 DOMAIN_FIELD = 50_000
+#: Steps of :meth:`LikenessModel.transform`, at most: each waits for its last block.
+MOST_STEPS = 100
 FORMAT = "chemscale likeness model 1"
 
 
@@ -123,13 +126,15 @@ class LikenessModel:
             return self.metric.features(coords, labels, self.n_features)
         return np.asarray(self.metric.transform(coords, self.n_features))
 
-    def transform(self, survey: xr.Dataset) -> xr.Dataset:
+    def transform(self, survey: xr.Dataset, progress: Callable[[int], None] | None = None) -> xr.Dataset:
         """Features of every star of a survey; one pass over its spectra.
 
         Parameters
         ----------
         survey : Dataset
             With `flux`, `ivar`, `flags` on the grid of the model.
+        progress : callable, optional
+            Told how many stars more are done, now and then.
 
         Returns
         -------
@@ -150,7 +155,7 @@ class LikenessModel:
                 f"{len(self.wavelength)} from {self.wavelength[0]:.2f} to {self.wavelength[-1]:.2f}",
                 "resample them to the grid of the survey that the model was fitted on",
             )
-        coords = np.asarray(dask.compute(self.basis.transform(survey))[0], dtype=np.float64)
+        coords = _computed(self.basis.transform(survey).data, progress)
         distance = _mahalanobis(coords, self.centre, self.precision)
         with np.errstate(invalid="ignore"):
             outside = ~(distance <= self.limit)
@@ -266,6 +271,21 @@ def _labels(survey: xr.Dataset, names: tuple[str, ...]) -> dict[str, np.ndarray]
 def _mahalanobis(coords: np.ndarray, centre: np.ndarray, precision: np.ndarray) -> np.ndarray:
     x = coords - centre
     return np.sqrt(np.einsum("ij,ij->i", x @ precision, x))
+
+
+def _computed(coords: Any, progress: Callable[[int], None] | None) -> np.ndarray:
+    """Coordinates (n, K) in memory, some blocks of stars at a time, so that there is something to tell."""
+    if not isinstance(coords, da.Array):
+        return np.asarray(coords, dtype=np.float64)
+    edges = np.cumsum([0, *coords.chunks[0]])
+    at_once = max(4 * (os.cpu_count() or 1), -(-len(edges) // MOST_STEPS))
+    bounds = [*edges[:-1:at_once], edges[-1]]
+    out = np.empty(coords.shape)
+    for start, stop in pairwise(bounds):
+        out[start:stop] = coords[start:stop].compute()
+        if progress:
+            progress(int(stop - start))
+    return out
 
 
 def _grid(run: Run) -> np.ndarray:

@@ -8,7 +8,8 @@ What the paper's recipe leaves on the table, and what is done about it:
   what is known of it without clusters, the coordinates' measurement noise or the field's scatter at fixed labels;
 * what a continuum left by the normalisation does to the coordinates is known without any star: metrics may ignore it;
 * spectra that went wrong are brought back among the field, along what is nuisance (:mod:`chemscale.rsca.outlying`);
-* members are weighted by their noise where their scatter is measured;
+* members are weighted by their noise where their scatter is measured, and strangers among them
+  (:mod:`chemscale.rsca.belonging`) hardly count;
 * one choice of K, shrinkage and kept dimensions is a lottery: the best choices form a committee, whose distance is
   the root mean square of their distances. It is Euclidean in a space of at most K dimensions a representation;
 * where labels of chemistry are known, its leading features are refined by contrast with the field stars that look most
@@ -164,12 +165,21 @@ class AutoResult:
         Every candidate's leave-one-out rate (the search's field), best first.
     pairs : PairDistances
         Distances of sibling and field pairs under the metrics that the rates were measured with.
+    maps : dict of str to (n_names * k, d)
+        These metrics, by the cluster that each does not know: maps of centred, stacked coordinates.
+    belonging : (n_members,)
+        How far each listed member counted as one (:mod:`chemscale.rsca.belonging`), between 0 and 1.
+    doubtful : list of dict
+        ``star_id``, ``cluster`` and ``belonging`` of those that hardly did, where the stars have names.
     """
 
     rates: DoppelgangerRates
     metric: AutoMetric
     table: list[dict[str, Any]]
     pairs: PairDistances
+    maps: dict[str, np.ndarray]
+    belonging: np.ndarray
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
 
 
 def choices(form: Representation) -> list[tuple[float, str, bool]]:
@@ -279,8 +289,8 @@ def _rates_by_kept(
 
 def _rate_without(
     forms: Mapping[str, Representation], committee: Sequence[Candidate], j: int, k_max: int, contrast: bool
-) -> tuple[tuple[int, int], float, tuple[np.ndarray, np.ndarray]]:
-    """Pairs of cluster `j` that are close and compared, the threshold, and distances, under a committee without it."""
+) -> tuple[tuple[int, int], float, tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Close and compared pairs of cluster `j`, threshold, distances and map under a committee that does not know it."""
     views = {name: form.view((j,)) for name, form in forms.items()}
     matrix = committee_metric(views, committee, (j,), k_max, contrast)[0]
     rows = [view.rows(j) for view in views.values()]
@@ -289,7 +299,8 @@ def _rate_without(
     threshold = median_pair_distance(members)
     far = np.concatenate([r[0] for r in rows], axis=1) @ matrix
     counts = count_close(far, members, threshold, rows[0][1])
-    return counts, threshold, sample_pairs(far, members, rows[0][1], MAX_LIKENESS_PAIRS, np.random.default_rng(j))
+    pairs = sample_pairs(far, members, rows[0][1], MAX_LIKENESS_PAIRS, np.random.default_rng(j))
+    return counts, threshold, pairs, matrix
 
 
 def choose_metric(
@@ -342,8 +353,8 @@ def choose_metric(
         found.append(_rate_without(forms, chosen, j, k_max, contrast))
     rates = evaluation.summary(
         list(range(len(names))),
-        np.array([counts for counts, _, _ in found], dtype=np.int64),
-        [threshold for _, threshold, _ in found],
+        np.array([counts for counts, *_ in found], dtype=np.int64),
+        [threshold for _, threshold, *_ in found],
         method="auto",
         n_features=None,
         leave_one_out=True,
@@ -363,8 +374,10 @@ def choose_metric(
         committee=chosen,
     )
     table = [{"candidate": search.candidates[i].label(), "leave_one_out": float(scores[i])} for i in order]
-    pairs = PairDistances([d[0] for _, _, d in found], [d[1] for _, _, d in found])
-    return AutoResult(rates, metric, table, pairs)
+    pairs = PairDistances([d[0] for _, _, d, _ in found], [d[1] for _, _, d, _ in found])
+    maps = {name: m for name, (*_, m) in zip(names, found, strict=True)}
+    belonging = np.mean([view.belonging() for view in views.values()], axis=0)
+    return AutoResult(rates, metric, table, pairs, maps, belonging)
 
 
 def check_clusters(n: int) -> None:

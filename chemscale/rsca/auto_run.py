@@ -11,6 +11,7 @@ import numpy as np
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
+from chemscale.rsca.belonging import DOUBTFUL
 from chemscale.rsca.detrending import HELD, MIN_FRACTION, REMOVED, LabelDetrending, SelfDetrending
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.outlying import FieldEdge
@@ -21,7 +22,7 @@ from chemscale.rsca.representation import (
     continuum_directions,
     covariate_directions,
 )
-from chemscale.rsca.stars import CUTS, RunStars
+from chemscale.rsca.stars import CUTS, RunStars, text
 from chemscale.runtime.run import Run
 
 logger = logging.getLogger(__name__)
@@ -187,14 +188,25 @@ def fit_auto(run: Run, stars: RunStars | None = None) -> tuple[AutoResult, Detre
         warnings.simplefilter("ignore", UserWarning)  # clusters without a pair: the evaluation names them
         result = choose_metric(forms, search_forms=search)
     result.metric.edge = field_edge(stars)
+    result.doubtful = doubtful_members(stars, result.belonging)
     for name, form in forms.items():
         if isinstance(form, SelfDetrended):
             detrendings[name] = form.view(()).detrending
     return result, detrendings, note
 
 
+def doubtful_members(stars: RunStars, belonging: np.ndarray) -> list[dict[str, Any]]:
+    """Listed members that hardly count as members of their cluster, the most doubtful first."""
+    order = [i for i in np.argsort(belonging, kind="stable") if belonging[i] < DOUBTFUL]
+    ids = text(stars.embedding["star_id"][stars.member_rows[order]])
+    return [
+        {"star_id": str(star), "cluster": str(stars.clusters[i]), "belonging": round(float(belonging[i]), 3)}
+        for star, i in zip(ids, order, strict=True)
+    ]
+
+
 def save_auto(run: Run, result: AutoResult, detrendings: Detrendings) -> None:
-    """Write ``auto.zarr`` (the map, for use) and ``auto.json`` (rates and choices)."""
+    """Write ``auto.zarr`` (the map, for use) and ``auto.json`` (rates, choices, doubtful members)."""
     m = result.metric
     m.detrendings = detrendings
     run.save_dataset("auto.zarr", m.to_dataset())
@@ -202,6 +214,7 @@ def save_auto(run: Run, result: AutoResult, detrendings: Detrendings) -> None:
         "auto.json",
         {
             "rate": result.rates.overall,
+            "doubtful_members": result.doubtful,
             "per_cluster": result.rates.per_cluster,
             "likeness": _likeness(result),
             "committee": [vars(c) for c in m.committee],

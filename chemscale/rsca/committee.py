@@ -43,5 +43,6 @@ def committee_metric(
         first = next(iter(views.values()))
         use = ~np.isin(first.clusters, [first.names[j] for j in left_out])
         members = np.concatenate([view.centred[use] for view in views.values()], axis=1) @ matrix
-        matrix = matrix @ refine((field - mean) @ matrix, members, first.clusters[use])
+        belonging = np.mean([view.belonging(left_out)[use] for view in views.values()], axis=0)
+        matrix = matrix @ refine((field - mean) @ matrix, members, first.clusters[use], belonging)
     return matrix, field, mean

@@ -46,18 +46,6 @@ class SiblingGroups:
         """The same stars at other coordinates."""
         return SiblingGroups(coords, self.groups, self.weights)
 
-    def scatter(self, mean: np.ndarray) -> tuple[np.ndarray, float]:
-        """Weighted sum of squares about the centres of the groups (K, K), and its degrees of freedom."""
-        total, freedom = np.zeros((self.coords.shape[1],) * 2), 0.0
-        for name in np.unique(self.groups):
-            inside = self.groups == name
-            x = self.coords[inside] - mean
-            x = x - x.mean(axis=0)
-            weight = float(self.weights[inside].mean())
-            total += weight * x.T @ x
-            freedom += weight * (len(x) - 1)
-        return total, freedom
-
 
 @dataclass(frozen=True)
 class PairTable:

@@ -141,14 +141,6 @@ def held_out_pairs(
     return Pairs(PairDistances(*distances), *(np.concatenate(r) for r in ratios))
 
 
-def pair_ratios(
-    evaluation: Evaluation, *, n_features: int | None = None, max_field: int = 20_000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted ln ratios (eq. 5) of sibling pairs and of (member, field) pairs: see :func:`held_out_pairs`."""
-    pairs = held_out_pairs(evaluation, n_features=n_features, max_field=max_field, seed=seed)
-    return pairs.sibling_ratio, pairs.field_ratio
-
-
 @dataclass(frozen=True)
 class Likeness:
     """What a distance says of a pair: the chance that they are siblings, with an interval.

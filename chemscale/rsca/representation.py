@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from scipy.linalg import eigh
 
+from chemscale.rsca.belonging import robust_scatter
 from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.detrending import SelfDetrending
 from chemscale.rsca.doppelganger import Evaluation, evenly
@@ -191,21 +192,18 @@ class Representation:
     def _measure(
         self, centred: np.ndarray, covariance: np.ndarray, siblings: SiblingGroups | None, mean: np.ndarray
     ) -> None:
-        """Scatter of each cluster, (weighted) sums of squares about its centre, with their degrees of freedom."""
+        """Members and other siblings that the scatter is measured on."""
         self.centred, self.covariance = centred, covariance
         weights = np.ones(len(centred)) if self.weights is None else self.weights
-        self.scatter, freedom = [], []
-        for group in self.groups:
-            w = weights[group]
-            x = centred[group] - (w @ centred[group]) / w.sum()
-            self.scatter.append((x.T * w) @ x)
-            freedom.append(w.sum() - np.sum(w**2) / w.sum())
-        self.total, self.freedom = np.sum(self.scatter, axis=0), np.array(freedom)
         self.sizes = np.array([len(g) for g in self.groups])
-        self.more_freedom = 0.0
+        self._number = np.unique(self.clusters, return_inverse=True)[1]
+        self._stars, self._weights = centred, weights
         if siblings is not None:
-            more, self.more_freedom = siblings.scatter(mean)
-            self.total = self.total + more
+            more = np.unique(siblings.groups, return_inverse=True)[1] + len(self.groups)
+            self._number = np.r_[self._number, more]
+            self._stars = np.concatenate([centred, siblings.coords - mean])
+            self._weights = np.r_[weights, siblings.weights]
+        self._found: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def view(self, left_out: Sequence[int]) -> Representation:
         """This form as it is when the clusters `left_out` are unknown: itself, where clusters do not shape it."""
@@ -225,9 +223,23 @@ class Representation:
 
     def within(self, left_out: Sequence[int] = ()) -> np.ndarray:
         """Covariance within clusters (K, K), without the clusters `left_out`."""
-        out = sorted(set(left_out))
-        rest = self.total - sum((self.scatter[j] for j in out), np.zeros_like(self.total))
-        return rest / (self.freedom.sum() - self.freedom[out].sum() + self.more_freedom)
+        return self._measured(left_out)[0]
+
+    def belonging(self, left_out: Sequence[int] = ()) -> np.ndarray:
+        """How far each member (n_members,) counts as one (:mod:`chemscale.rsca.belonging`); 0 in `left_out`."""
+        return self._measured(left_out)[1]
+
+    def _measured(self, left_out: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        out = tuple(sorted(set(left_out)))
+        if out not in self._found:
+            use = ~np.isin(self._number, out)
+            prior = self.targets.get("residual", self.targets.get("noise"))
+            number = np.unique(self._number[use], return_inverse=True)[1]
+            within, trust = robust_scatter(self._stars[use], number, self._weights[use], self.covariance, prior)
+            every = np.zeros(len(use))
+            every[use] = trust
+            self._found[out] = within, every[: len(self.centred)]
+        return self._found[out]
 
     def metric(self, c: Candidate, left_out: Sequence[int] = ()) -> np.ndarray:
         """Map (k, n_features) fitted without the clusters `left_out`."""

@@ -18,7 +18,6 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
-from chemscale.vae.data import identifiers
 from chemscale.vae.flag_model import Flags, Posteriors, fit_flags
 
 #: Cuts of the paper's two classes. `dex`: the definition, used where latents are calibrated, with
@@ -98,26 +97,6 @@ def apply(
         plain=plain,
     )
     return model.judge(stars)
-
-
-def labels_in_order(ds: xr.Dataset, labels: Mapping[str, Mapping[str, float]]) -> dict[str, np.ndarray]:
-    """Labels by star as arrays in the order of the latents: latent -> (n,), NaN where unknown.
-
-    Raises
-    ------
-    InputError
-        A labelled star that is not among the latents.
-    """
-    ids = identifiers(ds)
-    where = {star: i for i, star in enumerate(ids) if star in labels}
-    absent = [s for s in labels if s not in where]
-    if absent:
-        raise InputError(f"labelled stars not in the latents: {', '.join(absent[:5])}", "check the identifiers")
-    found: dict[str, np.ndarray] = {}
-    for star, row in labels.items():
-        for latent, value in row.items():
-            found.setdefault(latent, np.full(len(ids), np.nan))[where[star]] = value
-    return found
 
 
 def read_labels(path: str | Path) -> dict[str, dict[str, float]]:

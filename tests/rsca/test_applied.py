@@ -49,6 +49,15 @@ def test_features_of_the_runs_own_stars_are_the_runs_and_the_file_keeps_them(run
     np.testing.assert_array_equal(again.probability([0.1, 2.0], 0.01), model.probability([0.1, 2.0], 0.01))
 
 
+def test_a_long_transform_tells_how_far_it_is_and_gives_the_same(run, store, monkeypatch):
+    monkeypatch.setattr("chemscale.rsca.applied.os.cpu_count", lambda: 1)
+    model, survey, told = LikenessModel.of_run(run, "paper"), open_survey(store), []
+    n = survey.sizes["star"]
+    found = model.transform(survey.chunk(star=-(-n // 10)), told.append)
+    assert sum(told) == n and len(told) == 3  # four blocks at once
+    np.testing.assert_allclose(found["features"], model.transform(survey)["features"], rtol=1e-9, atol=1e-12)
+
+
 def test_strange_spectra_are_flagged_and_other_grids_refused(run, tmp_path):
     model = LikenessModel.of_run(run, "paper")
     other = make_survey(40, 2, 3, n_pixels=60, seed=3)

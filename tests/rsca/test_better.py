@@ -12,7 +12,7 @@ from chemscale.rsca.auto import Search, choose_metric
 from chemscale.rsca.contrastive import FEATURES, refine
 from chemscale.rsca.detrending import LabelDetrending, stored_detrending
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.likeness import Likeness, calibrate, held_out_pairs, pair_ratios, sibling_probability
+from chemscale.rsca.likeness import Likeness, calibrate, held_out_pairs, sibling_probability
 from chemscale.rsca.nuisance import nuisance_plane
 from chemscale.rsca.pair_model import PairDistances, PairModel
 from chemscale.rsca.representation import (
@@ -228,7 +228,8 @@ def gaussian_pairs(n_clusters, size, seed=2):
     centres = rng.normal(size=(n_clusters, 3)) * np.sqrt(1 - within**2)
     members = centres.repeat(size, axis=0) + within * rng.normal(size=(n_clusters * size, 3))
     clusters = np.repeat([f"c{i}" for i in range(n_clusters)], size)
-    return pair_ratios(Evaluation(rng.normal(size=(4000, 3)), members, clusters), max_field=2000)
+    pairs = held_out_pairs(Evaluation(rng.normal(size=(4000, 3)), members, clusters), max_field=2000)
+    return pairs.sibling_ratio, pairs.field_ratio
 
 
 @pytest.mark.parametrize(("n_clusters", "size"), [(60, 30), (150, 6)])

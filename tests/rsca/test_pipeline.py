@@ -15,13 +15,14 @@ from chemscale.embedding.product import open_embedding
 from chemscale.errors import DataError, InputError, StoreError
 from chemscale.quality.masking import mask_survey
 from chemscale.report.findings import sections
-from chemscale.rsca import pipeline
+from chemscale.rsca import basis_stages
 from chemscale.rsca.applied import LikenessModel
 from chemscale.rsca.auto_run import auto_features, load_auto
+from chemscale.rsca.basis_stages import passes_left
 from chemscale.rsca.doppelganger import doppelganger_rates
 from chemscale.rsca.evaluate import evaluate_run, follows
 from chemscale.rsca.neighbours import SiblingIndex
-from chemscale.rsca.pipeline import fit_run, load_metric, passes_left
+from chemscale.rsca.pipeline import fit_run, load_metric
 from chemscale.rsca.siblings import SiblingSearch, siblings, write_neighbours
 from chemscale.rsca.stars import RunStars
 from chemscale.runtime.observe import Progress, progress_bar
@@ -339,9 +340,9 @@ def test_a_long_fit_says_how_long(monkeypatch):
     said: list[str] = []
     for first, left in ((np.inf, 28), (0.4, 5)):
         clock = iter([0.0, 100.0, 160.0])
-        monkeypatch.setattr(pipeline.time, "monotonic", lambda clock=clock: next(clock))
+        monkeypatch.setattr(basis_stages.time, "monotonic", lambda clock=clock: next(clock))
         bar = Progress(30, "", "passes")
-        watch = pipeline._Passes(bar, 0.01, said.append)
+        watch = basis_stages._Passes(bar, 0.01, said.append)
         watch(1, 30, first)
         watch(2, 30, 0.2)
         assert (bar.done, bar.total) == (2, 2 + left)
@@ -360,7 +361,7 @@ def test_fit_moves_a_bar_and_is_quiet_without_a_terminal(store, tmp_path, monkey
             bars.append(bar)
             yield bar
 
-    monkeypatch.setattr(pipeline, "progress_bar", watched)
+    monkeypatch.setattr(basis_stages, "progress_bar", watched)
     run = fit_run(store, tmp_path / "run", components=4)
     passes = next(bar for bar in bars if bar.unit == "passes")
     assert passes.done == passes.total == run.manifest["stages"]["ppca"]["facts"]["passes"] - 1

@@ -1,0 +1,113 @@
+"""Strangers among cluster members: they are found, hardly count, and members do."""
+
+import numpy as np
+import pytest
+
+from chemscale.rsca.auto import choose_metric
+from chemscale.rsca.auto_run import doubtful_members
+from chemscale.rsca.belonging import robust_scatter
+from chemscale.rsca.contrastive import refine
+from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.representation import Representation
+from chemscale.rsca.stars import RunStars
+
+K, WITHIN = 12, np.r_[np.full(4, 0.1), np.full(8, 0.8)]
+
+
+def clusters_of(seed, sizes, share):
+    """Members (n, 12) with unit spread between clusters in 4 dimensions; a share of them is of the field."""
+    rng = np.random.default_rng(seed)
+    number = np.repeat(np.arange(len(sizes)), sizes)
+    x = rng.normal(size=(len(sizes), K))[number] * np.sqrt(1 - WITHIN**2) + WITHIN * rng.normal(size=(len(number), K))
+    stranger = rng.random(len(number)) < share
+    x[stranger] = rng.normal(size=(stranger.sum(), K))
+    return x, number, stranger
+
+
+def found(x, number, prior=None):
+    prior = np.diag((1.5 * WITHIN) ** 2) if prior is None else prior
+    return robust_scatter(x, number, np.ones(len(x)), np.eye(K), prior)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_strangers_hardly_count_and_the_scatter_is_that_of_members(seed):
+    x, number, stranger = clusters_of(seed, [20, 12, 8, 8, 6, 6, 5, 5, 4, 4], 0.15)
+    within, belonging = found(x, number)
+    assert belonging[stranger].mean() < 0.2 and belonging[~stranger].mean() > 0.95
+    assert np.sqrt(np.diag(within)[:4]).max() < 1.4 * 0.1
+    plain, every = robust_scatter(x, number, np.ones(len(x)), np.eye(K), None)
+    assert np.sqrt(np.diag(plain)[:4]).max() > 2.5 * 0.1  # what they do to a metric that believes the list
+    np.testing.assert_array_equal(every, 1.0)
+
+
+def test_without_strangers_every_member_counts():
+    x, number, _ = clusters_of(3, [20, 12, 8, 8, 6, 6, 5, 5, 4, 4, 2, 2, 2], 0.0)
+    within, belonging = found(x, number)
+    plain = robust_scatter(x, number, np.ones(len(x)), np.eye(K), None)[0]
+    assert np.mean(belonging) > 0.99
+    np.testing.assert_allclose(np.diag(within), np.diag(plain), rtol=0.15)
+
+
+def test_of_two_that_differ_neither_counts():
+    x, number, _ = clusters_of(4, [10] * 6 + [2], 0.0)
+    x[-1] = x[-2] + 3.0
+    belonging = found(x, number)[1]
+    assert belonging[-2:].max() < 0.1 and belonging[:-2].mean() > 0.99
+
+
+def test_a_cluster_left_out_says_nothing_of_the_others():
+    x, number, _ = clusters_of(5, [10] * 6, 0.1)
+    field = np.random.default_rng(0).normal(size=(500, K))
+    other = np.where((number == 2)[:, None], 5.0 * x, x)
+    noise = {"noise": np.diag(WITHIN**2)}
+    forms = [Representation(Evaluation(field, v, number.astype(str)), noise) for v in (x, other)]
+    np.testing.assert_allclose(forms[0].within((2,)), forms[1].within((2,)))
+    np.testing.assert_allclose(forms[0].belonging((2,)), forms[1].belonging((2,)))
+    assert np.all(forms[0].belonging((2,))[number == 2] == 0)
+    assert not np.allclose(forms[0].within(), forms[1].within())
+
+
+def test_contrast_does_not_learn_from_stars_that_do_not_belong():
+    x, number, stranger = clusters_of(6, [10] * 8, 0.15)
+    field = np.random.default_rng(1).normal(size=(800, K)) / WITHIN
+    x = x / WITHIN
+    belonging = np.where(stranger, 0.0, 1.0)
+    moved = np.where(stranger[:, None], x + 4.0, x)
+    maps = [refine(field, v, number.astype(str), belonging) for v in (x, moved)]
+    assert [np.linalg.norm(m) for m in maps] == pytest.approx([np.linalg.norm(maps[0])] * 2, rel=1e-3)
+    believed = [refine(field, v, number.astype(str)) for v in (x, moved)]
+    assert np.linalg.norm(believed[0]) != pytest.approx(np.linalg.norm(believed[1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_true_members_are_told_apart_better_when_strangers_hardly_count(seed):
+    """Rates of true members, judged by the truth, under maps that 15 % of strangers took part in."""
+    x, number, stranger = clusters_of(seed, [14, 12, 10, 10, 8, 8, 8, 6, 6, 6], 0.15)
+    field, names = np.random.default_rng(2).normal(size=(1500, K)), np.array([f"c{i}" for i in number])
+    engine, of_members = Evaluation(field, x, names), Evaluation(field, x[~stranger], names[~stranger])
+    rates = []
+    for targets in ({"noise": np.diag((0.3 * WITHIN) ** 2)}, {}):  # without a target every listed member is believed
+        form = Representation(engine, targets)
+        maps = {name: form.full_metric(K, 0.0, "none", left_out=(j,)) for j, name in enumerate(engine.names)}
+        rates.append(of_members.rates(matrices=maps).overall)
+    assert rates[0] < 0.7 * rates[1]
+
+
+def test_the_search_says_who_belongs():
+    x, number, stranger = clusters_of(9, [14, 12, 10, 10, 8, 8], 0.15)
+    engine = Evaluation(np.random.default_rng(2).normal(size=(1000, K)), x, number.astype(str))
+    result = choose_metric({"plain": Representation(engine, {"noise": np.diag(WITHIN**2)})}, ks=[8])
+    assert result.belonging[stranger].mean() < 0.3 < 0.9 < result.belonging[~stranger].mean()
+    assert set(result.maps) == set(engine.names)
+
+
+def test_doubtful_members_are_named():
+    import xarray as xr
+
+    ds = xr.Dataset({"star_id": ("star", np.array([f"S{i}" for i in range(6)], dtype=object))})
+    stars = RunStars(ds, np.arange(2), np.arange(2, 6), np.zeros((2, 3)), np.zeros((4, 3)), np.array(list("aabb")))
+    told = doubtful_members(stars, np.array([1.0, 0.2, 0.04, 0.7]))
+    assert told == [
+        {"star_id": "S4", "cluster": "b", "belonging": 0.04},
+        {"star_id": "S3", "cluster": "a", "belonging": 0.2},
+    ]
