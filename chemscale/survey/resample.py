@@ -124,16 +124,3 @@ class Rebinner:
         bits = np.asarray(flags, np.uint8)[..., self._source] * self._touching.view(np.uint8)
         out[..., self._targets] = np.bitwise_or.reduceat(bits, self._starts, axis=-1)
         return out
-
-
-def rebin(
-    centres_in: ArrayLike,
-    flux: ArrayLike,
-    ivar: ArrayLike,
-    centres_out: ArrayLike,
-    flags: ArrayLike | None = None,
-    *,
-    min_coverage: float = 0.5,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One-call form of :class:`Rebinner`."""
-    return Rebinner(centres_in, centres_out, min_coverage=min_coverage)(flux, ivar, flags)

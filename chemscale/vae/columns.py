@@ -23,20 +23,6 @@ def text_type() -> Any:
     return VariableLengthUTF8()
 
 
-def write_columns(
-    path: Path,
-    star_id: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    product: str,
-    made_from: Mapping[str, str | None] | None = None,
-) -> None:
-    """Write a product whose columns are in memory; replaces what was there when it is whole."""
-    every = {"star_id": star_id} | dict(columns)
-    new = begin_columns(path, len(star_id), every, product)
-    write_rows(str(new.folder), 0, every)
-    new.finish(made_from or {})
-
-
 def begin_columns(path: Path, n: int, like: Mapping[str, np.ndarray], product: str) -> ResumableProduct:
     """The empty product of n stars, to be filled by :func:`write_rows`.
 
