@@ -77,6 +77,7 @@ class Evaluation:
         sizes = self.field.chunks[0] if isinstance(self.field, da.Array) else [len(b) for b in self._blocks]
         edges = np.cumsum([0, *sizes])
         self._spans = list(pairwise(edges))
+        self._leading: dict[int, FieldMoments] = {}
         self._cache: tuple[Candidates, list[np.ndarray]] | None = None
 
     def _candidates(self, start: int, stop: int) -> Candidates:
@@ -86,7 +87,7 @@ class Evaluation:
         """A metric fitted on the first `k` components and the members selected by the boolean `train`."""
         k = self.members.shape[1] if k is None else k
         use = np.ones(len(self.members), bool) if train is None else np.asarray(train, bool)
-        moments: FieldMoments = self.moments.leading(k)
+        moments = self._leading.setdefault(k, self.moments.leading(k))
         return make(method).fit(moments, self.members[use, :k], self.clusters[use])
 
     def rates(

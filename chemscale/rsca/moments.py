@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -25,6 +26,12 @@ class FieldMoments:
     mean: np.ndarray
     covariance: np.ndarray
     noise: np.ndarray | None = None
+
+    @cached_property
+    def principal(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues (K,) and eigenvectors (K, K) of the covariance, the largest first; found once."""
+        values, axes = np.linalg.eigh(self.covariance)
+        return values[::-1], axes[:, ::-1]
 
     def leading(self, k: int) -> FieldMoments:
         """Moments of the first `k` coordinates."""

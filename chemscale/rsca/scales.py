@@ -18,9 +18,9 @@ CLIP, CLIPPED = 3.0, 0.9950
 def centre_on_clusters(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Members minus the mean of their own cluster (section 3.4)."""
     _, inverse = np.unique(clusters, return_inverse=True)
-    counts = np.bincount(inverse).astype(float)
-    sums = np.zeros((len(counts), members.shape[1]))
-    np.add.at(sums, inverse, members)
+    counts = np.bincount(inverse)
+    order = np.argsort(inverse, kind="stable")
+    sums = np.add.reduceat(members[order], np.cumsum(counts) - counts)
     return members - (sums / counts[:, None])[inverse]
 
 
@@ -33,10 +33,16 @@ def pooled_sigma(members: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     total, weight = np.zeros(members.shape[1]), 0
     for name in np.unique(clusters):
         x = members[clusters == name]
-        deviation = np.median(np.abs(x - np.median(x, axis=0)), axis=0) / MAD_OF_NORMAL
+        deviation = _median(np.abs(x - _median(x))) / MAD_OF_NORMAL
         total += (len(x) - 1) * deviation**2
         weight += len(x) - 1
     return np.sqrt(total / weight)
+
+
+def _median(x: np.ndarray) -> np.ndarray:
+    """Median of each column of a few finite rows: numpy.median spends ten times as long on what it is called with."""
+    ordered = np.sort(x, axis=0)
+    return (ordered[(len(x) - 1) // 2] + ordered[len(x) // 2]) / 2
 
 
 def clipped_sigma(deviations: np.ndarray, clusters: np.ndarray) -> np.ndarray:
@@ -90,8 +96,7 @@ def sphering(moments: FieldMoments) -> np.ndarray:
     k = len(moments.mean)
     if moments.n <= k:
         raise DataError(f"{moments.n} field stars for {k} components", "use fewer components or more field stars")
-    values, axes = np.linalg.eigh(moments.covariance)
-    values, axes = values[::-1], axes[:, ::-1]
+    values, axes = moments.principal
     if values[-1] <= np.finfo(float).eps * k * values[0]:
         raise DataError(
             f"the field covariance of {k} components is singular (smallest eigenvalue {values[-1]:.3g})",

@@ -141,5 +141,5 @@ STUDY = Study(
     "What more clusters would bring",
     "de Mijolla & Ness 2021, Figure 5",
     compute,
-    {"components": "10,20,30,50,60", "stars": 4000, "repeats": 50, "max_field": 30000, "seed": 0},
+    {"components": "10,20,30,50,60", "stars": 4000, "repeats": 50, "max_field": 10_000, "seed": 0},
 )

@@ -28,6 +28,8 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from chemscale.display import Shown, table
 from chemscale.errors import ChemscaleError, InputError
 from chemscale.runtime.jsonio import write_json
@@ -244,7 +246,10 @@ def run_study(
     chosen = {**study.defaults, **given}
     with run.stage(f"study.{name}", settings=chosen) as stage:
         start = time.perf_counter()
-        with style.context():
+        with (
+            style.context(),
+            threadpool_limits(1, "blas"),
+        ):  # threads cost thousands of small matrices more than they bring
             context = StudyContext(run, chosen, cache)
             result = study.compute(context)
             missing = set(result.table) - set(result.columns)
