@@ -23,7 +23,7 @@ from chemscale.errors import InputError, StoreError
 from chemscale.runtime.files import write_file
 from chemscale.runtime.jsonio import write_json
 from chemscale.vae.config import ModelConfig
-from chemscale.vae.model import ChemicalVAE, unmeasured_errors
+from chemscale.vae.model import ChemicalVAE, learned_last
 
 FORMAT = "chemscale-vae"
 VERSION = 1
@@ -161,8 +161,8 @@ def build_like(
         if config.encoder == "ppca":
             ppca = {k: weights[f"encoder.front.{k}"].numpy() for k in ("components", "scale", "noise", "mean")}
         model = ChemicalVAE(config, pixels, mean, ppca)
-        # models of earlier versions state their errors as the encoder gives them
-        model.load_state_dict(unmeasured_errors(config.n_latents) | dict(weights))
+        # models of earlier versions give latents and state errors as the encoder has them
+        model.load_state_dict(learned_last(config.n_latents) | dict(weights))
     except (KeyError, RuntimeError) as err:
         text = str(err).replace("\n", " ")[:300]
         raise InputError(

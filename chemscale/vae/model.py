@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chemscale.errors import InputError
+from chemscale.vae.axis_map import AxisMap
 from chemscale.vae.config import ModelConfig
 from chemscale.vae.encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
 from chemscale.vae.regions import REST
@@ -103,6 +104,7 @@ class ChemicalVAE(nn.Module):
         self.register_buffer("label_range", torch.tensor([-1.0, 1.0])[:, None].repeat(1, len(config.labels)), False)
         for name, value in unmeasured_errors(d).items():
             self.register_buffer(name, value)
+        self.axis_map = AxisMap(d)
         n_out = d + d * (d + 1) // 2
         self.encoder: PPCAEncoder | ConvEncoder
         if config.encoder == "ppca":
@@ -169,7 +171,11 @@ class ChemicalVAE(nn.Module):
         factor = factor * self.error_scale[:, None]
         if level is not None:
             factor = factor * self.error_factor(level)[:, :, None]
-        return LatentPosterior(mean, factor, rest[:, d + len(rows) :])
+        auxiliary = rest[:, d + len(rows) :]
+        if self.axis_map.fitted:
+            mean, spread = self.axis_map(mean, self.teff(auxiliary))
+            factor = factor * spread[:, :, None]
+        return LatentPosterior(mean, factor, auxiliary)
 
     def error_factor(self, level: Tensor) -> Tensor:
         """By how much stated errors grow at a level of noise (n,), (n, d): between those measured in logarithms."""
@@ -184,7 +190,7 @@ class ChemicalVAE(nn.Module):
 
     def cool(self, auxiliary: Tensor) -> Tensor:
         """How cool a star is by the Teff that the linear head reads from w: 0 above the crossover, 1 below; (n,)."""
-        teff = self.labels(auxiliary.detach())[:, self.config.labels.index("teff")].detach()
+        teff = self.teff(auxiliary.detach()).detach()
         return torch.sigmoid((self.config.crossover - teff) / CROSSOVER_WIDTH)
 
     def gates(self, group: str, auxiliary: Tensor, opening: float) -> Tensor:
@@ -250,6 +256,10 @@ class ChemicalVAE(nn.Module):
         """Labels (n, labels) the linear head reads from w, in the survey's units."""
         return self.linear(auxiliary) * self.label_scale + self.label_centre
 
+    def teff(self, auxiliary: Tensor) -> Tensor:
+        """Teff (n,), K, that the linear head reads from w."""
+        return self.labels(auxiliary)[:, self.config.labels.index("teff")]
+
     def index(self) -> dict[str, Tensor]:
         """Pixel indices of each decoder on the model's device."""
         return {k: torch.from_numpy(v).to(self.mean.device) for k, v in self.pixels.items()}
@@ -303,6 +313,12 @@ def unmeasured_errors(n_latents: int) -> dict[str, Tensor]:
         "error_levels": torch.zeros(ERROR_LEVELS),
         "error_by_level": torch.ones(ERROR_LEVELS, n_latents),
     }
+
+
+def learned_last(n_latents: int) -> dict[str, Tensor]:
+    """What a model has before the end of its training, and those of earlier versions have not: errors and axis map."""
+    axes = {f"axis_map.{k}": v for k, v in AxisMap(n_latents).state_dict().items()}
+    return unmeasured_errors(n_latents) | axes
 
 
 def noise_level(weight: Tensor) -> Tensor:

@@ -47,13 +47,14 @@ QUICK = {
     "epochs": 20,
     "batch": 128,
     "decoder_finetune_epochs": 3,
+    "map_axes": True,
     "label_pretrain_epochs": 8,
     "min_steps": (500, 80, 150),
 }
 
 #: name -> (model, training, regions or None for the grid's default)
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig, str | None]] = {
-    "default": (ModelConfig(), TrainConfig(), None),
+    "default": (ModelConfig(), TrainConfig(map_axes=True), None),
     "quick": (ModelConfig(), TrainConfig(**QUICK), None),  # type: ignore[arg-type]
     "paper": (PAPER_MODEL, PAPER_TRAIN, "paper"),
 }

@@ -22,7 +22,7 @@ RENAMED = {
     "rest_late": "late_rest_weight",
 }
 #: Training settings that came later: written into fingerprints only where they differ from what was done before.
-ADDED = {"pixels": "group", "betas": (0.9, 0.99), "cycle_momentum": False, "own_side": 0.1}
+ADDED = {"pixels": "group", "betas": (0.9, 0.99), "cycle_momentum": False, "own_side": 0.1, "map_axes": False}
 
 
 def former_names(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +120,9 @@ class TrainConfig:
         fraction of the epochs; 0 = never.
     decoder_finetune_epochs : int
         Epochs in which only the decoders learn, from posterior means, the encoder fixed.
+    map_axes : bool
+        Whether latents get the same mean and spread at every Teff before the decoders learn alone, see
+        :mod:`~chemscale.vae.axis_map`. Needs `decoder_finetune_epochs`.
     clip : float
         Largest gradient norm; 0 = no limit.
     own_side : float
@@ -174,6 +177,7 @@ class TrainConfig:
     cycle_momentum: bool = False
     orient: float = 0.5
     decoder_finetune_epochs: int = 20
+    map_axes: bool = False
     clip: float = 5.0
     own_side: float = 0.1
     group_weights: dict[str, float] = field(default_factory=dict)

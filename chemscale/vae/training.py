@@ -1,8 +1,7 @@
 """Training: the loop, checkpoints that resume to the step, early stopping, curves.
 
-Randomness is a function of (seed, step) and the learning rate one of the step, so a
-checkpoint needs no more than weights, optimiser moments and counters: a resumed run walks
-the same path as one that was never stopped.
+Randomness is a function of (seed, step) and the learning rate one of the step, so a checkpoint needs no more than
+weights, optimiser moments and counters: a resumed run walks the same path as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from chemscale.errors import DataError, InputError, ResumeError
 from chemscale.runtime.devices import choose_device
 from chemscale.runtime.jsonio import digest, write_json
 from chemscale.vae import checkpoint, losses
+from chemscale.vae.axis_map import MOST_STARS
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.encoders import PPCAEncoder
-from chemscale.vae.model import ChemicalVAE, unmeasured_errors
+from chemscale.vae.model import ChemicalVAE, learned_last
 from chemscale.vae.objective import Parallel, decode_groups, objective
 from chemscale.vae.regions import REST
 from chemscale.vae.schedule import one_cycle, one_cycle_momentum
@@ -110,12 +110,12 @@ class Trainer:
         return self.config.epochs * self.source.n_batches()
 
     def train(self, max_steps: int | None = None, checkpoint_every: float = 60.0) -> TrainingProgress:
-        """Run to the end (or `max_steps` further steps); returns the progress.
+        """Run to the end (or `max_steps` further steps).
 
         Parameters
         ----------
         checkpoint_every : float
-            Seconds between checkpoints; the first is written after :data:`FIRST_CHECKPOINT`, the last at the end.
+            Seconds between checkpoints; one more after :data:`FIRST_CHECKPOINT`, the last at the end.
         """
         p, config = self.progress, self.config
         per_epoch = self.source.n_batches()
@@ -227,11 +227,7 @@ class Trainer:
 
     @torch.no_grad()
     def orient(self, stars: int = 2048) -> None:
-        """Flip latents whose growth makes lines shallower.
-
-        Signs carry no information for reconstruction, but the prior's correlations hold for
-        abundances, so they must be right before the innovation penalty takes hold.
-        """
+        """Flip latents whose growth makes lines shallower: the prior's correlations hold for abundances."""
         batch = next(iter(self.source.epoch(0)))
         posterior = self.model.encode(self._move(batch).features[:stars])
         for k, change in enumerate(self.model.response(posterior)):
@@ -285,6 +281,8 @@ class Trainer:
         total = config.decoder_finetune_epochs * self.source.n_batches()
         if not total:
             return
+        if config.map_axes and "teff" in self.model.config.labels:
+            self.map_axes()
         names = list(self.model.pixels)
         parameters = [q for name in names for q in self.model.decoders[name].parameters()]
         parameters += list(self.model.depths.parameters())
@@ -317,6 +315,20 @@ class Trainer:
             record = {"epoch": config.epochs + epoch, "phase": "decoders"}
             p.curves.append(record | terms.means())
             self._tell(p.curves[-1])
+
+    @torch.no_grad()
+    def map_axes(self) -> None:
+        """Fit the :class:`~chemscale.vae.axis_map.AxisMap` on training stars, the same ones in every process."""
+        self.model.axis_map.reset()
+        found: list[Tensor] = []
+        for batch in self.source.epoch(self.config.epochs):
+            posterior = self.model.encode(self._move(batch).features)
+            found.append(torch.cat([posterior.mean, self.model.teff(posterior.auxiliary)[:, None]], 1).cpu())
+            if len(found) * len(batch) >= MOST_STARS:
+                break
+        table = torch.cat(found).numpy()
+        fitted = self.model.axis_map.fit(table[:, :-1], table[:, -1])
+        logger.info("axis map of %d stars: %s", len(table), "fitted" if fitted else "too few")
 
     # --------------------------------------------------------- checkpoints
 
@@ -374,7 +386,7 @@ class Trainer:
             )
         tensors = checkpoint.read_tensors(self.folder / f"{CHECKPOINT}.safetensors", record["sha256"])
         weights = checkpoint.part_of(tensors, "model")
-        self.model.load_state_dict(unmeasured_errors(self.model.config.n_latents) | weights)
+        self.model.load_state_dict(learned_last(self.model.config.n_latents) | weights)
         for name, optimizer in self._optimizers().items():
             checkpoint.restore_optimizer(optimizer, checkpoint.part_of(tensors, name))
         self.progress = TrainingProgress.from_dict(record["progress"])

@@ -1,0 +1,181 @@
+"""The same spread of each latent at every Teff: a location-scale step at the end of the encoder.
+
+The penalty on dependence takes Teff out of the latents as far as a batch shows it. What is left is how the mean and
+the spread of a latent change with Teff together with the latents before it: boosted trees read some of it. Once the
+encoder is done, each latent in turn is standardised given Teff and the latents before it, and gets the mean and the
+spread back that it has given those latents alone. No abundance enters; the decoders then learn from mapped latents.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+from math import comb
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+#: Highest degree of the polynomials of the mean in Teff and earlier latents, and terms that one has at most: with more
+#: latents the degree falls. That of the logarithm of the spread is two lower.
+DEGREE, MOST_TERMS = 6, 150
+#: Standard deviations at which polynomials in latents end; beyond, they keep their value there.
+REACH = 2.5
+#: What is added to the mean square of each term: coefficients that no star needs stay small. Most that the logarithm of
+#: a spread may differ between a Teff and all of them.
+RIDGE, MOST_STRETCH = 1e-4, 1.5
+#: Percentiles of Teff between which the polynomials run.
+ENDS = (0.2, 99.8)
+#: Training stars that a coefficient needs (a map that has fewer is not made), and stars that are used at most.
+STARS_A_TERM, MOST_STARS = 40, 30_000
+#: Newton steps to the likeliest spread, and residuals cut off at so many standard deviations.
+STEPS, CLIPPED = 8, 4.0
+
+
+def degrees(variables: int) -> tuple[int, int]:
+    """Degrees of the mean and of the logarithm of the spread.
+
+    >>> degrees(3), degrees(5), degrees(16)
+    ((6, 4), (4, 2), (1, 1))
+    """
+    most = next((d for d in range(DEGREE, 1, -1) if comb(variables + d, d) <= MOST_TERMS), 1)
+    return most, max(1, most - 2)
+
+
+def n_terms(variables: int, degree: int) -> int:
+    """Products of polynomials up to a total degree."""
+    return comb(variables + degree, degree)
+
+
+def terms(x: Tensor, degree: int) -> list[Tensor]:
+    """Products of Chebyshev polynomials, up to a total degree, of the columns of x (n, m) in [-1, 1]; (n,) each.
+
+    >>> [t.item() for t in terms(torch.tensor([[0.5, -1.0]]), 1)]
+    [1.0, 0.5, -1.0]
+    """
+    table = [torch.ones_like(x), x]
+    for _ in range(degree - 1):
+        table.append(2 * x * table[-1] - table[-2])
+    columns = []
+    for total in range(degree + 1):
+        for chosen in combinations_with_replacement(range(x.shape[1]), total):
+            product = x.new_ones(len(x))
+            for j in dict.fromkeys(chosen):
+                product = product * table[chosen.count(j)][:, j]
+            columns.append(product)
+    return columns
+
+
+class AxisMap(nn.Module):
+    """Location and scale of each latent given Teff and the latents before it, and given those latents alone.
+
+    Until it is fitted it changes nothing.
+
+    Parameters
+    ----------
+    n_latents : int
+    """
+
+    span: Tensor
+
+    def __init__(self, n_latents: int):
+        super().__init__()
+        self.n_latents, self.fitted = n_latents, False
+        self.register_buffer("span", torch.tensor([0.0, 1.0]))  # centre and half width of Teff, K
+        for k in range(n_latents):
+            for kind, variables in (("at", k + 1), ("all", k)):
+                for what, degree in zip(("mean", "spread"), degrees(k + 1), strict=True):
+                    self.register_buffer(f"{what}_{kind}_{k}", torch.zeros(n_terms(variables, degree)))
+        self.register_load_state_dict_post_hook(_see_whether_fitted)
+
+    def forward(self, mean: Tensor, teff: Tensor) -> tuple[Tensor, Tensor]:
+        """Mapped latents (n, d), and the factor (n, d) by which the spread of each changes.
+
+        Parameters
+        ----------
+        mean : Tensor (n, d)
+        teff : Tensor (n,)
+            K.
+        """
+        t = ((teff - self.span[0]) / self.span[1]).clamp(-1.0, 1.0)[:, None]
+        before = (mean / REACH).clamp(-1.0, 1.0)
+        mapped: list[Tensor] = []
+        factors = []
+        for k in range(self.n_latents):
+            here = torch.cat([t, before[:, :k]], 1)
+            alone = (torch.stack(mapped, 1) / REACH).clamp(-1.0, 1.0) if mapped else before[:, :0]
+            change = self._value("spread", "all", k, alone) - self._value("spread", "at", k, here)
+            factors.append(torch.exp(change.clamp(-MOST_STRETCH, MOST_STRETCH)))
+            left = mean[:, k] - self._value("mean", "at", k, here)
+            mapped.append(self._value("mean", "all", k, alone) + left * factors[-1])
+        return torch.stack(mapped, 1), torch.stack(factors, 1)
+
+    def _value(self, what: str, kind: str, k: int, x: Tensor) -> Tensor:
+        """A polynomial of the rows of x (n, m); summed term by term, so that no row depends on how many there are."""
+        total = x.new_zeros(len(x))
+        for value, column in zip(self.get_buffer(f"{what}_{kind}_{k}"), terms(x, self._degree(what, k)), strict=True):
+            total = total + value * column
+        return total
+
+    @staticmethod
+    def _degree(what: str, k: int) -> int:
+        return degrees(k + 1)[what == "spread"]
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Change nothing again."""
+        for name, values in AxisMap(self.n_latents).state_dict().items():
+            self.get_buffer(name).copy_(values)
+        self.fitted = False
+
+    @torch.no_grad()
+    def fit(self, mean: np.ndarray, teff: np.ndarray) -> bool:
+        """Learn the map from posterior means (n, d) of training stars and the Teff (n,), K, that is read from w.
+
+        Returns
+        -------
+        bool
+            False where the stars are too few, or all of one Teff: the map changes nothing.
+        """
+        self.reset()
+        z, t = torch.from_numpy(np.asarray(mean, np.float64)), np.asarray(teff, np.float64)
+        most = max(n_terms(k + 1, self._degree("mean", k)) for k in range(self.n_latents))
+        low, high = np.percentile(t, ENDS) if len(t) else (0.0, 0.0)
+        if most * STARS_A_TERM > len(t) or not high > low:
+            return False
+        self.span.copy_(torch.tensor([(low + high) / 2, (high - low) / 2]))
+        scaled = torch.from_numpy((t - (low + high) / 2) / ((high - low) / 2)).clamp(-1.0, 1.0)[:, None]
+        before, mapped = (z / REACH).clamp(-1.0, 1.0), z.clone()
+        for k in range(self.n_latents):
+            at = self._learn("at", k, torch.cat([scaled, before[:, :k]], 1), z[:, k])
+            all_ = self._learn("all", k, (mapped[:, :k] / REACH).clamp(-1.0, 1.0), z[:, k])
+            factor = torch.exp((all_[1] - at[1]).clamp(-MOST_STRETCH, MOST_STRETCH))
+            mapped[:, k] = all_[0] + (z[:, k] - at[0]) * factor
+        self.fitted = True
+        return True
+
+    def _learn(self, kind: str, k: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the spread of y (n,) given x (n, m): kept, and given for each star."""
+        design = torch.stack(terms(x, self._degree("mean", k)), 1)
+        coefficients = _ridge(design, y)
+        mean = design @ coefficients
+        self.get_buffer(f"mean_{kind}_{k}").copy_(coefficients)
+        design = torch.stack(terms(x, self._degree("spread", k)), 1)
+        left = y - mean
+        spread = torch.zeros(design.shape[1], dtype=y.dtype)
+        spread[0] = torch.log(left.std())
+        for _ in range(STEPS):  # Gaussian likelihood, with its second derivative in the mean
+            ratio = (left / torch.exp(design @ spread)).clamp(-CLIPPED, CLIPPED)
+            spread = spread + _ridge(design, 0.5 * (ratio**2 - 1.0))
+        self.get_buffer(f"spread_{kind}_{k}").copy_(spread)
+        return mean, design @ spread
+
+
+def _ridge(design: Tensor, y: Tensor) -> Tensor:
+    """Coefficients (k,) of y (n,) in the columns of a design (n, k)."""
+    normal = design.T @ design / len(y) + RIDGE * torch.eye(design.shape[1], dtype=design.dtype)
+    return torch.linalg.solve(normal, design.T @ y / len(y))
+
+
+def _see_whether_fitted(axis_map: AxisMap, _: Any) -> None:
+    axis_map.fitted = bool(axis_map.span[0] != 0)
