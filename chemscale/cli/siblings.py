@@ -219,7 +219,8 @@ def transform(
     written = write_table(found.reset_coords("star_id"), out)
     outside = int(found["outside_domain"].values.sum())
     n = int(found.sizes["star"])
-    console.print(f"{n:,} stars, {outside:,} of them outside the training field; wrote {written}", highlight=False)
+    told = f"{n:,} stars, {outside:,} of them outside the training field; wrote {written}"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
     if json:
         echo_json({"table": str(written), "stars": n, "outside_domain": outside, "n_features": model.n_features})
 
@@ -239,7 +240,8 @@ def export(
     from chemscale.runtime.run import Run
 
     LikenessModel.of_run(Run.open(run), metric).save(out)
-    console.print(f"wrote {out}; use: chemscale rsca transform STORE --run {out} --out TABLE", highlight=False)
+    told = f"wrote {out}; use: chemscale rsca transform STORE --run {out} --out TABLE"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
     if json:
         echo_json({"file": out, "metric": metric})
 

@@ -125,7 +125,8 @@ def _release(simulation: Any, folder: str, overwrite: bool, workers: int | None,
         echo_json(done)
     else:
         console.print(f"[green]release written:[/] {escape(folder)}", highlight=False)
-        console.print(f"{done['n_files']:,} spectra, {done['allstar']}, {done['members']}", highlight=False)
+        files = f"{escape(done['allstar'])}, {escape(done['members'])}"
+        console.print(f"{done['n_files']:,} spectra, {files}", highlight=False)
         console.print(
             f"next: chemscale ingest apogee --spectra {escape(folder)} --allstar {escape(done['allstar'])} "
             f"--members {escape(done['members'])} --out survey.zarr",

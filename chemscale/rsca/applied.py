@@ -7,6 +7,7 @@ says what is in it), and gives features of any spectra on the same wavelength gr
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ from chemscale.runtime.files import write_file
 from chemscale.runtime.run import Run
 from chemscale.statistics.ppca import MaskedPPCA
 from chemscale.survey.store.cleaning import check_cleaned
+
+logger = logging.getLogger(__name__)
 
 #: Share of the training field that lies within the domain.
 DOMAIN = 0.999
@@ -241,8 +244,12 @@ def open_model(source: str | os.PathLike[str], metric: str = "best") -> Likeness
 
 @contextmanager
 def spectra(source: str) -> Iterator[xr.Dataset]:
-    """A survey store, or a table of spectra (NPZ, FITS, HDF5) read into a store that is removed afterwards."""
+    """A survey store, or a table of spectra (NPZ, FITS, HDF5) read into a store that is removed afterwards.
+
+    What of a table is left out, and what it does not say and is taken for granted, is logged.
+    """
     from chemscale.survey.ingest.ingestion import ingest
+    from chemscale.survey.sources.base import by_reason
     from chemscale.survey.sources.table import TableSource
     from chemscale.survey.store.open import open_survey
 
@@ -251,7 +258,11 @@ def spectra(source: str) -> Iterator[xr.Dataset]:
         return
     with tempfile.TemporaryDirectory(prefix="chemscale-") as folder:
         store = os.path.join(folder, "survey.zarr")
-        ingest(TableSource(source), store, progress=False)
+        summary = ingest(TableSource(source), store)
+        for reason, n in by_reason([r.reason for r in summary.rejected]).items():
+            logger.warning("%s: %d of its spectra left out: %s", source, n, reason)
+        for what in summary.assumed:
+            logger.warning("%s: assumed: %s", source, what)
         yield open_survey(store)
 
 

@@ -145,7 +145,7 @@ class Evaluation:
         if len(self.names) < 2:
             raise DataError(
                 "leave-one-cluster-out needs two clusters, there is one",
-                "add clusters, or ask for the rate without cross-validation (leave_one_out=False)",
+                "add clusters; in Python, leave_one_out=False gives the rate of clusters that the metric has seen",
             )
         return {c: self.fit(method, k=k, train=self.clusters != c).matrix(n_features) for c in self.names}
 

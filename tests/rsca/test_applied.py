@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from chemscale.cli import build
 from chemscale.errors import InputError, StoreError
-from chemscale.rsca.applied import LikenessModel, open_model
+from chemscale.rsca.applied import LikenessModel, open_model, spectra
 from chemscale.rsca.evaluate import evaluate_run
 from chemscale.rsca.pair import pair
 from chemscale.rsca.pipeline import fit_run
@@ -71,6 +71,16 @@ def test_strange_spectra_are_flagged_and_other_grids_refused(run, tmp_path):
         LikenessModel.load(tmp_path / "no.safetensors")
 
 
+def test_what_of_a_table_takes_no_part_in_a_transform_is_told(tmp_path, caplog):
+    ivar = np.full((4, 60), 1e4)
+    ivar[2] = 0
+    np.savez(tmp_path / "t.npz", flux=np.ones((4, 60)), ivar=ivar, wavelength=15000.0 + np.arange(60))
+    with spectra(str(tmp_path / "t.npz")) as survey:
+        assert survey.sizes["star"] == 3
+    assert "1 of its spectra left out: no pixel has both a flux and a valid error" in caplog.text
+    assert "assumed: wavelengths are in vacuum" in caplog.text
+
+
 @pytest.mark.parametrize("metric", ["paper", "auto"])
 def test_a_pair_is_as_far_apart_as_the_search_says(run, store, metric):
     search = SiblingSearch.open(run.path, metric=metric, n_features=3 if metric == "paper" else None)
@@ -119,12 +129,12 @@ def test_tables_hold_what_was_found(run, ending, tmp_path):
 
 
 def test_command_line_transforms_exports_and_compares(run, store, tmp_path):
-    model, table = tmp_path / "m.safetensors", tmp_path / "t.fits"
+    model, table = tmp_path / "m[red].safetensors", tmp_path / "t[red].fits"  # no markup of the terminal's
     call = CliRunner().invoke
     done = call(build(), ["rsca", "export", "--run", str(run.path), "--out", str(model)])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0 and f"wrote {model}" in done.output, done.output
     done = call(build(), ["rsca", "transform", store, "--run", str(model), "--out", str(table), "--json"])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0 and f"wrote {table}" in done.output, done.output
     found = Table.read(table)
     assert len(found) == 548 and {"star_id", "features_1", "domain_distance", "outside_domain"} <= set(found.colnames)
     ids = [str(v).strip() for v in found["star_id"][:2]]

@@ -156,6 +156,7 @@ def read_membership(joins: Joins, keys: StarKeys) -> Membership | None:
     spell = keys.spelled.get(key.lower())
     if spell:
         found.stars = {spell(star): value for star, value in found.stars.items()}
+        found.disputed = {spell(star) for star in found.disputed}
     return found
 
 
@@ -174,13 +175,15 @@ def _add_members(
     if stars and not any(i in stars for i in ids):  # perhaps only written otherwise: 2m... for 2M...
         folded = {i.casefold(): i for i in ids}
         stars = {folded.get(s.casefold(), s): value for s, value in stars.items()}
+        membership.disputed = {folded.get(s.casefold(), s) for s in membership.disputed}
     field_star = ("", float("nan"))
     given = [stars.get(i, field_star) for i in ids]
     columns["cluster"] = np.array([g[0] for g in given], str) if given else np.zeros(0, str)
     if membership.probability_column:
         columns["cluster_probability"] = np.array([g[1] for g in given], np.float32)
-    plan.attrs["assumed"] = [*plan.attrs.get("assumed", ()), *spelled_alike(columns["cluster"])]
     table, held = printable(str(joins.members)), set(ids)
+    told = [*spelled_alike(columns["cluster"]), *_judged(membership, stars, ids, joins, key)]
+    plan.attrs["assumed"] = [*plan.attrs.get("assumed", ()), *told]
     for star, (cluster, _) in stars.items():
         if star not in held:
             lacks = "not in allStar" if keys.catalogued and star not in keys.catalogued else "without a spectrum"
@@ -192,6 +195,28 @@ def _add_members(
         "repeated": membership.n_repeated,
         "probability_column": membership.probability_column,
     }
+
+
+def _judged(
+    membership: Membership, stars: dict[str, tuple[str, float]], ids: list[str], joins: Joins, key: str
+) -> list[str]:
+    """What was decided about rows of the membership table that no one asked for, a sentence each."""
+    told = []
+    if membership.n_below and joins.min_probability is None:
+        told.append(
+            f"members have {membership.probability_column} above {membership.min_probability:g}: "
+            f"{membership.n_below:,} of {membership.n_rows:,} rows do not (--min-probability)"
+        )
+    if disputed := sorted(membership.disputed.intersection(ids)):
+        kept = f"{printable(disputed[0])} is of {stars[disputed[0]][0]}"
+        which = "the row of highest probability" if membership.probability_column else "the first row"
+        told.append(f"{which} counts of stars listed in several clusters: {len(disputed):,}, e.g. {kept}")
+    if stars and ids and not stars.keys() & set(ids):
+        told.append(
+            f"the membership table is of other stars: none of its {len(stars):,} members has a spectrum here (column "
+            f"{key} holds identifiers like {printable(next(iter(stars)))}, here they are like {printable(ids[0])})"
+        )
+    return told
 
 
 def _leave(unused: dict[str, dict[str, str]], file: str, names: Sequence[str]) -> None:

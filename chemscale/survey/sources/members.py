@@ -25,7 +25,8 @@ class Membership:
     """Star -> (cluster, probability), and what was noticed while reading the table.
 
     `probability` is NaN where the table gives none. `n_rows`, `n_below` (rows under the
-    probability limit) and `n_repeated` (rows of a star already seen) account for every row.
+    probability limit) and `n_repeated` (rows of a star already seen) account for every row;
+    `disputed` are stars listed in more than one cluster.
     """
 
     stars: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Membership:
     n_repeated: int = 0
     probability_column: str = ""
     min_probability: float | None = None
+    disputed: set[str] = field(default_factory=set)
     #: columns that were not needed
     ignored: list[str] = field(default_factory=list)
 
@@ -63,7 +65,7 @@ def read_members(
     Returns
     -------
     Membership
-        A star listed more than once (OCCAM repeats 500) keeps its most probable row.
+        A star listed more than once (OCCAM repeats 500) keeps its most probable row, or its first.
 
     Raises
     ------
@@ -97,8 +99,10 @@ def read_members(
             continue
         if star in found.stars:
             found.n_repeated += 1
-            known = found.stars[star][1]
-            if not (p > known or math.isnan(known)):
+            before, known = found.stars[star]
+            if name != before:
+                found.disputed.add(star)
+            if not (p > known or (math.isnan(known) and not math.isnan(p))):
                 continue
         found.stars[star] = (name, p)
     return found

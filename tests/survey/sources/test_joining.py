@@ -210,6 +210,32 @@ def test_one_cut_in_probability_for_every_source(tmp_path, name):
     assert plan.attrs["membership"]["min_probability"] == 0.8 and plan.attrs["membership"]["below_minimum"] == 2
 
 
+def _table_plan(folder, members, **how):
+    wave, ids = 5000.0 + np.arange(50), list("abc")
+    np.savez(folder / "t.npz", flux=np.ones((3, 50)), error=np.full((3, 50), 0.01), wavelength=wave, star_id=ids)
+    (folder / "m.csv").write_text(members)
+    return TableSource(str(folder / "t.npz"), members=str(folder / "m.csv"), member_key="id", **how).plan()
+
+
+def test_what_was_decided_about_listed_members_is_told(tmp_path):
+    twice = _table_plan(tmp_path, "id,cluster\na,X\nb,X\na,Y\nb,X\n")
+    assert [i.labels["cluster"] for i in twice.items] == ["X", "X", ""]
+    told = "the first row counts of stars listed in several clusters: 1, e.g. a is of X"
+    assert told in twice.attrs["assumed"]
+    likely = _table_plan(tmp_path, "id,cluster,proba\na,X,0.85\na,Y,0.9\nb,X,0.5\n")
+    assert [i.labels["cluster"] for i in likely.items] == ["Y", "", ""]
+    assert any("highest probability" in t and "a is of Y" in t for t in likely.attrs["assumed"])
+    assert any("proba above 0.8: 1 of 3 rows" in t for t in likely.attrs["assumed"])
+    asked = _table_plan(tmp_path, "id,cluster,proba\na,X,0.9\nb,X,0.5\n", min_probability=0.8)
+    assert not any("above 0.8" in t for t in asked.attrs["assumed"])
+
+
+def test_a_membership_table_of_other_stars_is_told(tmp_path):
+    plan = _table_plan(tmp_path, "id,cluster\nHD 1,X\nHD 2,X\n")
+    (told,) = (t for t in plan.attrs["assumed"] if "other stars" in t)
+    assert "none of its 2 members" in told and "like HD 1" in told and "like a" in told
+
+
 def test_probabilities_in_per_cent_are_refused(tmp_path):
     (tmp_path / "m.csv").write_text("id,cluster,proba\na,X,99\nb,X,80\n")
     with pytest.raises(InputError, match="per cent"):
