@@ -150,21 +150,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     done = args.work / "trials.json"
     found = json.loads(done.read_text()) if done.exists() else []
-    if args.again:
-        found = [judge_again(args.work, args, f) for f in found]
-        for f in found:
-            print(
-                f["kind"],
-                f["number"],
-                f["r"],
-                f["lines"],
-                f["overfit"],
-                f["r2"],
-                f["unknown"],
-                f["warnings"],
-                flush=True,
-            )
-        write_json(done, found)
+    if args.again:  # one by one: a run that is cut off carries on
+        anew = args.work / "judged.json"
+        judged = json.loads(anew.read_text()) if anew.exists() else []
+        for f in found[len(judged) :]:
+            judged.append(judge_again(args.work, args, f))
+            write_json(anew, judged)
+            print({k: v for k, v in judged[-1].items() if k != "cpu_s"}, flush=True)
+        found = judged
     wanted = [] if args.again else [(kind, i) for kind, n in {**ASTRAY, "good": GOOD}.items() for i in range(n)]
     wanted = [w for w in wanted if args.only in ("", w[0])]
     # good and led astray in turn: a run that is cut off has some of both
@@ -174,8 +167,8 @@ def main() -> None:
             found.append(trial(args.work, args, kind, number))
             write_json(done, found)
             print(kind, number, found[-1]["r"], found[-1]["warnings"], f"{found[-1]['cpu_s']:.0f} s", flush=True)
-        if args.out:
-            args.out.write_text(table(found, args))
+    if args.out:
+        args.out.write_text(table(found, args))
     print(table(found, args))
 
 
