@@ -8,6 +8,7 @@ spread back that it has given those latents alone. No abundance enters; the deco
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations_with_replacement
 from math import comb
 from typing import Any
@@ -47,23 +48,28 @@ def n_terms(variables: int, degree: int) -> int:
     return comb(variables + degree, degree)
 
 
-def terms(x: Tensor, degree: int) -> list[Tensor]:
-    """Products of Chebyshev polynomials, up to a total degree, of the columns of x (n, m) in [-1, 1]; (n,) each.
+@lru_cache
+def exponents(variables: int, degree: int, device: torch.device) -> Tensor:
+    """Degrees of the polynomials that each product is one of, (terms, variables), lowest totals first."""
+    every = (c for total in range(degree + 1) for c in combinations_with_replacement(range(variables), total))
+    return torch.tensor([[c.count(j) for j in range(variables)] for c in every], dtype=torch.long, device=device)
 
-    >>> [t.item() for t in terms(torch.tensor([[0.5, -1.0]]), 1)]
-    [1.0, 0.5, -1.0]
+
+def terms(x: Tensor, degree: int) -> Tensor:
+    """Products of Chebyshev polynomials, up to a total degree, of the columns of x (n, m) in [-1, 1]; (terms, n).
+
+    >>> terms(torch.tensor([[0.5, -1.0]]), 1).T
+    tensor([[ 1.0000,  0.5000, -1.0000]])
     """
+    x = x.T.contiguous()
     table = [torch.ones_like(x), x]
     for _ in range(degree - 1):
         table.append(2 * x * table[-1] - table[-2])
-    columns = []
-    for total in range(degree + 1):
-        for chosen in combinations_with_replacement(range(x.shape[1]), total):
-            product = x.new_ones(len(x))
-            for j in dict.fromkeys(chosen):
-                product = product * table[chosen.count(j)][:, j]
-            columns.append(product)
-    return columns
+    each = torch.stack(table, 1)
+    found = x.new_ones(1, x.shape[1])
+    for column, index in zip(each, exponents(len(x), degree, x.device).unbind(1), strict=True):
+        found = found * column[index]
+    return found
 
 
 class AxisMap(nn.Module):
@@ -102,24 +108,21 @@ class AxisMap(nn.Module):
         mapped: list[Tensor] = []
         factors = []
         for k in range(self.n_latents):
-            here = torch.cat([t, before[:, :k]], 1)
             alone = (torch.stack(mapped, 1) / REACH).clamp(-1.0, 1.0) if mapped else before[:, :0]
-            change = self._value("spread", "all", k, alone) - self._value("spread", "at", k, here)
-            factors.append(torch.exp(change.clamp(-MOST_STRETCH, MOST_STRETCH)))
-            left = mean[:, k] - self._value("mean", "at", k, here)
-            mapped.append(self._value("mean", "all", k, alone) + left * factors[-1])
+            (here, spread_here), (there, spread_there) = (
+                self._values("at", k, torch.cat([t, before[:, :k]], 1)),
+                self._values("all", k, alone),
+            )
+            factors.append(torch.exp((spread_there - spread_here).clamp(-MOST_STRETCH, MOST_STRETCH)))
+            mapped.append(there + (mean[:, k] - here) * factors[-1])
         return torch.stack(mapped, 1), torch.stack(factors, 1)
 
-    def _value(self, what: str, kind: str, k: int, x: Tensor) -> Tensor:
-        """A polynomial of the rows of x (n, m); summed term by term, so that no row depends on how many there are."""
-        total = x.new_zeros(len(x))
-        for value, column in zip(self.get_buffer(f"{what}_{kind}_{k}"), terms(x, self._degree(what, k)), strict=True):
-            total = total + value * column
-        return total
-
-    @staticmethod
-    def _degree(what: str, k: int) -> int:
-        return degrees(k + 1)[what == "spread"]
+    def _values(self, kind: str, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the spread of latent k of stars x (n, m); no star depends on how many there are."""
+        products = terms(x, degrees(k + 1)[0])
+        mean, spread = (self.get_buffer(f"{what}_{kind}_{k}")[:, None] for what in ("mean", "spread"))
+        # running sums: how a sum is cut up may depend on the number of stars
+        return (mean * products).cumsum(0)[-1], (spread * products[: len(spread)]).cumsum(0)[-1]
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -139,7 +142,7 @@ class AxisMap(nn.Module):
         """
         self.reset()
         z, t = torch.from_numpy(np.asarray(mean, np.float64)), np.asarray(teff, np.float64)
-        most = max(n_terms(k + 1, self._degree("mean", k)) for k in range(self.n_latents))
+        most = max(n_terms(k + 1, degrees(k + 1)[0]) for k in range(self.n_latents))
         low, high = np.percentile(t, ENDS) if len(t) else (0.0, 0.0)
         if most * STARS_A_TERM > len(t) or not high > low:
             return False
@@ -156,11 +159,12 @@ class AxisMap(nn.Module):
 
     def _learn(self, kind: str, k: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the spread of y (n,) given x (n, m): kept, and given for each star."""
-        design = torch.stack(terms(x, self._degree("mean", k)), 1)
+        products = terms(x, degrees(k + 1)[0])
+        design = products.T
         coefficients = _ridge(design, y)
         mean = design @ coefficients
         self.get_buffer(f"mean_{kind}_{k}").copy_(coefficients)
-        design = torch.stack(terms(x, self._degree("spread", k)), 1)
+        design = products[: len(self.get_buffer(f"spread_{kind}_{k}"))].T
         left = y - mean
         spread = torch.zeros(design.shape[1], dtype=y.dtype)
         spread[0] = torch.log(left.std())
