@@ -1,4 +1,4 @@
-"""What the axis map changes: the last stage of finished trainings done anew, with the map, and both judged by the truth.
+"""What the axis map changes: the last stage of finished trainings, anew and with the map, judged by the truth.
 
     python benchmarks/vae_axis_map.py RUN STORE [RUN STORE ...] --work DIR --out results/vae_axis_map.md
 
@@ -84,8 +84,8 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     args.work.mkdir(parents=True, exist_ok=True)
     lines = [
-        "| catalogue | axis map | r [Fe/H] | r [alpha/Fe] | r [C/Fe] | relative L2 | R2 Teff, three splits | R2 log g | "
-        "CEMP, learned | alpha-poor, learned | CEMP, as printed | alpha-poor, as printed |",
+        "| catalogue | axis map | r [Fe/H] | r [alpha/Fe] | r [C/Fe] | relative L2 | R2 Teff, three splits | "
+        "R2 log g | CEMP, learned | alpha-poor, learned | CEMP, as printed | alpha-poor, as printed |",
         "| --- " * 12 + "|",
     ]
     for run, store in zip(args.runs[::2], args.runs[1::2], strict=True):
