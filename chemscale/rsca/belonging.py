@@ -47,6 +47,7 @@ def robust_scatter(
     inside = csr_array((np.ones(len(x)), (group, np.arange(len(x)))))
     belonging = np.ones(len(x))
     leading = min(LEADING, x.shape[1])
+    typical = leading * (1 - 2 / (9 * leading)) ** 3  # median of chi-squared
     limit = leading + SLACK * np.sqrt(2 * leading)
     centre = inside @ x / np.bincount(group)[:, None]
     if prior is not None:  # half of a small cluster may be strangers
@@ -64,5 +65,6 @@ def robust_scatter(
         spread, axes = eigh((1 - SHRINKAGE) * scatter + SHRINKAGE * prior, field, subset_by_index=(0, leading - 1))
         squared = np.sum((gap @ axes) ** 2 / spread, axis=1)
         squared /= 1 - 0.999 * w / total[group]  # a centre follows the few stars it is of
+        squared /= max(1.0, np.median(squared) / typical)  # the prior may be smaller than what members scatter by
         belonging = np.minimum(1.0, (limit / np.maximum(squared, 1e-300)) ** POWER)
     return scatter, belonging

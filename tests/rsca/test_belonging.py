@@ -48,6 +48,12 @@ def test_without_strangers_every_member_counts():
     np.testing.assert_allclose(np.diag(within), np.diag(plain), rtol=0.15)
 
 
+def test_members_belong_where_the_prior_is_far_too_small():
+    """Without labels it is the noise of coordinates, less than siblings of other temperatures differ by."""
+    x, number, _ = clusters_of(3, [20, 12, 8, 8, 6, 6, 5, 5, 4, 4], 0.0)
+    assert found(x, number, np.diag((0.1 * WITHIN) ** 2))[1].mean() > 0.95
+
+
 def test_of_two_that_differ_neither_counts():
     x, number, _ = clusters_of(4, [10] * 6 + [2], 0.0)
     x[-1] = x[-2] + 3.0
