@@ -15,8 +15,9 @@ from scipy.sparse import csr_array
 
 #: Directions that distances are measured along.
 LEADING = 8
-#: Members count in full up to so many standard deviations beyond the squared distance that is expected of them.
-SLACK = 3.0
+#: Members count in full up to so many standard deviations beyond the squared distance that is expected of them: where
+#: the prior covariance is the scatter at fixed labels, and where it is noise, of which temperature is no part.
+SLACK, SLACK_NOISE = 3.0, 6.0
 #: How their weight falls beyond, as a power of the squared distance.
 POWER = 2.0
 #: Share of the prior covariance in the scatter that distances are measured in.
@@ -27,7 +28,12 @@ DOUBTFUL = 0.5
 
 
 def robust_scatter(
-    x: np.ndarray, group: np.ndarray, weights: np.ndarray, field: np.ndarray, prior: np.ndarray | None
+    x: np.ndarray,
+    group: np.ndarray,
+    weights: np.ndarray,
+    field: np.ndarray,
+    prior: np.ndarray | None,
+    slack: float = SLACK,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Covariance within groups (K, K), and how far each star belongs to its own (n,), between 0 and 1.
 
@@ -43,12 +49,14 @@ def robust_scatter(
         Covariance of field stars.
     prior : (K, K), optional
         What the covariance is known to be like; without it every star belongs in full.
+    slack : float
+        Standard deviations beyond the expected squared distance up to which a star counts in full.
     """
     inside = csr_array((np.ones(len(x)), (group, np.arange(len(x)))))
     belonging = np.ones(len(x))
     leading = min(LEADING, x.shape[1])
     typical = leading * (1 - 2 / (9 * leading)) ** 3  # median of chi-squared
-    limit = leading + SLACK * np.sqrt(2 * leading)
+    limit = leading + slack * np.sqrt(2 * leading)
     centre = inside @ x / np.bincount(group)[:, None]
     if prior is not None:  # half of a small cluster may be strangers
         for number in np.flatnonzero(np.bincount(group) > 2):

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from scipy.linalg import eigh
 
-from chemscale.rsca.belonging import robust_scatter
+from chemscale.rsca.belonging import SLACK, SLACK_NOISE, robust_scatter
 from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.detrending import SelfDetrending
 from chemscale.rsca.doppelganger import Evaluation, evenly
@@ -234,8 +234,9 @@ class Representation:
         if out not in self._found:
             use = ~np.isin(self._number, out)
             prior = self.targets.get("residual", self.targets.get("noise"))
+            slack = SLACK if "residual" in self.targets else SLACK_NOISE
             number = np.unique(self._number[use], return_inverse=True)[1]
-            within, trust = robust_scatter(self._stars[use], number, self._weights[use], self.covariance, prior)
+            within, trust = robust_scatter(self._stars[use], number, self._weights[use], self.covariance, prior, slack)
             every = np.zeros(len(use))
             every[use] = trust
             self._found[out] = within, every[: len(self.centred)]
