@@ -163,7 +163,8 @@ def infer(
         f"({summary['stars_per_s']:,.0f} a second)",
         highlight=False,
     )
-    console.print(escape(record(opened, "vae.infer", inference_verdict(opened, summary))), highlight=False)
+    told = inference_verdict(opened, summary, store)
+    console.print(escape(record(opened, "vae.infer", told)), highlight=False, soft_wrap=True)
     if json:
         echo_json(summary)
 

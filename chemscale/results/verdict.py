@@ -61,8 +61,11 @@ def training_verdict(curves: Sequence[Mapping[str, Any]], *, epochs: int | None 
     return f"{told}; held-out error {held[-1]:.3f}, at its minimum within {100 * max(rise, 0):.0f} %: no overfitting."
 
 
-def inference_verdict(run: Run, summary: Mapping[str, Any]) -> str:
-    """How many stars have latents now, how many have none to speak of, and the next command."""
+def inference_verdict(run: Run, summary: Mapping[str, Any], store: str = "") -> str:
+    """How many stars have latents now, how many have none to speak of, and the next command.
+
+    `store` is the survey that was inferred, by default the run's.
+    """
     from chemscale.vae.product import PRODUCT, open_latents
 
     n, computed = int(summary["stars"]), int(summary["computed"])
@@ -72,7 +75,7 @@ def inference_verdict(run: Run, summary: Mapping[str, Any]) -> str:
     if run.has(PRODUCT):
         used = np.asarray(open_latents(run.path / PRODUCT)["n_used"].values)
         if blank := int((used == 0).sum()):
-            told += f"; {blank:,} without a usable pixel have none (`chemscale info {run.store}` says why)"
+            told += f"; {blank:,} without a usable pixel have none (`chemscale info {store or run.store}` says why)"
     return f"{told}; next: chemscale anomalies --run {run.path}"
 
 

@@ -9,6 +9,7 @@ own upper tail over clean held-out stars; the largest decides.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,9 +107,11 @@ def calibrate_scores(raw: Mapping[str, np.ndarray], false_alarm: float = 0.01) -
     usable &= _within(raw, usable)
     n = int(usable.sum())
     if n < TAIL_STARS / false_alarm:
+        more = "hold out more stars, or infer the survey that the model was trained on"
+        least = math.ceil(100 * TAIL_STARS / n) / 100 if n else 1.0
         raise DataError(
             f"{n} held-out stars cannot calibrate a false-alarm rate of {false_alarm}",
-            f"ask for a rate of {TAIL_STARS / max(n, 1):.2g} or more, or hold out more stars",
+            f"ask for a rate of {least:g} or more, or {more}" if least < 0.5 else more,
         )
     # every reference star is scored in units it had no part in, as further stars will be
     rows = np.flatnonzero(usable)

@@ -265,6 +265,20 @@ def test_too_strict_a_rate_is_refused(run):
         pipeline.anomalies(run, false_alarm=2)
 
 
+def test_another_survey_of_blank_stars_is_named_and_asks_for_no_impossible_rate(run, toy, tmp_path):
+    from chemscale.cli import build
+    from chemscale.survey.ingest.datasets import write_survey
+
+    blank = toy.isel(star=slice(0, 20)).copy(deep=True)
+    blank["ivar"][:] = 0
+    other = str(write_survey(blank, tmp_path / "blank.zarr"))
+    done = CliRunner().invoke(build(), ["vae", "infer", other, "--run", str(run), "--overwrite"])
+    assert done.exit_code == 0 and f"20 without a usable pixel have none (`chemscale info {other}`" in done.output
+    with pytest.raises(DataError, match="0 held-out stars") as refused:
+        pipeline.anomalies(run)
+    assert "rate" not in refused.value.remedy and "trained on" in refused.value.remedy
+
+
 def test_causes_name_the_region():
     n = 400
     rng = np.random.default_rng(0)
