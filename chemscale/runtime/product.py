@@ -47,7 +47,8 @@ _SYNCED_AT_ONCE = 16
 def switch(new: Path, target: Path) -> None:
     """Give the folder `new` the name `target`; what was there before goes only when `new` is in its place.
 
-    One step where the file system can exchange two names; elsewhere there is a moment without the product.
+    One step where the file system can exchange two names; elsewhere there is a moment without the product. What a
+    killed switch left of an older product goes, too.
     """
     if os.path.lexists(target):
         old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:12]}")
@@ -59,6 +60,7 @@ def switch(new: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         os.rename(new, target)
+    remove_leftovers(target)
 
 
 def discard(target: Path) -> None:

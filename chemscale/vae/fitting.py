@@ -19,7 +19,7 @@ import xarray as xr
 
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime.jsonio import plain, write_json
-from chemscale.runtime.product import PARTIAL, remove_leftovers, switch
+from chemscale.runtime.product import PARTIAL, switch
 from chemscale.runtime.run import Run
 from chemscale.survey.store.cleaning import check_cleaned
 from chemscale.vae.alignment import of_training
@@ -204,7 +204,6 @@ def train(
             for name in ("initial.json", "initial.safetensors", "checkpoint.json", "checkpoint.safetensors"):
                 (folder / name).unlink(missing_ok=True)
             if finished:
-                remove_leftovers(final)
                 switch(folder, final)
             summary = where.load_json(f"{FOLDER}/summary.json")
             stage.note(**summary)

@@ -154,3 +154,13 @@ def test_switch_makes_a_product_that_was_not_there(tmp_path, way):
     (tmp_path / "new").mkdir()
     switch(tmp_path / "new", tmp_path / "p")
     assert os.listdir(tmp_path) == ["p"]
+
+
+def test_a_switch_takes_along_what_a_killed_one_left(tmp_path):
+    for name in ("study", "study.old-0123456789ab", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.csv").write_text(name)
+    (tmp_path / "study.older").mkdir()  # a neighbour
+    switch(tmp_path / "new", tmp_path / "study")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["study", "study.older"]
+    assert (tmp_path / "study" / "data.csv").read_text() == "new"
