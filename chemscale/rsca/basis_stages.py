@@ -73,7 +73,8 @@ def fit_basis(
         return int(model.pixel_used_.sum())
     most = f"at most {recipe.max_passes} passes over {int(keep.sum()):,} spectra"
     outliers = "" if recipe.outlier_sigmas is None else f", outliers beyond {recipe.outlier_sigmas:g} sigma left out"
-    say(f"fitting {components} components ({recipe.noise} noise{outliers}): {most}")
+    better = " for the better metric" if suffix else ""
+    say(f"fitting {components} components{better} ({recipe.noise} noise{outliers}): {most}")
     with run.stage(f"ppca{suffix}", settings=settings | {"key": key}) as stage:
         with progress_bar(recipe.max_passes, "counting pixels, fitting a subsample", unit="passes") as bar:
             watch = _Passes(bar, recipe.tol, say)
@@ -175,7 +176,7 @@ class _Passes:
         known = f"angle {angle:.2g} rad" if math.isfinite(angle) else "angle not known yet"
         self.bar.describe(f"fitting, {known}, stops at {self.tol:g}")
         self.bar.advance(done - self.bar.done)
-        self.bar.expect(done + left)
+        self.bar.expect(done + left, at_most=left == most - done)
         if done == 2:  # the first pass has more to do than the others
             each = self.ended[1] - self.ended[0]
             if each * left > WORTH_SAYING:

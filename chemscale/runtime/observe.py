@@ -90,6 +90,7 @@ class Progress:
     def __init__(self, total: float | None, description: str, unit: str):
         self.total, self.description, self.unit = total, description, unit
         self.done = 0.0
+        self.at_most = False
         self.started = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -106,9 +107,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, description=text)
 
-    def expect(self, total: float) -> None:
-        """Change the number of units there will be: the time left follows it."""
-        self.total = total
+    def expect(self, total: float, at_most: bool = False) -> None:
+        """Change the number of units there will be, or that there will be at most: the time left follows it."""
+        self.total, self.at_most = total, at_most
         if self._bar is not None:
             self._bar.update(self._task, total=total)
 
@@ -117,7 +118,8 @@ class Progress:
         done = f"{self.done:,.0f}" + (f" of {self.total:,.0f}" if self.total else "")
         told = f"{self.description or 'working'}: {done} {self.unit}, {human_seconds(self.seconds)} so far"
         if self.total and 0 < self.done < self.total:
-            told += f", about {human_seconds((self.total - self.done) * self.seconds / self.done)} left"
+            left = human_seconds((self.total - self.done) * self.seconds / self.done)
+            told += f", {'at most' if self.at_most else 'about'} {left} left"
         return told
 
     @property

@@ -108,7 +108,8 @@ def group_pixels(survey: Survey, config: ModelConfig, regions: RegionSet) -> dic
     absent = [g.name for g in config.groups if g.name not in masks]
     if absent:
         raise InputError(
-            f"regions {regions.name!r} have no group {', '.join(absent)}", f"their groups: {', '.join(masks)}"
+            f"regions {regions.name!r} have no group {', '.join(absent)}",
+            f"they have {', '.join(masks)}: name them as the model does, or give the model these groups with --groups",
         )
     pixels = {g.name: np.flatnonzero(masks[g.name]) for g in config.groups}
     if config.rest:

@@ -339,13 +339,14 @@ def test_passes_left_follow_the_angle():
 def test_a_long_fit_says_how_long(monkeypatch):
     said: list[str] = []
     for first, left in ((np.inf, 28), (0.4, 5)):
-        clock = iter([0.0, 100.0, 160.0])
+        clock = iter([0.0, 100.0, *[160.0] * 3])
         monkeypatch.setattr(basis_stages.time, "monotonic", lambda clock=clock: next(clock))
         bar = Progress(30, "", "passes")
         watch = basis_stages._Passes(bar, 0.01, said.append)
         watch(1, 30, first)
         watch(2, 30, 0.2)
         assert (bar.done, bar.total) == (2, 2 + left)
+        assert (", at most" if left == 28 else ", about") in bar.line()
     assert said == [
         "a pass takes 60.0 s: at most 28.0 min",
         "a pass takes 60.0 s: about 5.0 min to go, at most 28.0 min",
@@ -381,6 +382,7 @@ def test_one_fit_serves_both_metrics_where_their_bases_are_alike(tmp_path):
     said.clear()
     fit_run(path, tmp_path / "other", components=6, metric="auto", recipe="paper", progress=said.append)
     assert sum(text.startswith("fitting") for text in said) == 2
+    assert sum("components for the better metric" in text for text in said) == 1
 
 
 def test_a_basis_that_is_there_is_kept_until_store_or_settings_change(tmp_path):
