@@ -11,7 +11,7 @@ import numpy as np
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
-from chemscale.rsca.belonging import DOUBTFUL
+from chemscale.rsca.belonging import DOUBTFUL, SLACK, SLACK_UNKNOWN
 from chemscale.rsca.detrending import HELD, MIN_FRACTION, REMOVED, LabelDetrending, SelfDetrending
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.outlying import FieldEdge
@@ -126,6 +126,7 @@ def auto_representations(
         for names in (tuple(CUTS), (*REMOVED, *HELD) if detrendings else ())
     )
     end = n + len(stars.member_rows)
+    slack = SLACK if "detrended-abundances" in detrendings else SLACK_UNKNOWN
     forms = {
         name: Representation(
             stars.evaluate(z[:n], z[n:end]),
@@ -135,12 +136,13 @@ def auto_representations(
             covariate_directions(z[:n], leaking, held),
             None if stars.siblings is None else stars.siblings.at(z[end:]),
             hold_leading=not held,
+            slack=slack,
         )
         for name, z in coords.items()
     }
     if n >= SELF_DETRENDING_FIELD and not _labelled(stars, detrendings.get("detrended")):
         plain = forms["plain"]
-        shared = (plain.evaluation, targets, continuum, plain.weights, plain.nuisances, plain.siblings, not held)
+        shared = (plain.evaluation, targets, continuum, plain.weights, plain.nuisances, plain.siblings, not held, slack)
         forms["self-detrended"] = SelfDetrended(*shared)
         known = {name: v for name in REMOVED if (v := stars.label(name)) is not None}
         removed = {

@@ -16,8 +16,8 @@ from scipy.sparse import csr_array
 #: Directions that distances are measured along.
 LEADING = 8
 #: Members count in full up to so many standard deviations beyond the squared distance that is expected of them: where
-#: the prior covariance is the scatter at fixed labels, and where it is noise, of which temperature is no part.
-SLACK, SLACK_NOISE = 3.0, 6.0
+#: the survey's abundances say what members scatter by, and where siblings differ in what no label tells.
+SLACK, SLACK_UNKNOWN = 3.0, 10.0
 #: How their weight falls beyond, as a power of the squared distance.
 POWER = 2.0
 #: Share of the prior covariance in the scatter that distances are measured in.

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from scipy.linalg import eigh
 
-from chemscale.rsca.belonging import SLACK, SLACK_NOISE, robust_scatter
+from chemscale.rsca.belonging import SLACK, robust_scatter
 from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.detrending import SelfDetrending
 from chemscale.rsca.doppelganger import Evaluation, evenly
@@ -174,6 +174,8 @@ class Representation:
         Groups that are no clusters, at coordinates of this form: their scatter is learned from, too.
     hold_leading : bool
         No label of chemistry was held when the nuisances were measured: see :func:`beyond_leading`.
+    slack : float
+        How far out members count in full (:func:`chemscale.rsca.belonging.robust_scatter`).
     """
 
     evaluation: Evaluation
@@ -183,6 +185,7 @@ class Representation:
     nuisances: np.ndarray | None = None
     siblings: SiblingGroups | None = None
     hold_leading: bool = False
+    slack: float = SLACK
 
     def __post_init__(self) -> None:
         e = self.evaluation
@@ -234,9 +237,10 @@ class Representation:
         if out not in self._found:
             use = ~np.isin(self._number, out)
             prior = self.targets.get("residual", self.targets.get("noise"))
-            slack = SLACK if "residual" in self.targets else SLACK_NOISE
             number = np.unique(self._number[use], return_inverse=True)[1]
-            within, trust = robust_scatter(self._stars[use], number, self._weights[use], self.covariance, prior, slack)
+            within, trust = robust_scatter(
+                self._stars[use], number, self._weights[use], self.covariance, prior, self.slack
+            )
             every = np.zeros(len(use))
             every[use] = trust
             self._found[out] = within, every[: len(self.centred)]
@@ -322,7 +326,7 @@ class _SelfDetrendedView(Representation):
     def __init__(self, form: SelfDetrended, left_out: Sequence[int]):
         e = form.evaluation
         self.evaluation, self.targets, self.continuum, self.weights = e, form.targets, form.continuum, form.weights
-        self.nuisances, self.hold_leading = form.nuisances, form.hold_leading
+        self.nuisances, self.hold_leading, self.slack = form.nuisances, form.hold_leading, form.slack
         self.groups, self.clusters, self.names = form.groups, form.clusters, form.names
         self._labels = {name: values[0] for name, values in form.removed.items()}
         detrending = SelfDetrending(e.moments.mean, form.axes(left_out), tuple(form.removed))
