@@ -74,5 +74,5 @@ def robust_scatter(
         squared = np.sum((gap @ axes) ** 2 / spread, axis=1)
         squared /= 1 - 0.999 * w / total[group]  # a centre follows the few stars it is of
         squared /= max(1.0, np.median(squared) / typical)  # the prior may be smaller than what members scatter by
-        belonging = np.minimum(1.0, (limit / np.maximum(squared, 1e-300)) ** POWER)
+        belonging = (limit / np.maximum(squared, limit)) ** POWER
     return scatter, belonging

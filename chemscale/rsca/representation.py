@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from scipy.linalg import eigh
 
-from chemscale.rsca.belonging import SLACK, robust_scatter
+from chemscale.rsca.belonging import SLACK_UNKNOWN, robust_scatter
 from chemscale.rsca.companions import SiblingGroups
 from chemscale.rsca.detrending import SelfDetrending
 from chemscale.rsca.doppelganger import Evaluation, evenly
@@ -185,7 +185,7 @@ class Representation:
     nuisances: np.ndarray | None = None
     siblings: SiblingGroups | None = None
     hold_leading: bool = False
-    slack: float = SLACK
+    slack: float = SLACK_UNKNOWN
 
     def __post_init__(self) -> None:
         e = self.evaluation

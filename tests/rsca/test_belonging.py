@@ -5,7 +5,7 @@ import pytest
 
 from chemscale.rsca.auto import choose_metric
 from chemscale.rsca.auto_run import doubtful_members
-from chemscale.rsca.belonging import robust_scatter
+from chemscale.rsca.belonging import SLACK, robust_scatter
 from chemscale.rsca.contrastive import refine
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.representation import Representation
@@ -66,7 +66,7 @@ def test_a_cluster_left_out_says_nothing_of_the_others():
     field = np.random.default_rng(0).normal(size=(500, K))
     other = np.where((number == 2)[:, None], 5.0 * x, x)
     noise = {"noise": np.diag(WITHIN**2)}
-    forms = [Representation(Evaluation(field, v, number.astype(str)), noise) for v in (x, other)]
+    forms = [Representation(Evaluation(field, v, number.astype(str)), noise, slack=SLACK) for v in (x, other)]
     np.testing.assert_allclose(forms[0].within((2,)), forms[1].within((2,)))
     np.testing.assert_allclose(forms[0].belonging((2,)), forms[1].belonging((2,)))
     assert np.all(forms[0].belonging((2,))[number == 2] == 0)
@@ -93,7 +93,7 @@ def test_true_members_are_told_apart_better_when_strangers_hardly_count(seed):
     engine, of_members = Evaluation(field, x, names), Evaluation(field, x[~stranger], names[~stranger])
     rates = []
     for targets in ({"noise": np.diag((0.3 * WITHIN) ** 2)}, {}):  # without a target every listed member is believed
-        form = Representation(engine, targets)
+        form = Representation(engine, targets, slack=SLACK)
         maps = {name: form.full_metric(K, 0.0, "none", left_out=(j,)) for j, name in enumerate(engine.names)}
         rates.append(of_members.rates(matrices=maps).overall)
     assert rates[0] < 0.7 * rates[1]
@@ -102,7 +102,7 @@ def test_true_members_are_told_apart_better_when_strangers_hardly_count(seed):
 def test_the_search_says_who_belongs():
     x, number, stranger = clusters_of(9, [14, 12, 10, 10, 8, 8], 0.15)
     engine = Evaluation(np.random.default_rng(2).normal(size=(1000, K)), x, number.astype(str))
-    result = choose_metric({"plain": Representation(engine, {"noise": np.diag(WITHIN**2)})}, ks=[8])
+    result = choose_metric({"plain": Representation(engine, {"noise": np.diag(WITHIN**2)}, slack=SLACK)}, ks=[8])
     assert result.belonging[stranger].mean() < 0.3 < 0.9 < result.belonging[~stranger].mean()
     assert set(result.maps) == set(engine.names)
 
