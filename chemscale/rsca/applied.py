@@ -67,6 +67,8 @@ class LikenessModel:
         Of pairs, as ``evaluation.json`` has it; empty where it is not known.
     cleaned : tuple of str
         What was taken off the spectra it was fitted on (``chemscale clean``).
+    medium : {"air", "vacuum", ""}
+        Of the wavelengths; empty in files of earlier releases.
     """
 
     basis: MaskedPPCA
@@ -78,6 +80,7 @@ class LikenessModel:
     wavelength: np.ndarray
     likeness: dict[str, Any] = field(default_factory=dict)
     cleaned: tuple[str, ...] = ()
+    medium: str = ""
 
     @classmethod
     def of_run(cls, run: Run, metric: str = "best") -> LikenessModel:
@@ -103,6 +106,7 @@ class LikenessModel:
             n = min(int(chosen.get("n_features", 3)), found.n_features_in_)
         basis = MaskedPPCA.from_dataset(run.open_dataset(f"ppca{suffix}.zarr").load())
         stars = RunStars.read(run, f"embedding{suffix}.zarr", max_field=DOMAIN_FIELD)
+        wavelength, medium = _grid(run)
         moments = field_moments(stars.field)
         precision = np.linalg.inv(moments.covariance)
         distance = _mahalanobis(np.asarray(stars.field), moments.mean, precision)
@@ -113,9 +117,10 @@ class LikenessModel:
             moments.mean,
             precision,
             float(np.quantile(distance, DOMAIN)),
-            _grid(run),
+            wavelength,
             stored_likeness(run, chosen["metric"]) or {},
             cleaned_of(run),
+            medium,
         )
 
     @property
@@ -148,7 +153,7 @@ class LikenessModel:
         Raises
         ------
         InputError
-            Another wavelength grid, or spectra that are not cleaned as those of the model were.
+            Another wavelength grid or medium, or spectra that are not cleaned as those of the model were.
         """
         check_cleaned(survey.attrs.get("cleaned", ()), self.cleaned, "model")
         grid = np.asarray(survey["wavelength"].values, dtype=float)
@@ -158,6 +163,7 @@ class LikenessModel:
                 f"{len(self.wavelength)} from {self.wavelength[0]:.2f} to {self.wavelength[-1]:.2f}",
                 "resample them to the grid of the survey that the model was fitted on",
             )
+        self._check_medium(survey)
         coords = _computed(self.basis.transform(survey).data, progress)
         distance = _mahalanobis(coords, self.centre, self.precision)
         with np.errstate(invalid="ignore"):
@@ -173,6 +179,19 @@ class LikenessModel:
         out.attrs["domain_limit"] = self.limit
         return out
 
+    def _check_medium(self, survey: xr.Dataset) -> None:
+        """Refuse wavelengths in another medium, some pixels apart; take those that do not say for the model's."""
+        medium = str(survey["wavelength"].attrs.get("medium", ""))
+        if not self.medium or medium in ("", self.medium):
+            return
+        if not survey.attrs.get("medium_stated", True):
+            logger.warning("nothing says the medium of the wavelengths: taken to be in %s as the model's", self.medium)
+            return
+        raise InputError(
+            f"the wavelengths of the spectra are in {medium}, the model's in {self.medium}",
+            "resample the spectra to the grid of the survey that the model was fitted on, in its medium",
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as one file: arrays as safetensors, everything else as JSON in its header."""
         from safetensors.numpy import save
@@ -183,7 +202,7 @@ class LikenessModel:
             "wavelength": self.wavelength,
         }
         header: dict[str, Any] = {"format": FORMAT, "n_features": self.n_features, "limit": self.limit}
-        header |= {"likeness": jsonio.plain(self.likeness), "cleaned": list(self.cleaned)}
+        header |= {"likeness": jsonio.plain(self.likeness), "cleaned": list(self.cleaned), "medium": self.medium}
         for name, ds in (("basis", self.basis.to_dataset()), ("metric", self.metric.to_dataset())):
             header[name] = {"attrs": jsonio.plain(ds.attrs), "dims": {str(v): list(ds[v].dims) for v in ds.variables}}
             arrays |= {f"{name}.{v}": np.ascontiguousarray(ds[v].values) for v in ds.variables}
@@ -226,6 +245,7 @@ class LikenessModel:
             arrays["wavelength"],
             header["likeness"],
             tuple(header.get("cleaned", ())),
+            str(header.get("medium", "")),
         )
 
     def probability(self, distance: Any, prior: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -299,7 +319,9 @@ def _computed(coords: Any, progress: Callable[[int], None] | None) -> np.ndarray
     return out
 
 
-def _grid(run: Run) -> np.ndarray:
+def _grid(run: Run) -> tuple[np.ndarray, str]:
+    """Wavelengths (P,) of a run's survey, and their medium."""
     from chemscale.survey.store.open import open_survey
 
-    return np.asarray(open_survey(run.store)["wavelength"].values, dtype=np.float64)
+    wave = open_survey(run.store)["wavelength"]
+    return np.asarray(wave.values, dtype=np.float64), str(wave.attrs.get("medium", ""))

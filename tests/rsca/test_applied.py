@@ -71,6 +71,20 @@ def test_strange_spectra_are_flagged_and_other_grids_refused(run, tmp_path):
         LikenessModel.load(tmp_path / "no.safetensors")
 
 
+def test_wavelengths_in_another_medium_are_refused_and_taken_for_the_models_where_nothing_says(run, tmp_path, caplog):
+    made = LikenessModel.of_run(run, "paper")
+    made.save(tmp_path / "model.safetensors")
+    other = make_survey(40, 2, 3, n_pixels=60, seed=3)
+    own = other["wavelength"].attrs["medium"]
+    other["wavelength"].attrs["medium"] = {"air": "vacuum", "vacuum": "air"}[own]
+    for model in (made, LikenessModel.load(tmp_path / "model.safetensors")):
+        with pytest.raises(InputError, match=f"the model's in {own}"):
+            model.transform(other)
+    other.attrs["medium_stated"] = False
+    found = made.transform(other)
+    assert np.isfinite(found["features"]).all() and f"taken to be in {own}" in caplog.text
+
+
 def test_what_of_a_table_takes_no_part_in_a_transform_is_told(tmp_path, caplog):
     ivar = np.full((4, 60), 1e4)
     ivar[2] = 0
