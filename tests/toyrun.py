@@ -15,7 +15,7 @@ from chemscale.runtime.run import Run
 from chemscale.schema import variable_attrs
 from chemscale.survey.ingest.datasets import write_survey
 from chemscale.vae import flags
-from chemscale.vae.columns import write_columns
+from chemscale.vae.columns import begin_columns, write_rows
 
 ELEMENTS = ("Fe", "Mg", "Ni", "Si", "Al", "C", "N", "Ca")
 
@@ -97,9 +97,17 @@ def add_latents(run, n):
     latents.to_zarr(run.file("latents.zarr"), zarr_format=3, consolidated=False)
     known = {"metal": 0.3 * latents["mean"].values[:, 0] - 0.1 + rng.normal(0, 0.05, n)}
     found = flags.apply(latents, ("metal", "alpha"), abundances=known)
-    write_columns(run.path / "flags.zarr", ids, found.columns(), "vae flags")
+    _write_columns(run.path / "flags.zarr", ids, found.columns(), "vae flags")
     score = rng.random(n)
     cause = np.where(score > 0.9, "window", "").astype(object)
-    write_columns(
+    _write_columns(
         run.path / "anomalies.zarr", ids, {"score": score, "anomalous": score > 0.9, "cause": cause}, "vae anomalies"
     )
+
+
+def _write_columns(path: Path, star_id: np.ndarray, columns: dict[str, np.ndarray], product: str) -> None:
+    """A product whose columns are in memory."""
+    every = {"star_id": star_id} | columns
+    new = begin_columns(path, len(star_id), every, product)
+    write_rows(str(new.folder), 0, every)
+    new.finish({})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chemscale.survey.resample import rebin
+from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 
 
@@ -44,7 +44,7 @@ class TextFiles:
         for item in items:
             try:
                 wave, flux, error = np.loadtxt(item.path, unpack=True)
-                rows.append(rebin(wave, flux, 1 / error**2, wavelength))
+                rows.append(Rebinner(wave, wavelength)(flux, 1 / error**2))
                 good.append(item)
             except (OSError, ValueError) as problem:
                 rejected.append(Rejection(item.path, str(problem), item.star_id))
