@@ -1,9 +1,10 @@
-"""The same spread of each latent at every Teff: a location-scale step at the end of the encoder.
+"""The same distribution of each latent at every Teff: a last step of the encoder.
 
-The penalty on dependence takes Teff out of the latents as far as a batch shows it. What is left is how the mean and
-the spread of a latent change with Teff together with the latents before it: boosted trees read some of it. Once the
-encoder is done, each latent in turn is standardised given Teff and the latents before it, and gets the mean and the
-spread back that it has given those latents alone. No abundance enters; the decoders then learn from mapped latents.
+The penalty on dependence takes Teff out of the latents as far as a batch shows it. What is left is how a latent's
+distribution changes with Teff together with the latents before it: boosted trees read some of it. Once the encoder is
+done, each latent in turn is standardised given Teff and the latents before it, what is left gets the shape
+(:mod:`~chemscale.vae.axis_shape`) and then the mean and the spread that it has given those latents alone. No abundance
+enters; the decoders then learn from mapped latents.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from chemscale.vae.axis_shape import ShapeMap
 
 #: Highest degree of the polynomials of the mean in Teff and earlier latents, and terms that one has at most: with more
 #: latents the degree falls. That of the logarithm of the spread is two lower.
@@ -73,7 +76,7 @@ def terms(x: Tensor, degree: int) -> Tensor:
 
 
 class AxisMap(nn.Module):
-    """Location and scale of each latent given Teff and the latents before it, and given those latents alone.
+    """Location, scale and shape of each latent given Teff and the latents before it, and given those latents alone.
 
     Until it is fitted it changes nothing.
 
@@ -92,6 +95,7 @@ class AxisMap(nn.Module):
             for kind, variables in (("at", k + 1), ("all", k)):
                 for what, degree in zip(("mean", "spread"), degrees(k + 1), strict=True):
                     self.register_buffer(f"{what}_{kind}_{k}", torch.zeros(n_terms(variables, degree)))
+        self.shape = ShapeMap(n_latents)
         self.register_load_state_dict_post_hook(_see_whether_fitted)
 
     def forward(self, mean: Tensor, teff: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,8 +117,14 @@ class AxisMap(nn.Module):
                 self._values("at", k, torch.cat([t, before[:, :k]], 1)),
                 self._values("all", k, alone),
             )
-            factors.append(torch.exp((spread_there - spread_here).clamp(-MOST_STRETCH, MOST_STRETCH)))
-            mapped.append(there + (mean[:, k] - here) * factors[-1])
+            factor = torch.exp((spread_there - spread_here).clamp(-MOST_STRETCH, MOST_STRETCH))
+            left = mean[:, k] - here
+            factors.append(factor)
+            if self.shape.fitted:
+                scale = torch.exp(spread_here)
+                left, slope = self.shape(k, left / scale, t[:, 0], mapped)
+                left, factors[-1] = left * scale, factor * slope
+            mapped.append(there + left * factor)
         return torch.stack(mapped, 1), torch.stack(factors, 1)
 
     def _values(self, kind: str, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +139,7 @@ class AxisMap(nn.Module):
         """Change nothing again."""
         for name, values in AxisMap(self.n_latents).state_dict().items():
             self.get_buffer(name).copy_(values)
-        self.fitted = False
+        self.fitted = self.shape.fitted = False
 
     @torch.no_grad()
     def fit(self, mean: np.ndarray, teff: np.ndarray) -> bool:
@@ -148,12 +158,15 @@ class AxisMap(nn.Module):
             return False
         self.span.copy_(torch.tensor([(low + high) / 2, (high - low) / 2]))
         scaled = torch.from_numpy((t - (low + high) / 2) / ((high - low) / 2)).clamp(-1.0, 1.0)[:, None]
+        self.shape.start(scaled[:, 0])
         before, mapped = (z / REACH).clamp(-1.0, 1.0), z.clone()
         for k in range(self.n_latents):
             at = self._learn("at", k, torch.cat([scaled, before[:, :k]], 1), z[:, k])
             all_ = self._learn("all", k, (mapped[:, :k] / REACH).clamp(-1.0, 1.0), z[:, k])
             factor = torch.exp((all_[1] - at[1]).clamp(-MOST_STRETCH, MOST_STRETCH))
-            mapped[:, k] = all_[0] + (z[:, k] - at[0]) * factor
+            scale = torch.exp(at[1])
+            left = self.shape.learn(k, (z[:, k] - at[0]) / scale, scaled[:, 0], list(mapped[:, :k].T))
+            mapped[:, k] = all_[0] + left * scale * factor
         self.fitted = True
         return True
 

@@ -121,7 +121,7 @@ class TrainConfig:
     decoder_finetune_epochs : int
         Epochs in which only the decoders learn, from posterior means, the encoder fixed.
     map_axes : bool
-        Whether latents get the same mean and spread at every Teff before the decoders learn alone, see
+        Whether latents get the same distribution at every Teff before the decoders learn alone, see
         :mod:`~chemscale.vae.axis_map`. Needs `decoder_finetune_epochs`.
     clip : float
         Largest gradient norm; 0 = no limit.
