@@ -46,7 +46,7 @@ def read_only(paths: list[str]) -> int:
 
 def parse_files(paths: list[str]) -> int:
     """Flux, error and label row of every file with chemscale's reader."""
-    from chemscale.survey.sources.formats.fits import read_bytes, scan
+    from chemscale.formats.fits import read_bytes, scan
 
     values = 0
     for path in paths:
@@ -200,7 +200,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="chemscale-bench-", dir=Path(args.release).parent))
     result: dict[str, Any] = {"files": len(paths), "workers": args.workers, "threads": args.threads, "shards": pieces}
     result["page_cache"] = "cold" if args.cold else "warm"
-    result["chosen_reader"] = "arrays: chemscale.survey.sources.formats.fits (read_bytes and scan)"
+    result["chosen_reader"] = "arrays: chemscale.formats.fits (read_bytes and scan)"
     result["bytes"] = sum(Path(p).stat().st_size for p in paths)
     result["load_average"] = os.getloadavg()[0]
     result["machine"] = {"python": platform.python_version(), "platform": platform.platform()}

@@ -51,8 +51,8 @@ def sky(at: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 def join(path: str, stars: int, rows: int, by: str) -> dict[str, Any]:
     """One join, in this process."""
-    from chemscale.survey.sources.catalogue_labels import join_labels
-    from chemscale.survey.sources.star_keys import StarKeys
+    from chemscale.catalogues.labels import join_labels
+    from chemscale.catalogues.star_keys import StarKeys
 
     at = np.arange(stars) * (rows // stars)
     names = [str(4_000_000_000_000_000_000 + 37 * i) for i in at.tolist()]

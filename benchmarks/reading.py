@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from chemscale.formats.fits import read_bytes, scan
 from chemscale.survey.sources.apogee import ApogeeSource
-from chemscale.survey.sources.formats.fits import read_bytes, scan
 
 
 def with_chemscale(path: str) -> None:

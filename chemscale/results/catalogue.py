@@ -8,11 +8,11 @@ import re
 
 import numpy as np
 
+from chemscale.catalogues.missing import no_numbers, numbers, whole_identifiers, words
+from chemscale.catalogues.opening import open_catalogue
 from chemscale.errors import InputError
 from chemscale.results.columns import Column, RunTable
 from chemscale.suggest import hint
-from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.missing import no_numbers, numbers, whole_identifiers, words
 
 #: Names under which catalogues keep the identifier, whatever their case, tried in this order.
 KEYS = ("star_id", "apogee_id", "obsid", "id")

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import identifiers
+from chemscale.catalogues.opening import open_catalogue
 from chemscale.errors import DataError, InputError
-from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import identifiers
+from chemscale.formats.paths import printable
 
 #: Weight of a kind where the user says nothing; 1 for any other. Repeats differ in noise and instrument alone, never in
 #: temperature: counted in full they would say that siblings do not differ in it.

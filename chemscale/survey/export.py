@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import InputError
+from chemscale.formats.fits_file import NOTES
 from chemscale.schema import VARIABLES, star_variables
 from chemscale.survey.conversions import rows_of
-from chemscale.survey.sources.formats.fits_file import NOTES
 
 #: Stars held at once.
 _STARS = 1024

@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.errors import InputError
-from chemscale.schema import VARIABLES, variable_attrs
-from chemscale.survey.sources.formats.catalogue import plain_values
-from chemscale.survey.sources.missing import (
+from chemscale.catalogues.missing import (
     cluster_name,
     gaia_id,
     measured,
@@ -20,6 +17,9 @@ from chemscale.survey.sources.missing import (
     whole_identifiers,
     words,
 )
+from chemscale.errors import InputError
+from chemscale.formats.catalogue import plain_values
+from chemscale.schema import VARIABLES, variable_attrs
 
 
 def as_columns(labels: Any) -> dict[str, Any]:

@@ -21,6 +21,10 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
+from chemscale.formats.fits import read_bytes, scan
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.kernels import REASONS
+from chemscale.formats.paths import printable
 from chemscale.schema import APOGEE_ELEMENTS
 from chemscale.survey.sources import apogee_labels as labelling
 from chemscale.survey.sources.apogee_match import Found, agrees, check_row, match_star, signal_to_noise
@@ -39,10 +43,6 @@ from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.file_names import APOGEE, APOGEE_PRODUCTS, other_products, other_survey
 from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
-from chemscale.survey.sources.formats.fits import read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.kernels import REASONS
-from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chemscale.catalogues.missing import extra_names, extra_numbers, gaia_ids, measured, measured_one, words
+from chemscale.catalogues.units import converter
 from chemscale.errors import InputError
+from chemscale.formats.fits import HDU
+from chemscale.formats.fits_columns import TableLayout
+from chemscale.formats.fits_header import FitsError, Header
+from chemscale.formats.fits_tables import iter_table, table_columns, table_units
+from chemscale.formats.values import concatenate
 from chemscale.schema import APOGEE_ELEMENTS, VARIABLES
-from chemscale.survey.sources.formats.fits import HDU
-from chemscale.survey.sources.formats.fits_columns import TableLayout
-from chemscale.survey.sources.formats.fits_header import FitsError, Header
-from chemscale.survey.sources.formats.fits_tables import iter_table, table_columns, table_units
-from chemscale.survey.sources.formats.values import concatenate
-from chemscale.survey.sources.missing import extra_names, extra_numbers, gaia_ids, measured, measured_one, words
-from chemscale.survey.sources.units import converter
 
 #: DR17's 20 species (HDU3 `ELEM_SYMBOL` of allStar-dr17).
 DR17_ELEMENTS = tuple(e for e in APOGEE_ELEMENTS if e not in {"P", "Cu", "Ge", "Rb", "Nd", "Yb"})

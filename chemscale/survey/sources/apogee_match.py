@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured_one, words
+from chemscale.formats.fits import read_bytes, scan
+from chemscale.formats.fits_header import FitsError, Header
 from chemscale.survey.sources import apogee_labels as labelling
-from chemscale.survey.sources.formats.fits import read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError, Header
-from chemscale.survey.sources.missing import measured_one, words
 
 TELESCOPES = ("apo25m", "lco25m", "apo1m")
 _BY_PREFIX = {"apStar": {"apo25m", "apo1m"}, "asStar": {"lco25m"}, "ap1mStar": {"apo1m"}}

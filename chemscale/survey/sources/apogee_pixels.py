@@ -6,13 +6,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from chemscale.formats import kernels as compiled
+from chemscale.formats.fits import HDU
+from chemscale.formats.fits_columns import IMAGE_DTYPES
+from chemscale.formats.fits_header import FitsError, Header
+from chemscale.formats.paths import printable
 from chemscale.schema import Flag
 from chemscale.survey.continuum import running_quantile
-from chemscale.survey.sources.formats import kernels as compiled
-from chemscale.survey.sources.formats.fits import HDU
-from chemscale.survey.sources.formats.fits_columns import IMAGE_DTYPES
-from chemscale.survey.sources.formats.fits_header import FitsError, Header
-from chemscale.survey.sources.formats.paths import printable
 
 N_PIXELS = 8575
 LOG_START, LOG_STEP = 4.179, 6e-6
@@ -117,7 +117,7 @@ def finish(
     -------
     flux, ivar, flags : ndarray (n, P)
     verdict : ndarray (n,) uint8
-        Index of :data:`chemscale.survey.sources.formats.kernels.REASONS`; 0 for a usable star.
+        Index of :data:`chemscale.formats.kernels.REASONS`; 0 for a usable star.
     """
     ivar, flags, verdict = np.empty_like(flux), np.empty(flux.shape, np.uint8), np.empty(len(flux), np.uint8)
     absurd = np.float32(np.inf if normalise else _ABSURD)

@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured_one
+from chemscale.catalogues.star_keys import StarKeys
+from chemscale.catalogues.units import SPEED_OF_LIGHT
 from chemscale.errors import InputError
+from chemscale.formats.fits import HDU
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import printable
 from chemscale.schema import Flag
 from chemscale.survey.continuum import running_quantile
 from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.folders import FolderSource
-from chemscale.survey.sources.formats.fits import HDU
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
-from chemscale.survey.sources.missing import measured_one
 from chemscale.survey.sources.normalising import implied_continuum, over_continuum
-from chemscale.survey.sources.star_keys import StarKeys
-from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Beyond this |z| a "star" is a galaxy or a failed fit: no bound star moves at 3000 km/s.
 MAX_REDSHIFT = 0.01

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.formats.kernels import informed_rows
+from chemscale.formats.paths import printable
 from chemscale.schema import VARIABLES
 from chemscale.survey.sources.base import Item, Rejection, StarBlock
-from chemscale.survey.sources.formats.kernels import informed_rows
-from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import block_labels
 
 #: Stars worked on at once: temporaries in float64 stay under about 100 MB whatever a block's size.

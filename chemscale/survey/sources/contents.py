@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from chemscale.survey.sources.formats import fits
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.fits_tables import scan_mapped
-from chemscale.survey.sources.formats.paths import is_gzip, is_remote, printable
+from chemscale.formats import fits
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.fits_tables import scan_mapped
+from chemscale.formats.paths import is_gzip, is_remote, printable
 
 #: Files looked at until one can be read.
 _TRIES = 20

@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import gaia_ids, identifiers, measured, measured_one, numbers, words
+from chemscale.catalogues.opening import open_catalogue
+from chemscale.catalogues.units import SPEED_OF_LIGHT, converter
 from chemscale.errors import InputError
+from chemscale.formats.fits_file import FitsFile
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import is_remote, printable
 from chemscale.survey.sources.arms import (
     HARMLESS_ZWARNING,
     TELLURIC_WINDOWS,
@@ -28,16 +34,10 @@ from chemscale.survey.sources.arms import (
     linear_grid,
 )
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
-from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.file_names import DESI_COADD, DESI_VELOCITIES, other_survey
 from chemscale.survey.sources.files import find_files
 from chemscale.survey.sources.folders import as_list
-from chemscale.survey.sources.formats.fits_file import FitsFile
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import is_remote, printable
 from chemscale.survey.sources.labels import RowLabels
-from chemscale.survey.sources.missing import gaia_ids, identifiers, measured, measured_one, numbers, words
-from chemscale.survey.sources.units import SPEED_OF_LIGHT, converter
 
 _ARMS = ("B", "R", "Z")
 #: contract name -> columns of an rvspecfit, redrock or zbest table

@@ -10,8 +10,8 @@ import os
 import re
 from collections.abc import Iterable
 
+from chemscale.formats.paths import is_remote, printable
 from chemscale.survey.sources.base import available_sources
-from chemscale.survey.sources.formats.paths import is_remote, printable
 
 _FITS = r"\.fits(?:\.gz)?$"
 #: ``aspcapStar-r12-2M00452143+1634446.fits``, with pipeline, telescope and date in some releases

@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Callable, Iterator
 
 from chemscale.errors import InputError
+from chemscale.formats.paths import is_remote, printable
 from chemscale.survey.sources.base import Rejection
-from chemscale.survey.sources.formats.paths import is_remote, printable
 
 MAX_ID = 128
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured_one
+from chemscale.catalogues.star_keys import StarKeys
 from chemscale.errors import InputError
+from chemscale.formats.fits import read_bytes, scan
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import printable
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.contents import not_read
 from chemscale.survey.sources.file_names import other_survey
 from chemscale.survey.sources.files import find_files, id_problem
-from chemscale.survey.sources.formats.fits import read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.joining import Joins, complete
-from chemscale.survey.sources.missing import measured_one
-from chemscale.survey.sources.star_keys import StarKeys
 
 
 def as_list(value: Any) -> list[str]:
@@ -52,7 +52,7 @@ class JoiningSource:
     member_key, member_column : str, optional
         Its columns with the identifier and the cluster; the survey's own names by default.
     probability_column, min_probability : optional
-        As for :func:`~chemscale.survey.sources.members.read_members`.
+        As for :func:`~chemscale.catalogues.members.read_members`.
     extra : sequence of str
         Further per-star numbers of the catalogues (or of the table of spectra) to store, as ``x_NAME`` in float64,
         without a conversion of units.

@@ -22,19 +22,19 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import gaia_id, measured, numbers, whole_identifiers
+from chemscale.catalogues.opening import open_catalogue
+from chemscale.catalogues.units import converter
 from chemscale.errors import InputError
+from chemscale.formats.catalogue import Catalogue
+from chemscale.formats.paths import printable
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import Batch, read_in_batches
-from chemscale.survey.sources.catalogues import open_catalogue
 from chemscale.survey.sources.file_names import GAIA_XP_SAMPLING, GAIA_XP_SINGLE, is_table, other_survey
 from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
-from chemscale.survey.sources.formats.catalogue import Catalogue
-from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import contract_labels
-from chemscale.survey.sources.missing import gaia_id, measured, numbers, whole_identifiers
 from chemscale.survey.sources.normalising import divide_by
-from chemscale.survey.sources.units import converter
 
 #: nm, of the archive's sampled spectra.
 SAMPLING = np.arange(336.0, 1021.0, 2.0)

@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured_one
+from chemscale.catalogues.units import SPEED_OF_LIGHT
 from chemscale.errors import InputError
+from chemscale.formats.fits import HDU, read_bytes, scan
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import printable
 from chemscale.survey.resample import Rebinner
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.file_names import GALAH, other_survey
 from chemscale.survey.sources.files import find_files, id_problem
-from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import measured_one
-from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Rest-frame ends of the four cameras, Angstrom in air: inside each by the largest shift of a star.
 CAMERAS = ((4720.0, 4895.0), (5655.0, 5865.0), (6485.0, 6730.0), (7595.0, 7880.0))

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.labels import Joined, join_labels
+from chemscale.catalogues.members import MIN_PROBABILITY, Membership, default_probability, read_members
+from chemscale.catalogues.missing import extra_names, spelled_alike
+from chemscale.catalogues.opening import open_catalogue
+from chemscale.catalogues.star_keys import StarKeys
 from chemscale.errors import InputError
+from chemscale.formats.paths import printable
 from chemscale.schema import VARIABLES
 from chemscale.suggest import hint
 from chemscale.survey.sources.base import Item, SurveyPlan, absent_member
-from chemscale.survey.sources.catalogue_labels import Joined, join_labels
-from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.members import MIN_PROBABILITY, Membership, default_probability, read_members
-from chemscale.survey.sources.missing import extra_names, spelled_alike
-from chemscale.survey.sources.star_keys import StarKeys
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured_one, word
+from chemscale.catalogues.star_keys import StarKeys
+from chemscale.formats.fits import HDU, read_bytes, scan
+from chemscale.formats.fits_header import FitsError, Header
+from chemscale.formats.paths import printable
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.file_names import is_fits
 from chemscale.survey.sources.folders import FolderSource, header_texts
-from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError, Header
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import measured_one, word
-from chemscale.survey.sources.star_keys import StarKeys
 
 LABELS = ("ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits", "quality")
 #: No count is so certain: beyond this an inverse variance is damage.

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured_one
+from chemscale.catalogues.units import SPEED_OF_LIGHT
 from chemscale.errors import InputError
+from chemscale.formats.fits import HDU, read_bytes, scan
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import printable
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.file_names import is_fits
-from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import printable
 from chemscale.survey.sources.lamost import lamost_keys
-from chemscale.survey.sources.missing import measured_one
-from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 #: Rest-frame ends of the two arms, vacuum Angstrom: inside both by the largest shift of a star.
 ARMS = ((4960.0, 5340.0), (6310.0, 6790.0))

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from chemscale.errors import InputError
+from chemscale.formats.pixels import inverse_variance
 from chemscale.schema import Flag
 from chemscale.survey.continuum import divide, running_quantile
 from chemscale.survey.resample import Rebinner
-from chemscale.survey.sources.formats.pixels import inverse_variance
 
 CONTINUA = ("as-given", "running-quantile", "median")
 #: The typical flux of a continuum-normalised star lies in here, M dwarfs and noisy stars included.

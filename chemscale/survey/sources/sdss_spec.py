@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured, measured_one, words
+from chemscale.formats.fits import HDU, read_bytes, scan
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import printable
 from chemscale.survey.sources.arms import (
     HARMLESS_ZWARNING,
     TELLURIC_WINDOWS,
@@ -23,10 +27,6 @@ from chemscale.survey.sources.arms import (
 )
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.file_names import SDSS_SPEC
-from chemscale.survey.sources.formats.fits import HDU, read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import measured, measured_one, words
 
 #: AND_MASK bits (spPixMask) that make a pixel bad: NOPLUG, BADTRACE, BADFLAT, BADARC, MANYBADCOLUMNS, MANYREJECTED,
 #: FULLREJECT, NOSKY, BRIGHTSKY, NODATA, COMBINEREJ, BADFLUXFACTOR, BADSKYCHI, REDMONSTER.

@@ -21,6 +21,10 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
+from chemscale.formats.fits import read_bytes, scan
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import printable
+from chemscale.formats.pixels import usable
 from chemscale.schema import Flag
 from chemscale.survey.continuum import running_quantile
 from chemscale.survey.sources import apogee_pixels as apogee
@@ -29,10 +33,6 @@ from chemscale.survey.sources.blocks import Batch, read_in_batches
 from chemscale.survey.sources.file_names import SDSS_V, other_survey
 from chemscale.survey.sources.files import find_files, id_problem
 from chemscale.survey.sources.folders import FolderSource
-from chemscale.survey.sources.formats.fits import read_bytes, scan
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.formats.pixels import usable
 from chemscale.survey.sources.labels import RowLabels, contract_labels
 from chemscale.survey.sources.normalising import over_continuum
 from chemscale.survey.sources.sdss_v_files import (

@@ -9,12 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.errors import InputError
-from chemscale.survey.sources.formats.fits import HDU
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.fits_tables import read_table, table_columns, table_units
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import (
+from chemscale.catalogues.missing import (
     extra_names,
     extra_numbers,
     gaia_ids,
@@ -24,8 +19,13 @@ from chemscale.survey.sources.missing import (
     numbers,
     words,
 )
-from chemscale.survey.sources.species import abundances, species_columns
-from chemscale.survey.sources.units import converter
+from chemscale.catalogues.species import abundances, species_columns
+from chemscale.catalogues.units import converter
+from chemscale.errors import InputError
+from chemscale.formats.fits import HDU
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.fits_tables import read_table, table_columns, table_units
+from chemscale.formats.paths import printable
 
 #: contract name -> columns of a summary catalogue, the first present wins
 _CATALOGUE = {

@@ -30,20 +30,21 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import extra_names, gaia_id, measured, spelled_alike, whole_identifiers
+from chemscale.catalogues.star_keys import StarKeys
+from chemscale.catalogues.units import converter
 from chemscale.errors import InputError
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.paths import printable
+from chemscale.formats.pixels import usable
+from chemscale.formats.tables import TableFile, open_table
 from chemscale.schema import VARIABLES, Flag
 from chemscale.survey.sources.base import Item, Rejection, StarBlock, SurveyPlan
 from chemscale.survey.sources.blocks import BATCH, Batch, read_in_batches
 from chemscale.survey.sources.files import id_problem
 from chemscale.survey.sources.folders import JoiningSource, positions
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.formats.pixels import usable
-from chemscale.survey.sources.formats.tables import TableFile, open_table
 from chemscale.survey.sources.labels import RowLabels, contract_labels
-from chemscale.survey.sources.missing import extra_names, gaia_id, measured, spelled_alike, whole_identifiers
 from chemscale.survey.sources.normalising import CONTINUA, as_given, check_normalised, divide_by, weighted
-from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table_mapping import TEXT_KEYS, column_names, read_mapping
 from chemscale.survey.sources.table_values import (
     are_counts,
@@ -54,7 +55,6 @@ from chemscale.survey.sources.table_values import (
     extra_column,
     label_words,
 )
-from chemscale.survey.sources.units import converter
 
 _PIXEL_NAMES = ("flux", "ivar", "error", "flags", "mask")
 #: Stars whose flux is looked at before anything is read, to see whether it is normalised.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chemscale.errors import InputError
+from chemscale.formats.paths import printable
 from chemscale.schema import VARIABLES
-from chemscale.survey.sources.formats.paths import printable
 
 TEXT_KEYS = ("survey", "medium", "normalisation", "frame")
 ALIASES = {

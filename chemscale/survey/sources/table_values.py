@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from chemscale.catalogues.missing import cluster_name, extra_numbers, identifiers, words
 from chemscale.errors import InputError
+from chemscale.formats.paths import printable
+from chemscale.formats.tables import TableFile
 from chemscale.schema import ALL_FLAGS, Flag
 from chemscale.suggest import hint
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.formats.tables import TableFile
-from chemscale.survey.sources.missing import cluster_name, extra_numbers, identifiers, words
 
 
 def check_grid(wave: np.ndarray, path: str) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from chemscale.catalogues.units import SPEED_OF_LIGHT
 from chemscale.survey.sources.gaia_xp import SAMPLING
 from chemscale.survey.sources.galah import CAMERAS
-from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 
 def with_line(wave, at, velocity, depth=0.5, width=2.0):

@@ -10,15 +10,15 @@ from astropy.table import MaskedColumn, Table
 from releases import write_allstar, write_aspcap
 
 from chemscale import open_survey
+from chemscale.catalogues.labels import join_labels
+from chemscale.catalogues.members import read_members
+from chemscale.catalogues.missing import cluster_name, gaia_ids, identifiers, measured, whole_identifiers, words
+from chemscale.catalogues.opening import open_catalogue
+from chemscale.catalogues.species import abundances, species_columns
+from chemscale.catalogues.star_keys import StarKeys
 from chemscale.errors import InputError
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.sources.apogee import ApogeeSource
-from chemscale.survey.sources.catalogue_labels import join_labels
-from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.members import read_members
-from chemscale.survey.sources.missing import cluster_name, gaia_ids, identifiers, measured, whole_identifiers, words
-from chemscale.survey.sources.species import abundances, species_columns
-from chemscale.survey.sources.star_keys import StarKeys
 from chemscale.survey.sources.table import TableSource
 
 IDS = ["2M00000000+0000000", "2M00000001+0000001", "2M00000002+0000002"]

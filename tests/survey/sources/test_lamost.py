@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from releases import lamost_arrays, write_lamost
 
+from chemscale.catalogues.units import SPEED_OF_LIGHT
 from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.sources.base import Source
 from chemscale.survey.sources.lamost import LamostSource
-from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 
 def read_all(source):

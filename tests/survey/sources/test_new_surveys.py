@@ -11,6 +11,7 @@ from astropy.table import Table
 from newer_releases import desi_coadd, galah, lamost_mrs, sdss_spec, write_xp
 
 from chemscale import open_survey
+from chemscale.catalogues.units import SPEED_OF_LIGHT
 from chemscale.errors import InputError
 from chemscale.schema import Flag
 from chemscale.survey.ingest.ingestion import ingest
@@ -19,7 +20,6 @@ from chemscale.survey.sources.gaia_xp import GaiaXpSource
 from chemscale.survey.sources.galah import CAMERAS, GalahSource
 from chemscale.survey.sources.lamost_mrs import LamostMrsSource
 from chemscale.survey.sources.sdss_spec import SdssSpecSource
-from chemscale.survey.sources.units import SPEED_OF_LIGHT
 
 
 def read_all(source):

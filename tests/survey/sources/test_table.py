@@ -294,7 +294,7 @@ def test_a_survey_written_by_xarray(tmp_path):
 
 def test_a_long_fits_table_is_read_in_pieces(tmp_path, monkeypatch):
     """Columns come whole however little of the file is mapped at a time."""
-    from chemscale.survey.sources.formats import fits_file as table_files
+    from chemscale.formats import fits_file as table_files
 
     table = np.zeros(11, [("teff", ">f4"), ("flux", ">f4", (5,)), ("star_id", "S4")])
     table["teff"], table["flux"] = np.arange(11), np.arange(55).reshape(11, 5)

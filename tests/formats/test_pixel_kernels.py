@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from chemscale.formats.kernels import REASONS, informed_rows, weigh_block
 from chemscale.schema import Flag
-from chemscale.survey.sources.formats.kernels import REASONS, informed_rows, weigh_block
 
 
 def test_weights_flags_and_verdicts():

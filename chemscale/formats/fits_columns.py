@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.survey.sources.formats.fits_header import FitsError, Header
+from chemscale.formats.fits_header import FitsError, Header
 
 IMAGE_DTYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _NUMBERS = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}

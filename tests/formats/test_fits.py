@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from astropy.io import fits as afits
 
-from chemscale.survey.sources.formats import fits, fits_tables
-from chemscale.survey.sources.formats.fits_header import FitsError
+from chemscale.formats import fits, fits_tables
+from chemscale.formats.fits_header import FitsError
 
 
 def simple_file(path, **header):

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats import fits
-from chemscale.survey.sources.formats.fits_columns import Column
-from chemscale.survey.sources.formats.fits_header import FitsError, Header
-from chemscale.survey.sources.formats.fits_tables import scan_mapped
-from chemscale.survey.sources.formats.paths import is_gzip, is_remote, printable
-from chemscale.survey.sources.formats.values import MAX_LOADED, as_text, concatenate
+from chemscale.formats import fits
+from chemscale.formats.fits_columns import Column
+from chemscale.formats.fits_header import FitsError, Header
+from chemscale.formats.fits_tables import scan_mapped
+from chemscale.formats.paths import is_gzip, is_remote, printable
+from chemscale.formats.values import MAX_LOADED, as_text, concatenate
 
 #: Bytes of a mapped file that are looked at before it is mapped anew: a column of numbers touches the whole table.
 _MAPPED = 64 * 2**20

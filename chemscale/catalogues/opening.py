@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from chemscale.errors import InputError, MissingExtra
-from chemscale.survey.sources.formats.catalogue import ROWS, Catalogue, by_astropy, unpacked
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.fits_tables import first_table, iter_table
-from chemscale.survey.sources.formats.paths import open_raw, printable
-from chemscale.survey.sources.formats.text_tables import open_barred, open_text
+from chemscale.formats.catalogue import ROWS, Catalogue, by_astropy, unpacked
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.fits_tables import first_table, iter_table
+from chemscale.formats.paths import open_raw, printable
+from chemscale.formats.text_tables import open_barred, open_text
 
 
 class _Fits(Catalogue):

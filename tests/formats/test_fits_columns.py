@@ -11,9 +11,9 @@ from astropy.table import MaskedColumn, Table
 
 from chemscale import open_survey
 from chemscale.errors import InputError
+from chemscale.formats import fits
 from chemscale.schema import Flag
 from chemscale.survey.ingest.ingestion import ingest
-from chemscale.survey.sources.formats import fits
 from chemscale.survey.sources.table import TableSource
 
 N, P = 12, 40

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats.paths import GZIP, open_raw, printable
-from chemscale.survey.sources.formats.values import concatenate
+from chemscale.formats.paths import GZIP, open_raw, printable
+from chemscale.formats.values import concatenate
 
 #: Rows read at once.
 ROWS = 200_000

@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats.paths import is_remote, printable
-from chemscale.survey.sources.formats.values import MAX_LOADED, as_text
+from chemscale.formats.paths import is_remote, printable
+from chemscale.formats.values import MAX_LOADED, as_text
 
 #: what zipfile, zlib and NumPy raise on damaged archives (NotImplementedError: unknown compression;
 #: RuntimeError: encrypted; TypeError, OverflowError, SyntaxError: nonsense in an array header)
@@ -43,7 +43,7 @@ class NpzFile:
 
     Plain members (``np.savez``) are memory-mapped. Compressed ones (``np.savez_compressed``) are decompressed
     forwards as rows are asked for, and never held; asking for earlier rows starts again. Only a compressed array
-    in Fortran order has to be held whole, up to :data:`~chemscale.survey.sources.formats.values.MAX_LOADED`.
+    in Fortran order has to be held whole, up to :data:`~chemscale.formats.values.MAX_LOADED`.
     Arrays of Python objects would have to be unpickled: they are listed, and an error where they are needed.
     """
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from chemscale.catalogues.members import cluster_name, read_members
 from chemscale.errors import InputError
-from chemscale.survey.sources.members import cluster_name, read_members
 
 
 def test_occam(shared_data):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from chemscale.catalogues.missing import measured, no_numbers
+from chemscale.catalogues.units import converter
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats.catalogue import Catalogue
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import measured, no_numbers
-from chemscale.survey.sources.units import converter
+from chemscale.formats.catalogue import Catalogue
+from chemscale.formats.paths import printable
 
 
 class BySky:

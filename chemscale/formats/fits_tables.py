@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from chemscale.survey.sources.formats.fits import BLOCK, END_CARD, HDU, MAX_HDUS, describe, header_at
-from chemscale.survey.sources.formats.fits_columns import TableLayout, layout_of
-from chemscale.survey.sources.formats.fits_header import CARD, FitsError, Header
-from chemscale.survey.sources.formats.paths import GZIP, open_raw
-from chemscale.survey.sources.formats.values import concatenate
+from chemscale.formats.fits import BLOCK, END_CARD, HDU, MAX_HDUS, describe, header_at
+from chemscale.formats.fits_columns import TableLayout, layout_of
+from chemscale.formats.fits_header import CARD, FitsError, Header
+from chemscale.formats.paths import GZIP, open_raw
+from chemscale.formats.values import concatenate
 
 _MAX_HEADER = 8 * 2**20
 
@@ -103,7 +103,7 @@ def first_table(path: str) -> tuple[int, TableLayout]:
 def scan_mapped(path: str, n_bytes: int) -> list[HDU]:
     """Units of a large local file of `n_bytes`: only headers are read, data stay on disk.
 
-    The units' :meth:`~chemscale.survey.sources.formats.fits.HDU.image` and ``table`` cannot be used;
+    The units' :meth:`~chemscale.formats.fits.HDU.image` and ``table`` cannot be used;
     `offset` and `shape` say where the data are.
     """
     units: list[HDU] = []

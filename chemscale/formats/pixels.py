@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from chemscale.survey.sources.formats.fits_header import FitsError
-from chemscale.survey.sources.formats.kernels import LARGEST_IVAR, REASONS, SMALLEST_ERROR
+from chemscale.formats.fits_header import FitsError
+from chemscale.formats.kernels import LARGEST_IVAR, REASONS, SMALLEST_ERROR
 
 
 def inverse_variance(error: np.ndarray) -> np.ndarray:

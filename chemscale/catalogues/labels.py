@@ -9,13 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.errors import InputError
-from chemscale.schema import EXTRA, VARIABLES
-from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.formats.catalogue import Catalogue
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.formats.values import concatenate
-from chemscale.survey.sources.missing import (
+from chemscale.catalogues.missing import (
     extra_names,
     extra_numbers,
     gaia_ids,
@@ -24,9 +18,15 @@ from chemscale.survey.sources.missing import (
     numbers,
     words,
 )
-from chemscale.survey.sources.species import SpeciesColumn, abundances, species_columns
-from chemscale.survey.sources.star_keys import POSITION, StarKeys, finder
-from chemscale.survey.sources.units import SPEED_OF_LIGHT, converter
+from chemscale.catalogues.opening import open_catalogue
+from chemscale.catalogues.species import SpeciesColumn, abundances, species_columns
+from chemscale.catalogues.star_keys import POSITION, StarKeys, finder
+from chemscale.catalogues.units import SPEED_OF_LIGHT, converter
+from chemscale.errors import InputError
+from chemscale.formats.catalogue import Catalogue
+from chemscale.formats.paths import printable
+from chemscale.formats.values import concatenate
+from chemscale.schema import EXTRA, VARIABLES
 
 #: column of a catalogue (lower case) -> name of the contract; the contract's own names need no entry
 LABEL_COLUMNS = {
@@ -88,7 +88,7 @@ def join_labels(
     Parameters
     ----------
     path : str
-        Any table of :func:`~chemscale.survey.sources.catalogues.open_catalogue`.
+        Any table of :func:`~chemscale.catalogues.opening.open_catalogue`.
     keys : StarKeys
     n : int
         Number of stars.

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats.catalogue import ROWS, Catalogue, by_astropy, unpacked
-from chemscale.survey.sources.formats.paths import printable
+from chemscale.formats.catalogue import ROWS, Catalogue, by_astropy, unpacked
+from chemscale.formats.paths import printable
 
 _DELIMITERS = ",|\t;"
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+(?:[eE][+-]?\d+)?\s*")

@@ -23,14 +23,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from chemscale.survey.sources.formats.fits_columns import (
+from chemscale.formats.fits_columns import (
     IMAGE_DTYPES,
     TableLayout,
     layout_of,
     physical,
 )
-from chemscale.survey.sources.formats.fits_header import CARD, FitsError, Header
-from chemscale.survey.sources.formats.paths import GZIP, is_remote
+from chemscale.formats.fits_header import CARD, FitsError, Header
+from chemscale.formats.paths import GZIP, is_remote
 
 BLOCK = 2880
 #: A star's file is kilobytes; anything beyond this is not a spectrum file.

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from chemscale.catalogues.missing import cluster_name, measured, no_numbers, numbers, whole_identifiers
+from chemscale.catalogues.opening import open_catalogue
 from chemscale.errors import InputError
-from chemscale.survey.sources.catalogues import open_catalogue
-from chemscale.survey.sources.formats.catalogue import Catalogue
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import cluster_name, measured, no_numbers, numbers, whole_identifiers
+from chemscale.formats.catalogue import Catalogue
+from chemscale.formats.paths import printable
 
 #: Columns that hold a membership probability from 0 to 1 (OCCAM, Cantat-Gaudin), whatever their case.
 PROBABILITIES = ("cg_prob", "proba", "membership_probability", "cluster_probability")

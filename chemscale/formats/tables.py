@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from chemscale.errors import InputError, MissingExtra
-from chemscale.survey.sources.formats.attributes import physical, text_of
-from chemscale.survey.sources.formats.fits_file import FitsFile
-from chemscale.survey.sources.formats.npz import NpzFile
-from chemscale.survey.sources.formats.paths import GZIP, first_bytes, is_remote, printable
-from chemscale.survey.sources.formats.values import as_text
+from chemscale.formats.attributes import physical, text_of
+from chemscale.formats.fits_file import FitsFile
+from chemscale.formats.npz import NpzFile
+from chemscale.formats.paths import GZIP, first_bytes, is_remote, printable
+from chemscale.formats.values import as_text
 
 
 class TableFile(Protocol):

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.catalogues.missing import whole_identifiers, words
+from chemscale.catalogues.sky_match import BySky, sky_finder
 from chemscale.errors import InputError
-from chemscale.survey.sources.formats.catalogue import Catalogue
-from chemscale.survey.sources.formats.paths import printable
-from chemscale.survey.sources.missing import whole_identifiers, words
-from chemscale.survey.sources.sky_match import BySky, sky_finder
+from chemscale.formats.catalogue import Catalogue
+from chemscale.formats.paths import printable
 
 #: What asks for a match by position.
 POSITION = "coordinates"

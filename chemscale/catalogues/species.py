@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.survey.sources.missing import measured
+from chemscale.catalogues.missing import measured
 
 _ELEMENTS = (
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo"
