@@ -3,6 +3,7 @@
     python benchmarks/vae.py --emulator lowres_emulator.npz --work DIR --kind halo --seeds 0 1 2
     python benchmarks/vae.py --work DIR --kind halo --seeds 0          # built-in lines, 3000 to 7000 K
     python benchmarks/vae.py --work DIR --table results/vae.md         # the table of everything found in DIR
+    python benchmarks/vae.py --emulator E --work DIR --seeds 0 --cuts   # what the paper's plain cuts can give
 
 Kinds: `halo`, the paper's catalogue (``chemscale simulate --population halo``), and the Gaussian catalogues `A` and
 `B`, which need an emulator. One seed writes ``DIR/KIND-SPECTRA-SEED.json``; a training that was stopped carries on when
@@ -39,7 +40,8 @@ from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.corrupt import hide_blocks, hide_random, separation
 from chemscale.vae.data import clean
-from chemscale.vae.evaluate import judged_against, label_of, pearson
+from chemscale.vae.evaluate import CLASSES, class_truth, judged_against, label_of, pearson, precision_recall
+from chemscale.vae.flags import PRESETS, PRINTED
 from chemscale.vae.inference import infer_arrays
 
 #: Bars by kind: r of [Fe/H], [alpha/Fe], [C/Fe].
@@ -158,6 +160,31 @@ def one(args: argparse.Namespace, seed: int) -> None:
     print(json.dumps(result["flags"]), result["alignment"]["warnings"], flush=True)
 
 
+def cuts(work: Path, survey: str) -> None:
+    """Print precision and recall of plain cuts over all stars of a survey: on its true abundances, as if they were the
+    latents, and on the latents of its runs, at the cuts as printed and where the definition of the class lies."""
+    store = work / f"{survey}.zarr"
+    ds = open_survey(store)
+    runs = [r for r in sorted(work.glob(f"run-{survey}*")) if (r / pipeline.PRODUCT).exists()]
+    for name, run in [("true abundances", None), *((r.name, r) for r in runs)]:
+        latents = None if run is None else pipeline.latents(run)[0]
+        judged, _ = judged_against(ds, str(store), np.asarray(ds["star_id"].values))
+        found = []
+        for kind, cut in CLASSES.items():
+            member = class_truth(judged, cut)
+            for rule in (PRINTED[kind], PRESETS[kind]["sigma"]):
+                beyond = np.ones(len(member), bool)
+                for latent, (side, position) in rule.items():
+                    label = judged[label_of(latent)]
+                    x = label if latents is None else latents["mean"].values[:, list(latents["latent"]).index(latent)]
+                    x = x * np.sign(pearson(x, label))
+                    at = (x - np.nanmean(x)) / np.nanstd(x)
+                    beyond &= at < position if side == "<" else at > position
+                quality = precision_recall(beyond, member)
+                found.append(f"{quality['precision']:.2f} / {quality['recall']:.2f}")
+        print(f"| {survey} | {name} | {' | '.join(found)} |", flush=True)
+
+
 def commit() -> str:
     """Short hash of the checked-out commit."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -230,6 +257,7 @@ def main() -> None:
     parser.add_argument("--regions", default="")
     parser.add_argument("--tag", default="", help="added to the names of runs and results")
     parser.add_argument("--robustness", action="store_true", help="also damaged spectra and hidden pixels")
+    parser.add_argument("--cuts", action="store_true", help="only the plain cuts, on true abundances and kept latents")
     parser.add_argument("--table", type=Path, help="write the table of all results in the work folder")
     args = parser.parse_args()
     if args.kind != "halo" and args.seeds and not args.emulator:
@@ -237,7 +265,10 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     args.work.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
-        one(args, seed)
+        if args.cuts:
+            cuts(args.work, f"{args.kind}-{'emulator' if args.emulator else 'lines'}-{seed}{args.variant}")
+        else:
+            one(args, seed)
     if args.table:
         text = table(args.work)
         args.table.write_text(text)

@@ -118,7 +118,8 @@ def train(
     for warning in summary.get("alignment", {}).get("warnings", ()):
         console.print(f"[yellow]the axes may be led astray:[/] {escape(warning)}", highlight=False)
     opened = Run.open(run)
-    told = record(opened, "vae.train", training_verdict(opened.load_json("vae/curves.json")))
+    overfit = summary.get("alignment", {}).get("overfit")
+    told = record(opened, "vae.train", training_verdict(opened.load_json("vae/curves.json"), overfit=overfit))
     doubtful = any(word in told for word in ("falling", "rising", "overfits"))
     console.print(f"[{'yellow' if doubtful else 'green'}]{told}[/]", highlight=False)
     console.print(

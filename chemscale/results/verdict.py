@@ -12,53 +12,68 @@ from chemscale.runtime.run import Run
 
 #: Share of the last epochs that the trend of a training is read from.
 TREND_SHARE = 0.25
-#: Relative fall or rise of the reconstruction over those epochs below which a training has settled.
-SETTLED = 0.005
+#: Relative fall or rise over those epochs below which a training has settled: as the learning rate goes to zero, every
+#: training falls by about a per cent.
+SETTLED = 0.02
 #: Rise of the held-out error above its minimum, relative, that counts as overfitting.
 OVERFIT = 0.02
 
 
-def training_verdict(curves: Sequence[Mapping[str, Any]], *, epochs: int | None = None) -> str:
+def training_verdict(curves: Sequence[Mapping[str, Any]], *, overfit: float | None = None) -> str:
     """Whether a training has settled and whether it overfits, with numbers, and what to change.
+
+    The main phase alone is judged, by the held-out stars where there are some: what w learns before and decoders learn
+    afterwards are other sums.
 
     Parameters
     ----------
     curves : sequence of mapping
-        Records of ``vae/curves.json``: `phase`, ``reconstruction_*`` (chi-square per pixel) and, where it was
-        measured, `validation`, the same of held-out stars.
-    epochs : int, optional
-        Epochs that were asked for.
+        Records of ``vae/curves.json``: `phase` (that of the main phase has none), ``reconstruction_*`` (chi-square per
+        pixel) and, where it was measured, `validation`, the same of held-out stars.
+    overfit : float, optional
+        Chi-square of held-out stars over that of the stars trained on, as the guard over the axes measures it
+        (:class:`chemscale.vae.alignment.Alignment`).
     """
-    main = [c for c in curves if c.get("phase") == "main"] or list(curves)
+    from chemscale.vae.alignment import MOST_OVERFIT
+
+    main = [c for c in curves if c.get("phase", "main") == "main"]
     chi2 = np.array([np.mean([v for k, v in c.items() if k.startswith("reconstruction_")] or [np.nan]) for c in main])
     chi2 = chi2[np.isfinite(chi2)]
+    held = np.array([c["validation"] for c in main if isinstance(c.get("validation"), int | float)])
     if len(chi2) < 4:
         return f"{len(chi2)} epochs are too few to tell whether it settled; train longer with --epochs."
-    tail = chi2[-max(4, int(len(chi2) * TREND_SHARE)) :]
+    watched = held if len(held) >= 4 else chi2
+    tail = watched[-max(4, int(len(watched) * TREND_SHARE)) :]
     x = np.arange(len(tail))
     fall = -float(np.polyfit(x, tail, 1)[0]) * (len(tail) - 1) / float(tail.mean())
-    told = f"chi-square per pixel {chi2[-1]:.3f} after {len(chi2)} epochs, "
+    told = f"chi-square per pixel {chi2[-1]:.3f} after {len(chi2)} epochs"
+    if len(curves) > len(main):
+        told += f" of the main phase ({len(curves)} in all)"
+    rise = float(held[-1] / held.min() - 1) if len(held) > 1 else 0.0
     if fall > SETTLED:
+        told += f", still falling ({100 * fall:.1f} % over the last {len(tail)}): "
+        told += f"train longer with --epochs {2 * len(chi2)}"
+    elif fall >= -SETTLED:
+        told += f", settled (changed by {-100 * fall:+.1f} % over the last {len(tail)})"
+    elif rise <= OVERFIT:
         told += (
-            f"still falling ({100 * fall:.1f} % over the last {len(tail)}): train longer with --epochs {2 * len(chi2)}"
-        )
-    elif fall < -SETTLED:
-        told += (
-            f"rising ({-100 * fall:.1f} % over the last {len(tail)}), not settled: train again with another --seed, "
+            f", rising ({-100 * fall:.1f} % over the last {len(tail)}), not settled: train again with another --seed, "
             "and look for spectra with absurd errors"
         )
-    else:
-        told += f"settled (changed by {-100 * fall:+.1f} % over the last {len(tail)})"
-    held = np.array([c["validation"] for c in main if isinstance(c.get("validation"), int | float)])
     if len(held) < 2:
         return told + "."
-    rise = float(held[-1] / held.min() - 1)
+    told += f"; held-out error {held[-1]:.3f}"
+    if overfit is not None and overfit > MOST_OVERFIT:
+        return f"{told}, {overfit:.2f} times that of the stars trained on: it overfits, train on more stars."
     if rise > OVERFIT:
         return (
-            f"{told}; held-out error {held[-1]:.3f} is {100 * rise:.0f} % above its minimum: it overfits, "
+            f"{told} is {100 * rise:.0f} % above its minimum: it overfits, "
             "train on more stars or stop earlier with --patience."
         )
-    return f"{told}; held-out error {held[-1]:.3f}, at its minimum within {100 * max(rise, 0):.0f} %: no overfitting."
+    told += f", at its minimum within {100 * max(rise, 0):.0f} %"
+    if overfit is not None and np.isfinite(overfit):
+        told += f", {overfit:.2f} times that of the stars trained on"
+    return f"{told}: no overfitting."
 
 
 def inference_verdict(run: Run, summary: Mapping[str, Any], store: str = "") -> str:

@@ -199,7 +199,7 @@ def check(
         overfit = float(np.mean(np.nanmedian(posterior["chi2"], 0)[1:] / np.nanmedian(fitted, 0)[1:]))
         if overfit > MOST_OVERFIT:
             warnings.append(
-                f"the stars trained on are known by heart: chi-square of held-out stars is {overfit:.2f} times theirs"
+                f"it overfits: chi-square of held-out stars is {overfit:.2f} times that of the stars trained on"
             )
     return Alignment({k: dict(v) for k, v in lines.items()}, r2, unknown, overfit, (*warnings, *_exchanged(lines)))
 

@@ -143,7 +143,7 @@ class FlagModel:
     signs : dict of str to int
         Orientation of each latent.
     centre, mean, width : ndarray (d,)
-        Median of the turned latents, mean (which cuts in sigma count from) and the population's standard deviation.
+        Median of the turned latents, mean (which cuts in sigma count from) and standard deviation over the population.
     k : float
         Standard deviations beyond which a single latent counts as enhanced or depleted.
     calibrations : dict of str to AbundanceCalibration
@@ -261,10 +261,9 @@ def fit_flags(
     left_out = {n: (stars.rows[c.rows], abundances[n][c.rows] - c.residual) for n, c in fitted.items()}
     orientation = {n: int(np.sign(fitted[n].slope)) if n in fitted else int(signs.get(n, 1)) for n in names}
     turned = stars.mean[drawn] * np.array([orientation[n] for n in names])
-    # the population's width: that of the means plus what the posterior hides
-    width = np.sqrt(np.nanvar(turned, axis=0) + np.nanmean(stars.variance[drawn], axis=0))
+    # stated errors are those of the means, measured with noise anew: the means' own scatter has them in it
     middle = np.nanmedian(turned, axis=0), np.nanmean(turned, axis=0)
-    model = FlagModel(names, orientation, *middle, width, k, fitted, left_out)
+    model = FlagModel(names, orientation, *middle, np.nanstd(turned, axis=0), k, fitted, left_out)
     in_dex = model._in_dex(stars)
     for name, rule in classes.items():
         calibrated = "dex" in rule and all(n in fitted for n in rule["dex"])

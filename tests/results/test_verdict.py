@@ -18,6 +18,7 @@ from chemscale.results.verdict import (
     verdicts,
 )
 from chemscale.runtime.run import Run
+from chemscale.vae.alignment import MOST_OVERFIT
 
 
 def curves(chi2, held=None):
@@ -43,6 +44,22 @@ EPOCH = np.arange(40)
 )
 def test_a_training_is_judged_by_its_curves(chi2, held, words):
     assert words in training_verdict(curves(chi2, held))
+
+
+def test_only_the_main_phase_is_judged():
+    before = [{"epoch": e, "phase": "labels", "linear": 1.0} for e in range(-5, 0)]
+    after = [{"epoch": e, "phase": "decoders", "reconstruction_all": 9.0} for e in range(40, 48)]
+    main = [{k: v for k, v in c.items() if k != "phase"} for c in curves(1 + np.exp(-EPOCH / 4))]
+    told = training_verdict([*before, *main, *after])
+    assert told.startswith("chi-square per pixel 1.000 after 40 epochs of the main phase (53 in all), settled")
+
+
+def test_stars_known_by_heart_are_overfitting_by_the_rule_of_the_guard():
+    held = curves(1 + np.exp(-EPOCH / 4), 1.1 + np.exp(-EPOCH / 4))
+    told = training_verdict(held, overfit=MOST_OVERFIT + 0.01)
+    assert "1.05 times that of the stars trained on: it overfits, train on more stars" in told
+    assert "1.01 times that of the stars trained on: no overfitting" in training_verdict(held, overfit=1.01)
+    assert "within 0 %: no overfitting" in training_verdict(held, overfit=float("nan"))
 
 
 def test_the_manifest_keeps_the_words(tmp_path):

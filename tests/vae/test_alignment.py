@@ -141,7 +141,7 @@ def test_stars_known_by_heart_are_seen():
     posterior, labels = stars()
     chi2 = np.random.default_rng(1).normal(1.0, 0.1, (400, 4))
     outside = {**posterior, "chi2": 1.1 * chi2}
-    assert any("known by heart" in w for w in check(NAMES, outside, labels, {}, chi2).warnings)
+    assert any("overfits" in w for w in check(NAMES, outside, labels, {}, chi2).warnings)
     assert check(NAMES, {**posterior, "chi2": 1.01 * chi2}, labels, {}, chi2).warnings == ()
     assert np.isnan(check(NAMES, posterior, labels, {}).overfit)
 

@@ -351,6 +351,16 @@ def test_k_sigma_cuts_without_labels():
         flags.apply(latents_of(z), ("metal", "alpha", "carbon"), rules={"x": {"sigma": {"tin": (">", 1)}}})
 
 
+def test_a_few_stars_without_information_move_no_cut():
+    z, names = np.random.default_rng(4).standard_normal((2000, 3)), ("metal", "alpha", "carbon")
+    known, unknown = latents_of(z), latents_of(z)
+    unknown["covariance"] = unknown["covariance"].copy()
+    unknown["covariance"][:40] = 50.0 * np.eye(3)
+    found = [flags.apply(ds, names, plain=True) for ds in (known, unknown)]
+    for name in ("cemp", "alpha_poor"):
+        np.testing.assert_array_equal(found[0].member[name], found[1].member[name])
+
+
 def test_cuts_as_the_paper_prints_them_flag_purer_and_smaller_sets():
     rng = np.random.default_rng(3)
     truth = rng.standard_normal((40_000, 3)) * (0.57, 0.15, 0.75) + (-1.23, 0.22, 0.62)
