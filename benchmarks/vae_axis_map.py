@@ -22,9 +22,9 @@ from chemscale.runtime.run import Run
 from chemscale.survey.store.open import open_survey
 from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model, save_model
-from chemscale.vae.errors import STARS, measure_errors
+from chemscale.vae.errors import LEAST, STARS, measure_errors
 from chemscale.vae.evaluate import boosted_r2, judged_against
-from chemscale.vae.prepare import look_at, sample_rows, training_data
+from chemscale.vae.prepare import look_at, training_data, unseen_rows
 from chemscale.vae.train_config import TrainConfig
 from chemscale.vae.training import Trainer
 
@@ -43,7 +43,7 @@ def last_stage(run: Path, store: str, target: Path) -> float:
     network.train()
     Trainer(network, source, config, validation=validation).finetune_decoders()
     network.eval()
-    flux, weight, _ = sample_rows(survey, STARS, config.seed, config.floor)
+    flux, weight, _ = unseen_rows(survey, STARS, LEAST, config.seed, config.floor)
     for name, values in measure_errors(network, flux, weight, config.seed).buffers().items():
         getattr(network, name).copy_(torch.as_tensor(values, dtype=torch.float32))
     seconds = time.process_time() - start

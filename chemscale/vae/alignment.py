@@ -23,7 +23,7 @@ from chemscale.vae.data import read_rows, star_blocks
 from chemscale.vae.element_lines import line_answers, line_strengths, parameter_surface, trimmed_strengths
 from chemscale.vae.inference import infer_arrays
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.prepare import Survey, sample_rows
+from chemscale.vae.prepare import Survey, sample_rows, unseen_rows
 
 #: Held-out stars, and stars trained on, that the guard looks at after a training, at most.
 GUARDED, FITTED = 4096, 1500
@@ -81,14 +81,13 @@ def of_training(model: ChemicalVAE, survey: Survey, seed: int = 0, floor: float 
     floor : float
         Error added in quadrature to every pixel, as in training.
     """
-    apart = int((~survey.trained).sum()) >= LEAST
-    flux, weight, rows = sample_rows(survey, GUARDED, seed, floor, of=~survey.trained if apart else None)
+    flux, weight, rows = unseen_rows(survey, GUARDED, LEAST, seed, floor)
     posterior = infer_arrays(model, flux, weight)
     labels = {k: np.asarray(survey.ds[k].values, float)[rows] for k in ("teff", "logg")}
     latents = model.config.latents
     lines = follow_lines(posterior["mean"], latents, (flux, weight), labels, survey.wavelength, survey.medium)
     fitted = None
-    if apart:
+    if not survey.trained[rows].any():
         flux, weight, _ = sample_rows(survey, FITTED, seed, floor)
         fitted = infer_arrays(model, flux, weight)["chi2"]
     return check(latents, posterior, labels, lines, fitted)

@@ -5,6 +5,8 @@ pixels with a small `beta`, and more of it late, states errors that are several 
 spectra are correlated from pixel to pixel (continuum, sky), which the loss does not know. After training both are
 measured: noise like that of the residuals, with their level and their correlation along wavelength, is added once more
 to spectra, and the latents' answer is compared with their stated errors. One factor a latent makes up for the ratio.
+The stars are held-out ones where there are some: training stars, where they are few, are known by heart and leave
+residuals that are too small.
 
 The encoder sees coordinates and not how noisy a spectrum is, so the factor depends on the spectrum's noise: it is
 measured on stars in order of it, each group with residuals of its own, and on the noisiest made noisier still.

@@ -26,10 +26,10 @@ from chemscale.vae.alignment import of_training
 from chemscale.vae.checkpoint import load_model, read_record, save_model
 from chemscale.vae.config import ModelConfig
 from chemscale.vae.distributed import run_on_workers, run_processes
-from chemscale.vae.errors import STARS, measure_errors
+from chemscale.vae.errors import LEAST, STARS, measure_errors
 from chemscale.vae.groups import read_groups
 from chemscale.vae.objective import Parallel
-from chemscale.vae.prepare import build, choose_regions, look_at, sample_rows, training_data
+from chemscale.vae.prepare import build, choose_regions, look_at, training_data, unseen_rows
 from chemscale.vae.presets import recipe
 from chemscale.vae.regions import RegionSet
 from chemscale.vae.ruling import with_ruling
@@ -270,7 +270,7 @@ def fit(
         return
     facts = {k: v for k, v in facts.items() if k not in ("format", "version", "sha256", "model")}
     network.eval()
-    flux, weight, _ = sample_rows(survey, STARS, config.seed, config.floor)
+    flux, weight, _ = unseen_rows(survey, STARS, LEAST, config.seed, config.floor)
     measured = measure_errors(network, flux, weight, config.seed)
     for name, values in measured.buffers().items():
         getattr(network, name).copy_(torch.as_tensor(values, dtype=torch.float32))

@@ -120,6 +120,14 @@ def group_pixels(survey: Survey, config: ModelConfig, regions: RegionSet) -> dic
     return pixels
 
 
+def unseen_rows(
+    survey: Survey, most: int, least: int, seed: int, floor: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """:func:`sample_rows` of held-out stars; of those that may be trained on where fewer than `least` were held out."""
+    apart = ~survey.trained
+    return sample_rows(survey, most, seed, floor, of=apart if apart.sum() >= least else None)
+
+
 def sample_rows(
     survey: Survey, most: int, seed: int, floor: float = 0.0, of: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,8 +10,9 @@ import torch
 
 from chemscale.vae.checkpoint import build_like, load_model
 from chemscale.vae.data import read_rows
-from chemscale.vae.errors import correlated_noise, measure_errors, residual_correlation
+from chemscale.vae.errors import LEAST, STARS, correlated_noise, measure_errors, residual_correlation
 from chemscale.vae.inference import infer_arrays
+from chemscale.vae.prepare import look_at, unseen_rows
 
 
 def coloured(n: int, pixels: int, rng: np.random.Generator) -> np.ndarray:
@@ -46,6 +47,17 @@ def test_repeats_scatter_by_no_more_than_the_stated_errors(toy, toy_run):
     scatter = ((two.mean - one.mean) / sigma).numpy()
     # the toy model's own misfit counts as noise: errors may be too large by it, never too small
     assert np.all((np.std(scatter, 0) > 0.25) & (np.std(scatter, 0) < 1.25)), np.std(scatter, 0)
+
+
+def test_errors_are_those_of_stars_never_trained_on(toy, toy_run):
+    model, record = load_model(toy_run / "vae")
+    survey = look_at(toy, record["held_out"], record["split_seed"])
+    floor, seed = record["train"]["floor"], record["train"]["seed"]
+    flux, weight, rows = unseen_rows(survey, STARS, LEAST, seed, floor)
+    assert len(rows) >= LEAST and not survey.trained[rows].any()
+    found = measure_errors(model, flux, weight, seed)
+    np.testing.assert_allclose(model.error_scale.numpy(), found.factors, rtol=1e-3)
+    assert survey.trained[unseen_rows(survey, STARS, 10_000, seed, floor)[2]].all()  # too few are held out
 
 
 def test_factors_grow_with_correlated_noise(toy, toy_run):
