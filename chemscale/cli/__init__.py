@@ -228,8 +228,15 @@ def kept(words: list[str]) -> str:
     return f"what was finished is kept; {told}"
 
 
+#: Warnings that were shown: one that several steps of a command give is said once.
+_WARNED: set[str] = set()
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
-    """A warning in its own words, without the line of source it comes from."""
+    """A warning in its own words, once, without the line of source it comes from."""
+    if str(message) in _WARNED:
+        return
+    _WARNED.add(str(message))
     console.print(f"[yellow]warning:[/] {_plain(str(message))}", highlight=False, soft_wrap=True)
 
 

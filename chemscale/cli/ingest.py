@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from chemscale.cli import surveys
-from chemscale.cli.options import AsJson, Cluster, Workers, client_for
+from chemscale.cli.options import AsJson, Cluster, ReadWorkers, client_for
 from chemscale.cli.summary import show_plan, show_summary
 
 #: A process's: one is read, one compressed, one written or read back.
@@ -118,10 +118,12 @@ def _run(
     ] = None,
     max_bad: Annotated[
         float | None,
-        typer.Option("--max-bad", help="Stop when more inputs than this cannot be read (below 1: a fraction)."),
+        typer.Option(
+            "--max-bad", help="Stop when more inputs than this cannot be read (below 1: a fraction); by default never."
+        ),
     ] = None,
     max_error: Annotated[float, typer.Option("--max-error", help="Flag pixels with a larger error; 0 = none.")] = 0.05,
-    workers: Workers = None,
+    workers: ReadWorkers = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:

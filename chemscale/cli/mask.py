@@ -27,8 +27,16 @@ def mask(
     max_error: Annotated[
         float | None, typer.Option("--max-error", help="Mask pixels of a larger error than this.")
     ] = None,
-    low: Annotated[float | None, typer.Option("--low", help="Stars below this are free of the effect.")] = None,
-    high: Annotated[float | None, typer.Option("--high", help="Stars above this have it.")] = None,
+    low: Annotated[
+        float | None,
+        typer.Option(
+            "--low", help="Stars below this are free of the effect: by default A_K < 0.005 mag, or |v| < 5 km/s."
+        ),
+    ] = None,
+    high: Annotated[
+        float | None,
+        typer.Option("--high", help="Stars above this have it: by default A_K > 0.5 mag, or |v| > 80 km/s."),
+    ] = None,
     components: Annotated[int, typer.Option("--components", min=1, help="Components of the clean basis.")] = 30,
     clear: Annotated[bool, typer.Option("--clear", help="Take the mask off.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be masked; change nothing.")] = False,

@@ -18,7 +18,12 @@ Cluster = Annotated[
     typer.Option("--cluster", metavar="SPEC", help="Dask cluster: local, an address, or a TOML with [cluster]."),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Worker processes; 0 = none, work in this process.")
+    int | None, typer.Option("--workers", min=0, help="Worker processes; by default none: work in this process.")
+]
+#: Where files are read or made: many stars are worth processes of their own.
+ReadWorkers = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Worker processes; by default one a core from 2,000 stars on; 0 = none."),
 ]
 
 

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def spectra(
     run: Run,
-    stars: Annotated[list[str] | None, typer.Argument(metavar="[STAR_ID...]", help="Stars to draw.")] = None,
+    stars: Annotated[list[str] | None, typer.Argument(metavar="STAR_ID...", help="Stars to draw.")] = None,
     out: Out = "spectra.pdf",
     anomalies: Annotated[
         int, typer.Option("--anomalies", min=0, help="The so many strangest stars (after `chemscale anomalies`).")
@@ -62,8 +62,8 @@ def spectra(
 
 def columns(
     run: Run,
-    x: Annotated[str | None, typer.Argument(metavar="[X", help="Horizontal axis; none lists the columns.")] = None,
-    y: Annotated[str | None, typer.Argument(metavar="Y]", help="Vertical axis.")] = None,
+    x: Annotated[str | None, typer.Argument(metavar="X", help="Horizontal axis; none lists the columns.")] = None,
+    y: Annotated[str | None, typer.Argument(metavar="Y", help="Vertical axis.")] = None,
     out: Out = "",
     colour: Annotated[str | None, typer.Option("--colour", metavar="COLUMN", help="Colour of the points.")] = None,
     join: Join = None,

@@ -53,10 +53,16 @@ def fit(
     robust: Annotated[
         bool | None, typer.Option("--robust/--no-robust", help="Leave outliers out; by default as the recipe says.")
     ] = None,
-    tol: Annotated[float | None, typer.Option("--tol", min=0, help="Angle (radian) at which the fit stops.")] = None,
-    max_passes: Annotated[int | None, typer.Option("--max-passes", min=1, help="Largest number of passes.")] = None,
+    tol: Annotated[
+        float | None,
+        typer.Option("--tol", min=0, help="Angle (radian) at which the fit stops; by default as the recipe says."),
+    ] = None,
+    max_passes: Annotated[
+        int | None, typer.Option("--max-passes", min=1, help="Largest number of passes; by default as the recipe says.")
+    ] = None,
     start: Annotated[
-        str | None, typer.Option("--start", help="subsample, or incremental: an incremental PCA over all stars.")
+        str | None,
+        typer.Option("--start", help="subsample (the default), or incremental: an incremental PCA over all stars."),
     ] = None,
     device: Annotated[
         str | None,

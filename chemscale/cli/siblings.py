@@ -32,7 +32,7 @@ def limits_of(texts: list[str]) -> dict[str, tuple[float, float]]:
 
 def siblings(
     star_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[STAR_ID...]", help="The survey's identifiers of one or more stars.")
+        list[str] | None, typer.Argument(metavar="STAR_ID...", help="The survey's identifiers of one or more stars.")
     ] = None,
     run: RunDir = "",
     n: Annotated[int | None, typer.Option("--n", min=1, help="How many; 20, or all of those --within.")] = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chemscale.cli.options import AsJson, Cluster, Workers, client_for
+from chemscale.cli.options import AsJson, Cluster, ReadWorkers, client_for
 
 Clusters = Annotated[
     int | None,
@@ -46,7 +46,7 @@ def simulate(
     ] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Carry on with an unfinished store.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-    workers: Workers = None,
+    workers: ReadWorkers = None,
     cluster: Cluster = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,6 +69,9 @@ def simulate(
         clusters = 22 if population == "disc" else 0
     simulation = Simulation(stars, clusters, seed, grid, population, instrument, file, hits)
     if as_release is not None:
+        given = [n for n, v in (("--resume", resume), ("--noise-free", noise_free), ("--cluster", cluster)) if v]
+        if given:
+            raise InputError(f"{given[0]} goes with --out alone", "leave it out, or write a store")
         _release(simulation, as_release, overwrite, workers, as_json)
     else:
         assert out is not None
@@ -115,6 +118,8 @@ def _store(
 
 
 def _release(simulation: Any, folder: str, overwrite: bool, workers: int | None, as_json: bool) -> None:
+    import shlex
+
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
@@ -124,12 +129,9 @@ def _release(simulation: Any, folder: str, overwrite: bool, workers: int | None,
     if as_json:
         echo_json(done)
     else:
-        console.print(f"[green]release written:[/] {escape(folder)}", highlight=False)
+        console.print(f"[green]release written:[/] {escape(folder)}", highlight=False, soft_wrap=True)
         files = f"{escape(done['allstar'])}, {escape(done['members'])}"
-        console.print(f"{done['n_files']:,} spectra, {files}", highlight=False)
-        console.print(
-            f"next: chemscale ingest apogee --spectra {escape(folder)} --allstar {escape(done['allstar'])} "
-            f"--members {escape(done['members'])} --out survey.zarr",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"{done['n_files']:,} spectra, {files}", highlight=False, soft_wrap=True)
+        words = ["chemscale", "ingest", "apogee", "--spectra", folder, "--allstar", done["allstar"]]
+        words += ["--members", done["members"], "--out", "survey.zarr"]
+        console.print(f"next: {escape(shlex.join(words))}", highlight=False, soft_wrap=True)

@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def slurm(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[VERB ...]", help="The command, after `--`.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="VERB...", help="The command, after `--`.")] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes of the job.")] = 1,
     cpus: Annotated[int, typer.Option("--cpus", min=1, help="Cores of each node: a worker process each.")] = 4,
     memory: Annotated[str, typer.Option("--memory", help="Memory of each node.")] = "16 GiB",

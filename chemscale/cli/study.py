@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     @app.command("study")
     def study(
         names: list[str] = typer.Argument(
-            None, metavar="[NAME...]", help="Studies to run; `all` for every one; none lists them."
+            None, metavar="NAME...", help="Studies to run; `all` for every one; none lists them."
         ),
         run: RunDir = "",
         option: list[str] = typer.Option(

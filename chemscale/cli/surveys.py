@@ -16,7 +16,9 @@ Spectra = Annotated[
     list[str] | None, typer.Option("--spectra", metavar="DIR", help="Folder of spectra, searched below; repeatable.")
 ]
 Continuum = Annotated[str | None, typer.Option("--continuum", help="running-quantile, or survey (its own).")]
-Tellurics = Annotated[bool | None, typer.Option("--tellurics/--no-tellurics", help="Flag windows of tellurics.")]
+Tellurics = Annotated[
+    bool | None, typer.Option("--tellurics", help="Flag windows of tellurics; by default they are kept.")
+]
 Frame = Annotated[
     str | None, typer.Option("--frame", help="rest (the default: a velocity is needed), or observed: as in the files.")
 ]
@@ -39,7 +41,7 @@ def joins(
         typer.Option("--label-key", metavar="COLUMN", help="Its identifier column, or 'coordinates'."),
     ] = None,
     match_radius: Annotated[
-        float | None, typer.Option("--match-radius", help="Of a match by coordinates, arc seconds.")
+        float | None, typer.Option("--match-radius", help="Of a match by coordinates, arc seconds; 1 by default.")
     ] = None,
     members: Annotated[
         str | None, typer.Option("--members", metavar="FILE", help="Membership table: FITS, CSV, Parquet, VOTable.")

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    store: Annotated[str, typer.Argument(help="Survey store.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Survey store.")],
     run: RunDir,
     preset: str = typer.Option("default", "--preset", help="Recipe: default, quick or paper."),
     regions: str = typer.Option("", "--regions", help="Region set by name, or a JSON file; default by the grid."),
@@ -132,7 +132,9 @@ def train(
 
 
 def infer(
-    store: Annotated[str, typer.Argument(help="Survey store (the one trained on, or another on its grid).")],
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Survey store (the one trained on, or another on its grid).")
+    ],
     run: RunDir,
     cluster: Cluster = None,
     device: str = typer.Option("", "--device", help="cpu, cuda, ...; default: a GPU if the worker has one."),

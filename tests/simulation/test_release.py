@@ -135,6 +135,37 @@ def test_simulate_command_writes_store_and_truth(tmp_path):
         CliRunner().invoke(build(), command, catch_exceptions=False)
 
 
+def test_a_release_in_a_folder_with_brackets_is_written_and_told_as_named(tmp_path, monkeypatch):
+    """Brackets are markup to the terminal library and a pattern to shells and to glob: here they are a name."""
+    import shlex
+
+    from chemscale.cli import build
+
+    monkeypatch.setenv("COLUMNS", "60")
+    (tmp_path / "[red]of me").mkdir()
+    folder = tmp_path / "[red]of me" / "release [1]"
+    small = ["simulate", "--stars", "6", "--clusters", "1", "--workers", "0", "--as-release", str(folder)]
+    told = CliRunner().invoke(build(), small, catch_exceptions=False).stderr
+    n_files = Simulation(6, 1).n_stars
+    assert len(list(folder.rglob("aspcapStar-*.fits"))) == n_files
+    assert f"release written: {folder}\n{n_files} spectra, {folder}/allStar" in told
+    words = shlex.split(told[told.index("next: ") + len("next: ") :])
+    assert words[:5] == ["chemscale", "ingest", "apogee", "--spectra", str(folder)]
+    store = str(tmp_path / "[red]of me" / "store.zarr")
+    done = CliRunner().invoke(build(), [*words[1:-1], store, "--workers", "0", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["n_stars"] == n_files
+
+
+@pytest.mark.parametrize("option", ["--resume", "--noise-free", "--cluster=local"])
+def test_what_a_release_cannot_do_is_refused_not_ignored(option, tmp_path):
+    from chemscale.cli import build
+
+    words = ["simulate", "--stars", "6", "--clusters", "0", "--as-release", str(tmp_path / "r"), option]
+    with pytest.raises(InputError, match=f"{option.split('=')[0]} goes with --out alone"):
+        CliRunner().invoke(build(), words, catch_exceptions=False)
+    assert not (tmp_path / "r").exists()
+
+
 def test_truth_is_complete_and_refuses_strangers(tmp_path, monkeypatch):
     simulation = Simulation(300, 2, seed=5)
     monkeypatch.setattr("chemscale.simulation.truth._CHUNK", 128)
