@@ -180,13 +180,16 @@ def variance(explained: np.ndarray, noise: float) -> dict[str, Any]:
             hovertemplate="component %{x}: %{y:.3g}<extra></extra>",
         )
     )
+    yaxis = {"type": "log", "title": {"text": "explained variance (flux²)"}, "exponentformat": "power", "dtick": 1}
     if np.isfinite(noise) and noise > 0:
         fig.add_hline(y=noise, line={"dash": "dash", "color": COLOURS["vermilion"]}, annotation_text="noise of a pixel")
+        shown = np.log10([*explained[explained > 0], noise])  # a line does not widen the range by itself
+        yaxis["range"] = [float(shown.min()) - 0.2, float(shown.max()) + 0.2]
     fig.update_layout(
         height=360,
         margin={"l": 70, "r": 20, "t": 30, "b": 50},
         xaxis={"title": {"text": "component"}},
-        yaxis={"type": "log", "title": {"text": "explained variance (flux²)"}, "exponentformat": "power", "dtick": 1},
+        yaxis=yaxis,
     )
     return figure(fig)
 
@@ -197,7 +200,9 @@ def scales(sigma: np.ndarray) -> dict[str, Any]:
     fig = go.Figure(
         go.Bar(x=k, y=sigma, marker={"color": COLOURS["blue"]}, hovertemplate="feature %{x}: %{y:.3f}<extra></extra>")
     )
-    fig.add_hline(y=1.0, line={"dash": "dash", "color": COLOURS["vermilion"]}, annotation_text="no information")
+    # named where bars are low: features come in the order of what they tell
+    line = {"dash": "dash", "color": COLOURS["vermilion"]}
+    fig.add_hline(y=1.0, line=line, annotation_text="no information", annotation_position="top left")
     fig.update_layout(
         height=360,
         margin={"l": 70, "r": 20, "t": 30, "b": 50},

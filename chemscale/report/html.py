@@ -273,10 +273,10 @@ class _Page:
             self.charts["variance"] = charts.variance(self.model.explained_variance, self.model.noise)
             total = float(np.sum(self.model.explained_variance))
             k = self.model.n_components
-            self.text["variance_note"] = (
-                f"Variance of the field along each of the {k} components (sum {total:.3g}), against the variance that "
-                "noise puts into one pixel."
-            )
+            note = f"Variance of the field along each of the {k} components (sum {total:.3g})"
+            if np.isfinite(self.model.noise) and self.model.noise > 0:
+                note += ", against the variance that noise puts into one pixel"
+            self.text["variance_note"] = f"{note}."
             if self.model.sigma_clust is not None:
                 self.charts["scales"] = charts.scales(self.model.sigma_clust)
 
@@ -313,7 +313,7 @@ class _Page:
         rows, told = [], verdicts(self.run)
         for name, entry in self.run.manifest.get("stages", {}).items():
             given = (entry.get("facts") or {}).items()
-            facts = {k: v for k, v in given if not isinstance(v, dict | list) and k != "verdict"}
+            facts = {k: v for k, v in given if not isinstance(v, dict | list) and k != "verdict" and v != ""}
             text = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in facts.items())
             rows.append(
                 {
