@@ -203,6 +203,18 @@ def parse(node: Any, name: str, words: list[str], parent: Any = None) -> None:
         parse(command_, verb, rest, context)
 
 
+def test_every_verb_stands_in_the_table_of_the_command_line():
+    table = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+
+    def verbs(node: Any, *path: str) -> list[str]:
+        if hasattr(node, "commands"):
+            return [v for name, sub in node.commands.items() for v in verbs(sub, *path, name)]
+        return [" ".join(path)]
+
+    # the simulated survey is a source for `chemscale simulate`
+    assert [v for v in verbs(command()) if f"`{v}`" not in table and v != "ingest simulated"] == []
+
+
 def test_what_is_not_run_is_documented_still():
     assert {*NOT_RUN, *FIRST} <= set(COMMANDS)
     assert all(any(c.startswith(s) for c in COMMANDS) for s in SLOW)
