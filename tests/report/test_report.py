@@ -209,6 +209,13 @@ def test_small_rates_keep_their_digits():
     ]
 
 
+def test_a_stage_without_an_answer_leaves_no_word_and_noise_is_told_where_it_is_one_number(run, page):
+    """`on_one_star` is an empty text where no component rests on one star; per-pixel errors are no single noise."""
+    facts = Run.open(run.path).manifest["stages"]["embed"]["facts"]
+    assert facts["on_one_star"] == "" and "on one star" not in page
+    assert ("noise puts into one pixel" in page) == ("noise of a pixel" in page)
+
+
 def test_pieces():
     assert charts.plain("<b>&") == "&lt;b&gt;&amp;"
     assert json.loads(charts.script_json({"a": "</script>&"})) == {"a": "</script>&"}
