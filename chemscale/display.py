@@ -24,6 +24,11 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun: "1 cluster", "12,000 clusters"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def table(rows: Iterable[Iterable[Any]], head: Iterable[Any] = ()) -> str:
     """An HTML table of escaped cells."""
     rows = [list(r) for r in rows]

@@ -140,9 +140,15 @@ def fit(
         console.print(f"[{colour}]basis {escape(basis['verdict'])}[/]", highlight=False)
     if components == "auto":
         console.print(escape(stages["components"]["facts"]["verdict"]), highlight=False)
-    console.print(
-        f"[green]fitted[/] in {seconds:.1f} s; next: chemscale rsca evaluate --run {escape(run)}", highlight=False
-    )
+    alone = stages["select"]["facts"]["n_clusters"] < 2
+    following = f"evaluate --run {run}" if not alone else f"siblings STAR_ID --run {run}"
+    if alone:
+        console.print(
+            "[yellow]one cluster[/]: there are distances of stars, but neither rates nor chances to be siblings, which "
+            "take clusters that the metric has not seen",
+            highlight=False,
+        )
+    console.print(f"[green]fitted[/] in {seconds:.1f} s; next: chemscale rsca {escape(following)}", highlight=False)
     if json:
         echo_json(
             {

@@ -43,6 +43,7 @@ def show_summary(summary: Any, as_json: bool) -> None:
     from rich.markup import escape
 
     from chemscale.cli import console, echo_json
+    from chemscale.display import counted
     from chemscale.results.verdict import ingest_verdict
     from chemscale.runtime.observe import human_seconds
 
@@ -78,7 +79,8 @@ def show_summary(summary: Any, as_json: bool) -> None:
     for what in summary.assumed:
         console.print(f"[yellow]assumed[/]: {escape(what)}", highlight=False, soft_wrap=True)
     if summary.clusters:
-        console.print(f"{len(summary.clusters)} clusters, {sum(summary.clusters.values()):,} members", highlight=False)
+        counts = (len(summary.clusters), "cluster"), (sum(summary.clusters.values()), "member")
+        console.print(", ".join(counted(n, noun) for n, noun in counts), highlight=False)
     _show_rejected(summary)
     if summary.complete:
         console.print(escape(ingest_verdict(summary)), highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from chemscale.display import counted
 from chemscale.runtime.run import Run
 
 #: Share of the last epochs that the trend of a training is read from.
@@ -195,7 +196,9 @@ def ingest_verdict(summary: Any) -> str:
         told += f", {bad:,} inputs ({share:.1%}) left out, reasons above"
         told += ": look at them before you go on" if share > 0.05 else ""
     told += (
-        f", {len(summary.clusters)} clusters" if summary.clusters else ", no cluster membership: RSCA needs --members"
+        f", {counted(len(summary.clusters), 'cluster')}"
+        if summary.clusters
+        else ", no cluster membership: RSCA needs --members"
     )
     return f"{told}; next: chemscale info {summary.path}"
 

@@ -65,6 +65,11 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
     with run.stage("evaluate", settings={"n_features": n_features}) as stage:
         stars = RunStars.read(run)
         engine = stars.evaluation
+        if len(engine.names) < 2:
+            raise DataError(
+                f"{run.path} knows one cluster, and a rate counts only for a cluster that the metric has not seen",
+                f"distances need no rate: `chemscale rsca siblings STAR_ID --run {run.path}`; for rates add clusters",
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # clusters without a pair are listed once, below
             rates: dict[str, DoppelgangerRates] = {name: engine.rates(name) for name in METRICS}

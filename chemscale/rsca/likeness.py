@@ -16,6 +16,7 @@ from scipy.spatial.distance import pdist
 from scipy.special import expit
 from sklearn.isotonic import isotonic_regression
 
+from chemscale.display import counted
 from chemscale.errors import InputError
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.metric import RSCA
@@ -179,7 +180,7 @@ class Likeness:
         if not SLOPES[0] <= slope <= SLOPES[1]:
             why.append(f"held-out clusters ask for {slope:.2f} of the logarithm of its ratios")
         if 0 < self.n_clusters < FEW_CLUSTERS:
-            why.append(f"it rests on {self.n_clusters} clusters")
+            why.append(f"it rests on {counted(self.n_clusters, 'cluster')}")
         return "the likeness is not calibrated: " + " and ".join(why) if why else ""
 
     def highest(self, prior: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from chemscale.display import counted
 from chemscale.rsca.linear import LinearMetric
 from chemscale.rsca.moments import FieldMoments, check_freedom
 from chemscale.rsca.scales import (
@@ -117,7 +118,7 @@ class RSCA(LinearMetric):
             "coordinates": len(self.scale_),
             "informative features": int(np.sum(self.scale_ > 0)),
             "field stars": self.n_field_,
-            "members": f"{self.n_members_:,} of {self.n_clusters_} clusters",
+            "members": f"{self.n_members_:,} of {counted(self.n_clusters_, 'cluster')}",
             "scatter in clusters, field = 1": ", ".join(f"{s:.2f}" for s in self.sigma_clust_[:5])
             + (", ..." if len(self.sigma_clust_) > 5 else ""),
         }

@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 from dask import compute, delayed
 
+from chemscale.display import counted
 from chemscale.errors import DataError, InputError
 from chemscale.statistics.moments import block_scatter, combine_scatter
 
@@ -118,10 +119,11 @@ def check_members(members: Any, clusters: Sequence[str] | np.ndarray) -> tuple[n
 
 def check_freedom(names: np.ndarray, k: int) -> None:
     """Refuse `k` components where the clusters leave fewer degrees of freedom (members less clusters)."""
-    freedom = len(names) - len(np.unique(names))
+    n_clusters = len(np.unique(names))
+    freedom = len(names) - n_clusters
     if freedom < k:
         raise DataError(
-            f"{k} components, but {len(names)} members of {len(np.unique(names))} clusters leave only {freedom} "
+            f"{k} components, but {len(names)} members of {counted(n_clusters, 'cluster')} leave only {freedom} "
             "degrees of freedom",
-            f"use at most {freedom} components or add members",
+            f"use at most {counted(freedom, 'component')} or add members",
         )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from chemscale.display import counted
 from chemscale.errors import DataError, InputError
 from chemscale.schema import PAPER_ELEMENTS, VARIABLES
 from chemscale.suggest import hint
@@ -158,7 +159,7 @@ class StarSelection:
         """What each cut removed, one line a cut, for people."""
         lines = [f"{n:>10,} stars left out: {reason}" for reason, n in self.dropped.items()]
         lines.append(f"{int(self.field.sum()):>10,} field stars take part")
-        return [*lines, f"{int(self.members.sum()):>10,} members of {len(self.clusters)} clusters take part"]
+        return [*lines, f"{int(self.members.sum()):>10,} members of {counted(len(self.clusters), 'cluster')} take part"]
 
 
 @dataclass

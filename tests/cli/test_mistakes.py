@@ -197,3 +197,17 @@ def test_a_warning_is_a_sentence_without_a_line_of_source(monkeypatch, capsys):
         warnings.simplefilter("always")
         cli.main()
     assert capsys.readouterr().err == "warning: no field star passes the [pair] cuts for: M67\n"
+
+
+def test_fit_of_one_cluster_says_what_it_is_good_for(chemscale, tmp_path):
+    """Distances work; a rate would count on a cluster that the metric has seen."""
+    write_survey(made := make_survey(n_field=60, n_clusters=1, n_pixels=40), tmp_path / "s.zarr")
+    done = chemscale("rsca", "fit", tmp_path / "s.zarr", "--run", tmp_path / "r", "--components", 3)
+    told = " ".join(done.stderr.split())
+    assert "6 members of 1 cluster take part" in told and "neither rates nor chances" in told
+    assert "next: chemscale rsca siblings STAR_ID" in told
+    explained(
+        chemscale("rsca", "evaluate", "--run", tmp_path / "r"), DataError, "knows one cluster", "rsca siblings STAR_ID"
+    )
+    star = str(made["star_id"].values[0])
+    assert chemscale("rsca", "siblings", star, "--run", tmp_path / "r", "--n", 3).returncode == 0
