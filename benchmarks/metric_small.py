@@ -8,7 +8,9 @@ components of the same basis. Rates are nested leave-one-cluster-out, with all l
 
 Where listed members are strangers (the world `wrong`) the rate counts them as siblings, and no metric makes it zero:
 `floor` is the rate of the same list under maps learned from the true members alone, `auto_true_members` and
-`floor_true_members` are those of the true members.
+`floor_true_members` are those of the true members. `slope` is the likeness's on unseen clusters before any isotonic
+step, without the pairs of doubtful members; `slope_listed` counts every listed pair as siblings, and
+`slope_true_members` those of the true members alone.
 
 Writes ``benchmarks/results/metric_small.json``: one record a survey and choice of labels.
 """
@@ -34,7 +36,8 @@ from chemscale.errors import DataError
 from chemscale.rsca.auto import AutoResult, choose_metric
 from chemscale.rsca.auto_run import auto_representations
 from chemscale.rsca.companions import SiblingGroups
-from chemscale.rsca.likeness import Likeness
+from chemscale.rsca.likeness import Likeness, calibrate
+from chemscale.rsca.pair_model import held_out_ratios, trust_of
 from chemscale.rsca.pairs import count_close, median_pair_distance
 from chemscale.rsca.representation import Representation, continuum_directions
 from chemscale.rsca.stars import ABUNDANCE, RunStars
@@ -98,12 +101,22 @@ def on_basis(arrays: dict[str, np.ndarray]) -> tuple[RunStars, np.ndarray]:
     return stars, continuum_directions(whole[0], whole[1][0], used)
 
 
-def slope(pairs: Any, n_features: int) -> float | None:
-    """Slope of the likeness on unseen clusters before any correction."""
+def slopes(result: AutoResult, groups: list[np.ndarray], true: np.ndarray | None) -> dict[str, float]:
+    """Slopes of the likeness on unseen clusters before any correction.
+
+    Without the pairs of doubtful members, with all listed pairs, and with those of `true` members (n_members,) bool,
+    where it is known which these are: the same predictions each time.
+    """
     try:
-        return Likeness.fit(pairs, n_features).correction.slope
+        found = Likeness.fit(result.pairs, result.metric.matrix.shape[1])
     except DataError:
-        return None
+        return {}
+    out = {"slope": found.correction.slope, "slope_listed": found.listed_slope}
+    if true is not None:
+        near = trust_of([true[g].astype(float) for g in groups], [np.empty(0, np.int64)] * len(groups))[0]
+        known = replace(result.pairs, trust=(near, result.pairs.as_listed().trusted()[1]))
+        out["slope_true_members"] = calibrate(*held_out_ratios(result.pairs), weights=known.weights()).slope
+    return out
 
 
 def without(stars: RunStars, true: np.ndarray) -> RunStars:
@@ -151,8 +164,9 @@ def rate(stars: RunStars, continuum: np.ndarray) -> dict[str, Any]:
     result = choose_metric(forms)
     out |= {"auto": result.rates.overall}
     stranger = stars.label("stranger")
-    if stranger is not None and stranger.any():
-        true = stranger[stars.member_rows] == 0
+    true = None if stranger is None or not stranger.any() else stranger[stars.member_rows] == 0
+    out |= slopes(result, next(iter(forms.values())).groups, true)
+    if true is not None:
         knowing = choose_metric(auto_representations(without(stars, true), continuum)[0])
         out |= {
             "auto_true_members": rate_of(forms, result, true),
@@ -161,7 +175,6 @@ def rate(stars: RunStars, continuum: np.ndarray) -> dict[str, Any]:
             "floor_true_members": rate_of(forms, knowing, true),
         }
     return out | {
-        "slope": slope(result.pairs, result.metric.matrix.shape[1]),
         "best": result.table[0]["candidate"],
         "search_s": round(time.perf_counter() - start, 1),
     }

@@ -29,6 +29,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.errors import DataError, InputError
+from chemscale.rsca.belonging import DOUBTFUL
 from chemscale.rsca.committee import committee_metric
 from chemscale.rsca.detrending import LabelDetrending, SelfDetrending, stored_detrending
 from chemscale.rsca.likeness import sample_pairs
@@ -164,7 +165,8 @@ class AutoResult:
     table : list of dict
         Every candidate's leave-one-out rate (the search's field), best first.
     pairs : PairDistances
-        Distances of sibling and field pairs under the metrics that the rates were measured with.
+        Distances of sibling and field pairs under the metrics that the rates were measured with; those of doubtful
+        members count for nothing.
     maps : dict of str to (n_names * k, d)
         These metrics, by the cluster that each does not know: maps of centred, stacked coordinates.
     belonging : (n_members,)
@@ -289,7 +291,7 @@ def _rates_by_kept(
 
 def _rate_without(
     forms: Mapping[str, Representation], committee: Sequence[Candidate], j: int, k_max: int, contrast: bool
-) -> tuple[tuple[int, int], float, tuple[np.ndarray, np.ndarray], np.ndarray]:
+) -> tuple[tuple[int, int], float, tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """Close and compared pairs of cluster `j`, threshold, distances and map under a committee that does not know it."""
     views = {name: form.view((j,)) for name, form in forms.items()}
     matrix = committee_metric(views, committee, (j,), k_max, contrast)[0]
@@ -374,9 +376,10 @@ def choose_metric(
         committee=chosen,
     )
     table = [{"candidate": search.candidates[i].label(), "leave_one_out": float(scores[i])} for i in order]
-    pairs = PairDistances([d[0] for _, _, d, _ in found], [d[1] for _, _, d, _ in found])
     maps = {name: m for name, (*_, m) in zip(names, found, strict=True)}
     belonging = np.mean([view.belonging() for view in views.values()], axis=0)
+    believed = np.where(belonging < DOUBTFUL, 0.0, 1.0)  # a stranger's pairs, far apart, outweigh many however little
+    pairs = PairDistances.believing([d for _, _, d, _ in found], [believed[group] for group in first.groups])
     return AutoResult(rates, metric, table, pairs, maps, belonging)
 
 

@@ -52,7 +52,7 @@ class LikenessCalibration:
     predicted, observed : (n_bins,)
         Mean predicted ln ratio of the bin's pairs, and ln of (share of sibling pairs / share of field pairs) in it.
     n_siblings, n_field : (n_bins,)
-        Pairs in the bin.
+        Pairs in the bin, each counting as far as it is trusted.
     slope, intercept : float
         Straight line that takes predicted ln ratios to observed ones (logistic regression of siblings against field
         pairs, both kinds weighing alike): 1 and 0 when calibrated. A summary: a few siblings far apart flatten it.
@@ -105,8 +105,8 @@ class Pairs:
 
 def sample_pairs(
     rows: np.ndarray, members: np.ndarray, allowed: np.ndarray | None, max_field: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances between members, and of at most `max_field` allowed pairs of a member and a field star.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances between members, of at most `max_field` allowed pairs of a member and a field star, and their members.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def sample_pairs(
     if len(pairs) > max_field:
         pairs = rng.choice(pairs, max_field, replace=False)
     star, member = np.unravel_index(pairs, shape)
-    return pdist(members), np.linalg.norm(rows[star] - members[member], axis=1)
+    return pdist(members), np.linalg.norm(rows[star] - members[member], axis=1), member
 
 
 def held_out_pairs(
@@ -135,7 +135,7 @@ def held_out_pairs(
         matrix = metric.matrix(n_features)
         x = (evaluation.members[evaluation.groups[j]] - evaluation.moments.mean) @ matrix
         rows, allowed = evaluation.candidates_of(j)
-        found = sample_pairs(rows @ matrix, x, allowed, max_field, rng)
+        found = sample_pairs(rows @ matrix, x, allowed, max_field, rng)[:2]
         for kind, d in enumerate(found):
             distances[kind].append(d)
             ratios[kind].append(metric.probability_ratio(d, n_features=n_features, log=True))
@@ -158,6 +158,8 @@ class Likeness:
         Dimensions of the distance.
     n_clusters : int
         Clusters it rests on; 0 where a file of an earlier release does not say.
+    listed_slope : float
+        The slope where every listed member counts as one, strangers among them too; NaN where a file does not say.
     """
 
     model: PairModel
@@ -165,13 +167,16 @@ class Likeness:
     correction: LikenessCalibration
     n_features: int
     n_clusters: int = 0
+    listed_slope: float = np.nan
 
     @classmethod
     def fit(cls, pairs: PairDistances, n_features: int) -> Likeness:
         """Fit to held-out pairs; the correction rests on models that have not seen the pair's cluster either."""
         ratios = held_out_ratios(pairs)
-        correction = calibrate(*ratios, weights=pairs.weights())
-        return cls(PairModel.fit(pairs), resampled(pairs), correction, n_features, len(pairs.siblings))
+        near, far = (np.concatenate(v) for v in pairs.trusted())
+        correction = calibrate(*ratios, weights=pairs.weights(), trust=(near, far))
+        listed = _line(*ratios, pairs.as_listed().weights())[0]
+        return cls(PairModel.fit(pairs), resampled(pairs), correction, n_features, len(pairs.siblings), listed)
 
     @property
     def caution(self) -> str:
@@ -207,6 +212,7 @@ class Likeness:
             **vars(self.correction),
             "n_features": self.n_features,
             "n_clusters": self.n_clusters,
+            "listed_slope": self.listed_slope,
             "model": self.model.to_list(),
             "draws": [m.to_list() for m in self.draws],
         }
@@ -221,7 +227,8 @@ class Likeness:
         correction = LikenessCalibration(**fields)
         draws = [PairModel.from_list(v) for v in values["draws"]]
         counts = int(values["n_features"]), int(values.get("n_clusters", 0))
-        return cls(PairModel.from_list(values["model"]), draws, correction, *counts)
+        listed = float(values.get("listed_slope", np.nan))
+        return cls(PairModel.from_list(values["model"]), draws, correction, *counts, listed)
 
 
 def _line(siblings: np.ndarray, field: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
@@ -244,27 +251,32 @@ def _line(siblings: np.ndarray, field: np.ndarray, weights: tuple[np.ndarray, np
     return float(fit.x[0]), float(fit.x[1])
 
 
-def _rising(siblings: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rising(
+    siblings: np.ndarray, field: np.ndarray, trust: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Knots of the correction: observed ln ratios in bins of predicted ones, made to rise (isotonic regression).
 
-    Bins follow the quantiles of the sibling pairs, finer at both ends, and one holds the field pairs that are farther
-    apart than any siblings. Half a pair of each kind is added to a bin, so that an empty one stays finite.
+    Bins follow the quantiles of the trusted sibling pairs, finer at both ends, and one holds the field pairs that are
+    farther apart than any siblings. Half a pair of each kind is added to a bin, so that an empty one stays finite.
     """
+    believed = siblings[_believed(trust[0])]
     shares = np.array([0.02, 0.05, *np.arange(0.1, 0.95, 0.1), 0.95, 0.98])
-    shares = shares[np.minimum(shares, 1 - shares) * len(siblings) >= 3]
-    inner = np.unique(np.r_[siblings.min() - 1e-9, np.quantile(siblings, shares)])
+    shares = shares[np.minimum(shares, 1 - shares) * len(believed) >= 3]
+    inner = np.unique(np.r_[believed.min() - 1e-9, np.quantile(believed, shares)])
     near, far = np.searchsorted(inner, siblings), np.searchsorted(inner, field)
     n = len(inner) + 1
-    n_near, n_far = np.bincount(near, minlength=n), np.bincount(far, minlength=n)
-    knots = [
-        np.median(v) if len(v) else np.nan
-        for b in range(n)
-        for v in ([siblings[near == b]] if n_near[b] else [field[far == b]])
-    ]
-    observed = np.log((n_near + 0.5) / (len(siblings) + 0.5)) - np.log((n_far + 0.5) / (len(field) + 0.5))
+    n_near, n_far = (np.bincount(b, t, n) for b, t in zip((near, far), trust, strict=True))
+    bins = [siblings[near == b] if n_near[b] else field[far == b] for b in range(n)]
+    knots = np.array([np.median(v) if len(v) else np.nan for v in bins])
+    observed = np.log((n_near + 0.5) / (n_near.sum() + 0.5)) - np.log((n_far + 0.5) / (n_far.sum() + 0.5))
     good = np.isfinite(knots)
     rising = isotonic_regression(observed[good], sample_weight=(n_near + 0.5)[good])
-    return np.asarray(knots)[good], np.asarray(rising)
+    return knots[good], np.asarray(rising)
+
+
+def _believed(trust: np.ndarray) -> np.ndarray:
+    """Pairs (n,) bool that are more probably what they are listed as than not; all, where none is."""
+    return trust > 0.5 if np.any(trust > 0.5) else np.ones(len(trust), bool)
 
 
 def calibrate(
@@ -272,37 +284,42 @@ def calibrate(
     field: np.ndarray,
     n_bins: int = 8,
     weights: tuple[np.ndarray, np.ndarray] | None = None,
+    trust: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> LikenessCalibration:
     """Compare predicted ln ratios of sibling and field pairs with their observed frequencies.
 
-    Bins hold equal numbers of sibling pairs; those without field pairs are merged into their neighbour. `weights` of
-    sibling and field pairs (:meth:`~chemscale.rsca.pair_model.PairDistances.weights`) enter the straight line; by
-    default pairs of a kind weigh alike.
+    Bins hold equal numbers of trusted sibling pairs; those without field pairs are merged into their neighbour.
+    `weights` of sibling and field pairs (:meth:`~chemscale.rsca.pair_model.PairDistances.weights`) enter the straight
+    line; by default pairs of a kind weigh alike. `trust` (:attr:`~chemscale.rsca.pair_model.PairDistances.trust`) is
+    what a pair counts for in the bins.
 
     Raises
     ------
     InputError
-        Fewer than two sibling pairs a bin.
+        Fewer than two trusted sibling pairs a bin.
     """
     siblings, field = np.asarray(siblings, dtype=float), np.asarray(field, dtype=float)
-    if len(siblings) < 2 * n_bins or not len(field):
-        raise InputError(f"{len(siblings)} sibling pairs for {n_bins} bins", "use fewer bins")
-    edges = np.quantile(siblings, np.linspace(0, 1, n_bins + 1))
-    edges[0], edges[-1] = min(edges[0], field.min()) - 1e-9, max(edges[-1], field.max()) + 1e-9
-    counts = np.histogram(field, edges)[0]
+    trust = trust or (np.ones(len(siblings)), np.ones(len(field)))
+    believed = siblings[_believed(trust[0])]
+    if len(believed) < 2 * n_bins or not len(field):
+        raise InputError(f"{len(believed)} sibling pairs for {n_bins} bins", "use fewer bins")
+    edges = np.quantile(believed, np.linspace(0, 1, n_bins + 1))
+    both = np.concatenate([siblings, field])
+    edges[0], edges[-1] = min(edges[0], both.min()) - 1e-9, max(edges[-1], both.max()) + 1e-9
+    counts = np.histogram(field, edges, weights=trust[1])[0]
     while len(edges) > 2 and counts.min() == 0:  # the most alike end may hold no field pair at all
         empty = int(np.argmin(counts))
         edges = np.delete(edges, empty if empty else 1)
-        counts = np.histogram(field, edges)[0]
-    near = np.histogram(siblings, edges)[0]
-    both = np.concatenate([siblings, field])
+        counts = np.histogram(field, edges, weights=trust[1])[0]
+    near = np.histogram(siblings, edges, weights=trust[0])[0]
     # a bin's prediction is its mean ratio over field pairs, whose logarithm is comparable with the observed one
     which = np.digitize(field, edges) - 1
     top = both.max()
-    predicted = np.array([np.log(np.mean(np.exp(field[which == b] - top))) + top for b in range(len(counts))])
+    shares = [np.average(np.exp(field[which == b] - top), weights=trust[1][which == b]) for b in range(len(counts))]
+    predicted = np.log(shares) + top
     observed = np.log(near / near.sum()) - np.log(counts / counts.sum())
     if weights is None:
         n = min(len(siblings), len(field))
         weights = np.full(len(siblings), n / len(siblings)), np.full(len(field), n / len(field))
     slope, intercept = _line(siblings, field, weights)
-    return LikenessCalibration(predicted, observed, near, counts, slope, intercept, *_rising(siblings, field))
+    return LikenessCalibration(predicted, observed, near, counts, slope, intercept, *_rising(siblings, field, trust))

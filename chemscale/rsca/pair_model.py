@@ -9,6 +9,7 @@ dimensions in common; the five numbers are fitted to pairs whose clusters the me
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,6 +24,9 @@ MAX_PAIRS = 20_000
 #: Refits on clusters drawn with replacement that give the interval.
 DRAWS = 40
 
+#: Trust in sibling and in field pairs, one array of each a cluster.
+Trust = tuple[list[np.ndarray], list[np.ndarray]]
+
 
 @dataclass(frozen=True)
 class PairDistances:
@@ -32,24 +36,48 @@ class PairDistances:
     ----------
     siblings, field : list of (n_pairs,) arrays, one of each a cluster
         Between members, and between members and comparable field stars.
+    trust : pair of lists of (n_pairs,) arrays, optional
+        How far each of these pairs is what it is listed as, between 0 and 1 (:mod:`chemscale.rsca.belonging`): one
+        with a stranger among the members tells nothing of siblings. In full by default.
     """
 
     siblings: list[np.ndarray]
     field: list[np.ndarray]
+    trust: Trust | None = None
+
+    @classmethod
+    def believing(cls, pairs: Sequence[tuple[np.ndarray, ...]], belonging: Sequence[np.ndarray]) -> Self:
+        """Pairs that count as far as the members in them belong to their cluster.
+
+        Parameters
+        ----------
+        pairs : sequence of three arrays, one a cluster
+            Distances (m (m - 1) / 2,) of its m members as ``scipy.spatial.distance.pdist`` orders them, (n,) of
+            members and field stars, and (n,) the number of the member in each of the latter.
+        belonging : sequence of (m,) arrays
+        """
+        near, far, member = (list(kind) for kind in zip(*pairs, strict=True))
+        return cls(near, far, trust_of(belonging, member))
 
     @property
     def freedom(self) -> np.ndarray:
         """Independent differences within each cluster: members less one. Pairs of a cluster are more, but no news."""
-        n_pairs = np.array([len(v) for v in self.siblings], float)
+        n_pairs = np.array([v.sum() for v in self.trusted()[0]], float)
         return (np.sqrt(1 + 8 * n_pairs) - 1) / 2
+
+    def trusted(self) -> Trust:
+        """How far each sibling and each field pair counts, cluster by cluster."""
+        if self.trust is not None:
+            return self.trust
+        return [np.ones(len(v)) for v in self.siblings], [np.ones(len(v)) for v in self.field]
 
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the sibling and of the field pairs of all clusters, in order; each kind sums to the freedom."""
-        return self._shared([len(v) for v in self.siblings]), self._shared([len(v) for v in self.field])
+        near, far = self.trusted()
+        return self._shared(near), self._shared(far)
 
-    def _shared(self, sizes: list[int]) -> np.ndarray:
-        parts = [np.full(n, f / max(n, 1)) for n, f in zip(sizes, self.freedom, strict=True)]
-        return np.concatenate(parts)
+    def _shared(self, trust: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([f * t / max(t.sum(), 1e-9) for t, f in zip(trust, self.freedom, strict=True)])
 
     def without(self, j: int) -> PairDistances:
         """Those of all clusters but number `j`."""
@@ -57,7 +85,26 @@ class PairDistances:
 
     def of(self, clusters: Any) -> PairDistances:
         """Those of the clusters number `clusters`, in that order, repeats included."""
-        return PairDistances([self.siblings[i] for i in clusters], [self.field[i] for i in clusters])
+        kinds = [self.siblings, self.field, *(self.trust or ())]
+        near, far, *trust = [[kind[i] for i in clusters] for kind in kinds]
+        return PairDistances(near, far, (trust[0], trust[1]) if trust else None)
+
+    def as_listed(self) -> PairDistances:
+        """The same pairs, every one counting in full."""
+        return PairDistances(self.siblings, self.field)
+
+
+def trust_of(belonging: Sequence[np.ndarray], member: Sequence[np.ndarray]) -> Trust:
+    """Trust in the sibling pairs and in the field pairs of each cluster: in both members, and in the one.
+
+    Parameters
+    ----------
+    belonging : sequence of (m,) arrays, one a cluster
+    member : sequence of (n,) int arrays
+        The number of the member in each field pair.
+    """
+    near = [b[i] * b[j] for b in belonging for i, j in [np.triu_indices(len(b), 1)]]
+    return near, [b[m] for b, m in zip(belonging, member, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +140,8 @@ class PairModel:
         if min(typical) <= 0:
             raise DataError("half of the pairs have no distance at all", "remove duplicated stars")
         values = [np.maximum(v, 1e-9 * t) for v, t in zip(kinds, typical, strict=True)]
-        weights = [w / w.sum() for w in (pairs._shared([len(d) for d in v]) for v in thinned)]
+        trusted = [[_thinned(d, len(v)) for d in v] for v in pairs.trusted()]
+        weights = [w / max(w.sum(), 1e-9) for w in map(pairs._shared, trusted)]
         certainty = np.sqrt(pairs.freedom.sum())
 
         def loss(theta: np.ndarray) -> float:

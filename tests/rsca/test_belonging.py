@@ -8,6 +8,8 @@ from chemscale.rsca.auto_run import doubtful_members
 from chemscale.rsca.belonging import SLACK, robust_scatter
 from chemscale.rsca.contrastive import refine
 from chemscale.rsca.doppelganger import Evaluation
+from chemscale.rsca.likeness import Likeness, sample_pairs
+from chemscale.rsca.pair_model import PairDistances
 from chemscale.rsca.representation import Representation
 from chemscale.rsca.stars import RunStars
 
@@ -117,3 +119,24 @@ def test_doubtful_members_are_named():
         {"star_id": "S4", "cluster": "b", "belonging": 0.04},
         {"star_id": "S3", "cluster": "a", "belonging": 0.2},
     ]
+
+
+@pytest.mark.parametrize("seed", [10, 11])
+def test_pairs_with_a_stranger_do_not_flatten_the_likeness(seed):
+    """A list with 15 % of strangers: the likeness of siblings is that of the members that belong."""
+    rng = np.random.default_rng(seed)
+    sizes = [14, 12, 10, 10, 8, 8, 8, 6, 6, 6, 6, 5]
+    number = np.repeat(np.arange(len(sizes)), sizes)
+    x = rng.normal(size=(len(sizes), 4))[number] + 0.3 * rng.normal(size=(len(number), 4))
+    stranger = rng.random(len(number)) < 0.15
+    x[stranger] = 1.04 * rng.normal(size=(stranger.sum(), 4))
+    field, groups = 1.04 * rng.normal(size=(1500, 4)), [np.flatnonzero(number == j) for j in range(len(sizes))]
+    pairs = [sample_pairs(field, x[g], None, 2000, rng) for g in groups]
+    listed, known = (PairDistances.believing(pairs, [b[g] for g in groups]) for b in (np.ones(len(x)), 1.0 - stranger))
+    np.testing.assert_allclose(known.freedom, [max((~stranger[g]).sum() - 1, 0) for g in groups])
+    fits = [Likeness.fit(p, 4) for p in (listed, known)]
+    assert fits[0].correction.slope == pytest.approx(fits[0].listed_slope)
+    assert 0.7 < fits[1].correction.slope < 1.3
+    assert fits[1].listed_slope < 0.5  # what a list with strangers says of the same chances
+    assert fits[1].log_ratio(10.0) < fits[0].log_ratio(10.0) - 2  # no sibling is that far away
+    assert Likeness.from_json(fits[1].to_json()).listed_slope == fits[1].listed_slope
