@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
@@ -186,7 +187,7 @@ def fit_auto(run: Run, stars: RunStars | None = None) -> tuple[AutoResult, Detre
     if note:
         logger.warning("%s", note)
     search = {name: form.with_field_of(form.evaluation.thinned(SEARCH_FIELD)) for name, form in forms.items()}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"):  # many small matrices: threads would wait on another
         warnings.simplefilter("ignore", UserWarning)  # clusters without a pair: the evaluation names them
         result = choose_metric(forms, search_forms=search)
     result.metric.edge = field_edge(stars)
