@@ -165,14 +165,15 @@ class AutoResult:
     table : list of dict
         Every candidate's leave-one-out rate (the search's field), best first.
     pairs : PairDistances
-        Distances of sibling and field pairs under the metrics that the rates were measured with; those of doubtful
-        members count for nothing.
+        Distances of pairs under the metrics of the rates; those of doubtful members count for nothing.
     maps : dict of str to (n_names * k, d)
         These metrics, by the cluster that each does not know: maps of centred, stacked coordinates.
     belonging : (n_members,)
         How far each listed member counted as one (:mod:`chemscale.rsca.belonging`), between 0 and 1.
     doubtful : list of dict
         ``star_id``, ``cluster`` and ``belonging`` of those that hardly did, where the stars have names.
+    belonging_of : dict of str to (int, float)
+        Of each cluster the listed members, and for how many these counted.
     """
 
     rates: DoppelgangerRates
@@ -182,6 +183,7 @@ class AutoResult:
     maps: dict[str, np.ndarray]
     belonging: np.ndarray
     doubtful: list[dict[str, Any]] = field(default_factory=list)
+    belonging_of: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
 def choices(form: Representation) -> list[tuple[float, str, bool]]:
@@ -380,7 +382,8 @@ def choose_metric(
     belonging = np.mean([view.belonging() for view in views.values()], axis=0)
     believed = np.where(belonging < DOUBTFUL, 0.0, 1.0)  # a stranger's pairs, far apart, outweigh many however little
     pairs = PairDistances.believing([d for _, _, d, _ in found], [believed[group] for group in first.groups])
-    return AutoResult(rates, metric, table, pairs, maps, belonging)
+    counted = {c: (len(g), float(belonging[g].sum())) for c, g in zip(names, first.groups, strict=True)}
+    return AutoResult(rates, metric, table, pairs, maps, belonging, belonging_of=counted)
 
 
 def check_clusters(n: int) -> None:

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto import SEARCH_FIELD, AutoMetric, AutoResult, choose_metric
-from chemscale.rsca.belonging import DOUBTFUL, SLACK, SLACK_UNKNOWN
+from chemscale.rsca.belonging import DOUBTFUL, DOUBTFUL_CLUSTER, SLACK, SLACK_UNKNOWN
 from chemscale.rsca.detrending import HELD, MIN_FRACTION, REMOVED, LabelDetrending, SelfDetrending
 from chemscale.rsca.likeness import Likeness
 from chemscale.rsca.outlying import FieldEdge
@@ -208,6 +208,17 @@ def doubtful_members(stars: RunStars, belonging: np.ndarray) -> list[dict[str, A
     ]
 
 
+def doubtful_clusters(result: AutoResult) -> str:
+    """A warning of the clusters of whose listed members few belong, the most doubtful first; '' if there are none."""
+    few = {c: (b, n) for c, (n, b) in result.belonging_of.items() if b < DOUBTFUL_CLUSTER * n}
+    if not few:
+        return ""
+    order = sorted(few, key=lambda c: few[c][0] / few[c][1])
+    shown = ", ".join(f"{c} ({few[c][0]:.1f} of {few[c][1]})" for c in order[:5])
+    more = f" and {len(few) - 5} more, auto.json has all" if len(few) > 5 else ""
+    return f"less than two thirds of the listed members look like siblings in {shown}{more}: check these lists"
+
+
 def save_auto(run: Run, result: AutoResult, detrendings: Detrendings) -> None:
     """Write ``auto.zarr`` (the map, for use) and ``auto.json`` (rates, choices, doubtful members)."""
     m = result.metric
@@ -218,6 +229,7 @@ def save_auto(run: Run, result: AutoResult, detrendings: Detrendings) -> None:
         {
             "rate": result.rates.overall,
             "doubtful_members": result.doubtful,
+            "belonging": {c: {"members": n, "belong": round(b, 2)} for c, (n, b) in result.belonging_of.items()},
             "per_cluster": result.rates.per_cluster,
             "likeness": _likeness(result),
             "committee": [vars(c) for c in m.committee],

@@ -25,6 +25,8 @@ SHRINKAGE = 0.5
 STEPS = 12
 #: Below this a member counts as doubtful.
 DOUBTFUL = 0.5
+#: Below this share of members that belong a cluster's list as a whole does.
+DOUBTFUL_CLUSTER = 2 / 3
 
 
 def robust_scatter(

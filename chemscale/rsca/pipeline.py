@@ -18,7 +18,7 @@ import xarray as xr
 
 from chemscale.errors import DataError, InputError, StoreError
 from chemscale.rsca.auto import check_clusters
-from chemscale.rsca.auto_run import auto_components, fit_auto, save_auto
+from chemscale.rsca.auto_run import auto_components, doubtful_clusters, fit_auto, save_auto
 from chemscale.rsca.basis_stages import fit_basis
 from chemscale.rsca.companions import Companions
 from chemscale.rsca.components import WIDE
@@ -200,6 +200,8 @@ def _fit(
             shown = ", ".join(f"{d['star_id']} ({d['cluster']})" for d in result.doubtful[:5])
             many = f"{len(result.doubtful)} of {len(result.belonging)} listed members"
             say(f"{many} look like field stars and hardly count, e.g. {shown}; auto.json has all")
+        if told := doubtful_clusters(result):
+            logger.warning("%s", told)
     run.forget_outdated("evaluation.json")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chemscale.rsca.auto import choose_metric
-from chemscale.rsca.auto_run import doubtful_members
+from chemscale.rsca.auto_run import doubtful_clusters, doubtful_members
 from chemscale.rsca.belonging import SLACK, robust_scatter
 from chemscale.rsca.contrastive import refine
 from chemscale.rsca.doppelganger import Evaluation
@@ -107,6 +107,8 @@ def test_the_search_says_who_belongs():
     result = choose_metric({"plain": Representation(engine, {"noise": np.diag(WITHIN**2)}, slack=SLACK)}, ks=[8])
     assert result.belonging[stranger].mean() < 0.3 < 0.9 < result.belonging[~stranger].mean()
     assert set(result.maps) == set(engine.names)
+    assert {c: n for c, (n, _) in result.belonging_of.items()} == dict(zip(map(str, range(6)), [14, 12, 10, 10, 8, 8]))
+    assert sum(b for _, b in result.belonging_of.values()) == pytest.approx(result.belonging.sum())
 
 
 def test_doubtful_members_are_named():
@@ -140,3 +142,15 @@ def test_pairs_with_a_stranger_do_not_flatten_the_likeness(seed):
     assert fits[1].listed_slope < 0.5  # what a list with strangers says of the same chances
     assert fits[1].log_ratio(10.0) < fits[0].log_ratio(10.0) - 2  # no sibling is that far away
     assert Likeness.from_json(fits[1].to_json()).listed_slope == fits[1].listed_slope
+
+
+def test_clusters_of_which_few_members_belong_are_warned_of():
+    x, number, _ = clusters_of(9, [14, 12, 10, 10, 8, 8, 2], 0.0)
+    x[-1] = x[-2] + 3.0
+    engine = Evaluation(np.random.default_rng(2).normal(size=(1000, K)), x, number.astype(str))
+    result = choose_metric({"plain": Representation(engine, {"noise": np.diag(WITHIN**2)}, slack=SLACK)}, ks=[8])
+    assert doubtful_clusters(result).startswith(
+        "less than two thirds of the listed members look like siblings in 6 (0."
+    )
+    del result.belonging_of["6"]
+    assert doubtful_clusters(result) == ""
