@@ -16,6 +16,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
@@ -112,8 +113,27 @@ def map_groups(
         packed = None if whole else np.packbits(marks, axis=0)
         name = f"stars-{inner[0]}-{inner[-1]}-{uuid.uuid4().hex}"  # an error names its task
         edge = tuple(int(e) for e in inner)
-        parts.append(call(shared, edge, packed, stars.shape[1], dask_key_name=name))
-    return parts
+        parts.append(partial(call, shared, edge, packed, stars.shape[1], dask_key_name=name))
+    return in_order_on_workers(parts)
+
+
+def in_order_on_workers(tasks: Sequence[Callable[[], Delayed]]) -> list[Delayed]:
+    """Make delayed tasks so that neighbours run on one worker, where their results are then added up.
+
+    Left to itself the scheduler deals neighbours out to different workers, and most partial sums travel. Only a
+    preference: a worker with nothing to do takes over tasks of others, and those of a lost worker go elsewhere.
+    Results do not depend on where tasks run.
+    """
+    client = current_client()
+    workers = {} if client is None else client.scheduler_info(n_workers=-1)["workers"]
+    homes = [address for address in sorted(workers) for _ in range(workers[address]["nthreads"])]
+    if len(set(homes)) < 2:
+        return [task() for task in tasks]
+    made = []
+    for i, task in enumerate(tasks):
+        with dask.annotate(workers=[homes[i * len(homes) // len(tasks)]], allow_other_workers=True):
+            made.append(task())
+    return made
 
 
 def compute_sum(total: Delayed) -> Any:

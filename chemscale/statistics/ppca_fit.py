@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -71,6 +73,7 @@ def fit(source: Source, settings: Settings, keep_bytes: int = 0, told: Told | No
     size = subsample_size(source.n_stars, source.n_pixels, k)
     rng = np.random.default_rng(settings.seed)
     index = np.sort(rng.choice(source.n_stars, min(size, source.n_stars), replace=False))
+    load_early("dask_ml.decomposition")  # seconds, which the first pass hides
     moments, stars = source.survey(index)
     used = moments["count"] > 0
     n_stars, n_pixels = int(moments["n"]), int(used.sum())
@@ -110,7 +113,11 @@ def fit(source: Source, settings: Settings, keep_bytes: int = 0, told: Told | No
     loglike_tol = settings.loglike_tol or max(floor, 1e-3 * tol**2)
     last = Stop(tol, settings.max_iter, loglike_tol, settings.rejection, told)
     first = Stop(
-        max(tol, SUBSAMPLE_TOL), min(SUBSAMPLE_PASSES, settings.max_iter), max(loglike_tol, 1e-7), settings.rejection
+        max(tol, SUBSAMPLE_TOL),
+        min(SUBSAMPLE_PASSES, settings.max_iter),
+        max(loglike_tol, 1e-7),
+        settings.rejection,
+        certain=False,
     )
     stops = [last, first]
     solve = _shared if settings.noise == "shared" else _weighted
@@ -118,6 +125,11 @@ def fit(source: Source, settings: Settings, keep_bytes: int = 0, told: Told | No
     model, trace = solve(levels, stops, start, settings, run)
     passes += len(trace.loglike)
     return Fitted(model, trace, used, unit, n_stars, float(moments["count"].sum()), passes)
+
+
+def load_early(module: str) -> None:
+    """Import a module that will be needed soon, beside what is going on."""
+    threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
 
 
 def _shared(

@@ -7,13 +7,14 @@ fit is the same to the last bit.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import dask
 import numpy as np
 from dask.delayed import Delayed
 
-from chemscale.runtime.blocks import compute_sum
+from chemscale.runtime.blocks import compute_sum, in_order_on_workers
 from chemscale.statistics import blocks
 from chemscale.statistics.ppca_arrays import (
     ArraySource,
@@ -56,8 +57,8 @@ class ClusterSample:
             first = int(np.searchsorted(edges, start, side="right")) - 1
             last = int(np.searchsorted(edges, stop, side="left"))
             skip = start - int(edges[first])
-            made.append(join(skip, stop - start, keep, parts[first:last]))
-        self._blocks: list[Delayed] = list(dask.persist(*made))
+            made.append(partial(join, skip, stop - start, keep, parts[first:last]))
+        self._blocks: list[Delayed] = list(dask.persist(*in_order_on_workers(made)))
 
     def reduce(self, kernel: Kernel) -> Stats:
         """Sum of `kernel` over the blocks."""

@@ -23,6 +23,8 @@ Told = Callable[[int, int, float], None]
 LOOSE = 0.1
 #: The angle of a pass is taken to be at least this fraction of that of the one before.
 LEAST_GAIN = 0.25
+#: Above this fraction it shrinks so slowly that the one before has to be small enough, too.
+SLOW_GAIN = 0.5
 #: Passes in a row in which axes have to be determined to count as such: errors near the limit come and go.
 STEADY = 3
 
@@ -97,6 +99,10 @@ class Stop:
         Relative change of the log-likelihood over three passes.
     rejection : Rejection, optional
         Outliers to leave out on the way.
+    told : callable, optional
+        Told after each pass.
+    certain : bool
+        Whether the estimates of two passes have to agree that the angle is below `tol`.
     """
 
     tol: float
@@ -104,6 +110,7 @@ class Stop:
     loglike_tol: float
     rejection: Rejection | None = None
     told: Told | None = None
+    certain: bool = True
 
     def reached(self, trace: Trace) -> bool:
         """Tell of the last pass, and say whether it was the last; the reason goes to `trace`."""
@@ -112,7 +119,9 @@ class Stop:
             self.told(done, self.most, trace.angle[-1])
         before = trace.angle[-2] if done > 1 else np.pi / 2  # the first estimate alone is not believed
         before = before if np.isfinite(before) else 0.0
-        angle = max(trace.angle[-1], LEAST_GAIN * before)
+        angle = trace.angle[-1]
+        if self.certain:
+            angle = max(angle, before * (LEAST_GAIN if angle < SLOW_GAIN * before else 1.0))
         last = trace.loglike[-3:]
         size = max(abs(last[-1]), 1.0)
         settled = done > 1 and abs(last[-1] - last[-2]) <= max(self.loglike_tol, self.tol**2) * size
