@@ -1,6 +1,8 @@
-"""Lots: sums over runs of blocks equal sums over blocks, on any scheduler, in few tasks."""
+"""Groups: sums over runs of blocks equal sums over blocks, on any scheduler, in few tasks."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import dask
 import dask.array as da
@@ -64,3 +66,24 @@ def test_ranges_are_cut_where_blocks_begin():
 
 def test_groups_depend_on_the_survey_alone():
     assert [block_groups.group_size(n) for n in (1, 4096, 4097, 97_657)] == [1, 1, 2, 24]
+
+
+def worker_of(number):
+    from distributed import get_worker
+
+    return number, get_worker().address
+
+
+def test_neighbours_run_on_one_worker(client):
+    task = dask.delayed(worker_of, pure=False)
+    made = block_groups.in_order_on_workers([partial(task, i) for i in range(16)])
+    found = client.gather(client.compute(made))
+    assert [number for number, _ in found] == list(range(16))
+    homes = [address for _, address in found]
+    assert len(set(homes)) == 2
+    # An idle worker may take over a few of the last ones; dealt out one by one they would change eight times or more.
+    assert sum(a != b for a, b in zip(homes, homes[1:])) <= 4
+
+
+def test_without_a_cluster_tasks_are_made_as_they_are():
+    assert [t.compute() for t in block_groups.in_order_on_workers([partial(dask.delayed(abs), -3)])] == [3]

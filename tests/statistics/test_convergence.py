@@ -88,6 +88,8 @@ def test_an_axis_that_rests_on_one_star_is_not_determined():
         ([1.0, 0.5], [-9.0, -8.0], ""),
         ([1.0, 0.009], [-9.0, -8.0], ""),  # one small estimate after a large one is not believed
         ([0.03, 0.009], [-9.0, -8.0], "angle"),
+        ([0.03, 0.012, 0.009], [-9.0, -8.0, -7.0], ""),  # it shrinks slowly: the one before has to be small, too
+        ([0.012, 0.009, 0.007], [-9.0, -8.0, -7.0], "angle"),
         ([1.0, 0.5, 0.5], [-8.0, -8.0, -8.0], "loglike"),
         ([1.0] * 5, [-9.0, -8.0, -7.0, -6.0, -5.0], "passes"),
     ],
