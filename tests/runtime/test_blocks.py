@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import dask
@@ -82,7 +83,7 @@ def test_neighbours_run_on_one_worker(client):
     homes = [address for _, address in found]
     assert len(set(homes)) == 2
     # An idle worker may take over a few of the last ones; dealt out one by one they would change eight times or more.
-    assert sum(a != b for a, b in zip(homes, homes[1:])) <= 4
+    assert sum(a != b for a, b in itertools.pairwise(homes)) <= 4
 
 
 def test_without_a_cluster_tasks_are_made_as_they_are():
