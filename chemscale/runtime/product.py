@@ -37,7 +37,7 @@ VERSION = 1
 #: Bytes of a product up to which every file is read and compared when it is opened; of larger ones existence and size.
 CHECKED_BYTES = 256 << 20
 PARTIAL = ".partial"
-#: Books and logs of a run, which change at any time.
+#: Records and logs of a run, which change at any time.
 NOT_SEALED = ("manifest.json", "pipeline.json", "logs", "performance")
 _PIECE = 1 << 20
 #: Files whose way to the disk is waited for at a time.
@@ -373,11 +373,10 @@ def check_bound(path: Path, remedy: str, identities: Callable[[str], str | None]
 
 
 def plain_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files of a run that are neither a Zarr product nor its own books: (name, path)."""
+    """Files of a run that are neither a Zarr product nor its own records and logs: (name, path)."""
     for where, folders, names in os.walk(folder):
-        folders[:] = sorted(
-            f for f in folders if not (f.endswith((".zarr", PARTIAL)) or ".old-" in f or f in NOT_SEALED)
-        )
+        here = (f for f in folders if ".old-" not in f and f not in NOT_SEALED)
+        folders[:] = sorted(f for f in here if not f.endswith((".zarr", PARTIAL)))
         for name in sorted(names):
             if name not in NOT_SEALED and not name.startswith(".") and ".partial-" not in name:
                 path = Path(where, name)
