@@ -75,6 +75,7 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
             rates: dict[str, DoppelgangerRates] = {name: engine.rates(name) for name in METRICS}
             rates["rsca_top"] = engine.rates("rsca", n_features=n_features)
             overfitted = engine.rates("rsca", leave_one_out=False).overall
+            alike, abundances = likeness(engine, n_features), abundance_baselines(run, stars)
         unrated = [c for c, n in rates["raw"].n_pairs.items() if not n]
         if unrated:
             logger.warning("no field star passes the pair cuts for %s: left out of the averages", ", ".join(unrated))
@@ -99,8 +100,8 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
             "cuts": sorted(stars.covariates.names),
             "leave_one_cluster_out": True,
             "unrated_clusters": unrated,
-            "likeness": likeness(engine, n_features),
-            "abundances": abundance_baselines(run, stars),
+            "likeness": alike,
+            "abundances": abundances,
             "correlations": kept_correlations(run, stars, n_features),
             "differences": differences(rates, run.load_json("auto.json")["per_cluster"] if "auto" in result else None),
             "ranges": compare_ranges(stars.label, stars.field_rows, stars.member_rows),
