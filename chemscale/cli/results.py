@@ -97,7 +97,7 @@ def compare(
         settings.add_row(escape(key), escape(str(one)), escape(str(other)))
     page.print(settings if found["settings"] else "no setting differs")
     if "rates" in found:
-        rates = Table("rate", "A", "B", "B - A, mean over clusters", "clusters", box=None)
+        rates = Table("rate", "A", "B", "B - A, each cluster counted once", "clusters", box=None)
         for method, r in found["rates"].items():
             error = "" if r["error"] is None else f" +- {r['error']:.4f}"
             change = "" if r["difference"] is None else f"{r['difference']:+.4f}{error}"

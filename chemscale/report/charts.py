@@ -241,7 +241,7 @@ def training(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         height=430,
         margin={"l": 76, "r": 10, "t": 20, "b": 100},
         xaxis={"title": {"text": "epoch"}},
-        yaxis={"title": {"text": "chi-square of a pixel"}, "type": "log"},
+        yaxis={"title": {"text": "chi-square of a pixel"}, "type": "log", "dtick": "D2"},
         legend={"orientation": "h", "y": -0.2, "yanchor": "top"},
         colorway=[COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky")],
     )

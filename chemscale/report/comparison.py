@@ -54,7 +54,10 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             change = "–" if r["difference"] is None else f"{r['difference']:+.4f}{error}"
             both = ["–" if r[k] is None else f"{r[k]:.4f}" for k in "ab"]
             rows.append([titles().get(method, words(method)), *both, change, str(r["clusters"])])
-        note = "Paired over the clusters that both runs rated; below zero, B is better."
+        note = (
+            "B − A is paired over the clusters that both runs rated and counts each of them once, while A and B weigh "
+            "clusters by their members: their signs may differ. Below zero, B is better."
+        )
         made.append(Table("Doppelganger rates", ["rate", "A", "B", "B − A", "clusters"], rows, note))
     if "neighbours" in found:
         n = found["neighbours"]

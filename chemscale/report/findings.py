@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +43,15 @@ def sections(run: Run) -> list[Section]:
     return [s for s in made if s is not None and s.tables]
 
 
+#: What keys of products call by a name, as readers write it.
+_SYMBOLS = {"fe_h": "[Fe/H]", "alpha_m": "[α/M]", "alpha_fe": "[α/Fe]", "c_fe": "[C/Fe]"}
+_SYMBOLS |= {"teff": "Teff", "logg": "log g", "cemp": "CEMP"}
+
+
 def words(key: str) -> str:
     """A key of a product as a reader would say it."""
+    for name, symbol in _SYMBOLS.items():
+        key = re.sub(rf"(?<![a-z]){name}(?![a-z])", symbol, key)
     return key.replace("_", " ")
 
 
@@ -59,10 +67,12 @@ def _basis(run: Run) -> Section | None:
         if embedded.get("on_one_star"):
             rows.append(["hangs on single stars", str(embedded["on_one_star"])])
         if facts.get("outliers"):
-            stars = (
-                f"{number(int(facts['outliers']))} pixels in {number(int(facts.get('stars_with_outliers', 0)))} stars"
+            outliers = int(facts["outliers"]), int(facts.get("stars_with_outliers", 0))
+            told = (
+                f"{number(n)} {what}{'' if n == 1 else 's'}"
+                for n, what in zip(outliers, ("pixel", "star"), strict=True)
             )
-            rows.append(["outliers left out", stars])
+            rows.append(["outliers left out", " in ".join(told)])
             rows.append(["stars whose whole spectrum does not fit", number(int(facts.get("anomalous_stars", 0)))])
     if not rows:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chemscale.report.findings import sections
+from chemscale.report.findings import sections, words
 from chemscale.runtime.run import Run
 
 
@@ -16,3 +16,9 @@ def test_verdict_and_outliers_are_shown(tmp_path):
     text = [cell for table in basis.tables for row in table.rows for cell in row]
     assert verdict in text
     assert "6,308 pixels in 4,760 stars" in text
+
+
+def test_keys_are_told_as_readers_write_them():
+    assert words("correlation_with_fe_h") == "correlation with [Fe/H]"
+    assert words("cemp") == "CEMP" and words("best_alpha_m_feature") == "best [α/M] feature"
+    assert words("safe_height") == "safe height"
