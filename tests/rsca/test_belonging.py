@@ -42,6 +42,15 @@ def test_strangers_hardly_count_and_the_scatter_is_that_of_members(seed):
     np.testing.assert_array_equal(every, 1.0)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_strangers_are_told_where_three_in_ten_are_and_not_where_half_are(seed):
+    """The scale of distances is a median over members: half of them set it."""
+    for share, told in ((0.3, True), (0.5, False)):
+        x, number, stranger = clusters_of(seed, [20, 12, 8, 8, 6, 6, 5, 5, 4, 4], share)
+        belonging = found(x, number)[1]
+        assert (belonging[stranger].mean() < 0.1) == told and belonging[~stranger].mean() > 0.95
+
+
 def test_without_strangers_every_member_counts():
     x, number, _ = clusters_of(3, [20, 12, 8, 8, 6, 6, 5, 5, 4, 4, 2, 2, 2], 0.0)
     within, belonging = found(x, number)
