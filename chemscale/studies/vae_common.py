@@ -73,15 +73,34 @@ class Held:
         return [p for p in found if p[2] in self.labels]
 
 
+def latents_of(context: StudyContext) -> tuple[xr.Dataset, dict[str, Any], np.ndarray]:
+    """Latents of the run's own survey, the training's record, and which stars were held out.
+
+    Raises
+    ------
+    DataError
+        The model was used on another survey since: rows of its latents are not rows of the run's spectra and labels.
+    """
+    ds, record, out = pipeline.latents(context.run)
+    ids, survey = identifiers(ds), context.survey
+    if not np.array_equal(identifiers(survey.isel(star=slice(0, len(ids)))), ids):  # stars may be appended since
+        raise DataError(
+            f"the latents of {context.run.path} are those of other stars than {context.run.store} holds",
+            f"chemscale vae infer {context.run.store} --run {context.run.path} --overwrite",
+        )
+    return ds, record, out
+
+
 def held(context: StudyContext, *needed: str) -> Held:
     """Latents and labels of the run.
 
     Raises
     ------
     DataError
-        The survey has no abundances to compare latents with, or not the labels `needed`.
+        The survey has no abundances to compare latents with, or not the labels `needed`, or other stars than the
+        latents.
     """
-    ds, record, out = pipeline.latents(context.run)
+    ds, record, out = latents_of(context)
     labels, kind = judged_against(context.survey, context.run.store or None, identifiers(ds))
     found = Held(ds, record, out, labels, kind)
     absent = [n for n in needed if n not in found.labels]

@@ -9,8 +9,7 @@ import numpy as np
 from chemscale.errors import DataError
 from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
-from chemscale.studies.vae_common import model_of
-from chemscale.vae import pipeline
+from chemscale.studies.vae_common import latents_of, model_of
 from chemscale.vae.anomalies import SCORES
 from chemscale.vae.corrupt import separate
 from chemscale.vae.data import clean, star_blocks, values_here
@@ -43,7 +42,7 @@ def _sample(context: StudyContext, wanted: np.ndarray, most: int, floor: float) 
 
 def compute(context: StudyContext) -> StudyResult:
     """Distributions of norm and reconstruction error, and the area under the ROC curve of every score."""
-    _, record, held_out = pipeline.latents(context.run)
+    _, record, held_out = latents_of(context)
     floor = float(record.get("train", {}).get("floor", 0.0))
     flux, weight = _sample(context, held_out, int(context.settings["stars"]), floor)
     model = model_of(context)

@@ -10,8 +10,7 @@ import numpy as np
 from chemscale.errors import DataError
 from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
-from chemscale.studies.vae_common import SYMBOLS, Z_NAMES, contours
-from chemscale.vae import pipeline
+from chemscale.studies.vae_common import SYMBOLS, Z_NAMES, contours, latents_of
 from chemscale.vae.data import identifiers
 from chemscale.vae.evaluate import LABELS, judged_against, pearson
 
@@ -30,7 +29,7 @@ def _slopes(x: np.ndarray, z: np.ndarray, teff: np.ndarray, edges: np.ndarray) -
 
 def compute(context: StudyContext) -> StudyResult:
     """Held-out stars: correlations of every latent with every label, and straight lines by Teff."""
-    latents, _, held_out = pipeline.latents(context.run)
+    latents, _, held_out = latents_of(context)
     labels, kind = judged_against(context.survey, context.run.store or None, identifiers(latents))
     names = [str(n) for n in latents["latent"].values]
     shown = [(k, n, LABELS[n][1]) for k, n in enumerate(names) if n in LABELS and LABELS[n][1] in labels]

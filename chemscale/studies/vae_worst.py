@@ -8,8 +8,7 @@ import torch
 from chemscale.errors import DataError
 from chemscale.studies import style
 from chemscale.studies.registry import Study, StudyContext, StudyResult
-from chemscale.studies.vae_common import Held, model_of, spectra
-from chemscale.vae import pipeline
+from chemscale.studies.vae_common import Held, latents_of, model_of, spectra
 from chemscale.vae.data import identifiers
 from chemscale.vae.evaluate import label_columns
 
@@ -25,7 +24,7 @@ def worst(found: Held, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def all_latents(context: StudyContext) -> Held:
     """Latents of the run with whatever labels the survey has."""
-    ds, record, out = pipeline.latents(context.run)
+    ds, record, out = latents_of(context)
     return Held(ds, record, out, label_columns(context.survey))
 
 

@@ -14,6 +14,7 @@ from chemscale.simulation.generator import Simulation
 from chemscale.simulation.truth import truth_path, write_truth
 from chemscale.studies.registry import run_study
 from chemscale.studies.vae_cannon import Sample, _rmse, cannon, fit_cannon, infer_cannon, quadratic, sliced_cannon
+from chemscale.survey.ingest.datasets import write_survey
 from chemscale.survey.ingest.ingestion import ingest
 from chemscale.survey.ingest.planning import plan_ingest
 from chemscale.survey.sources.simulated import SimulatedSource
@@ -143,6 +144,17 @@ def test_worst_reconstructions(run):
     numbers = run_study("vae_outliers", run, {"stars": 4})["numbers"]
     assert numbers["r_fe_h"] > 0.8
     assert len(rows(run, "vae_outliers")) == 12
+
+
+def test_latents_of_other_stars_are_not_drawn_over_the_run_s_own_spectra(run, tmp_path):
+    """After `vae infer OTHER --run RUN --overwrite` a row of the latents is another star than the store's."""
+    run = shutil.copytree(run, tmp_path / "run")
+    store = pipeline.Run.open(run).store
+    write_survey(open_survey(store).isel(star=slice(100, 300)), tmp_path / "other.zarr")
+    pipeline.infer(str(tmp_path / "other.zarr"), run, overwrite=True)
+    for name in ("vae_worst", "vae_outliers", "vae_latents", "vae_corruption"):
+        with pytest.raises(DataError, match="are those of other stars than"):
+            run_study(name, run)
 
 
 def test_cannon_recovers_a_quadratic_world():
