@@ -63,7 +63,7 @@ def compute(context: StudyContext) -> StudyResult:
     low, high = ax.get_ylim()
     ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
     style.rate_axis(ax.yaxis)
-    ax.legend(ncols=2, loc="upper center", columnspacing=1.0, handletextpad=0.3)
+    ax.legend(ncols=2, loc="upper center", columnspacing=0.6, handletextpad=0.1, handlelength=1.6, borderpad=0.2)
     renamed = {"raw": "raw", "scaled": "scaled", "rsca": "transformed", "rsca_held_out": "held_out"}
     numbers = {f"{r[0]} {renamed.get(r[1], r[1].replace('rsca', 'transformed'))}".replace(" ", "_"): r[3] for r in rows}
     caption = (
