@@ -8,7 +8,6 @@ from its quantiles at a Teff (and at the latents before it) to those at all Teff
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -63,10 +62,9 @@ class ShapeMap(nn.Module):
         before : sequence of Tensor (n,)
             Mapped latents before k.
         """
-        cell = [_cell(teff, self.teff_knots)]
-        cell += [_cell(x, knots) for x, knots in zip(before, self.get_buffer(f"knots_{k}"), strict=False)]
-        here = _curves(self.get_buffer(f"at_{k}"), cell)
-        there = _curves(self.get_buffer(f"all_{k}"), cell[1:]).expand_as(here)
+        of_knots = [_shares(x, knots) for x, knots in zip(before, self.get_buffer(f"knots_{k}"), strict=False)]
+        here = _curves(self.get_buffer(f"at_{k}"), [_shares(teff, self.teff_knots), *of_knots])
+        there = _curves(self.get_buffer(f"all_{k}"), of_knots).expand_as(here)
         at = (here[:, 1:-1] < left[:, None]).sum(1)[:, None]
         (x0, x1), (y0, y1) = (_ends(curve, at, at + 1) for curve in (here, there))
         moved = y0 + (left - x0) * (y1 - y0) / (x1 - x0).clamp_min(1e-4)
@@ -120,16 +118,22 @@ def _position(x: Tensor, knots: Tensor) -> np.ndarray:
     return (below + share).numpy()
 
 
-def _curves(table: Tensor, cell: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def _shares(x: Tensor, knots: Tensor) -> Tensor:
+    """How much of each knot's curve goes into that of a value between them: (n, knots), two of them not 0."""
+    below, share = _cell(x, knots)
+    found = torch.zeros(len(x), len(knots), dtype=share.dtype, device=share.device)
+    found.scatter_(1, below[:, None], (1.0 - share)[:, None])
+    return found.scatter_(1, below[:, None] + 1, share[:, None])
+
+
+def _curves(table: Tensor, of_knots: Sequence[Tensor]) -> Tensor:
     """Curves (n, levels) between those of a table (knots, ..., levels); (1, levels) of a table without knots."""
-    found = None
-    for corner in product((0, 1), repeat=len(cell)):
-        curve = table[tuple(below + c for c, (below, _) in zip(corner, cell, strict=True))]
-        for c, (_, share) in zip(corner, cell, strict=True):
-            curve = curve * (share if c else 1.0 - share)[:, None]
-        found = curve if found is None else found + curve
-    assert found is not None
-    return found if cell else found[None]
+    if not of_knots:
+        return table[None]
+    joint = of_knots[0]
+    for shares in of_knots[1:]:
+        joint = (joint[:, :, None] * shares[:, None, :]).flatten(1)
+    return joint @ table.flatten(0, -2)
 
 
 def _ends(curve: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
