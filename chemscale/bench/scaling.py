@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chemscale.bench import busy
 from chemscale.bench.limits import decode, serial_fraction
 from chemscale.bench.pinning import a_core_each
 from chemscale.bench.stages import PRODUCTS, READS, STAGES, prepare, run_stage
@@ -98,8 +99,9 @@ def measure(
     dict
         `rows` with stage, workers, stars, seconds, stars_per_s, speedup and efficiency relative to the smallest
         number of workers, whether they were pinned, processor time of the workers and of this process (client
-        and scheduler), and for stages that read pixels `limit_stars_per_s` and `share_of_limit`; `serial_fraction`
-        by mode and stage; and commit, versions, hardware.
+        and scheduler), `idle_seconds` in which no worker was at work (:mod:`.busy`), and for stages that read pixels
+        `limit_stars_per_s` and `share_of_limit`; `serial_fraction` by stage, fitted to the times, and `idle_fraction`,
+        the idle share of the time that the fewest workers take; and commit, versions, hardware.
     """
     from chemscale.runtime.cluster import connect
 
@@ -117,6 +119,7 @@ def measure(
         total = stars * (n if mode == "weak" else 1)
         with connect(cluster or "local", workers=n, threads=None if cluster else 1) as client:
             client.wait_for_workers(n, timeout=120)
+            busy.watch(client)
             store = make_store(scratch / f"survey-{total}.zarr", total, client)
             prepare(store, scratch, stages)
             with a_core_each(client) if pinned and not cluster else nullcontext(False) as held:
@@ -131,9 +134,11 @@ def measure(
                         f"{mode} {stage}: {n} worker(s) {'on a core each' if held else 'on any core'}, "
                         f"{row['stars']:,} stars: {row['seconds']:.2f} s, processor time of the workers "
                         f"{row['worker_cpu_seconds']:.1f} s, of client and scheduler {row['client_cpu_seconds']:.1f} s"
+                        f"; no worker at work for {row['idle_seconds']:.2f} s"
                         + (f"; {row['share_of_limit']:.0%} of the rate of bare decoding" if stage in READS else "")
                     )
-    return {"rows": relative(rows), "serial_fraction": serial_fractions(rows)} | provenance()
+    shares = {"serial_fraction": serial_fractions(rows), "idle_fraction": idle_fractions(rows)}
+    return {"rows": relative(rows)} | shares | provenance()
 
 
 def _decoding(store: str, client: Client, stars: int) -> float:
@@ -158,18 +163,29 @@ def serial_fractions(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {stage: value for stage, value in both.items() if np.isfinite(value)}
 
 
+def idle_fractions(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Share of the time of each stage under strong scaling, on the fewest workers, in which none was at work."""
+    fewest: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["mode"] == "strong" and row["workers"] <= fewest.get(row["stage"], row)["workers"]:
+            fewest[row["stage"]] = row
+    return {stage: row["idle_seconds"] / row["seconds"] for stage, row in fewest.items()}
+
+
 def _timed(stage: str, store: str, client: Client, scratch: Path, total: int, repeat: int) -> dict[str, Any]:
     """Best of some runs of a stage."""
-    times, cpu = [], []
+    times, cpu, idle = [], [], []
     for _ in range(max(1, repeat)):
         if stage in PRODUCTS:  # of the run before
             shutil.rmtree(scratch / PRODUCTS[stage], ignore_errors=True)
         before = _cpu_seconds(client)
-        begun = time.perf_counter()
+        since, begun = time.time(), time.perf_counter()
         number = run_stage(stage, store, client, scratch, total)
         times.append(time.perf_counter() - begun)
+        idle.append(busy.idle_seconds(client, since, since + times[-1]))
         cpu.append([after - start for after, start in zip(_cpu_seconds(client), before)])
-    on_workers, on_client = cpu[int(np.argmin(times))]
+    best = int(np.argmin(times))
+    on_workers, on_client = cpu[best]
     return {
         "stars": number,
         "seconds": min(times),
@@ -178,6 +194,7 @@ def _timed(stage: str, store: str, client: Client, scratch: Path, total: int, re
         "worker_peak_bytes": max(worker_peaks(client).values(), default=0),
         "worker_cpu_seconds": on_workers,
         "client_cpu_seconds": on_client,
+        "idle_seconds": idle[best],
     }
 
 

@@ -239,7 +239,7 @@ def scaling(
         stars, stages, mode = 1024, "embed,evaluate", "strong"
     with tempfile.TemporaryDirectory(prefix="chemscale-bench-") as temporary:
         folder = Path(scratch or temporary)
-        results: dict[str, Any] = {"rows": [], "serial_fraction": {}}
+        results: dict[str, Any] = {"rows": [], "serial_fraction": {}, "idle_fraction": {}}
         for one in ("strong", "weak") if mode == "both" else (mode,):
             part = bench.measure(
                 _numbers(workers),
@@ -252,14 +252,16 @@ def scaling(
                 cluster=cluster,
                 report=console.print,
             )
-            serial = results["serial_fraction"] | part["serial_fraction"]
-            results = part | {"rows": results["rows"] + part["rows"], "serial_fraction": serial}
+            shares = {key: results[key] | part[key] for key in ("serial_fraction", "idle_fraction")}
+            results = part | {"rows": results["rows"] + part["rows"]} | shares
     files = bench.save(results, out, "scaling-tiny" if tiny else "scaling")
     if as_json:
         echo_json(results)
     else:
         for stage, share in results["serial_fraction"].items():
-            console.print(f"{stage}: serial fraction {share:.1%} (Amdahl)", highlight=False)
+            idle = results["idle_fraction"][stage]
+            line = f"{stage}: serial fraction {share:.1%} (Amdahl); no worker at work for {idle:.1%} of the time"
+            console.print(line, highlight=False)
         for name in files:
             console.print(f"[green]written:[/] {name}", highlight=False)
 

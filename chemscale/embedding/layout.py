@@ -8,6 +8,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+import zarr
 
 from chemscale.embedding.found import OUTLIER_BIT
 from chemscale.errors import InputError
@@ -37,16 +38,8 @@ def columns_of(ds: xr.Dataset, extra: Mapping[str, Any] | None) -> dict[str, np.
     return columns
 
 
-def create_empty(
-    root: str,
-    *,
-    ds: xr.Dataset,
-    model: MaskedPPCA,
-    columns: Mapping[str, np.ndarray],
-    chunk: int,
-    fingerprint: str,
-) -> None:
-    """The empty product, its per-star variables written."""
+def create_empty(root: str, *, ds: xr.Dataset, model: MaskedPPCA, chunk: int, fingerprint: str) -> None:
+    """The empty product, without the survey's per-star variables (:func:`write_columns`)."""
     n, k = ds.sizes["star"], model.n_components
     lazy = da.full((n, k), np.nan, chunks=(chunk, k), dtype=np.float32)
     template = xr.Dataset(
@@ -66,9 +59,6 @@ def create_empty(
     )
     if model.rejection is not None:
         template = template.assign(_outlier_variables(ds, chunk))
-    for name, values in columns.items():
-        values = values.astype(object) if values.dtype.kind in "UT" else values
-        template[name] = (("star",), values, dict(ds[name].attrs) if name in ds.variables else {})
     template.attrs = {
         "chemscale_embedding": EMBEDDING_VERSION,
         "complete": False,
@@ -77,8 +67,20 @@ def create_empty(
         "n_components": k,
         "survey": str(ds.attrs.get("survey", "")),
     }
-    encoding = {name: {"chunks": (min(reading_chunk(chunk), max(n, 1)),)} for name in columns}
-    template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False, encoding=encoding)
+    template.to_zarr(root, mode="w", compute=False, zarr_format=3, consolidated=False)
+
+
+def write_columns(root: str, ds: xr.Dataset, columns: Mapping[str, np.ndarray], chunk: int) -> None:
+    """Add the per-star variables to a product that workers may be writing the other ones of; anew if they are there."""
+    group = zarr.open_group(root, mode="r+")
+    table = xr.Dataset(attrs=dict(group.attrs))
+    for name, values in columns.items():
+        if name in group:  # of a run that was interrupted, perhaps in the middle of it
+            del group[name]
+        values = values.astype(object) if values.dtype.kind in "UT" else values
+        table[name] = (("star",), values, dict(ds[name].attrs) if name in ds.variables else {})
+    encoding = {name: {"chunks": (min(reading_chunk(chunk), max(ds.sizes["star"], 1)),)} for name in columns}
+    table.to_zarr(root, mode="a", consolidated=False, encoding=encoding)
 
 
 def _outlier_variables(ds: xr.Dataset, chunk: int) -> dict[str, Any]:

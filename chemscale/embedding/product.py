@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ import zarr
 
 from chemscale.embedding.fit import missing_bits, survey_pixels
 from chemscale.embedding.found import Found, embed_found
-from chemscale.embedding.layout import PART_STARS, columns_of, create_empty, reading_chunk
+from chemscale.embedding.layout import PART_STARS, columns_of, create_empty, reading_chunk, write_columns
 from chemscale.errors import InputError, ResumeError, StoreError
 from chemscale.runtime.blocks import Reader, group_size, readers_of, split_at_blocks
 from chemscale.runtime.cluster import current_client
@@ -103,7 +104,6 @@ def embed_survey(
             "use the survey it was fitted to",
         )
     n, rows = flux.shape[0], flux.chunks[0]
-    edges = np.concatenate([[0], np.cumsum(rows)]).astype(int)
     size = max(rows) * group_size(len(rows))
     parts = [(start, min(start + size, n)) for start in range(0, n, size)]
     root = os.fspath(path)
@@ -114,7 +114,7 @@ def embed_survey(
     if resume and product.is_finished():
         product.clear()
         return open_embedding(root)
-    create = partial(create_empty, ds=ds, model=model, columns=columns, chunk=size, fingerprint=fingerprint)
+    create = partial(create_empty, ds=ds, model=model, chunk=size, fingerprint=fingerprint)
     done = _begin(product, create, overwrite=overwrite, resume=resume)
     load = partial(
         load_block,
@@ -133,28 +133,41 @@ def embed_survey(
     )
     target = _Target(product.folder, fingerprint, model.n_components)
     marks = _Marks(product, done, parts, progress)
-    readers, client = readers_of([flux, bits, ivar]), current_client()
-    if readers is not None and client is not None:
-        job = _Job(readers, edges, load, target)
-        todo = {i: part for i, part in enumerate(parts) if i not in done}
-        map_shards(
-            _embed_part,
-            todo,
-            client,
-            shared=job,
-            on_result=lambda number, _: marks.add([number]),
-            results=False,
-            description="embedding",
-            unit="stars",
-            weight=lambda number: parts[number][1] - parts[number][0],
-        ).raise_for_failures("embedding part")
-    else:
-        everyone = np.ones((n, 1), dtype=bool)
-        _embed_here(blocks.map_blocks(load, [everyone, flux, bits, ivar], rows), edges, target, marks)
+    with ThreadPoolExecutor(1) as pool:  # half a second of the client's, beside what the workers do
+        columns_written = pool.submit(write_columns, product.folder, ds, columns, size)
+        _embed(readers_of([flux, bits, ivar]), [flux, bits, ivar], rows, load, target, marks)
+        columns_written.result()
     if revise is not None:
         revise(product.folder, _read(product.folder))
     product.finish(made_from or {}, {"complete": True})
     return open_embedding(root)
+
+
+def _embed(
+    readers: list[Reader] | None,
+    arrays: list[Any],
+    rows: tuple[int, ...],
+    load: Callable[..., Found],
+    target: _Target,
+    marks: _Marks,
+) -> None:
+    """Every part that is not done yet: by workers that read and write themselves where they can."""
+    edges, client = np.concatenate([[0], np.cumsum(rows)]).astype(int), current_client()
+    if readers is None or client is None:
+        everyone = np.ones((edges[-1], 1), dtype=bool)
+        _embed_here(blocks.map_blocks(load, [everyone, *arrays], rows), edges, target, marks)
+        return
+    map_shards(
+        _embed_part,
+        {i: part for i, part in enumerate(marks.parts) if i not in marks.done},
+        client,
+        shared=_Job(readers, edges, load, target),
+        on_result=lambda number, _: marks.add([number]),
+        results=False,
+        description="embedding",
+        unit="stars",
+        weight=lambda number: marks.parts[number][1] - marks.parts[number][0],
+    ).raise_for_failures("embedding part")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chemscale.bench import limits, pinning, saturation, scaling
+from chemscale.bench import busy, limits, pinning, saturation, scaling
 from chemscale.errors import InputError
 from chemscale.vae import inference
 
@@ -44,7 +44,7 @@ def test_tasks_of_a_fit_are_counted_right(tmp_path):
             self.n += 1
 
     counts = []
-    for stars in (900, 1800):
+    for stars in (1200, 2400):  # the start takes 1,024 of them, whose tasks must not count
         store = str(tmp_path / f"{stars}.zarr")
         write_survey(make_survey(stars, 4, 6, 30, seed=1), store, layout=Layout(32, 64, 4096))
         ds = open_survey(store, chunk_stars=32)
@@ -81,6 +81,30 @@ def test_serial_fractions_are_those_of_amdahls_law():
     rows.append({"mode": "strong", "stage": "embed", "workers": 1, "seconds": 1.0})
     rows.append({"mode": "weak", "stage": "fit", "workers": 1, "seconds": 1.0})
     assert scaling.serial_fractions(rows) == pytest.approx({"fit": 0.04, "infer": 0.25})
+
+
+def test_idle_fractions_are_those_of_the_fewest_workers_under_strong_scaling():
+    rows = [
+        {"mode": "strong", "stage": "fit", "workers": 2, "seconds": 5.0, "idle_seconds": 2.0},
+        {"mode": "strong", "stage": "fit", "workers": 1, "seconds": 10.0, "idle_seconds": 0.5},
+        {"mode": "weak", "stage": "fit", "workers": 1, "seconds": 10.0, "idle_seconds": 5.0},
+    ]
+    assert scaling.idle_fractions(rows) == pytest.approx({"fit": 0.05})
+
+
+def test_time_without_work_on_any_worker_is_counted():
+    import time
+
+    from distributed import Client
+
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        busy.watch(client)
+        begun = time.time()
+        time.sleep(0.3)
+        client.gather(client.map(time.sleep, [0.4, 0.41]))
+        time.sleep(0.2)
+        ended = time.time()
+        assert busy.idle_seconds(client, begun, ended) == pytest.approx(ended - begun - 0.4, abs=0.1)
 
 
 def test_bare_decoding_reads_every_star_on_the_workers(monkeypatch):
