@@ -2,9 +2,10 @@
 
     python benchmarks/side_by_side.py STORE MODEL --other /path/to/other/bin/python --repeat 5
 
-MODEL is the folder of a model (RUN/vae) that both can read. Each turn runs the one and then the other in a process of
-its own, which infers the survey once to warm up and then `--times` times. Ratios of the medians count; processor time
-is the figure to believe on a machine that does other work too.
+MODEL is the folder of a model (RUN/vae) that both can read, or --other-model one for the other installation: an earlier
+release reads no model with an axis map, but the same one without it. Each turn runs the one and then the other in a
+process of its own, which infers the survey once to warm up and then `--times` times. Ratios of the medians count;
+processor time is the figure to believe on a machine that does other work too.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("model", type=Path)
     parser.add_argument("--other", required=True, help="Python of the other installation.")
+    parser.add_argument("--other-model", type=Path, help="Its model, where it cannot read MODEL.")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--stars", type=int, default=0, help="Repeat the survey's stars up to so many.")
@@ -81,9 +83,12 @@ def compare(store: str, args: argparse.Namespace) -> dict[str, Any]:
     """Medians of both, and their ratios."""
     found: dict[str, list[list[float]]] = {"this": [], "other": []}
     for _ in range(args.repeat):
-        for name, python in (("this", sys.executable), ("other", args.other)):
+        for name, python, model in (
+            ("this", sys.executable, args.model),
+            ("other", args.other, args.other_model or args.model),
+        ):
             # -P: never the chemscale of the folder that this is started in
-            command = [python, "-P", "-c", CHILD, store, str(args.model), str(args.times)]
+            command = [python, "-P", "-c", CHILD, store, str(model), str(args.times)]
             told = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
             )

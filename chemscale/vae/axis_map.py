@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chemscale.vae import axis_shape
+from chemscale.vae.axis_kernels import Curves, Polynomials, map_axes
 from chemscale.vae.axis_shape import ShapeMap
 
 #: Highest degree of the polynomials of the mean in Teff and earlier latents, and terms that one has at most: with more
@@ -96,10 +98,13 @@ class AxisMap(nn.Module):
                 for what, degree in zip(("mean", "spread"), degrees(k + 1), strict=True):
                     self.register_buffer(f"{what}_{kind}_{k}", torch.zeros(n_terms(variables, degree)))
         self.shape = ShapeMap(n_latents)
+        self._tables: tuple[Polynomials, Curves] | None = None  # of the compiled pass, made when it is needed
         self.register_load_state_dict_post_hook(_see_whether_fitted)
 
     def forward(self, mean: Tensor, teff: Tensor) -> tuple[Tensor, Tensor]:
         """Mapped latents (n, d), and the factor (n, d) by which the spread of each changes.
+
+        On CPUs, where no gradient is asked for, by a compiled pass (:mod:`~chemscale.vae.axis_kernels`).
 
         Parameters
         ----------
@@ -108,6 +113,8 @@ class AxisMap(nn.Module):
             K.
         """
         t = ((teff - self.span[0]) / self.span[1]).clamp(-1.0, 1.0)[:, None]
+        if mean.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._compiled(mean, t[:, 0])
         before = (mean / REACH).clamp(-1.0, 1.0)
         mapped: list[Tensor] = []
         factors = []
@@ -127,6 +134,32 @@ class AxisMap(nn.Module):
             mapped.append(there + left * factor)
         return torch.stack(mapped, 1), torch.stack(factors, 1)
 
+    def _compiled(self, mean: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without tensors between one step and the next; `t` (n,) is Teff in [-1, 1]."""
+        if self._tables is None or bool(len(self._tables[1].where)) != self.shape.fitted:
+            self._tables = self._polynomials(), self.shape.curves()
+        mapped, factors = torch.empty_like(mean), torch.empty_like(mean)
+        arrays = mean.contiguous().numpy(), t.contiguous().numpy()
+        map_axes(
+            *arrays, (REACH, MOST_STRETCH, axis_shape.MOST_STRETCH), *self._tables, mapped.numpy(), factors.numpy()
+        )
+        return mapped, factors
+
+    def _polynomials(self) -> Polynomials:
+        """Coefficients and exponents as the compiled pass wants them."""
+        rows, coefficients = [], []
+        where = np.zeros((self.n_latents, 2, 4), np.int32)
+        for k in range(self.n_latents):
+            for kind, (name, variables) in enumerate((("at", k + 1), ("all", k))):
+                mean, spread = (self.get_buffer(f"{what}_{name}_{k}").numpy() for what in ("mean", "spread"))
+                where[k, kind] = len(rows), len(mean), len(coefficients), len(spread)
+                degrees_ = (
+                    exponents(variables, degrees(k + 1)[0], self.span.device).numpy().reshape(len(mean), variables)
+                )
+                rows += [np.pad(row, (0, self.n_latents + 1 - variables)) for row in degrees_]
+                coefficients += [*mean, *spread]
+        return Polynomials(np.array(rows, np.uint8), np.array(coefficients, np.float64), where)
+
     def _values(self, kind: str, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the spread of latent k of stars x (n, m); no star depends on how many there are."""
         products = terms(x, degrees(k + 1)[0])
@@ -140,6 +173,7 @@ class AxisMap(nn.Module):
         for name, values in AxisMap(self.n_latents).state_dict().items():
             self.get_buffer(name).copy_(values)
         self.fitted = self.shape.fitted = False
+        self._tables = None
 
     @torch.no_grad()
     def fit(self, mean: np.ndarray, teff: np.ndarray) -> bool:
@@ -167,7 +201,7 @@ class AxisMap(nn.Module):
             scale = torch.exp(at[1])
             left = self.shape.learn(k, (z[:, k] - at[0]) / scale, scaled[:, 0], list(mapped[:, :k].T))
             mapped[:, k] = all_[0] + left * scale * factor
-        self.fitted = True
+        self.fitted, self._tables = True, None
         return True
 
     def _learn(self, kind: str, k: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,4 +229,4 @@ def _ridge(design: Tensor, y: Tensor) -> Tensor:
 
 
 def _see_whether_fitted(axis_map: AxisMap, _: Any) -> None:
-    axis_map.fitted = bool(axis_map.span[0] != 0)
+    axis_map.fitted, axis_map._tables = bool(axis_map.span[0] != 0), None

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from chemscale.vae.axis_kernels import Curves
+
 #: Quantiles of a curve.
 LEVELS = np.concatenate([[0.002, 0.008], np.linspace(0.025, 0.975, 20), [0.992, 0.998]])
 #: Knots in Teff and in an earlier latent, and how many of those, the first ones, a shape may depend on.
@@ -77,6 +79,20 @@ class ShapeMap(nn.Module):
         )
         factor = ((y1 - y0) / (x1 - x0).clamp_min(1e-4)).clamp(1.0 / MOST_STRETCH, MOST_STRETCH)
         return moved, factor
+
+    def curves(self) -> Curves:
+        """All curves, as the compiled pass wants them; none before they are fitted."""
+        n = sum(name.startswith("at_") for name, _ in self.named_buffers()) if self.fitted else 0
+        where, values, rows = np.zeros((n, 2), np.int32), [np.zeros((0, len(LEVELS)))], 0
+        knots = np.zeros((n, MOST_LATENTS, LATENT_KNOTS))
+        for k in range(n):
+            own = self.get_buffer(f"knots_{k}").numpy()
+            knots[k, : len(own)] = own
+            for kind, name in enumerate((f"at_{k}", f"all_{k}")):
+                table = self.get_buffer(name).numpy().reshape(-1, len(LEVELS))
+                where[k, kind], rows = rows, rows + len(table)
+                values.append(table)
+        return Curves(self.teff_knots.numpy().astype(float), knots, np.concatenate(values), where)
 
     @torch.no_grad()
     def start(self, teff: Tensor) -> None:

@@ -27,7 +27,15 @@ def mixed():
 
 
 def mapped(axis_map, z, teff):
-    return axis_map(torch.from_numpy(z).float(), torch.from_numpy(teff).float())
+    """By the compiled pass, which has to agree with the tensor code that gradients go through."""
+    given = torch.from_numpy(z).float(), torch.from_numpy(teff).float()
+    with torch.no_grad():
+        found, factors = axis_map(*given)
+    slowly, widths = axis_map(*given)
+    np.testing.assert_allclose(found, slowly, atol=1e-4)
+    # the factor has steps, which rounding may put on either side of a star
+    assert np.isclose(factors, widths, rtol=1e-3).mean() > 0.999
+    return found, factors
 
 
 def test_what_spreads_tell_of_teff_is_taken_out(mixed):
@@ -84,6 +92,26 @@ def test_until_it_is_fitted_it_changes_nothing(mixed):
     found, factors = mapped(axis_map, z, teff)
     np.testing.assert_array_equal(found, torch.from_numpy(z).float())
     np.testing.assert_array_equal(factors, 1.0)
+
+
+def test_many_latents_are_mapped_by_the_compiled_pass_too():
+    rng = np.random.default_rng(3)
+    z, teff = rng.standard_normal((9000, 7)), rng.uniform(4000.0, 7000.0, 9000)
+    z[:, 6] += z[:, 5] * teff / 5000.0
+    axis_map = AxisMap(7)
+    assert axis_map.fit(z, teff)
+    assert not np.allclose(mapped(axis_map, z, teff)[0], z, atol=0.1)
+
+
+def test_a_latent_that_is_not_a_number_stays_one(mixed):
+    z, teff, _ = mixed
+    axis_map = AxisMap(3)
+    axis_map.fit(z, teff)
+    broken = z[:3].copy()
+    broken[1] = np.nan
+    with torch.no_grad():
+        found, _ = axis_map(torch.from_numpy(broken).float(), torch.tensor([5000.0, float("nan"), 6000.0]))
+    assert torch.isfinite(found).all(1).tolist() == [True, False, True]
 
 
 def test_no_star_depends_on_the_others_of_its_block(mixed):
