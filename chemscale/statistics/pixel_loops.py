@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-
-_local = threading.local()
 
 
 class Listed(NamedTuple):
@@ -46,20 +43,6 @@ class Listed(NamedTuple):
         """The lists of the stars `rows`."""
         parts = [self.pixel[self.start[i] : self.start[i + 1]] for i in rows]
         return Listed(np.cumsum([0, *map(len, parts)]).astype(np.int64), np.concatenate(parts))
-
-
-def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A reused buffer of this thread, uninitialised; valid until the next call with the same `name`.
-
-    Fresh arrays of tens of megabytes come from the kernel page by page, each page cleared first; that took a
-    third of the time of a pass.
-    """
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    buffer = getattr(_local, name, None)
-    if buffer is None or buffer.size < size:
-        buffer = np.empty(size, dtype=np.uint8)
-        setattr(_local, name, buffer)
-    return buffer[:size].view(dtype).reshape(shape)
 
 
 @njit(nogil=True, cache=True)

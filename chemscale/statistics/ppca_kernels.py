@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import get_blas_funcs
 
+from chemscale.arrays import scratch
 from chemscale.statistics import pixel_loops, small_systems
 from chemscale.statistics.outliers import Outliers, Rejection, judge_twice
 from chemscale.statistics.pixel_loops import Listed
@@ -113,7 +114,7 @@ def invert_spd(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def centred(flux: np.ndarray, missing: np.ndarray, mean: np.ndarray, unit: float = 1.0) -> np.ndarray:
     """``flux / unit - mean`` with 0 where `missing`, in the dtype of `mean`; a scratch array of this thread."""
-    out = pixel_loops.scratch("centred", flux.shape, mean.dtype)
+    out = scratch("centred", flux.shape, mean.dtype)
     pixel_loops.centre(flux, missing, mean.dtype.type(1.0 / unit), mean, out)
     return out
 
@@ -202,7 +203,7 @@ def shared_block(
             own, projected = gram[rows], projection[rows]
             pixel_loops.take_out(doubted, rows, x, latent, basis, extra, projected, own)
             again = posterior(own, projected[:, :k], model)
-            residual = pixel_loops.scratch("again", (rows.size, x.shape[1]), dtype)
+            residual = scratch("again", (rows.size, x.shape[1]), dtype)
             np.take(x, rows, axis=0, out=residual, mode="clip")
             subtract_product(residual, (again.latent - found.latent[rows]).astype(dtype), basis)
             return again, projected, residual

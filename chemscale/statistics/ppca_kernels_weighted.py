@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chemscale.arrays import scratch
 from chemscale.statistics import pixel_loops, weighted_loops
 from chemscale.statistics.outliers import Outliers, Rejection, judge_twice
 from chemscale.statistics.pixel_loops import Listed
@@ -83,7 +84,7 @@ def weighted_block(
     residuals = residuals or rejection is not None
     basis = np.ascontiguousarray(model.basis.astype(dtype))
     noise = np.broadcast_to(np.asarray(model.noise, dtype=dtype), (p,)).copy()
-    large = (pixel_loops.scratch(name, (n, p), dtype) for name in ("centred", "weight", "weighted"))
+    large = (scratch(name, (n, p), dtype) for name in ("centred", "weight", "weighted"))
     arrays = Weighting(*large, *np.zeros((3, n)))
     weighted_loops.weigh(flux, ivar, missing, 1.0 / unit, model.mean.astype(dtype), noise, residuals, arrays)
     system = np.empty((n, len(model.scale), len(model.scale)))
@@ -111,7 +112,7 @@ def _reject(
         weighted_loops.take_out(listed, rows, basis, model.scale, arrays, projected, own)
         covariance, logdet = invert_spd(own)
         latent = np.einsum("nij,nj->ni", covariance, projected)
-        residual = pixel_loops.scratch("again", (rows.size, len(basis)), basis.dtype)
+        residual = scratch("again", (rows.size, len(basis)), basis.dtype)
         np.take(arrays.x, rows, axis=0, out=residual, mode="clip")
         subtract_product(residual, ((latent - block.latent[rows]) * model.scale).astype(basis.dtype), basis)
         return latent, covariance, logdet, residual
@@ -150,7 +151,7 @@ def weighted_stats(
     block = weighted_block(flux, missing, ivar, model, dtype, unit, rejection=rejection)
     arrays = block.arrays
     valid = arrays.seen > 0
-    rows = pixel_loops.scratch("moments", (len(flux), packed_size(k) + k + 1), dtype)
+    rows = scratch("moments", (len(flux), packed_size(k) + k + 1), dtype)
     weighted_loops.second_moments(block.latent, block.covariance, valid, rows)
     sums = (arrays.weight.T @ rows).astype(np.float64)
     cross = (arrays.weighted.T @ rows[:, packed_size(k) :]).astype(np.float64)

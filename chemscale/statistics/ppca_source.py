@@ -16,6 +16,7 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
+from chemscale.arrays import scratch
 from chemscale.errors import InputError
 from chemscale.runtime.blocks import compute_sum, map_groups, readers_of
 from chemscale.runtime.cluster import current_client
@@ -249,7 +250,7 @@ def fold_block(
     Returns
     -------
     flux, missing, ivar : ndarray (n, P)
-        Scratch arrays of this thread (see :func:`.pixel_loops.scratch`).
+        Scratch arrays of this thread (see :func:`chemscale.arrays.scratch`).
     stars : ndarray (n, ...)
         Rows of `stars` that are chosen.
     alone : int
@@ -269,10 +270,10 @@ def fold_block(
     errors = np.zeros((0, 0), dtype=flux.dtype) if ivar is None else ivar
     which = marks.dtype.type(np.iinfo(marks.dtype).max if bits is None else bits)
     shape = (flux.shape[0], int(np.diff(runs).sum()))
-    values, missing = pixel_loops.scratch("values", shape, flux.dtype), pixel_loops.scratch("missing", shape, bool)
+    values, missing = scratch("values", shape, flux.dtype), scratch("missing", shape, bool)
     alone = pixel_loops.fold_missing(flux, marks, which, errors, runs, values, missing)
     weights = None
     if weighted and ivar is not None:
-        weights = pixel_loops.scratch("weights", shape, ivar.dtype)
+        weights = scratch("weights", shape, ivar.dtype)
         pixel_loops.gather(ivar, runs, weights)
     return values, missing, weights, stars, alone

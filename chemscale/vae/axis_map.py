@@ -147,7 +147,8 @@ class AxisMap(nn.Module):
 
     def _polynomials(self) -> Polynomials:
         """Coefficients and exponents as the compiled pass wants them."""
-        rows, coefficients = [], []
+        rows: list[np.ndarray] = []
+        coefficients: list[float] = []
         where = np.zeros((self.n_latents, 2, 4), np.int32)
         for k in range(self.n_latents):
             for kind, (name, variables) in enumerate((("at", k + 1), ("all", k))):

@@ -25,14 +25,45 @@ from chemscale.formats.paths import printable
 from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.file_names import is_fits
-from chemscale.survey.sources.folders import FolderSource, header_texts
+from chemscale.survey.sources.folders import header_texts
 
 LABELS = ("ra", "dec", "snr", "radial_velocity", "spectral_class", "source_file", "visits", "quality")
 #: No count is so certain: beyond this an inverse variance is damage.
 _MOST_IVAR = 1e15
 
 
-class LamostSource(ArmSource):
+class LamostFolder(ArmSource):
+    """Spectra that LAMOST's catalogues name by file, by obsid, or by the numbers a file name is made of.
+
+    Parameters
+    ----------
+    spectra, labels, members, **options
+        As for :class:`~chemscale.survey.sources.arms.ArmSource`.
+    """
+
+    default_member_key = "file"
+    default_member_column = "group"
+    #: What names of files begin with.
+    prefix: str
+
+    def _star_keys(self, items: Sequence[Item]) -> StarKeys:
+        """What the catalogues call each spectrum."""
+
+        def name_of(lmjd: str, planid: str, spid: str, fiberid: str) -> str:
+            return f"{self.prefix}-{lmjd}-{planid}_sp{spid.zfill(2)}-{fiberid.zfill(3)}"
+
+        return self._keys(
+            items,
+            {
+                "file": lambda: [item.star_id for item in items],
+                "obsid": lambda: header_texts(items, "OBSID"),
+            },
+            composed={("lmjd", "planid", "spid", "fiberid"): ("file", name_of)},
+            redshift="z",
+        )
+
+
+class LamostSource(LamostFolder):
     """LAMOST LRS spectra from one or more folders.
 
     Parameters
@@ -67,8 +98,7 @@ class LamostSource(ArmSource):
     file_first = True
     uses = ("#0", r"#1\.(FLUX|IVAR|ANDMASK|ORMASK|NORMALIZATION)")
     continua = ("running-quantile", "survey")
-    default_member_key = "file"
-    default_member_column = "group"
+    prefix = "spec"
 
     def __init__(
         self,
@@ -94,7 +124,7 @@ class LamostSource(ArmSource):
             items,
             LABELS,
             rejected,
-            lamost_keys(self, items, "spec"),
+            self._star_keys(items),
             extinction="none given by the survey",
             quality="FIB_MASK / FIBERMAS: fibre bits of SDSS spPixMask, -1 = not known",
         )
@@ -104,23 +134,6 @@ class LamostSource(ArmSource):
         header = units[0].header
         arm = _from_image(units[0]) if units[0].shape and 0 not in units[0].shape else _from_table(units)
         return Spectrum([clean_arm(arm, _MOST_IVAR)], _redshift(header), _header_labels(header))
-
-
-def lamost_keys(source: FolderSource, items: Sequence[Item], prefix: str) -> StarKeys:
-    """What LAMOST's catalogues call a spectrum: by obsid, or by the numbers its file name is made of."""
-
-    def name_of(lmjd: str, planid: str, spid: str, fiberid: str) -> str:
-        return f"{prefix}-{lmjd}-{planid}_sp{spid.zfill(2)}-{fiberid.zfill(3)}"
-
-    return source._keys(
-        items,
-        {
-            "file": lambda: [item.star_id for item in items],
-            "obsid": lambda: header_texts(items, "OBSID"),
-        },
-        composed={("lmjd", "planid", "spid", "fiberid"): ("file", name_of)},
-        redshift="z",
-    )
 
 
 def _from_image(unit: HDU) -> Arm:

@@ -20,10 +20,10 @@ from chemscale.errors import InputError
 from chemscale.formats.fits import HDU, read_bytes, scan
 from chemscale.formats.fits_header import FitsError
 from chemscale.formats.paths import printable
-from chemscale.survey.sources.arms import Arm, ArmSource, Spectrum, clean_arm, log_grid, pixel_column
+from chemscale.survey.sources.arms import Arm, Spectrum, clean_arm, log_grid, pixel_column
 from chemscale.survey.sources.base import Item, Rejection, SurveyPlan
 from chemscale.survey.sources.file_names import is_fits
-from chemscale.survey.sources.lamost import lamost_keys
+from chemscale.survey.sources.lamost import LamostFolder
 
 #: Rest-frame ends of the two arms, vacuum Angstrom: inside both by the largest shift of a star.
 ARMS = ((4960.0, 5340.0), (6310.0, 6790.0))
@@ -34,7 +34,7 @@ _EXPOSURE = re.compile(r"^[BR]-(\d+)$")
 LABELS = ("ra", "dec", "snr", "radial_velocity", "source_file", "visits")
 
 
-class LamostMrsSource(ArmSource):
+class LamostMrsSource(LamostFolder):
     """LAMOST medium-resolution spectra from one or more folders.
 
     Parameters
@@ -63,8 +63,7 @@ class LamostMrsSource(ArmSource):
     resolution = 7500
     velocity_of = "the velocity of the label table, else of the arms' headers"
     uses = (r"COADD_[BR]\.(FLUX|IVAR|WAVELENGTH|LOGLAM|ANDMASK|ORMASK|PIXMASK)",)
-    default_member_key = "file"
-    default_member_column = "group"
+    prefix = "med"
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class LamostMrsSource(ArmSource):
             raise InputError(
                 f"no single exposures in {len(rejected)} files", "ingest the co-added spectra: --product coadd"
             )
-        keys = lamost_keys(self, items, "med")
+        keys = self._star_keys(items)
         keys.names = {**keys.names, "file": lambda: [item.star_id.partition(":")[0] for item in items]}
         return self._planned(items, LABELS, rejected, keys, arms=[list(a) for a in ARMS], product=self.product)
 
