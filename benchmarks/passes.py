@@ -48,7 +48,16 @@ MaskedPPCA(5, max_iter=2).fit(flux[:2000], gone[:2000], ivar[:2000])
 start, cpu = time.perf_counter(), time.process_time()
 fit = MaskedPPCA(n_components={k}, random_state=0, tol={tol}).fit(flux, gone, ivar)
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-print(json.dumps({{"seconds": seconds, "cpu": cpu, "passes": fit.n_passes_, "version": chemscale.__version__}}))
+told = {{"seconds": seconds, "cpu": cpu, "passes": fit.n_passes_, "version": chemscale.__version__}}
+if {embedding!r}:
+    try:
+        from chemscale.embedding.product import embed_survey
+    except ImportError:  # the first release
+        from chemscale.statistics.embedding import embed_survey
+    start, cpu = time.perf_counter(), time.process_time()
+    embed_survey(ds, fit, {embedding!r}, overwrite=True)
+    told["embed_seconds"], told["embed_cpu"] = time.perf_counter() - start, time.process_time() - cpu
+print(json.dumps(told))
 """
 
 
@@ -152,9 +161,14 @@ def bare_pass(ds: xr.Dataset, names: tuple[str, ...]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def other_release(python: str, store: str, threads: int, tol: float | None) -> dict[str, Any]:
-    """Seconds, processor seconds and passes of a shared-noise fit by the release that `python` imports."""
-    code = OTHER.format(threads=threads, store=store, k=K, tol=tol)
+def other_release(
+    python: str, store: str, threads: int, tol: float | None, embedding: str | None = None
+) -> dict[str, Any]:
+    """Seconds, processor seconds and passes of a shared-noise fit by the release that `python` imports.
+
+    With a path for it, those of the embedding, too.
+    """
+    code = OTHER.format(threads=threads, store=store, k=K, tol=tol, embedding=embedding)
     run = subprocess.run((python, "-P", "-c", code), check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
@@ -196,7 +210,7 @@ def measure(args: argparse.Namespace) -> dict:
     out["fit_peak_gib"] = memory.peak / 2**30
     bare.append(bare_pass(ds, names))
     if args.base:
-        other = other_release(args.base, args.store, threads, args.tol)
+        other = other_release(args.base, args.store, threads, args.tol, f"{args.embedding}-other")
         out |= {"other": other, "faster": other["seconds"] / out["fit_seconds"]}
         out["faster_cpu"] = other["cpu"] / out["fit_cpu_seconds"]
     with Memory() as memory:
@@ -205,6 +219,9 @@ def measure(args: argparse.Namespace) -> dict:
         out["embed_seconds"] = time.perf_counter() - start
         out["embed_cpu_seconds"] = time.process_time() - cpu
     out["embed_peak_gib"] = memory.peak / 2**30
+    if args.base:
+        out["embed_faster"] = other["embed_seconds"] / out["embed_seconds"]
+        out["embed_faster_cpu"] = other["embed_cpu"] / out["embed_cpu_seconds"]
     bare.append(bare_pass(ds, names))
     out["bare_pass_seconds"], out["bare_pass_cpu_seconds"] = ([b[i] for b in bare] for i in (0, 1))
     typical, typical_cpu = float(np.median(out["bare_pass_seconds"])), float(np.median(out["bare_pass_cpu_seconds"]))

@@ -10,9 +10,10 @@ import dask.array as da
 import numpy as np
 
 from chemscale.statistics.outliers import Outliers, Rejection
+from chemscale.statistics.pixel_loops import Listed
 from chemscale.statistics.ppca_arrays import prepare, rows_per_block, select
 from chemscale.statistics.ppca_fit import SMALL
-from chemscale.statistics.ppca_kernels import Model, SharedPass, centred, shared_block
+from chemscale.statistics.ppca_kernels import Model, SharedPass, centred, observed_gram, posterior, shared_block
 from chemscale.statistics.ppca_kernels_weighted import weighted_block
 
 
@@ -107,10 +108,14 @@ def embed_block(
         variance = np.diagonal(found.covariance, axis1=1, axis2=2) * model.scale**2
     else:
         x = centred(block, missing, model.mean.astype(dtype))
-        task = SharedPass(model, np.zeros((len(model.mean), 0)), rejection=rejection)
-        shared = shared_block(x, missing, errors, task, 1.0)
-        latent, outliers = shared.posterior.latent, shared.outliers
-        variance = np.diagonal(shared.posterior.covariance, axis1=1, axis2=2).copy()
+        if rejection is None:  # the residuals of a whole block would be for nothing
+            basis = np.ascontiguousarray(model.basis.astype(dtype))
+            post, outliers = posterior(observed_gram(missing, Listed.of(missing), basis), x @ basis, model), None
+        else:
+            task = SharedPass(model, np.zeros((len(model.mean), 0)), rejection=rejection)
+            shared = shared_block(x, missing, errors, task, 1.0)
+            post, outliers = shared.posterior, shared.outliers
+        latent, variance = post.latent, np.diagonal(post.covariance, axis1=1, axis2=2).copy()
     latent = latent.copy()
     empty = missing.all(axis=1)
     latent[empty], variance[empty] = np.nan, np.nan
