@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
@@ -141,7 +142,7 @@ def fit(
     if components == "auto":
         console.print(escape(stages["components"]["facts"]["verdict"]), highlight=False)
     alone = stages["select"]["facts"]["n_clusters"] < 2
-    following = f"evaluate --run {run}" if not alone else f"siblings STAR_ID --run {run}"
+    following = shlex.join(["siblings", "STAR_ID", "--run", str(run)] if alone else ["evaluate", "--run", str(run)])
     if alone:
         console.print(
             "[yellow]one cluster[/]: there are distances of stars, but neither rates nor chances to be siblings, which "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -124,7 +125,7 @@ def train(
     console.print(f"[{'yellow' if doubtful else 'green'}]{told}[/]", highlight=False)
     console.print(
         f"trained on {summary['stars']:,} stars in {summary['seconds']:.0f} s, {summary['held_out']:,} held out; "
-        f"next: chemscale vae infer {escape(store)} --run {escape(run)}",
+        f"next: chemscale vae infer {escape(shlex.quote(str(store)))} --run {escape(shlex.quote(str(run)))}",
         highlight=False,
     )
     if json:

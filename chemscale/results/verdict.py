@@ -91,8 +91,10 @@ def inference_verdict(run: Run, summary: Mapping[str, Any], store: str = "") -> 
     if run.has(PRODUCT):
         used = np.asarray(open_latents(run.path / PRODUCT)["n_used"].values)
         if blank := int((used == 0).sum()):
-            told += f"; {blank:,} without a usable pixel have none (`chemscale info {store or run.store}` says why)"
-    return f"{told}; next: chemscale anomalies --run {run.path}"
+            told += (
+                f"; {blank:,} without a usable pixel have none (`chemscale info {_path(store or run.store)}` says why)"
+            )
+    return f"{told}; next: chemscale anomalies --run {_path(run.path)}"
 
 
 def anomalies_verdict(result: Mapping[str, Any], where: object) -> str:
@@ -110,7 +112,7 @@ def anomalies_verdict(result: Mapping[str, Any], where: object) -> str:
         told += f"; the most frequent cause is {most.replace('_', ' ')} ({causes[most]:,})"
     if blank:
         told += f"; {blank:,} without a usable pixel or a finite score"
-    return f"{told}; next: chemscale plot spectra {where} --anomalies 20 --out outliers.pdf"
+    return f"{told}; next: chemscale plot spectra {_path(where)} --anomalies 20 --out outliers.pdf"
 
 
 def flags_verdict(result: Mapping[str, Any], where: object) -> str:
@@ -124,7 +126,7 @@ def flags_verdict(result: Mapping[str, Any], where: object) -> str:
         told += f"; cannot be judged: {', '.join(n.replace('_', ' ') for n in result['unjudged'])}"
     if result.get("calibrated_on") in (None, "", "nothing"):
         told += "; cuts are in sigma: abundances of some stars (--labels CSV) make them dex"
-    return f"{told}; next: chemscale export {where} --out stars.fits"
+    return f"{told}; next: chemscale export {_path(where)} --out stars.fits"
 
 
 def siblings_verdict(found: Sequence[Any], run: object) -> str:
@@ -165,9 +167,9 @@ def siblings_verdict(found: Sequence[Any], run: object) -> str:
             f"largest {ratio.max():.2f}); how many are siblings depends on how rare these are: --prior P"
         )
     else:
-        told += f"; how sure that is, nobody measured yet: chemscale rsca evaluate --run {run}"
+        told += f"; how sure that is, nobody measured yet: chemscale rsca evaluate --run {_path(run)}"
     pair = shlex.join([star, str(ds["star_id"].values[0])])
-    return f"{told}; next: chemscale rsca pair {pair} --run {run}"
+    return f"{told}; next: chemscale rsca pair {pair} --run {_path(run)}"
 
 
 def study_verdict(done: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str], where: object) -> str:
@@ -183,7 +185,7 @@ def study_verdict(done: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, 
         told += f", the slowest {slowest} ({seconds[slowest]:.0f} s)"
     if left_out:
         told += f"; {len(left_out)} that this run cannot answer, reasons above"
-    return f"{told}; next: chemscale report --run {where}"
+    return f"{told}; next: chemscale report --run {_path(where)}"
 
 
 def ingest_verdict(summary: Any) -> str:
@@ -200,7 +202,7 @@ def ingest_verdict(summary: Any) -> str:
         if summary.clusters
         else ", no cluster membership: RSCA needs --members"
     )
-    return f"{told}; next: chemscale info {summary.path}"
+    return f"{told}; next: chemscale info {_path(summary.path)}"
 
 
 def record(run: Run, stage: str, verdict: str) -> str:
@@ -219,3 +221,8 @@ def verdicts(run: Run) -> dict[str, str]:
         if told:
             found[name] = str(told)
     return found
+
+
+def _path(where: object) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(where))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -163,3 +165,9 @@ def test_an_interrupt_inside_a_command_is_told(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 130 and "carry on with: chemscale info s.zarr" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder_is_called():
+    told = study_verdict({"a": {"seconds": 1.0}}, {}, "my runs/it's one")
+    command = told.partition("next: ")[2]
+    assert shlex.split(command) == ["chemscale", "report", "--run", "my runs/it's one"]
