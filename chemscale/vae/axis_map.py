@@ -168,13 +168,16 @@ class AxisMap(nn.Module):
         # running sums: how a sum is cut up may depend on the number of stars
         return (mean * products).cumsum(0)[-1], (spread * products[: len(spread)]).cumsum(0)[-1]
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Change nothing again."""
-        for name, values in AxisMap(self.n_latents).state_dict().items():
+        self._take_over(AxisMap(self.n_latents))
+
+    @torch.no_grad()
+    def _take_over(self, other: AxisMap) -> None:
+        """Become the same map as another one."""
+        for name, values in other.state_dict().items():
             self.get_buffer(name).copy_(values)
-        self.fitted = self.shape.fitted = False
-        self._tables = None
+        self.fitted, self.shape.fitted, self._tables = other.fitted, other.shape.fitted, None
 
     @torch.no_grad()
     def fit(self, mean: np.ndarray, teff: np.ndarray) -> bool:
@@ -185,6 +188,11 @@ class AxisMap(nn.Module):
         bool
             False where the stars are too few, or all of one Teff: the map changes nothing.
         """
+        if self.span.device.type != "cpu":  # polynomials and quantiles of some stars: nothing for a GPU
+            here = AxisMap(self.n_latents)
+            here.fit(mean, teff)
+            self._take_over(here)
+            return self.fitted
         self.reset()
         z, t = torch.from_numpy(np.asarray(mean, np.float64)), np.asarray(teff, np.float64)
         most = max(n_terms(k + 1, degrees(k + 1)[0]) for k in range(self.n_latents))
