@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from chemscale.vae.data import read_rows, star_blocks
-from chemscale.vae.element_lines import line_answers, line_strengths, parameter_surface, trimmed_strengths
+from chemscale.vae.element_lines import fitted_along, line_answers, line_strengths, parameter_surface, trimmed_strengths
 from chemscale.vae.inference import infer_arrays
 from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.prepare import Survey, sample_rows, unseen_rows
@@ -145,11 +145,13 @@ def follow_lines(
     if known.sum() < LEAST:
         return {}
     teff, logg, z = teff[known], logg[known], np.asarray(mean, float)[known]
-    lines = line_answers(latents, teff, logg, wavelength, medium)
+    along = fitted_along(latents)
+    answers = line_answers((*latents, *along), teff, logg, wavelength, medium)
+    lines = [k for k in answers if k not in along]
     if not lines:
         return {}
     surface = parameter_surface(teff, logg)
-    found = line_strengths(flux[known], weight[known] > 0, list(lines.values()), surface, ROUNDS)
+    found = line_strengths(flux[known], weight[known] > 0, list(answers.values()), surface, ROUNDS)[:, : len(lines)]
     strengths = trimmed_strengths(found, surface)
     unit = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
     slopes = np.linalg.lstsq(strengths, unit, rcond=None)[0].T

@@ -27,6 +27,8 @@ ELEMENTS = {
     "alpha": ("O", "Mg", "Si", "S", "Ca", "Ti", "TiII"),
     "carbon": ("C", "CI"),
 }
+#: Elements whose molecules cover much of a cool star's spectrum.
+MOLECULAR = ("C", "N", "O")
 #: Smallest error of a pixel that the lines leave unexplained, as a fraction of the continuum.
 LEAST_ERROR = 1e-4
 #: Percentiles beyond which strengths are cut off.
@@ -42,6 +44,18 @@ def elements_of(latent: str) -> tuple[str, ...]:
     if latent in ELEMENTS:
         return tuple(ELEMENTS[latent])
     return (latent,) if latent in APOGEE_ELEMENTS else ()
+
+
+def fitted_along(latents: Sequence[str]) -> tuple[str, ...]:
+    """Elements whose lines are fitted beside those of the latents, where no latent stands for carbon.
+
+    Else their molecules would be taken for the lines of whichever element is nearest.
+
+    >>> fitted_along(("Fe", "Mg", "O")), fitted_along(("metal", "carbon", "alpha"))
+    (('C', 'N'), ())
+    """
+    named = {e for k in latents if elements_of(k) != APOGEE_ELEMENTS for e in elements_of(k)}
+    return () if "C" in named else tuple(e for e in MOLECULAR if e not in named)
 
 
 def line_answers(

@@ -122,6 +122,21 @@ def test_a_latent_without_lines_is_not_judged_by_them(halo_stars):
     assert follow_lines(truth[:50], NAMES, few, {k: v[:50] for k, v in labels.items()}, WAVE, "air") == {}
 
 
+def test_molecules_are_not_taken_for_lines_of_the_elements_that_latents_stand_for():
+    """Giants whose carbon, nitrogen and oxygen vary on their own; latents of iron and magnesium that are true."""
+    n, rng, names = 220, np.random.default_rng(8), ("Fe", "Mg")
+    labels = {"teff": rng.uniform(4200.0, 5000.0, n), "logg": rng.uniform(1.5, 3.0, n)}
+    fe_h, mg_fe = rng.normal(-0.3, 0.3, n), rng.normal(0.1, 0.08, n)
+    free = {"Mg": mg_fe} | {e: rng.normal(0.0, 0.15, n) for e in ("C", "N", "O")}
+    columns = {e: fe_h + free.get(e, 0.0) for e in APOGEE_ELEMENTS if e not in ("CI", "TiII")}
+    flux = LineSpectra(grid("hband")).flux(labels, columns)
+    spectra = ((flux + rng.standard_normal(flux.shape) / 100).astype("f4"), np.full(flux.shape, 1e4, "f4"))
+    truth = np.stack([fe_h, mg_fe], 1)
+    found = follow_lines(truth, names, spectra, labels, grid("hband").wavelength, "vacuum")
+    assert set(found) == set(found["Mg"]) == set(names)
+    assert found["Mg"]["Mg"] > 0.8 > abs(found["Mg"]["Fe"])  # 0.27 where molecules are left out of the fit
+
+
 def test_temperature_and_empty_latents_are_seen():
     posterior, labels = stars()
     hot = {**posterior, "mean": posterior["mean"] + (labels["teff"][:, None] - 5500) / 750}
