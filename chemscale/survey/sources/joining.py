@@ -13,6 +13,7 @@ from chemscale.catalogues.members import MIN_PROBABILITY, Membership, default_pr
 from chemscale.catalogues.missing import extra_names, spelled_alike
 from chemscale.catalogues.opening import open_catalogue
 from chemscale.catalogues.star_keys import StarKeys
+from chemscale.display import counted
 from chemscale.errors import InputError
 from chemscale.formats.paths import printable
 from chemscale.schema import VARIABLES
@@ -182,7 +183,8 @@ def _add_members(
     if membership.probability_column:
         columns["cluster_probability"] = np.array([g[1] for g in given], np.float32)
     table, held = printable(str(joins.members)), set(ids)
-    told = [*spelled_alike(columns["cluster"]), *_judged(membership, stars, ids, joins, key)]
+    own = 0 if stars.keys() & held else sum(bool(item.labels.get("cluster")) for item in plan.items)
+    told = [*spelled_alike(columns["cluster"]), *_judged(membership, stars, ids, joins, key, own)]
     plan.attrs["assumed"] = [*plan.attrs.get("assumed", ()), *told]
     for star, (cluster, _) in stars.items():
         if star not in held:
@@ -198,9 +200,12 @@ def _add_members(
 
 
 def _judged(
-    membership: Membership, stars: dict[str, tuple[str, float]], ids: list[str], joins: Joins, key: str
+    membership: Membership, stars: dict[str, tuple[str, float]], ids: list[str], joins: Joins, key: str, own: int
 ) -> list[str]:
-    """What was decided about rows of the membership table that no one asked for, a sentence each."""
+    """What was decided about rows of the membership table that no one asked for, a sentence each.
+
+    `own`: stars that the survey itself puts into clusters, counted where the table has none of its stars.
+    """
     told = []
     if membership.n_below and joins.min_probability is None:
         told.append(
@@ -214,8 +219,11 @@ def _judged(
     if stars and ids and not stars.keys() & set(ids):
         told.append(
             f"the membership table is of other stars: none of its {len(stars):,} members has a spectrum here (column "
-            f"{key} holds identifiers like {printable(next(iter(stars)))}, here they are like {printable(ids[0])})"
+            f"{key} holds identifiers like {printable(next(iter(stars)))}, here they are like {printable(ids[0])}; "
+            "--member-key names another)"
         )
+        if own:
+            told.append(f"clusters are the survey's own, of {counted(own, 'star')}, as the membership table names none")
     return told
 
 

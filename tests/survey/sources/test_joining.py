@@ -210,9 +210,9 @@ def test_one_cut_in_probability_for_every_source(tmp_path, name):
     assert plan.attrs["membership"]["min_probability"] == 0.8 and plan.attrs["membership"]["below_minimum"] == 2
 
 
-def _table_plan(folder, members, **how):
-    wave, ids = 5000.0 + np.arange(50), list("abc")
-    np.savez(folder / "t.npz", flux=np.ones((3, 50)), error=np.full((3, 50), 0.01), wavelength=wave, star_id=ids)
+def _table_plan(folder, members, own=None, **how):
+    arrays = {"wavelength": 5000.0 + np.arange(50), "star_id": list("abc")} | ({"cluster": own} if own else {})
+    np.savez(folder / "t.npz", flux=np.ones((3, 50)), error=np.full((3, 50), 0.01), **arrays)
     (folder / "m.csv").write_text(members)
     return TableSource(str(folder / "t.npz"), members=str(folder / "m.csv"), member_key="id", **how).plan()
 
@@ -233,7 +233,16 @@ def test_what_was_decided_about_listed_members_is_told(tmp_path):
 def test_a_membership_table_of_other_stars_is_told(tmp_path):
     plan = _table_plan(tmp_path, "id,cluster\nHD 1,X\nHD 2,X\n")
     (told,) = (t for t in plan.attrs["assumed"] if "other stars" in t)
-    assert "none of its 2 members" in told and "like HD 1" in told and "like a" in told
+    assert "none of its 2 members" in told and "like HD 1" in told and "like a" in told and "--member-key" in told
+    assert not any("survey's own" in t for t in plan.attrs["assumed"])
+
+
+def test_clusters_that_stay_the_surveys_own_beside_a_table_of_other_stars_are_told(tmp_path):
+    plan = _table_plan(tmp_path, "id,cluster\nHD 1,X\n", own=("M 67", "M 67", ""))
+    assert [i.labels["cluster"] for i in plan.items] == ["M 67", "M 67", ""]
+    assert any("the survey's own, of 2 stars" in t for t in plan.attrs["assumed"])
+    joined = _table_plan(tmp_path, "id,cluster\nc,X\n", own=("M 67", "M 67", ""))
+    assert not any("survey's own" in t for t in joined.attrs["assumed"])
 
 
 def test_probabilities_in_per_cent_are_refused(tmp_path):
