@@ -165,6 +165,9 @@ def spectra(wave: np.ndarray, mean: np.ndarray, censored: np.ndarray, unit: str)
         yaxis={"title": {"text": "mean flux"}, "domain": [0.42, 1]},
         yaxis2={"title": {"text": "censored (%)"}, "domain": [0, 0.32], "range": [0, 102]},
     )
+    if not np.any(censored > 0):
+        place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.16, "showarrow": False}
+        fig.add_annotation(text="no pixel is censored", **place)
     return figure(fig)
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -255,9 +255,9 @@ class _Page:
         nan = float("nan")
         columns = {m: [nan if t.get(c) is None else float(t[c]) for c in names] for m, t in table.items()}
         self.charts["clusters"] = charts.clusters(names, columns, [sizes.get(c, 0) for c in names], self.best)
-        rows = []
+        rows, shown = [], {m: _rates_alike(values) for m, values in columns.items()}
         for i, c in enumerate(names):
-            cells = [_rate(columns[m][i]) for m in columns]
+            cells = [shown[m][i] for m in columns]
             rows.append([c, str(sizes[c]) if c in sizes else "–", *cells])
         return rows, ["cluster", "members", *(charts.METHODS.get(m, m) for m in columns)]
 
@@ -370,6 +370,13 @@ def _rate(value: float) -> str:
     if not np.isfinite(value):
         return "–"
     return f"{value:.4f}" if value >= 0.0005 or value == 0 else f"{value:.1e}"
+
+
+def _rates_alike(values: Sequence[float]) -> list[str]:
+    """Rates of one column with as many decimals each: four, or up to six where the smallest would be all zeros."""
+    some = [v for v in values if np.isfinite(v) and v > 0]
+    decimals = min(6, max(4, int(np.ceil(-np.log10(min(some)))))) if some else 4
+    return [f"{v:.{decimals}f}" if np.isfinite(v) else "–" for v in values]
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from chemscale.cli import build
 from chemscale.errors import StoreError
 from chemscale.report import build_report, charts, products
-from chemscale.report.html import _rate
+from chemscale.report.html import _rate, _rates_alike
 from chemscale.results.run import RunResults
 from chemscale.runtime.run import Run
 from chemscale.studies.registry import run_study
@@ -207,6 +207,18 @@ def test_small_rates_keep_their_digits():
         "0.0005",
         "–",
     ]
+
+
+def test_rates_of_a_column_have_as_many_decimals_each():
+    assert _rates_alike([0.25, 0.0, float("nan")]) == ["0.2500", "0.0000", "–"]
+    assert _rates_alike([0.25, 0.00031, 0.00002]) == ["0.25000", "0.00031", "0.00002"]
+    assert _rates_alike([0.25, 1e-9]) == ["0.250000", "0.000000"] and _rates_alike([]) == []
+
+
+def test_an_empty_panel_of_censored_pixels_says_that_none_is():
+    wave, flux = np.arange(5.0), np.ones(5)
+    told = [json.dumps(charts.spectra(wave, flux, censored, "Å")) for censored in (np.zeros(5), np.eye(5)[0])]
+    assert ["no pixel is censored" in t for t in told] == [True, False]
 
 
 def test_a_stage_without_an_answer_leaves_no_word_and_noise_is_told_where_it_is_one_number(run, page):
