@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from chemscale.errors import DataError
+from chemscale.errors import DataError, InputError
 from chemscale.rsca.auto_run import AUTO_FIELD, auto_features, load_auto
 from chemscale.rsca.doppelganger import Evaluation
 from chemscale.rsca.likeness import Likeness, calibrate, held_out_pairs
 from chemscale.rsca.pipeline import load_metric
 from chemscale.rsca.rates import DoppelgangerRates
 from chemscale.rsca.registry import METRICS
-from chemscale.rsca.stars import RunStars, check_rows
+from chemscale.rsca.stars import RunStars, check_rows, text
 from chemscale.rsca.uncertainty import paired
 from chemscale.runtime.run import Run
 from chemscale.schema import PAPER_ELEMENTS, PAPER_SUBSET
@@ -75,7 +75,8 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
             rates: dict[str, DoppelgangerRates] = {name: engine.rates(name) for name in METRICS}
             rates["rsca_top"] = engine.rates("rsca", n_features=n_features)
             overfitted = engine.rates("rsca", leave_one_out=False).overall
-            alike, abundances = likeness(engine, n_features), abundance_baselines(run, stars)
+            alike = likeness(engine, n_features, listed_belonging(run, stars))
+            abundances = abundance_baselines(run, stars)
         unrated = [c for c, n in rates["raw"].n_pairs.items() if not n]
         if unrated:
             logger.warning("no field star passes the pair cuts for %s: left out of the averages", ", ".join(unrated))
@@ -115,21 +116,35 @@ def evaluate_run(run_path: str | os.PathLike[str], *, n_features: int = 3) -> di
     return run.load_json("evaluation.json")
 
 
-def likeness(engine: Evaluation, n_features: int) -> dict[str, Any]:
+def listed_belonging(run: Run, stars: RunStars) -> np.ndarray | None:
+    """1 or 0 for every listed member (n_members,): whether the run's searched metric takes it for one.
+
+    None where the run has no searched metric: then nothing but the list says who is a member.
+    """
+    if not run.has("auto.json"):
+        return None
+    doubtful = [d["star_id"] for d in run.load_json("auto.json").get("doubtful_members", ())]
+    ids = text(stars.embedding["star_id"][stars.member_rows])
+    return np.where(np.isin(ids, doubtful), 0.0, 1.0)
+
+
+def likeness(engine: Evaluation, n_features: int, belonging: np.ndarray | None = None) -> dict[str, Any]:
     """Likeness of pairs under RSCA, from pairs of held-out clusters; {} where there are too few pairs.
 
-    ``slope_eq5`` is the slope that eq. (5) as it is would need.
+    Pairs of members that do not belong (`belonging`, (n_members,) of 0 and 1) are no evidence; by default all belong,
+    and ``list_taken_at_its_word`` says so. ``slope_eq5`` is the slope that eq. (5) as it is would need.
     """
     n_pairs = sum(len(g) * (len(g) - 1) // 2 for g in engine.groups)
     if n_pairs < 50 or not isinstance(engine.field, np.ndarray):
         return {}
-    pairs = held_out_pairs(engine, n_features=n_features)
+    pairs = held_out_pairs(engine, n_features=n_features, belonging=belonging)
     try:
         found = Likeness.fit(pairs.by_cluster, n_features).to_json()
-    except DataError as err:
+    except (DataError, InputError) as err:
         logger.warning("no likeness of pairs: %s", err.message)
         return {}
-    return found | {"slope_eq5": calibrate(pairs.sibling_ratio, pairs.field_ratio).slope}
+    word = {"list_taken_at_its_word": belonging is None}
+    return found | word | {"slope_eq5": calibrate(pairs.sibling_ratio, pairs.field_ratio).slope}
 
 
 def differences(rates: dict[str, DoppelgangerRates], auto: dict[str, float] | None) -> dict[str, list[float]]:

@@ -124,22 +124,32 @@ def sample_pairs(
 
 
 def held_out_pairs(
-    evaluation: Evaluation, *, n_features: int | None = None, max_field: int = 20_000, seed: int = 0
+    evaluation: Evaluation,
+    *,
+    n_features: int | None = None,
+    max_field: int = 20_000,
+    seed: int = 0,
+    belonging: np.ndarray | None = None,
 ) -> Pairs:
-    """Sibling pairs, and (member, field) pairs within the pair cuts, at most `max_field` of these a cluster."""
+    """Sibling pairs, and (member, field) pairs within the pair cuts, at most `max_field` of these a cluster.
+
+    `belonging` (n_members,): how far each listed member counts as one (:mod:`chemscale.rsca.belonging`); in full by
+    default.
+    """
     rng = np.random.default_rng(seed)
-    distances: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    trust = np.ones(len(evaluation.members)) if belonging is None else belonging
+    found = []
     ratios: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for j, name in enumerate(evaluation.names):
         metric: RSCA = evaluation.fit("rsca", train=evaluation.clusters != name)
         matrix = metric.matrix(n_features)
         x = (evaluation.members[evaluation.groups[j]] - evaluation.moments.mean) @ matrix
         rows, allowed = evaluation.candidates_of(j)
-        found = sample_pairs(rows @ matrix, x, allowed, max_field, rng)[:2]
-        for kind, d in enumerate(found):
-            distances[kind].append(d)
+        found.append(sample_pairs(rows @ matrix, x, allowed, max_field, rng))
+        for kind, d in enumerate(found[-1][:2]):
             ratios[kind].append(metric.probability_ratio(d, n_features=n_features, log=True))
-    return Pairs(PairDistances(*distances), *(np.concatenate(r) for r in ratios))
+    distances = PairDistances.believing(found, [trust[group] for group in evaluation.groups])
+    return Pairs(distances, *(np.concatenate(r) for r in ratios))
 
 
 @dataclass(frozen=True)
