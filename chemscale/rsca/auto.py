@@ -9,7 +9,7 @@ What the paper's recipe leaves on the table, and what is done about it:
 * what a continuum left by the normalisation does to the coordinates is known without any star: metrics may ignore it;
 * spectra that went wrong are brought back among the field, along what is nuisance (:mod:`chemscale.rsca.outlying`);
 * members are weighted by their noise where their scatter is measured, and strangers among them
-  (:mod:`chemscale.rsca.belonging`) hardly count;
+  (:mod:`chemscale.rsca.belonging`), judged in the form of most labels, hardly count;
 * one choice of K, shrinkage and kept dimensions is a lottery: the best choices form a committee, whose distance is
   the root mean square of their distances. It is Euclidean in a space of at most K dimensions a representation;
 * where labels of chemistry are known, its leading features are refined by contrast with the field stars that look most

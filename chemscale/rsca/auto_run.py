@@ -104,6 +104,7 @@ def auto_representations(
 ) -> tuple[dict[str, Representation], dict[str, LabelDetrending], str]:
     """The forms of :func:`auto_forms`, and the plain one detrended by itself, ready for the search.
 
+    Who belongs to a cluster is judged in the form of most labels, where most members have them: in every form alike.
     Forms detrended by themselves are there where chemistry is not known of most members: "self-detrended" needs no
     label at all, "self-detrended-labels" takes out the survey's temperature and gravity.
 
@@ -141,6 +142,9 @@ def auto_representations(
         )
         for name, z in coords.items()
     }
+    if labelled := [name for name, detrending in detrendings.items() if _labelled(stars, detrending)]:
+        judge = forms[labelled[-1]]
+        forms = {name: form if form is judge else replace(form, judge=judge) for name, form in forms.items()}
     if n >= SELF_DETRENDING_FIELD and not _labelled(stars, detrendings.get("detrended")):
         plain = forms["plain"]
         shared = (plain.evaluation, targets, continuum, plain.weights, plain.nuisances, plain.siblings, not held, slack)

@@ -176,6 +176,9 @@ class Representation:
         No label of chemistry was held when the nuisances were measured: see :func:`beyond_leading`.
     slack : float
         How far out members count in full (:func:`chemscale.rsca.belonging.robust_scatter`).
+    judge : Representation, optional
+        The form of the same stars that says which of them belong; this one itself by default. Where siblings differ
+        in temperature many a member looks like a stranger, unless labels take the difference out.
     """
 
     evaluation: Evaluation
@@ -186,6 +189,7 @@ class Representation:
     siblings: SiblingGroups | None = None
     hold_leading: bool = False
     slack: float = SLACK_UNKNOWN
+    judge: Representation | None = None
 
     def __post_init__(self) -> None:
         e = self.evaluation
@@ -230,20 +234,22 @@ class Representation:
 
     def belonging(self, left_out: Sequence[int] = ()) -> np.ndarray:
         """How far each member (n_members,) counts as one (:mod:`chemscale.rsca.belonging`); 0 in `left_out`."""
-        return self._measured(left_out)[1]
+        return self._measured(left_out)[1][: len(self.centred)]
 
     def _measured(self, left_out: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         out = tuple(sorted(set(left_out)))
         if out not in self._found:
             use = ~np.isin(self._number, out)
-            prior = self.targets.get("residual", self.targets.get("noise"))
             number = np.unique(self._number[use], return_inverse=True)[1]
-            within, trust = robust_scatter(
-                self._stars[use], number, self._weights[use], self.covariance, prior, self.slack
-            )
-            every = np.zeros(len(use))
-            every[use] = trust
-            self._found[out] = within, every[: len(self.centred)]
+            prior = self.targets.get("residual", self.targets.get("noise"))
+            belonging, weights = np.zeros(len(use)), self._weights[use]
+            if self.judge is not None:
+                belonging, prior = self.judge._measured(out)[1], None
+                weights = weights * belonging[use]
+            within, found = robust_scatter(self._stars[use], number, weights, self.covariance, prior, self.slack)
+            if self.judge is None:
+                belonging[use] = found
+            self._found[out] = within, belonging
         return self._found[out]
 
     def metric(self, c: Candidate, left_out: Sequence[int] = ()) -> np.ndarray:

@@ -8,7 +8,7 @@ from chemscale.rsca.auto_run import doubtful_clusters, doubtful_members
 from chemscale.rsca.belonging import SLACK, robust_scatter
 from chemscale.rsca.contrastive import refine
 from chemscale.rsca.doppelganger import Evaluation
-from chemscale.rsca.likeness import Likeness, sample_pairs
+from chemscale.rsca.likeness import Likeness, held_out_pairs, sample_pairs
 from chemscale.rsca.pair_model import PairDistances
 from chemscale.rsca.representation import Representation
 from chemscale.rsca.stars import RunStars
@@ -63,6 +63,19 @@ def test_members_belong_where_the_prior_is_far_too_small():
     """Without labels it is the noise of coordinates, less than siblings of other temperatures differ by."""
     x, number, _ = clusters_of(3, [20, 12, 8, 8, 6, 6, 5, 5, 4, 4], 0.0)
     assert found(x, number, np.diag((0.1 * WITHIN) ** 2))[1].mean() > 0.95
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_outermost_members_of_a_clean_list_count_in_full_and_a_single_stranger_does_not(seed):
+    """Of a hundred members one lies beyond the limit by chance; a stranger lies where no member does."""
+    x, number, _ = clusters_of(20 + seed, [30, 20, 14, 12, 10, 8, 4, 2], 0.0)
+    x[0] += 4.2 * WITHIN * np.r_[np.ones(2), np.zeros(K - 2)]
+    within, belonging = found(x, number)
+    np.testing.assert_array_equal(belonging, 1.0)
+    np.testing.assert_array_equal(within, robust_scatter(x, number, np.ones(len(x)), np.eye(K), None)[0])
+    x[0, :4] += 1.2
+    belonging = found(x, number)[1]
+    assert belonging[0] < 0.1 and belonging[1:].mean() > 0.98
 
 
 def test_of_two_that_differ_neither_counts():
@@ -163,3 +176,38 @@ def test_clusters_of_which_few_members_belong_are_warned_of():
     )
     del result.belonging_of["6"]
     assert doubtful_clusters(result) == ""
+
+
+def test_the_likeness_of_the_papers_metric_leaves_out_pairs_of_stars_that_do_not_belong():
+    x, number, stranger = clusters_of(12, [14, 12, 10, 10, 8, 8, 8, 6], 0.15)
+    engine = Evaluation(np.random.default_rng(2).normal(size=(1000, K)), x, number.astype(str))
+    listed = held_out_pairs(engine, n_features=4, max_field=500)
+    known = held_out_pairs(engine, n_features=4, max_field=500, belonging=1.0 - stranger)
+    np.testing.assert_array_equal(known.siblings, listed.siblings)
+    assert listed.by_cluster.freedom.sum() == pytest.approx(len(x) - 8)
+    assert known.by_cluster.freedom.sum() == pytest.approx((~stranger).sum() - 8)
+    assert known.by_cluster.weights()[1].sum() == pytest.approx((~stranger).sum() - 8)
+    slopes = [Likeness.fit(p.by_cluster, 4).correction.slope for p in (listed, known)]
+    assert slopes[1] > slopes[0] + 0.1
+
+
+def test_where_siblings_differ_in_what_is_no_chemistry_another_form_judges_who_belongs():
+    """Plain coordinates of three members lie far out by their temperature; the detrended form knows better."""
+    x, number, stranger = clusters_of(13, [14, 12, 10, 10, 8, 8, 8, 6], 0.1)
+    field, names, noise = (
+        np.random.default_rng(2).normal(size=(1000, K)),
+        number.astype(str),
+        {"noise": np.diag(WITHIN**2)},
+    )
+    hot = np.flatnonzero(~stranger)[[3, 20, 40]]
+    moved = x.copy()
+    moved[hot, 0] += 2.0
+    detrended = Representation(Evaluation(field, x, names), noise, slack=SLACK)
+    alone = Representation(Evaluation(field, moved, names), noise, slack=SLACK)
+    judged = Representation(Evaluation(field, moved, names), noise, slack=SLACK, judge=detrended)
+    assert alone.belonging()[hot].max() < 0.2 < 0.9 < judged.belonging()[hot].min()
+    np.testing.assert_array_equal(judged.belonging((2,)), detrended.belonging((2,)))
+    assert judged.belonging()[stranger].mean() < 0.3
+    thinned = judged.with_field_of(judged.evaluation.thinned(500))
+    np.testing.assert_array_equal(thinned.belonging(), detrended.belonging())
+    assert judged.within()[0, 0] > 2 * alone.within()[0, 0]  # what members differ by counts
