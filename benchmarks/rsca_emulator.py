@@ -23,7 +23,8 @@ RATES = ("raw", "scaled", "rsca", "rsca_top", "rsca_without_cross_validation", "
 def summary(surveys: list[dict]) -> dict[str, dict[str, float]]:
     """Mean over surveys, scatter between surveys, and standard error of the mean, of every rate."""
     columns = {k: [s[k] for s in surveys] for k in surveys[0] if k in RATES or k.startswith("abundances")}
-    columns |= {f"auto_{c}": [s["without"][c]["auto"] for s in surveys] for c in surveys[0]["without"]}
+    common = [c for c in HIDDEN if all(c in s["without"] for s in surveys)]
+    columns |= {f"auto_{c}": [s["without"][c]["auto"] for s in surveys] for c in common}
     out = {}
     for name, values in columns.items():
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--emulator", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[101, 102, 103, 104, 105])
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--choices", nargs="+", choices=list(HIDDEN), default=list(HIDDEN), help="Labels to hide.")
     parser.add_argument("--keep", action="store_true", help="Keep the stores.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -47,7 +49,7 @@ def main() -> None:
         size = ("--stars", "12000", "--clusters", "22", "--seed", str(seed))
         if not Path(store).exists():  # kept by an earlier call; its run is continued
             command("chemscale", "simulate", *size, "--emulator", args.emulator, "--out", store)
-        record = {"seed": seed, **fit_and_evaluate(store, run), "without": auto_without(run, HIDDEN)}
+        record = {"seed": seed, **fit_and_evaluate(store, run), "without": auto_without(run, args.choices)}
         known = sorted([s for s in known if s["seed"] != seed] + [record], key=lambda s: s["seed"])
         print(json.dumps(record), flush=True)
         if not args.keep:

@@ -31,14 +31,17 @@ from chemscale.schema import PAPER_ELEMENTS, VARIABLES, Flag, variable_attrs
 FIELD, CLUSTERS, MEMBERS, K, CHEMICAL, BLOCK = 151_145, 22, 185, 60, 12, 2048
 
 
-def latents() -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) latents, of which the first are chemistry and shared within clusters to 5 %, and cluster names."""
+def latents(field: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents (N, K) of the field stars, then of members, and cluster names.
+
+    The first latents are chemistry and shared within clusters to 5 %.
+    """
     rng = np.random.default_rng(0)
-    z = rng.standard_normal((FIELD + MEMBERS, K)).astype("f4")
+    z = rng.standard_normal((field + MEMBERS, K)).astype("f4")
     which = np.sort(np.r_[np.arange(CLUSTERS).repeat(2), rng.integers(0, CLUSTERS, MEMBERS - 2 * CLUSTERS)])
     centres = rng.standard_normal((CLUSTERS, CHEMICAL)).astype("f4")
-    z[FIELD:, :CHEMICAL] = centres[which] + 0.05 * z[FIELD:, :CHEMICAL]
-    return z, np.array([""] * FIELD + [f"Cluster {i:02d}" for i in which], dtype=object)
+    z[field:, :CHEMICAL] = centres[which] + 0.05 * z[field:, :CHEMICAL]
+    return z, np.array([""] * field + [f"Cluster {i:02d}" for i in which], dtype=object)
 
 
 def used_of(pixels: int) -> np.ndarray:
@@ -67,9 +70,9 @@ def spectra(start: int, z: np.ndarray, basis: np.ndarray, pixels: int) -> tuple[
     return flux, ivar, flags
 
 
-def survey(pixels: int) -> xr.Dataset:
+def survey(pixels: int, field: int = FIELD) -> xr.Dataset:
     """The lazy survey."""
-    z, cluster = latents()
+    z, cluster = latents(field)
     n, rng = len(z), np.random.default_rng(3)
     rows = tuple(min(BLOCK, n - s) for s in range(0, n, BLOCK))
     edges = np.concatenate([[0], np.cumsum(rows)])
@@ -81,6 +84,7 @@ def survey(pixels: int) -> xr.Dataset:
         data[name] = (("star", "wavelength"), da.concatenate(pieces), variable_attrs(name))
     abundance = z[:, :CHEMICAL] @ rng.normal(0, 0.1, (CHEMICAL, 21)) + 0.02 * rng.standard_normal((n, 21))
     nights = rng.integers(58000, 58040, (n, 2))
+    nights[field:] = rng.integers(58000, 58003, MEMBERS)[:, None]  # many siblings are observed together
     columns = {
         "star_id": np.array([f"T{i:07d}" for i in range(n)], dtype=object),
         "cluster": cluster,
@@ -106,7 +110,7 @@ def survey(pixels: int) -> xr.Dataset:
     return xr.Dataset(data, coords, {"survey": "toy", "normalisation": "continuum-normalised"})
 
 
-def build(store: str, run_path: str, pixels: int) -> None:
+def build(store: str, run_path: str, pixels: int, field: int) -> None:
     """Write the survey; fit its basis on part of the stars, embed all."""
     from chemscale.embedding.fit import fit_survey
     from chemscale.embedding.product import embed_survey
@@ -118,7 +122,7 @@ def build(store: str, run_path: str, pixels: int) -> None:
 
     start = time.perf_counter()
     if not Path(store).exists():
-        write_survey(survey(pixels), store)
+        write_survey(survey(pixels, field), store)
     print(f"store after {time.perf_counter() - start:.0f} s", flush=True)
     ds = open_survey(store)
     member = ds["cluster"].values.astype(str) != ""
@@ -181,13 +185,14 @@ def main() -> None:
     one.add_argument("store")
     one.add_argument("run")
     one.add_argument("--pixels", type=int, default=PIXELS, help="Fewer make a survey whose pixel studies cost less.")
+    one.add_argument("--stars", type=int, default=FIELD, help="Field stars.")
     two = verbs.add_parser("measure")
     two.add_argument("run")
     two.add_argument("names", nargs="+")
     two.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "studies.json")
     args = parser.parse_args()
     if args.verb == "build":
-        build(args.store, args.run, args.pixels)
+        build(args.store, args.run, args.pixels, args.stars)
     else:
         measure(args.run, args.names, args.out)
 

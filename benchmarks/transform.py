@@ -1,6 +1,6 @@
 """`chemscale rsca transform` against the embedding pass over the same spectra.
 
-    python benchmarks/studies.py build STORE RUN --pixels 2000
+    python benchmarks/studies.py build STORE RUN --pixels 500 --stars 1000000
     python benchmarks/transform.py STORE RUN
 
 Both are timed in turn, in this process: the embedding of every star with its variances and labels to Zarr, and features
