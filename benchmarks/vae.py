@@ -161,28 +161,40 @@ def one(args: argparse.Namespace, seed: int) -> None:
 
 
 def cuts(work: Path, survey: str) -> None:
-    """Print precision and recall of plain cuts over all stars of a survey: on its true abundances, as if they were the
-    latents, and on the latents of its runs, at the cuts as printed and where the definition of the class lies."""
+    """Print precision and recall of plain cuts over all stars of a survey, as printed and at the class's definition.
+
+    On the true abundances, as if they were the latents; on the latents of its runs; on the truth blurred by normal
+    errors until it correlates with itself as each latent does; and on latents of which one is replaced by the truth.
+    """
     store = work / f"{survey}.zarr"
     ds = open_survey(store)
+    judged, _ = judged_against(ds, str(store), np.asarray(ds["star_id"].values))
     runs = [r for r in sorted(work.glob(f"run-{survey}*")) if (r / pipeline.PRODUCT).exists()]
-    for name, run in [("true abundances", None), *((r.name, r) for r in runs)]:
-        latents = None if run is None else pipeline.latents(run)[0]
-        judged, _ = judged_against(ds, str(store), np.asarray(ds["star_id"].values))
-        found = []
+    names = sorted({latent for rule in PRINTED.values() for latent in rule})
+    truth = {k: judged[label_of(k)] for k in names}
+    rows = {"true abundances": truth}
+    for run in runs:
+        latents, rng = pipeline.latents(run)[0], np.random.default_rng(0)
+        columns = {str(k): latents["mean"].values[:, i] for i, k in enumerate(latents["latent"].values)}
+        rows[run.name] = found = {k: columns[k] * np.sign(pearson(columns[k], truth[k])) for k in names}
+        blurred = rows[f"true abundances, blurred to r of {run.name}"] = {}
+        for k in names:
+            error = np.nanstd(truth[k]) * np.sqrt(1 / pearson(found[k], truth[k]) ** 2 - 1)
+            blurred[k] = truth[k] + error * rng.standard_normal(len(truth[k]))
+        rows |= {f"{run.name}, but true {k}": found | {k: truth[k]} for k in names}
+    for name, values in rows.items():
+        qualities = []
         for kind, cut in CLASSES.items():
             member = class_truth(judged, cut)
             for rule in (PRINTED[kind], PRESETS[kind]["sigma"]):
                 beyond = np.ones(len(member), bool)
                 for latent, (side, position) in rule.items():
-                    label = judged[label_of(latent)]
-                    x = label if latents is None else latents["mean"].values[:, list(latents["latent"]).index(latent)]
-                    x = x * np.sign(pearson(x, label))
+                    x = values[latent]
                     at = (x - np.nanmean(x)) / np.nanstd(x)
                     beyond &= at < position if side == "<" else at > position
                 quality = precision_recall(beyond, member)
-                found.append(f"{quality['precision']:.2f} / {quality['recall']:.2f}")
-        print(f"| {survey} | {name} | {' | '.join(found)} |", flush=True)
+                qualities.append(f"{quality['precision']:.2f} / {quality['recall']:.2f}")
+        print(f"| {survey} | {name} | {' | '.join(qualities)} |", flush=True)
 
 
 def commit() -> str:
