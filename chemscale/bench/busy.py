@@ -7,7 +7,8 @@ the part that more workers leave as it is; while it lasts no worker computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -32,13 +33,18 @@ class BusyWorkers(SchedulerPlugin):
             self.intervals += [(each["start"], each["stop"]) for each in kwargs.get("startstops") or ()]
 
 
-def watch(client: Client) -> None:
-    """Have the scheduler keep the times of all tasks from now on."""
+@contextmanager
+def watched(client: Client) -> Iterator[None]:
+    """Within the block the scheduler keeps the times of all tasks; a cluster that goes on afterwards must not."""
     client.register_plugin(BusyWorkers(), name=_NAME)
+    try:
+        yield
+    finally:
+        client.unregister_scheduler_plugin(_NAME)
 
 
 def idle_seconds(client: Client, begun: float, ended: float) -> float:
-    """Seconds between two times (since the epoch) in which no worker was at work; after :func:`watch`."""
+    """Seconds between two times (since the epoch) in which no worker was at work; within :func:`watched`."""
     return uncovered(client.run_on_scheduler(_intervals, begun), begun, ended)
 
 

@@ -117,9 +117,11 @@ def measure(
     rows: list[dict[str, Any]] = []
     for n in workers:
         total = stars * (n if mode == "weak" else 1)
-        with connect(cluster or "local", workers=n, threads=None if cluster else 1) as client:
+        with (
+            connect(cluster or "local", workers=n, threads=None if cluster else 1) as client,
+            busy.watched(client),
+        ):
             client.wait_for_workers(n, timeout=120)
-            busy.watch(client)
             store = make_store(scratch / f"survey-{total}.zarr", total, client)
             prepare(store, scratch, stages)
             with a_core_each(client) if pinned and not cluster else nullcontext(False) as held:

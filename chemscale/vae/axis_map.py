@@ -139,10 +139,9 @@ class AxisMap(nn.Module):
         if self._tables is None or bool(len(self._tables[1].where)) != self.shape.fitted:
             self._tables = self._polynomials(), self.shape.curves()
         mapped, factors = torch.empty_like(mean), torch.empty_like(mean)
-        arrays = mean.contiguous().numpy(), t.contiguous().numpy()
-        map_axes(
-            *arrays, (REACH, MOST_STRETCH, axis_shape.MOST_STRETCH), *self._tables, mapped.numpy(), factors.numpy()
-        )
+        limits = REACH, MOST_STRETCH, axis_shape.MOST_STRETCH
+        given, made = (mean.contiguous(), t.contiguous()), (mapped, factors)
+        map_axes(*(x.numpy() for x in given), limits, *self._tables, *(x.numpy() for x in made))
         return mapped, factors
 
     def _polynomials(self) -> Polynomials:
@@ -154,10 +153,8 @@ class AxisMap(nn.Module):
             for kind, (name, variables) in enumerate((("at", k + 1), ("all", k))):
                 mean, spread = (self.get_buffer(f"{what}_{name}_{k}").numpy() for what in ("mean", "spread"))
                 where[k, kind] = len(rows), len(mean), len(coefficients), len(spread)
-                degrees_ = (
-                    exponents(variables, degrees(k + 1)[0], self.span.device).numpy().reshape(len(mean), variables)
-                )
-                rows += [np.pad(row, (0, self.n_latents + 1 - variables)) for row in degrees_]
+                products = exponents(variables, degrees(k + 1)[0], self.span.device).numpy()
+                rows += [np.pad(row, (0, self.n_latents + 1 - variables)) for row in products.reshape(len(mean), -1)]
                 coefficients += [*mean, *spread]
         return Polynomials(np.array(rows, np.uint8), np.array(coefficients, np.float64), where)
 

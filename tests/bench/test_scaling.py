@@ -98,13 +98,16 @@ def test_time_without_work_on_any_worker_is_counted():
     from distributed import Client
 
     with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
-        busy.watch(client)
-        begun = time.time()
-        time.sleep(0.3)
-        client.gather(client.map(time.sleep, [0.4, 0.41]))
-        time.sleep(0.2)
-        ended = time.time()
-        assert busy.idle_seconds(client, begun, ended) == pytest.approx(ended - begun - 0.4, abs=0.1)
+        with busy.watched(client):
+            begun = time.time()
+            time.sleep(0.3)
+            client.gather(client.map(time.sleep, [0.4, 0.41]))
+            time.sleep(0.2)
+            ended = time.time()
+            assert busy.idle_seconds(client, begun, ended) == pytest.approx(ended - begun - 0.4, abs=0.1)
+        # a cluster that outlives the measurement does not go on collecting
+        names = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins))
+        assert busy.BusyWorkers.name not in names
 
 
 def test_bare_decoding_reads_every_star_on_the_workers(monkeypatch):
