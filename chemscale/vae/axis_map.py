@@ -115,6 +115,10 @@ class AxisMap(nn.Module):
         t = ((teff - self.span[0]) / self.span[1]).clamp(-1.0, 1.0)[:, None]
         if mean.device.type == "cpu" and not torch.is_grad_enabled():
             return self._compiled(mean, t[:, 0])
+        return self._by_tensors(mean, t)
+
+    def _by_tensors(self, mean: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """On any device, with gradients; `t` (n, 1) is Teff in [-1, 1]."""
         before = (mean / REACH).clamp(-1.0, 1.0)
         mapped: list[Tensor] = []
         factors = []

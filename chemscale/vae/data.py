@@ -54,35 +54,35 @@ class TrainingBatch:
     def __len__(self) -> int:
         return len(self.features)
 
+    def tensors(self) -> list[Tensor]:
+        """All arrays, in a fixed order."""
+        return [self.features, *self.flux.values(), *self.ivar.values(), self.labels, self.errors]
+
     @property
     def nbytes(self) -> int:
         """Of all arrays together."""
-        tensors = (self.features, *self.flux.values(), *self.ivar.values(), self.labels, self.errors)
-        return sum(t.nbytes for t in tensors)
+        return sum(t.nbytes for t in self.tensors())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
+        return TrainingBatch(
+            change(self.features),
+            {k: change(v) for k, v in self.flux.items()},
+            {k: change(v) for k, v in self.ivar.items()},
+            change(self.labels),
+            change(self.errors),
+        )
 
     def rows(self, part: slice | Tensor) -> TrainingBatch:
         """Some of the rows."""
-        return TrainingBatch(
-            self.features[part],
-            {k: v[part] for k, v in self.flux.items()},
-            {k: v[part] for k, v in self.ivar.items()},
-            self.labels[part],
-            self.errors[part],
-        )
+        return self._each(lambda x: x[part])
 
     def to(self, device: torch.device) -> TrainingBatch:
         """On another device; asynchronous from pinned memory."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
-
-        return TrainingBatch(
-            move(self.features),
-            {k: move(v) for k, v in self.flux.items()},
-            {k: move(v) for k, v in self.ivar.items()},
-            move(self.labels),
-            move(self.errors),
-        )
+    def copy(self) -> TrainingBatch:
+        """The same stars in memory of its own."""
+        return self._each(torch.clone)
 
 
 def held_out(star_id: Sequence[str] | np.ndarray, fraction: float = 0.3, seed: int = 0) -> np.ndarray:

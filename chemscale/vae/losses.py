@@ -32,23 +32,31 @@ def reconstruction(prediction: Tensor, flux: Tensor, ivar: Tensor) -> Tensor:
     return chi2(prediction, flux, ivar).sum() / (ivar > 0).sum().clamp_min(1)
 
 
-def gaussian_kl(mean: Tensor, factor: Tensor, prior: Tensor) -> Tensor:
-    """KL divergence of N(mean, L L^T) from N(0, prior), mean over stars (paper eq. A.2).
+def gaussian_kl(mean: Tensor, factor: Tensor, whitening: Tensor) -> Tensor:
+    """KL divergence of N(mean, L L^T) from a prior N(0, S), mean over stars (paper eq. A.2).
 
     Parameters
     ----------
     mean : Tensor (n, d)
     factor : Tensor (n, d, d)
         Lower Cholesky factor L of the posterior covariance, positive diagonal.
-    prior : Tensor (d, d)
-        Covariance of the prior.
+    whitening : Tensor (d, d)
+        Inverse of the lower Cholesky factor of S, see :func:`whitening`.
     """
     d = mean.shape[1]
-    root = torch.linalg.cholesky_ex(prior)[0]  # not checked: the check would have the host wait for a GPU
-    scaled = torch.linalg.solve_triangular(root.expand(len(mean), d, d), factor, upper=False)
-    shift = torch.linalg.solve_triangular(root, mean.T, upper=False)
-    log_det = torch.log(torch.diagonal(root)).sum() - torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
-    return (0.5 * ((scaled**2).sum((1, 2)) + (shift**2).sum(0) - d) + log_det).mean()
+    log_det = -torch.log(torch.diagonal(whitening)).sum() - torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
+    scaled, shift = whitening @ factor, mean @ whitening.T
+    return (0.5 * (scaled.square().sum((1, 2)) + shift.square().sum(1) - d) + log_det).mean()
+
+
+def whitening(prior: Tensor) -> Tensor:
+    """Inverse W of the lower Cholesky factor of a covariance (d, d): W z is white where z has that covariance.
+
+    Once for a model: on a GPU to factorise and solve costs more than the rest of the divergence.
+    """
+    root = torch.linalg.cholesky(prior.double())
+    eye = torch.eye(len(prior), dtype=root.dtype, device=root.device)
+    return torch.linalg.solve_triangular(root, eye, upper=False).to(prior.dtype)
 
 
 def linear_head(predicted: Tensor, labels: Tensor, errors: Tensor) -> Tensor:
@@ -68,7 +76,9 @@ def linear_head(predicted: Tensor, labels: Tensor, errors: Tensor) -> Tensor:
     return (weight * residual**2).sum() / weight.sum().clamp_min(1e-6)
 
 
-def fourier_features(x: Tensor, generator: torch.Generator | None = None, known: Tensor | None = None) -> Tensor:
+def fourier_features(
+    x: Tensor, generator: torch.Generator | None = None, known: Tensor | None = None, reads: Tensor | None = None
+) -> Tensor:
     """Centred random Fourier features (..., n, :data:`N_FEATURES`) of standardised columns of `x`.
 
     Inner products approximate a mixture of Gaussian kernels (Rahimi & Recht 2007) whose
@@ -83,6 +93,8 @@ def fourier_features(x: Tensor, generator: torch.Generator | None = None, known:
     known : Tensor of bool (n,), optional
         Stars that count; the features of the others are 0. No row is taken out: how many there are would have to
         be asked of the device.
+    reads : Tensor (v, d), optional
+        1 for the columns of `x` (n, d) that each of v variables has, else 0: features (v, n, :data:`N_FEATURES`).
     """
     if known is None:
         x = (x - x.mean(-2, keepdim=True).detach()) / (x.std(-2, keepdim=True).detach() + 1e-4)
@@ -93,11 +105,17 @@ def fourier_features(x: Tensor, generator: torch.Generator | None = None, known:
         x = (x - (x.sum(-2, keepdim=True) / count.clamp_min(1)).detach()) * weight
         x = x / ((x.square().sum(-2, keepdim=True) / (count - 1).clamp_min(1)).sqrt().detach() + 1e-4)
     *lead, _, d = x.shape
+    if reads is not None:
+        lead = [len(reads)]
     drawn = generator.device if generator is not None else x.device
-    direction = torch.randn(*lead, d, N_FEATURES, generator=generator, device=drawn)
-    uniform = torch.rand(*lead, 2, N_FEATURES, generator=generator, device=drawn)
-    width, phase = (0.5 + uniform[..., :1, :]) * math.sqrt(d), uniform[..., 1:, :] * (2 * math.pi)
-    features = torch.cos(x @ (direction / width).to(x.device) + phase.to(x.device))
+    direction = torch.randn(*lead, d, N_FEATURES, generator=generator, device=drawn).to(x.device)
+    uniform = torch.rand(*lead, 2, N_FEATURES, generator=generator, device=drawn).to(x.device)
+    width, phase = 0.5 + uniform[..., :1, :], uniform[..., 1:, :] * (2 * math.pi)
+    if reads is None:
+        width = width * math.sqrt(d)
+    else:
+        width, direction = width * reads.sum(1).sqrt()[:, None, None], direction * reads[:, :, None]
+    features = torch.cos(x @ (direction / width) + phase)
     if known is None:
         return features - features.mean(-2, keepdim=True)
     return (features - (features * weight).sum(-2, keepdim=True) / count.clamp_min(1)) * weight
@@ -115,10 +133,10 @@ def dependence(a: Tensor, b: Tensor, generator: torch.Generator | None = None, k
 
 
 def _of_features(x: Tensor, y: Tensor) -> Tensor:
-    """:func:`dependence` of centred features (..., n, m) and (n, m); (...)."""
-    turned = x.transpose(-1, -2)
-    cross = (turned @ y).square().sum((-1, -2))
-    return cross / (torch.linalg.matrix_norm(turned @ x) * torch.linalg.matrix_norm(y.T @ y) + 1e-8)
+    """:func:`dependence` of centred features (..., n, m) each; (...)."""
+    left, right = x.transpose(-1, -2), y.transpose(-1, -2)
+    cross = (left @ y).square().sum((-1, -2))
+    return cross / (torch.linalg.matrix_norm(left @ x) * torch.linalg.matrix_norm(right @ y) + 1e-8)
 
 
 def dependence_on(
@@ -148,21 +166,30 @@ def sliced_prior(z: Tensor, prior: Tensor, generator: torch.Generator | None = N
     return ((sample - torch.special.ndtri(ranks)[:, None]) ** 2).mean()
 
 
-def innovation_dependence(z: Tensor, prior: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def innovation_dependence(z: Tensor, whitening: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Dependence of each latent's innovation on the stopped latents before it; scalar.
 
     Under the prior, latent k given the earlier ones is N(B z, s): what is left after
     taking B z away must be independent of them. Sequential, so that a later latent never
-    moves an earlier one.
+    moves an earlier one; computed for all of them at once.
+
+    Parameters
+    ----------
+    z : Tensor (n, d)
+    whitening : Tensor (d, d)
+        Of the prior (:func:`whitening`): its rows, divided by their diagonal, take B z away.
     """
+    d = z.shape[1]
+    if d < 2:
+        return z.new_zeros(())
     centre, spread = z.mean(0).detach(), z.std(0).detach() + 1e-3
     unit = (z - centre) / spread
     before = unit.detach()
-    total = z.new_zeros(())
-    for k in range(1, z.shape[1]):
-        coefficients = torch.linalg.solve_ex(prior[:k, :k], prior[:k, k])[0]
-        total = total + dependence(unit[:, k : k + 1] - before[:, :k] @ coefficients[:, None], before[:, :k], generator)
-    return total
+    earlier = torch.tril(whitening / torch.diagonal(whitening)[:, None], -1)
+    innovation = unit + before @ earlier.T
+    reads = torch.ones(d, d, device=z.device, dtype=z.dtype).tril(-1)[1:, :-1]
+    x = fourier_features(innovation.T[1:, :, None], generator)
+    return _of_features(x, fourier_features(before[:, :-1], generator, reads=reads)).sum()
 
 
 def classes(labels: Tensor, low: Tensor, high: Tensor, bins: int) -> Tensor:

@@ -21,6 +21,8 @@ from chemscale.errors import InputError
 from chemscale.vae.axis_map import AxisMap
 from chemscale.vae.config import ModelConfig
 from chemscale.vae.encoders import ConvEncoder, PPCAEncoder, PPCAFront, perceptron
+from chemscale.vae.late_phase import partly
+from chemscale.vae.losses import whitening
 from chemscale.vae.regions import REST
 
 #: Levels of noise at which the stated errors are known, see :meth:`ChemicalVAE.error_factor`.
@@ -71,6 +73,7 @@ class ChemicalVAE(nn.Module):
     """
 
     prior: Tensor
+    whitening: Tensor
     mean: Tensor
     label_centre: Tensor
     label_scale: Tensor
@@ -98,6 +101,7 @@ class ChemicalVAE(nn.Module):
         mean32 = torch.from_numpy(np.nan_to_num(np.asarray(mean, dtype=np.float32), nan=1.0))
         self.register_buffer("mean", mean32.clone())
         self.register_buffer("prior", torch.from_numpy(config.prior()))
+        self.register_buffer("whitening", whitening(self.prior), persistent=False)
         self.register_buffer("label_centre", torch.zeros(len(config.labels)))
         self.register_buffer("label_scale", torch.ones(len(config.labels)))
         # lowest and highest standardised label of the training stars: the adversary's bins, used in training alone
@@ -136,6 +140,8 @@ class ChemicalVAE(nn.Module):
         self.adversary = nn.Sequential(nn.Linear(d, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, bins))
         # on the model's device: an index from elsewhere would have the host wait for the device in every step
         self.register_buffer("lower", torch.from_numpy(np.stack(np.tril_indices(d, -1))), persistent=False)
+        for name in wanted:
+            self.register_buffer(f"reads_{name}", torch.tensor(self.inputs(name)[:-1], dtype=torch.long), False)
 
     def inputs(self, group: str) -> tuple[int, ...]:
         """Latents decoder `group` sees, in the order of its inputs (its own last); all of them for ``rest``."""
@@ -193,7 +199,7 @@ class ChemicalVAE(nn.Module):
         teff = self.teff(auxiliary.detach()).detach()
         return torch.sigmoid((self.config.crossover - teff) / CROSSOVER_WIDTH)
 
-    def gates(self, group: str, auxiliary: Tensor, opening: float) -> Tensor:
+    def gates(self, group: str, auxiliary: Tensor, opening: float | Tensor) -> Tensor:
         """How far a decoder reads each of its other inputs before the axes have settled, (n, inputs - 1) in [0, 1]."""
         row = next(g for g in self.config.groups if g.name == group)
         cool = self.cool(auxiliary)
@@ -202,7 +208,7 @@ class ChemicalVAE(nn.Module):
         share += [1 - cool + cool * opening] * len(row.given_warm)
         return torch.stack(share, 1)
 
-    def entry(self, group: str, auxiliary: Tensor, entering: float) -> Tensor:
+    def entry(self, group: str, auxiliary: Tensor, entering: float | Tensor) -> Tensor:
         """Weight of each star in a decoder's reconstruction: `entering` where its own element does not rule; (n,)."""
         row = next(g for g in self.config.groups if g.name == group)
         cool = self.cool(auxiliary)
@@ -210,7 +216,13 @@ class ChemicalVAE(nn.Module):
         return own + (1 - own) * entering
 
     def decode(
-        self, group: str, own: Tensor, read: Tensor, auxiliary: Tensor, settled: bool = True, opening: float = 1.0
+        self,
+        group: str,
+        own: Tensor,
+        read: Tensor,
+        auxiliary: Tensor,
+        settled: bool = True,
+        opening: float | Tensor = 1.0,
     ) -> Tensor:
         """Spectrum of `group`'s pixels.
 
@@ -227,9 +239,14 @@ class ChemicalVAE(nn.Module):
             How far the latents of `given_cool` and `given_warm` are read of all stars, see :meth:`gates`.
         """
         index = self.inputs(group)
-        parts = [read[:, index[:-1]], (read if group == REST else own)[:, index[-1:]], auxiliary]
+        last = slice(index[-1], index[-1] + 1)
+        parts = [
+            read.index_select(1, self.get_buffer(f"reads_{group}")),
+            (read if group == REST else own)[:, last],
+            auxiliary,
+        ]
         late = self.read_late(group)
-        if opening < 1 and group in self.gated:
+        if partly(opening) and group in self.gated:
             parts[0] = parts[0] * self.gates(group, auxiliary, opening)
         if not settled and late.stop > late.start:
             parts[0] = parts[0].clone()

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from chemscale.vae import losses
 from chemscale.vae.data import TrainingBatch
+from chemscale.vae.late_phase import EARLY, LatePhase, partly
 from chemscale.vae.model import ChemicalVAE, LatentPosterior
 from chemscale.vae.regions import REST
-from chemscale.vae.train_config import EARLY, LatePhase, TrainConfig
+from chemscale.vae.train_config import TrainConfig
 
 
 class Parallel:
@@ -97,7 +98,7 @@ def objective(
     config: TrainConfig,
     *,
     epoch: int,
-    ramp: float,
+    ramp: float | Tensor,
     late: LatePhase = EARLY,
     generator: torch.Generator,
     parallel: Parallel,
@@ -132,13 +133,13 @@ def objective(
         flux, ivar = mine.flux[name], mine.ivar[name]
         count = parallel.total((ivar > 0).sum()).clamp_min(1)
         each = losses.chi2(prediction, flux, ivar)
-        if late.entering < 1 and name in model.gated:
+        if partly(late.entering) and name in model.gated:
             each = each * model.entry(name, posterior.auxiliary, late.entering)
         chi2 = each.sum()
         term = 0.5 * chi2 / every if config.pixels == "all" else chi2 / count
         loss = loss + weights.get(name, 1.0) * late.reconstruction_factor * term
         terms[f"reconstruction_{name}"] = parallel.total(chi2 / count)
-    kl = losses.gaussian_kl(posterior.mean, posterior.factor, model.prior) * share
+    kl = losses.gaussian_kl(posterior.mean, posterior.factor, model.whitening) * share
     terms["kl"] = parallel.total(kl)
     predicted = model.linear(posterior.auxiliary)
     head = losses.linear_head(predicted, mine.labels, mine.errors) * share
@@ -157,7 +158,7 @@ def objective(
             value = independence(on, labels, generator, complete=not own)
             loss = loss + weight * ramp * value
         else:
-            value = losses.innovation_dependence(on, model.prior, generator)
+            value = losses.innovation_dependence(on, model.whitening, generator)
             loss = loss + weight * ramp * value
         terms[kind] = terms.get(kind, 0.0) + value.detach()
     adversary = z.new_zeros(())

@@ -33,7 +33,6 @@ from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel
 from chemscale.vae.regions import REST, RegionSet, load_regions, regions_for
 from chemscale.vae.train_config import TrainConfig
-from chemscale.vae.training import groups_needed
 
 logger = logging.getLogger(__name__)
 #: Stars the PPCA front end is fitted to, at most: it has P x K parameters and needs no more.
@@ -235,7 +234,7 @@ def training_data(
     # validation stars are the training stars a second hash picks
     watching = held_out(np.asarray(ds["star_id"].values), train.validation, seed=1) & trained
     learning = trained & ~watching
-    groups = groups_needed(model)
+    groups = list(model.pixels)
     blocks = star_blocks(ds)
 
     def read(block: int, keep: np.ndarray) -> TrainingBatch:

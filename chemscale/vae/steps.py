@@ -44,14 +44,15 @@ class TrainingProgress:
         return cls(**(values | {"best": math.inf if raw["best"] is None else raw["best"]}))
 
 
-def step_generator(seed: int, step: int, stream: int = 0, device: torch.device | str | None = None) -> torch.Generator:
-    """Random numbers of one step: a function of (seed, step, stream) and the kind of device.
+def step_seed(seed: int, step: int) -> int:
+    """Seed of the random numbers of one step of a training, the same for any number of processes."""
+    state = np.random.SeedSequence([seed, step, 0]).generate_state(2, np.uint32)
+    return int(state[0]) << 31 ^ int(state[1])
 
-    They are the same for any number of processes. A GPU draws its own: numbers made on the host would have to be
-    waited for in every step.
-    """
-    state = np.random.SeedSequence([seed, step, stream]).generate_state(2, np.uint32)
-    return torch.Generator(device or "cpu").manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+def step_generator(seed: int, device: torch.device) -> torch.Generator:
+    """Random numbers of one step. A GPU draws its own: those of the host would have to be waited for in every step."""
+    return torch.Generator(device).manual_seed(seed)
 
 
 class LossTerms:

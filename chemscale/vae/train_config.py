@@ -11,6 +11,7 @@ from typing import Any
 
 from chemscale.errors import InputError
 from chemscale.vae.config import read_settings
+from chemscale.vae.late_phase import LatePhase
 
 #: Training settings that were renamed: old -> new. Records, checkpoints and settings with old names are read.
 RENAMED = {
@@ -44,34 +45,6 @@ def without_added(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in ADDED or v != ADDED[k]}
 
 
-@dataclass(frozen=True)
-class LatePhase:
-    """What may change once the axes have settled.
-
-    Attributes
-    ----------
-    reconstruction_factor : float
-        Factor on the reconstruction.
-    auxiliary, rest : bool
-        Whether reconstruction teaches w, and whether the pixels no group claims teach z and w.
-    settled : bool
-        Whether decoders read the latents of `given_late`.
-    opening : float
-        How far the latents of `given_cool` and `given_warm` are read of the other stars, too; 0 to 1.
-    entering : float
-        Weight, in decoders that read such latents, of the stars that they are read of; 0 to 1.
-    """
-
-    reconstruction_factor: float = 1.0
-    auxiliary: bool = False
-    rest: bool = False
-    settled: bool = True
-    opening: float = 1.0
-    entering: float = 1.0
-
-
-#: Before the axes have settled, in a training that knows no late phase.
-EARLY = LatePhase()
 #: Training stars from which w goes on learning beside the reconstruction.
 MANY_STARS = 5000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chemscale.errors import DataError, InputError, ResumeError
+from chemscale.errors import DataError, InputError
 from chemscale.runtime.devices import choose_device
-from chemscale.runtime.jsonio import digest, write_json
-from chemscale.vae import checkpoint, losses
+from chemscale.vae import losses
 from chemscale.vae.axis_map import MOST_STARS
+from chemscale.vae.captured import CapturedSteps, Pass
 from chemscale.vae.data import BatchSource, TrainingBatch
 from chemscale.vae.encoders import PPCAEncoder
-from chemscale.vae.model import ChemicalVAE, learned_last
+from chemscale.vae.late_phase import LatePhase
+from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.objective import Parallel, decode_groups, objective
-from chemscale.vae.regions import REST
+from chemscale.vae.resuming import read_checkpoint, training_identity, write_checkpoint
 from chemscale.vae.schedule import one_cycle, one_cycle_momentum
-from chemscale.vae.steps import LossTerms, TrainingProgress, step_generator
-from chemscale.vae.train_config import TrainConfig, former_names, without_added
+from chemscale.vae.steps import LossTerms, TrainingProgress, step_generator, step_seed
+from chemscale.vae.train_config import TrainConfig, former_names
 
 logger = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint"
 #: Share of a GPU's free memory that training stars may take.
 ON_DEVICE = 0.5
 #: Seconds of training before the first checkpoint.
@@ -93,6 +93,9 @@ class Trainer:
         self.adversary_parameters: list[nn.Parameter] = list(model.adversary.parameters())
         self.optimizer = self._adam([*self.parameters, *self.head], config.learning_rate, config.betas)
         self.adversary_optimizer = self._adam(self.adversary_parameters, config.adversary_rate)
+        # messages between processes are not recorded
+        alone = self.device.type == "cuda" and self.parallel.world == 1
+        self.captured = CapturedSteps(list(model.parameters()), self.device) if alone else None
 
     def _adam(self, parameters: list[nn.Parameter], rate: float, betas: Any = (0.9, 0.999)) -> torch.optim.Adam:
         """On a GPU one kernel changes all parameters."""
@@ -193,34 +196,61 @@ class Trainer:
             group["lr"] = rate
             if config.cycle_momentum:
                 group["betas"] = (one_cycle_momentum(p.step, self.total_steps, config.warmup), config.betas[1])
-        generator = step_generator(config.seed, p.step, device=self.device)
-        ramp = min(1.0, p.step / max(1.0, config.ramp * self.total_steps))
         late = config.late(p.step / max(1, self.total_steps))
-        learning = self.parameters + (self.head if late.auxiliary else [])
-        self.optimizer.zero_grad(set_to_none=True)
-        self.adversary_optimizer.zero_grad(set_to_none=True)
+        dials = late.dials() | {"ramp": min(1.0, p.step / max(1.0, config.ramp * self.total_steps))}
+        key = ("step", late.kind(), config.adversary_weight(epoch))
+        terms = self._run(
+            key,
+            batch,
+            dials,
+            lambda *given: self._gradients(*given, epoch=epoch, late=late),
+            step_seed(config.seed, p.step),
+        )
+        self.optimizer.step()
+        if config.adversary:
+            self.adversary_optimizer.step()
+        return terms
+
+    def _gradients(
+        self,
+        batch: TrainingBatch,
+        dials: Mapping[str, float | Tensor],
+        generator: torch.Generator,
+        *,
+        epoch: int,
+        late: LatePhase,
+    ) -> dict[str, Tensor]:
+        """Forward and backward pass of a step; gradients lie in the parameters."""
+        config = self.config
         with self._autocast():
             loss, adversary, terms = objective(
                 self.model,
                 batch,
                 config,
                 epoch=epoch,
-                ramp=ramp,
-                late=late,
+                ramp=dials["ramp"],
+                late=late.turned(dials),
                 generator=generator,
                 parallel=self.parallel,
             )
         loss.backward()
         if config.adversary:
             adversary.backward()
+        learning = self.parameters + (self.head if late.auxiliary else [])
         self.parallel.sum_gradients(learning + (self.adversary_parameters if config.adversary else []))
         if config.clip:
             for part in (self.parameters, self.head):  # apart: one must not slow the other down
                 nn.utils.clip_grad_norm_(part, config.clip)
-        self.optimizer.step()
-        if config.adversary:
-            self.adversary_optimizer.step()
         return terms
+
+    def _run(
+        self, key: Hashable, batch: TrainingBatch, dials: Mapping[str, float], run: Pass, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Forward and backward pass `run` of a step; on a GPU recorded once for each `key` and replayed."""
+        if self.captured is not None:
+            return self.captured(key, batch, dials, seed, run)
+        self.model.zero_grad(set_to_none=True)
+        return run(batch, dials, step_generator(seed, self.device))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -259,19 +289,20 @@ class Trainer:
             for batch in self.source.epoch(-epoch - 1 + 2**20):
                 for group in optimizer.param_groups:
                     group["lr"] = one_cycle(step, total, 3e-3, 0.2)
-                moved = self._move(batch)
-                mine = moved.rows(self.parallel.part(len(moved)))
-                optimizer.zero_grad(set_to_none=True)
-                predicted = self.model.linear(self.model.encode(mine.features).auxiliary)
-                loss = losses.linear_head(predicted, mine.labels, mine.errors) / self.parallel.world
-                loss.backward()
-                self.parallel.sum_gradients(self.head)
+                terms.add(self._run("labels", self._move(batch), {}, self._label_gradients))
                 optimizer.step()
-                terms.add({"linear": self.parallel.total(loss)})
                 step += 1
             record = {"epoch": epoch - config.label_pretrain_epochs, "phase": "labels"} | terms.means()
             self.progress.curves.append(record)
             self._tell(record)
+
+    def _label_gradients(self, batch: TrainingBatch, *_: Any) -> dict[str, Tensor]:
+        mine = batch.rows(self.parallel.part(len(batch)))
+        predicted = self.model.linear(self.model.encode(mine.features).auxiliary)
+        loss = losses.linear_head(predicted, mine.labels, mine.errors) / self.parallel.world
+        loss.backward()
+        self.parallel.sum_gradients(self.head)
+        return {"linear": self.parallel.total(loss)}
 
     # ------------------------------------------------ finetune
 
@@ -283,38 +314,40 @@ class Trainer:
             return
         if config.map_axes and "teff" in self.model.config.labels:
             self.map_axes()
-        names = list(self.model.pixels)
-        parameters = [q for name in names for q in self.model.decoders[name].parameters()]
-        parameters += list(self.model.depths.parameters())
-        optimizer = self._adam(parameters, config.learning_rate)
+        optimizer = self._adam(self._decoder_parameters(), config.learning_rate)
         p.finetune_step = 0  # short enough to be done again after an interruption
         for epoch in range(config.decoder_finetune_epochs):
             terms = LossTerms()
             for batch in self.source.epoch(config.epochs + epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = one_cycle(p.finetune_step, total, config.learning_rate, 0.2)
-                moved = self._move(batch)
-                mine = moved.rows(self.parallel.part(len(moved)))
-                with torch.no_grad():
-                    posterior = self.model.encode(mine.features)
-                optimizer.zero_grad(set_to_none=True)
-                loss: Tensor = torch.zeros((), device=self.device)
-                each: dict[str, Tensor] = {}
-                with self._autocast():
-                    found = decode_groups(self.model, posterior, posterior.mean, names)
-                    for name in names:
-                        count = self.parallel.total((mine.ivar[name] > 0).sum()).clamp_min(1)
-                        term = losses.chi2(found[name], mine.flux[name], mine.ivar[name]).sum() / count
-                        each[f"reconstruction_{name}"] = self.parallel.total(term)
-                        loss = loss + term
-                terms.add(each)
-                loss.backward()
-                self.parallel.sum_gradients(parameters)
+                terms.add(self._run("decoders", self._move(batch), {}, self._decoder_gradients))
                 optimizer.step()
                 p.finetune_step += 1
             record = {"epoch": config.epochs + epoch, "phase": "decoders"}
             p.curves.append(record | terms.means())
             self._tell(p.curves[-1])
+
+    def _decoder_parameters(self) -> list[nn.Parameter]:
+        return [*self.model.decoders.parameters(), *self.model.depths.parameters()]
+
+    def _decoder_gradients(self, batch: TrainingBatch, *_: Any) -> dict[str, Tensor]:
+        mine = batch.rows(self.parallel.part(len(batch)))
+        names = list(self.model.pixels)
+        with torch.no_grad():
+            posterior = self.model.encode(mine.features)
+        loss: Tensor = torch.zeros((), device=self.device)
+        terms: dict[str, Tensor] = {}
+        with self._autocast():
+            found = decode_groups(self.model, posterior, posterior.mean, names)
+            for name in names:
+                count = self.parallel.total((mine.ivar[name] > 0).sum()).clamp_min(1)
+                term = losses.chi2(found[name], mine.flux[name], mine.ivar[name]).sum() / count
+                terms[f"reconstruction_{name}"] = self.parallel.total(term)
+                loss = loss + term
+        loss.backward()
+        self.parallel.sum_gradients(self._decoder_parameters())
+        return terms
 
     @torch.no_grad()
     def map_axes(self) -> None:
@@ -332,22 +365,9 @@ class Trainer:
 
     # --------------------------------------------------------- checkpoints
 
-    def identity(self) -> str:
-        """What must be the same for a resume: model, training configuration, number of stars."""
-        return self._identity(asdict(self.config))
-
-    def _identity(self, train: dict[str, Any]) -> str:
-        model = self.model.config.to_dict()
-        # rows without such inputs are written as they were before there were any
-        former = ("given_late", "given_cool", "given_warm")
-        model["groups"] = [{k: v for k, v in g.items() if k not in former or v} for g in model["groups"]]
-        if not self.model.gated:
-            model.pop("crossover")
-        return digest({"model": model, "train": without_added(train), "stars": self.source.n_stars}, compact=True)
-
-    def _is_mine(self, identity: str) -> bool:
-        """Whether a checkpoint is of this training, also one written before settings were renamed."""
-        return identity in (self.identity(), self._identity(former_names(asdict(self.config))))
+    def identity(self, settings: Mapping[str, Any] | None = None) -> str:
+        """What must be the same for a resume, see :func:`~chemscale.vae.resuming.training_identity`."""
+        return training_identity(self.model, settings or asdict(self.config), self.source.n_stars)
 
     def save(self) -> None:
         """Write the checkpoint (only the first process does).
@@ -361,12 +381,7 @@ class Trainer:
             return
         if not all(bool(torch.isfinite(q).all()) for q in self.model.parameters()):
             raise self._diverged(self.progress.step // self.source.n_batches(), "weights")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = checkpoint.training_tensors(self.model, self._optimizers())
-        weights = checkpoint.save_tensors(self.folder / f"{CHECKPOINT}.safetensors", tensors)
-        record = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "sha256": weights}
-        record |= {"identity": self.identity(), "progress": self.progress.to_dict()}
-        write_json(self.folder / f"{CHECKPOINT}.json", record)
+        write_checkpoint(self.folder, self.model, self._optimizers(), self.identity(), self.progress)
 
     def resume(self) -> bool:
         """Carry on from the folder's checkpoint; False when there is none.
@@ -376,23 +391,10 @@ class Trainer:
         ResumeError
             The checkpoint belongs to another model, configuration or sample.
         """
-        if self.folder is None or not (self.folder / f"{CHECKPOINT}.json").exists():
+        if self.folder is None:
             return False
-        record = checkpoint.read_record(self.folder / f"{CHECKPOINT}.json")
-        if not self._is_mine(record["identity"]):
-            raise ResumeError(
-                f"{self.folder}: the checkpoint is of another model, training configuration or sample",
-                "repeat the settings of the run that was stopped, or train without --resume",
-            )
-        tensors = checkpoint.read_tensors(self.folder / f"{CHECKPOINT}.safetensors", record["sha256"])
-        weights = checkpoint.part_of(tensors, "model")
-        self.model.load_state_dict(learned_last(self.model.config.n_latents) | weights)
-        for name, optimizer in self._optimizers().items():
-            checkpoint.restore_optimizer(optimizer, checkpoint.part_of(tensors, name))
-        self.progress = TrainingProgress.from_dict(record["progress"])
-        return True
-
-
-def groups_needed(model: ChemicalVAE) -> list[str]:
-    """Groups whose pixels training reads."""
-    return [g.name for g in model.config.groups] + ([REST] if model.config.rest else [])
+        mine = (self.identity(), self.identity(former_names(asdict(self.config))))
+        progress = read_checkpoint(self.folder, self.model, self._optimizers(), mine)
+        if progress is not None:
+            self.progress = progress
+        return progress is not None

@@ -112,4 +112,4 @@ def test_settings_added_later_do_not_change_a_fingerprint(toy_training):
     before = {k: v for k, v in TrainConfig().__dict__.items() if k not in ("pixels", "betas", "cycle_momentum")}
     trainer = Trainer(network, source, TrainConfig(label_pretrain_epochs=0))
     before["label_pretrain_epochs"] = 0
-    assert trainer.identity() == trainer._identity(before)
+    assert trainer.identity() == trainer.identity(before)

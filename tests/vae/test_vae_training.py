@@ -20,13 +20,14 @@ from chemscale.vae import pipeline
 from chemscale.vae.checkpoint import load_model
 from chemscale.vae.config import ModelConfig
 from chemscale.vae.data import MemoryData, StreamData, TrainingBatch, clean, held_out, standard_labels
+from chemscale.vae.late_phase import LatePhase
 from chemscale.vae.objective import Parallel
 from chemscale.vae.prepare import build, look_at, training_data
 from chemscale.vae.presets import recipe
 from chemscale.vae.schedule import one_cycle
 from chemscale.vae.steps import LossTerms
 from chemscale.vae.timing import training_time
-from chemscale.vae.train_config import LatePhase, TrainConfig, former_names
+from chemscale.vae.train_config import TrainConfig, former_names
 from chemscale.vae.training import Trainer
 
 MODEL = ModelConfig.from_dict(FAST_MODEL)
@@ -228,7 +229,7 @@ def test_a_checkpoint_of_the_former_settings_is_carried_on(toy, tmp_path):
     progress = record["progress"]
     del progress["pretrained"]
     progress["finish_step"] = progress.pop("finetune_step")
-    identity = trainer._identity(former_names(asdict(config)))
+    identity = trainer.identity(former_names(asdict(config)))
     assert identity != record["identity"]
     file.write_text(json.dumps(record | {"identity": identity, "progress": progress}))
     again = started(toy, config, tmp_path)

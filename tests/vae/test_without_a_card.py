@@ -26,7 +26,7 @@ ELSEWHERE = torch.device("meta")
 def elsewhere(monkeypatch):
     """A function that makes a trainer whose tensors all lie on the meta device."""
     # there is no generator of random numbers, and no autocast, for tensors without values
-    monkeypatch.setattr(training, "step_generator", lambda *_, **__: torch.Generator())
+    monkeypatch.setattr(training, "step_generator", lambda *_: torch.Generator())
     for name in ("randn", "rand"):
         made = getattr(torch, name)
 
