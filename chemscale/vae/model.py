@@ -142,6 +142,7 @@ class ChemicalVAE(nn.Module):
         self.register_buffer("lower", torch.from_numpy(np.stack(np.tril_indices(d, -1))), persistent=False)
         for name in wanted:
             self.register_buffer(f"reads_{name}", torch.tensor(self.inputs(name)[:-1], dtype=torch.long), False)
+            self.register_buffer(f"pixels_{name}", torch.from_numpy(self.pixels[name]), False)
 
     def inputs(self, group: str) -> tuple[int, ...]:
         """Latents decoder `group` sees, in the order of its inputs (its own last); all of them for ``rest``."""
@@ -279,7 +280,7 @@ class ChemicalVAE(nn.Module):
 
     def index(self) -> dict[str, Tensor]:
         """Pixel indices of each decoder on the model's device."""
-        return {k: torch.from_numpy(v).to(self.mean.device) for k, v in self.pixels.items()}
+        return {name: self.get_buffer(f"pixels_{name}") for name in self.pixels}
 
     # --------------------------------------------------------- orientation
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from dask.system import CPU_COUNT
 
 from chemscale.errors import DataError, InputError
 from chemscale.statistics.ppca import MaskedPPCA
@@ -233,28 +235,33 @@ def training_data(
     values[trained], errors[trained] = labels.values, labels.errors
     # validation stars are the training stars a second hash picks
     watching = held_out(np.asarray(ds["star_id"].values), train.validation, seed=1) & trained
-    learning = trained & ~watching
+    learning, watched = trained & ~watching, [watching] if watching.any() else []
     groups = list(model.pixels)
     blocks = star_blocks(ds)
 
-    def read(block: int, keep: np.ndarray) -> TrainingBatch:
+    def read(block: int, *kept: np.ndarray) -> list[TrainingBatch]:
+        """The stars of a block that each of some masks (n_stars,) keeps; the block is read once."""
         start, stop = blocks[block]
-        flux, weight = read_rows(ds, start, stop, keep[start:stop], floor=train.floor)
-        rows = start + np.flatnonzero(keep[start:stop])
+        either = np.logical_or.reduce(kept)[start:stop]
+        flux, weight = read_rows(ds, start, stop, either, floor=train.floor)
+        rows = start + np.flatnonzero(either)
         if not (seen := (weight > 0).any(1)).all():
             flux, weight, rows = flux[seen], weight[seen], rows[seen]
-        return make_batch(model, groups, flux, weight, values[rows], errors[rows])
+        batch = make_batch(model, groups, flux, weight, values[rows], errors[rows])
+        return [batch if keep[rows].all() else batch.rows(torch.from_numpy(keep[rows])) for keep in kept]
 
-    def gather(keep: np.ndarray) -> TrainingBatch:
-        return join([read(b, keep) for b, (start, stop) in enumerate(blocks) if keep[start:stop].any()])
+    def gather(*kept: np.ndarray) -> list[TrainingBatch]:
+        wanted = [b for b, (start, stop) in enumerate(blocks) if any(keep[start:stop].any() for keep in kept)]
+        with ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="chemscale-vae-gather") as pool:
+            return [join(parts) for parts in zip(*pool.map(lambda b: read(b, *kept), wanted), strict=True)]
 
-    validation = gather(watching) if watching.any() else None
     width = sum(len(model.pixels[g]) for g in groups) * 8
     width += 4 * (model.config.n_components if model.config.encoder == "ppca" else model.mean.numel())
     need = int(learning.sum()) * width
     if need <= train.memory_gb * 1e9:
-        return MemoryData(gather(learning), train.batch, train.seed), validation, labels
+        stars, *apart = gather(learning, *watched)
+        return MemoryData(stars, train.batch, train.seed), apart[0] if apart else None, labels
     logger.info("%.1f GB of training pixels exceed %.1f GB: streaming", need / 1e9, train.memory_gb)
     sizes: Sequence[int] = [int(learning[a:b].sum()) for a, b in blocks]
-    source: Any = StreamData(lambda b: read(b, learning), sizes, train.batch, train.seed)
-    return source, validation, labels
+    source: Any = StreamData(lambda b: read(b, learning)[0], sizes, train.batch, train.seed)
+    return source, gather(*watched)[0] if watched else None, labels

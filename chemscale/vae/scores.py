@@ -71,8 +71,7 @@ def scores(model: ChemicalVAE, flux: Tensor, weight: Tensor, floor: float = 0.0)
 
 def latent_norm(model: ChemicalVAE, mean: Tensor) -> Tensor:
     """Length of posterior means (n, d) under the prior; (n,)."""
-    root = torch.linalg.cholesky(model.prior)
-    return torch.linalg.solve_triangular(root, mean.T, upper=False).norm(dim=0)
+    return (mean @ model.whitening.T).norm(dim=1)
 
 
 def _sums(x: Tensor) -> Tensor:
