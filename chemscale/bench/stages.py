@@ -91,7 +91,7 @@ def _infer(store: str, client: Client, scratch: Path, stars: int) -> Any:
     ds = open_survey(store)
     folder = untrained_vae(ds, scratch / "vae", _model(store, scratch))
     # the survey's own shards are small here: a task takes one of them
-    infer_survey(ds, folder, scratch / PRODUCTS["infer"], store=store, client=client, shard_stars=512)
+    infer_survey(ds, folder, scratch / PRODUCTS["infer"], store=store, client=client, shard_stars=1024)
     return None
 
 

@@ -78,7 +78,9 @@ def write_columns(root: str, ds: xr.Dataset, columns: Mapping[str, np.ndarray], 
         if name in group:  # of a run that was interrupted, perhaps in the middle of it
             del group[name]
         values = values.astype(object) if values.dtype.kind in "UT" else values
-        table[name] = (("star",), values, dict(ds[name].attrs) if name in ds.variables else {})
+        attributes = dict(ds[name].attrs) if name in ds.variables else {}
+        # as they are: looked at, text takes longer to become something else and back than to be written
+        table[name] = xr.Variable(("star",), values, attributes, fastpath=True)
     encoding = {name: {"chunks": (min(reading_chunk(chunk), max(ds.sizes["star"], 1)),)} for name in columns}
     table.to_zarr(root, mode="a", consolidated=False, encoding=encoding)
 

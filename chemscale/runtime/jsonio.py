@@ -18,6 +18,8 @@ from chemscale.runtime.files import write_file
 
 def plain(obj: Any) -> Any:
     """`obj` with NumPy scalars, arrays, sets and paths turned into plain JSON; NaN and infinities become None."""
+    if type(obj) is int or type(obj) is str:  # nearly all of what a record of many files consists of
+        return obj
     if isinstance(obj, Mapping):
         return {str(k): plain(v) for k, v in obj.items()}
     if isinstance(obj, np.ndarray):

@@ -24,8 +24,8 @@ import google_crc32c
 
 from chemscale.errors import ResumeError, StoreError
 from chemscale.runtime.exchange import exchange
-from chemscale.runtime.files import Folder, is_remote
-from chemscale.runtime.jsonio import canonical, dump, plain, write_json
+from chemscale.runtime.files import Folder, is_remote, write_file
+from chemscale.runtime.jsonio import canonical, dump, plain
 from chemscale.runtime.versions import Versions, opened_at
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def seal(
     record["files"] = ledger(folder, sync=True)
     record["identity"] = _identity(record, attributes)
     metadata["attributes"] = attributes | {RECORD: record}
-    write_json(file, metadata)
+    write_file(file, json.dumps(plain(metadata), allow_nan=False).encode())  # on one line, for thousands of files
     return str(record["identity"])
 
 

@@ -2,15 +2,17 @@
 
 A shard is a range of stars. Its blocks (of the store's chunks) are read, cleaned and computed on a
 few threads; then one chunk of every output array is written while the next shard's blocks are
-under way. Models never travel in the graph: workers load them from the run directory, once a
-process. One pass over the survey.
+under way. The stars' identifiers are written by the calling process meanwhile. Models never travel
+in the graph: workers load them from the run directory, once a process. One pass over the survey.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,7 @@ from chemscale.survey.store.cleaning import check_cleaned
 from chemscale.vae.checkpoint import grid_fingerprint, load_model
 from chemscale.vae.engine import Engine
 from chemscale.vae.model import ChemicalVAE
-from chemscale.vae.product import LAYOUT, begin
+from chemscale.vae.product import LAYOUT, begin, write_star_ids
 from chemscale.vae.scores import scores_in_batches
 from chemscale.vae.shard_runner import Shard, ShardRunner
 
@@ -189,7 +191,7 @@ def infer_survey(
     done = begin(new, model, overwrite)
     if done is None:
         return {"stars": n, "computed": 0, "seconds": 0.0, "stars_per_s": 0.0}
-    resources = _resources(client)
+    resources, begun = _resources(client), uuid.uuid4().hex
     shards = {
         i: Shard(
             i,
@@ -200,6 +202,7 @@ def infer_survey(
             record["sha256"],
             str(new.folder),
             new.partial.root,
+            begun,
             plan["flags"],
             float(record.get("train", {}).get("floor", 0.0)),
             device,
@@ -216,17 +219,20 @@ def infer_survey(
             at_once = threads if local.mean.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
             func = runner = ShardRunner(ds, local, at_once, todo, bfloat16=bfloat16)
         try:
-            report = map_shards(
-                func,
-                shards,
-                client,
-                done=done,
-                results=False,
-                resources=resources,
-                description="inference",
-                unit="stars",
-                weight=lambda i: shards[i].stop - shards[i].start,
-            ).raise_for_failures("inference shard")
+            with ThreadPoolExecutor(1) as pool:
+                named = pool.submit(write_star_ids, new.folder, ds)
+                report = map_shards(
+                    func,
+                    shards,
+                    client,
+                    done=done,
+                    results=False,
+                    resources=resources,
+                    description="inference",
+                    unit="stars",
+                    weight=lambda i: shards[i].stop - shards[i].start,
+                ).raise_for_failures("inference shard")
+                named.result()
         finally:
             if runner is not None:
                 runner.close()

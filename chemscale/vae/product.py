@@ -18,6 +18,8 @@ from chemscale.vae.model import ChemicalVAE
 from chemscale.vae.scores import WINDOW
 
 PRODUCT = "latents.zarr"
+#: Stars in a chunk of `star_id`, about.
+NAMED_STARS = 65_536
 #: Raised when variables are added: a product of another layout is computed anew, not carried on.
 LAYOUT = 2
 
@@ -111,7 +113,7 @@ def _create(path: str, *, model: ChemicalVAE, n: int, size: int) -> None:
     group.create_array(
         "star_id",
         shape=(n,),
-        chunks=(size,),
+        chunks=(min(size * max(1, NAMED_STARS // size), n),),
         dtype=text_type(),
         dimension_names=("star",),
         fill_value="",
@@ -125,6 +127,18 @@ def _create(path: str, *, model: ChemicalVAE, n: int, size: int) -> None:
             fill_value="",
         )
         array[:] = np.array(list(names), dtype=object)
+
+
+def write_star_ids(path: str, ds: xr.Dataset) -> None:
+    """The stars' identifiers, all of them, chunk by chunk: beside those who write the other variables.
+
+    A survey keeps them in chunks of many shards, each of which a worker would decode for every shard of its own.
+    """
+    array = zarr.open_array(path, path="star_id", mode="r+")
+    step = array.chunks[0]
+    for start in range(0, array.shape[0], step):
+        rows = slice(start, start + step)
+        array[rows] = np.asarray(ds["star_id"].isel(star=rows).values).astype(object)
 
 
 def open_latents(product: Path) -> xr.Dataset:

@@ -41,6 +41,8 @@ class Shard:
     #: the group it is written to, and the folder of the marks
     product: str
     partial: str
+    #: tells one making of a product at a path from the next, whose chunks may be others
+    begun: str
     flags: int
     floor: float
     device: str | None
@@ -84,6 +86,7 @@ class ShardRunner:
         #: of a device: it computes a shard while the one before is written and the one after decoded
         self.computing = ThreadPoolExecutor(1, thread_name_prefix="chemscale-vae-device")
         self.computed: dict[int, Future[dict[str, np.ndarray]]] = {}
+        self.opened: tuple[tuple[str, str], dict[str, zarr.Array]] | None = None
 
     def close(self) -> None:
         """Stop the threads."""
@@ -159,15 +162,18 @@ class ShardRunner:
         with torch.inference_mode():
             w = torch.from_numpy(whole["auxiliary"]).to(self.model.mean.device)
             whole["label"] = self.model.labels(w).cpu().numpy()
-        group = zarr.open_group(shard.product, mode="r+")
-        names = np.asarray(self.ds["star_id"].isel(star=slice(shard.start, shard.stop)).values)
-        for name in (*outputs(self.model), "star_id"):
-            array = group[name]
-            assert isinstance(array, zarr.Array)
-            values = names.astype(object) if name == "star_id" else whole[name].astype(array.dtype, copy=False)
-            array[shard.start : shard.stop] = values
+        for name, array in self._arrays(shard).items():
+            array[shard.start : shard.stop] = whole[name].astype(array.dtype, copy=False)
         facts = {"start": shard.start, "stop": shard.stop, "model": shard.sha256}
         mark_done(shard.partial, shard.index, facts)
+
+    def _arrays(self, shard: Shard) -> dict[str, zarr.Array]:
+        """The product's variables: to open them takes as long as to write a small shard."""
+        key = shard.product, shard.begun
+        if self.opened is None or self.opened[0] != key:
+            group = zarr.open_group(shard.product, mode="r+")
+            self.opened = key, {name: group[name] for name in outputs(self.model)}  # type: ignore[misc]
+        return self.opened[1]
 
 
 def _blocks(ds: xr.Dataset, shard: Shard) -> list[slice]:
