@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +95,16 @@ def _one_thread_each() -> Iterator[int]:
         yield int(os.environ.get("OMP_NUM_THREADS") or CPU_COUNT)
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _stopped_after() -> Iterator[Event]:
+    """An event that is set when the block ends, however it does: work beside it does not outlive it."""
+    stop = Event()
+    try:
+        yield stop
+    finally:
+        stop.set()
 
 
 def check_grid(ds: xr.Dataset, record: Mapping[str, Any]) -> None:
@@ -219,8 +230,8 @@ def infer_survey(
             at_once = threads if local.mean.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
             func = runner = ShardRunner(ds, local, at_once, todo, bfloat16=bfloat16)
         try:
-            with ThreadPoolExecutor(1) as pool:
-                named = pool.submit(write_star_ids, new.folder, ds)
+            with ThreadPoolExecutor(1) as pool, _stopped_after() as stop:
+                named = pool.submit(write_star_ids, new.folder, ds, stop)
                 report = map_shards(
                     func,
                     shards,

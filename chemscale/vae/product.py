@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -129,14 +130,16 @@ def _create(path: str, *, model: ChemicalVAE, n: int, size: int) -> None:
         array[:] = np.array(list(names), dtype=object)
 
 
-def write_star_ids(path: str, ds: xr.Dataset) -> None:
-    """The stars' identifiers, all of them, chunk by chunk: beside those who write the other variables.
+def write_star_ids(path: str, ds: xr.Dataset, stop: Event) -> None:
+    """The stars' identifiers, chunk by chunk until `stop` is set: beside those who write the other variables.
 
     A survey keeps them in chunks of many shards, each of which a worker would decode for every shard of its own.
     """
     array = zarr.open_array(path, path="star_id", mode="r+")
     step = array.chunks[0]
     for start in range(0, array.shape[0], step):
+        if stop.is_set():
+            return
         rows = slice(start, start + step)
         array[rows] = np.asarray(ds["star_id"].isel(star=rows).values).astype(object)
 
