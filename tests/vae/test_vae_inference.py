@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from typer.testing import CliRunner
 from vae_toy import toy_survey
 
@@ -19,7 +21,7 @@ from chemscale.vae.checkpoint import load_model
 from chemscale.vae.data import clean, standard_labels
 from chemscale.vae.evaluate import boosted_r2, class_truth, evaluate, label_columns, pearson, precision_recall
 from chemscale.vae.inference import infer_arrays, infer_survey
-from chemscale.vae.product import open_latents
+from chemscale.vae.product import open_latents, write_star_ids
 from chemscale.vae.scores import WINDOW, _local, scores_in_batches
 
 
@@ -159,6 +161,19 @@ def test_latents_of_other_weights_are_refused(run):
     zarr.open_group(str(run / "latents.zarr"), mode="r+").attrs["model"] = "0" * 64
     with pytest.raises(StoreError, match="damaged"):
         pipeline.evaluate(run)
+
+
+def test_names_are_not_written_on_when_the_inference_has_ended(toy_store, toy_run, tmp_path):
+    shutil.copytree(toy_run / "latents.zarr", tmp_path / "l.zarr")
+    names, stop = zarr.open_array(tmp_path / "l.zarr", path="star_id", mode="r+"), Event()
+    there = list(names[:])
+    names[:] = np.full(len(there), "", dtype=object)
+    stop.set()
+    write_star_ids(str(tmp_path / "l.zarr"), open_survey(toy_store), stop)
+    assert set(names[:]) == {""}
+    stop.clear()
+    write_star_ids(str(tmp_path / "l.zarr"), open_survey(toy_store), stop)
+    assert list(names[:]) == there
 
 
 def test_workers_give_the_same_latents(toy_store, toy_run, tmp_path):
