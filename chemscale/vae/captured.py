@@ -42,9 +42,14 @@ def record_cuda_graph(run: Callable[[], None], generator: torch.Generator) -> Ca
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(generator)
-        # other threads may go on using the device: one of them reads the next stars ahead
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            run()
+        before = torch.cuda.current_stream()
+        try:
+            # other threads may go on using the device: one of them reads the next stars ahead
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                run()
+        except BaseException:
+            torch.cuda.set_stream(before)  # a recording that fails leaves its own as the current one
+            raise
     return graph.replay
 
 
@@ -133,6 +138,7 @@ class CapturedSteps:
             raise
         except RuntimeError as err:
             self.refused = str(err) or type(err).__name__
+            self.generator = torch.Generator(self.device)  # the other one may still count as being recorded
             logger.warning("%s does not record training steps, they take several times as long: %s", self.device, err)
         self._gradients = [parameter.grad for parameter in self.parameters]
 

@@ -147,12 +147,16 @@ def test_another_objective_is_recorded_anew(pieces):
 
 
 def test_a_device_that_records_nothing_trains_as_before_and_says_so(pieces, caplog):
+    lent = []
+
     def refuse(run, generator):
+        lent.append(generator)
         run()
         raise RuntimeError("operation not permitted when stream is capturing")
 
     plain, refused = trained(pieces, max_steps=7), trained(pieces, refuse, max_steps=7)
     assert "not permitted" in refused.captured.refused
+    assert refused.captured.generator is not lent[0]  # one that a failed recording has is of no use any more
     assert sum("does not record training steps" in r.message for r in caplog.records) == 1
     for (name, a), b in zip(plain.model.state_dict().items(), refused.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
