@@ -8,7 +8,7 @@ from reference import largest_angle, toy
 
 from chemscale.statistics.determined import determined, error_of_axes
 from chemscale.statistics.ppca import MaskedPPCA
-from chemscale.statistics.ppca_shared import missing_information, to_come
+from chemscale.statistics.ppca_shared import missing_information, orthonormal, to_come
 from chemscale.statistics.progress import Stop, Trace
 
 
@@ -170,3 +170,13 @@ def test_what_missing_pixels_hide_of_an_axis_bounds_the_steps_to_come():
     assert to_come([0.2], 0.05) == pytest.approx(0.2 * 0.05 / 0.95)
     assert to_come([0.2], 0.95) == to_come([0.2]) == pytest.approx(0.2 * 9)
     assert to_come([0.2, 0.1], 0.05) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("inside", [np.array([[1.0], [0.0]]), np.array([[1.0, -2.0], [0.0, 0.0]])])
+def test_search_directions_within_the_basis_leave_none(inside):
+    """Two pixels and one component: what is left of a residual is rounding, or nothing at all."""
+    basis = np.array([[1.0], [0.0]])
+    assert orthonormal(basis, inside).shape == (2, 0)
+    assert orthonormal(basis, np.zeros((2, 3))).shape == (2, 0)
+    found = orthonormal(basis, np.concatenate([inside, [[0.5], [0.5]]], axis=1))
+    np.testing.assert_allclose(np.abs(found), [[0.0], [1.0]], atol=1e-12)
